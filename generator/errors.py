@@ -1,0 +1,99 @@
+"""Every error trtgen raises on purpose.
+
+    TrtgenError                     what was found, where, what was expected; `hint` = the next command or edit
+    |- SpecError                    models.yaml or the command line asks for something impossible
+    |- SourceError                  the model cannot be obtained: unknown name, weights, checkpoint, ONNX file
+    |- ExportError                  the model was obtained but does not become a valid dynamic ONNX graph
+    |- ConfigError                  a rendered config.pbtxt breaks one of Triton's rules, or disagrees with the graph
+    |- RepositoryError              the model repository cannot be read, staged, published or recovered
+    |- ServerError                  tritonserver does not start, does not get ready, or stops; keeps the log's tail
+    |- VerificationError            a stage of the gate ran and failed
+    |- PerfError                    perf_analyzer is absent or its run failed
+    `- MissingDependencyError       a package of an extra is not installed
+
+Anything else that escapes is a bug and keeps its traceback. Only `generator.cli` prints.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "ConfigError",
+    "ExportError",
+    "MissingDependencyError",
+    "PerfError",
+    "RepositoryError",
+    "ServerError",
+    "SourceError",
+    "SpecError",
+    "TrtgenError",
+    "VerificationError",
+]
+
+
+class TrtgenError(Exception):
+    """A failure the user can act on.
+
+    Args:
+        message: What was found, where, and what was expected.
+        hint: The next command or edit, imperative, one line.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class SpecError(TrtgenError):
+    """The spec is invalid; `problems` lists every one of them."""
+
+    def __init__(self, problems: str | Sequence[str], *, hint: str | None = None) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems), hint=hint)
+
+
+class SourceError(TrtgenError):
+    """The model named by the spec cannot be obtained."""
+
+
+class ExportError(TrtgenError):
+    """The model does not become a valid ONNX graph with a dynamic batch."""
+
+
+class ConfigError(TrtgenError):
+    """A model configuration breaks a rule of Triton or disagrees with the graph it describes."""
+
+
+class RepositoryError(TrtgenError):
+    """The model repository cannot be read, staged, published or recovered."""
+
+
+class ServerError(TrtgenError):
+    """tritonserver failed; `log_tail` holds its last lines."""
+
+    def __init__(self, message: str, *, hint: str | None = None, log_tail: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.log_tail = list(log_tail)
+
+
+class VerificationError(TrtgenError):
+    """A stage of the gate ran and failed."""
+
+
+class PerfError(TrtgenError):
+    """perf_analyzer is absent or did not measure."""
+
+
+class MissingDependencyError(TrtgenError):
+    """A package that belongs to an optional extra is not installed."""
+
+    def __init__(self, package: str, *, extra: str | None, why: str) -> None:
+        install = f"pip install 'trtgen[{extra}]'" if extra else f"pip install {package}"
+        super().__init__(f"the package {package} is not installed: {why}", hint=install)
+        self.package = package
+        self.extra = extra
