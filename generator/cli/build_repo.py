@@ -1,0 +1,94 @@
+"""`trtgen build-repo`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from generator.cli.console import say, step
+from generator.cli.options import (
+    ImageSizeOption,
+    LabelsOption,
+    MaxBatchOption,
+    NamesArgument,
+    RecipeOption,
+    RepositoryOption,
+    SpecOption,
+    WeightsOption,
+    specs_from,
+)
+
+if TYPE_CHECKING:
+    from generator.pipeline import Built
+
+
+def build_repo(
+    names: NamesArgument = None,
+    *,
+    spec: SpecOption = None,
+    repository: RepositoryOption = Path("model_repository"),
+    weights: WeightsOption = None,
+    labels: LabelsOption = None,
+    recipe: RecipeOption = None,
+    image_size: ImageSizeOption = None,
+    max_batch: MaxBatchOption = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="DIR", help="Images for the gate. [default: a drawn set]")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run the gate before publishing.")] = True,
+    require: Annotated[
+        Literal["all"] | None, typer.Option("--require", help="Also fail if a stage of the gate cannot run here.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Remove the published versions where classes, shapes or recipe changed.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Build the model repository: export, configure, prove, publish."""
+    specs = specs_from(
+        names, spec, weights=weights, labels=labels, recipe=recipe, image_size=image_size, max_batch=max_batch
+    )
+    from generator.pipeline import BuildOptions, build_repository
+
+    options = BuildOptions(
+        verify=verify,
+        require_all=require == "all",
+        replace=replace,
+        dry_run=dry_run,
+        images=images,
+        on_step=lambda done, detail, seconds: step(f"{done:8}", detail=detail, seconds=seconds),
+    )
+    results = []
+    for model in specs:
+        built = build_repository(model, repository, options)
+        _tell(built, repository, dry_run=dry_run)
+        results.append(built)
+        if not as_json:
+            for change in built.changes:
+                print(f"{change.word:9} {repository / change.path}")
+    if as_json:
+        print(json.dumps([_as_dict(built) for built in results], indent=2))
+
+
+def _tell(built: Built, repository: Path, *, dry_run: bool) -> None:
+    words = {change.word for change in built.changes}
+    if words == {"identical"}:
+        say(f"* {built.name} version {built.version} is up to date in {repository}")
+        return
+    for result in built.report.unproved if built.report else ():
+        say(f"! {built.name}: not proved: {result.stage}: {result.reason}")
+    verb = "would be published" if dry_run else "published"
+    say(f"* {verb:8}  {built.name} version {built.version} in {repository}")
+
+
+def _as_dict(built: Built) -> dict[str, object]:
+    return {
+        "name": built.name,
+        "version": built.version,
+        "files": {change.path: change.word for change in built.changes},
+        "proof": built.report.as_proof() if built.report else None,
+    }

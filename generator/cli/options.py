@@ -1,0 +1,75 @@
+"""Options that several commands share, declared once, and the way from them to specs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from generator.errors import SpecError
+
+if TYPE_CHECKING:
+    from generator.spec import ModelSpec
+
+__all__ = [
+    "ImageSizeOption",
+    "LabelsOption",
+    "MaxBatchOption",
+    "NamesArgument",
+    "RecipeOption",
+    "RepositoryOption",
+    "SpecOption",
+    "WeightsOption",
+    "specs_from",
+]
+
+NamesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME|FILE.onnx]...",
+        help="Names of torchvision's classification models, `demo`, or ONNX files.",
+        show_default=False,
+    ),
+]
+SpecOption = Annotated[
+    Path | None,
+    typer.Option("--spec", metavar="FILE", help="models.yaml (see `trtgen init`) or the trtgen.json of a built model."),
+]
+RepositoryOption = Annotated[
+    Path, typer.Option("--repository", "-r", metavar="DIR", help="The model repository.", show_default=True)
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option("--weights", help="`default`, `random`, a name of torchvision's weights, or a checkpoint file."),
+]
+LabelsOption = Annotated[
+    str | None, typer.Option("--labels", metavar="FILE", help="One class name a line, or `index` to use the numbers.")
+]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="`imagenet` for an ONNX file trained like torchvision's models.")
+]
+ImageSizeOption = Annotated[int | None, typer.Option("--image-size", help="Another input size in pixels.")]
+MaxBatchOption = Annotated[int | None, typer.Option("--max-batch", help="Triton's max_batch_size. [default: 32]")]
+
+
+def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) -> list[ModelSpec]:
+    """Return the specs that the command line asks for.
+
+    Raises:
+        SpecError: Neither names nor a file, both, or an invalid spec.
+    """
+    from generator.spec import load_spec, make_spec
+
+    given = {key: value for key, value in options.items() if value is not None}
+    if spec_file is not None and (names or given):
+        msg = "--spec states everything: names and options of models do not go with it"
+        raise SpecError(msg, hint=f"write them into {spec_file}")
+    if spec_file is not None:
+        return load_spec(spec_file)
+    if not names:
+        msg = "no model was named"
+        raise SpecError(msg, hint="trtgen build-repo demo, trtgen build-repo resnet50, or --spec models.yaml")
+    if "max_batch" in given:
+        given["batch"] = {"max": given.pop("max_batch")}
+    return make_spec(names, **given)

@@ -1,0 +1,5 @@
+"""Placeholder until written."""
+
+
+def serve() -> None:
+    """Not there yet."""

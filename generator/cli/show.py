@@ -1,0 +1,53 @@
+"""`trtgen show`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from generator.cli.options import (
+    ImageSizeOption,
+    LabelsOption,
+    MaxBatchOption,
+    NamesArgument,
+    RecipeOption,
+    SpecOption,
+    WeightsOption,
+    specs_from,
+)
+
+
+def show(
+    names: NamesArgument = None,
+    *,
+    spec: SpecOption = None,
+    weights: WeightsOption = None,
+    labels: LabelsOption = None,
+    recipe: RecipeOption = None,
+    image_size: ImageSizeOption = None,
+    max_batch: MaxBatchOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
+) -> None:
+    """Print the resolved spec and the recipe of each model; nothing is downloaded or built."""
+    import yaml
+
+    from generator.sources import describe_source
+
+    specs = specs_from(
+        names, spec, weights=weights, labels=labels, recipe=recipe, image_size=image_size, max_batch=max_batch
+    )
+    models: list[dict[str, Any]] = []
+    for model in specs:
+        resolved, categories = describe_source(model)
+        data = model.model_dump(mode="json")
+        data["batch"]["opt"] = model.batch.optimum
+        data["instances"] = {"preprocess": model.preprocess_instances(), "classifier": model.classifier_instances()}
+        data["recipe"] = resolved.model_dump(mode="json")
+        data["classes"] = len(categories)
+        models.append(data)
+    if as_json:
+        print(json.dumps({"models": models}, indent=2))
+    else:
+        print(yaml.safe_dump({"models": models}, sort_keys=False), end="")

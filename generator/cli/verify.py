@@ -1,0 +1,57 @@
+"""`trtgen verify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from generator.cli.console import say
+from generator.cli.options import RepositoryOption
+
+if TYPE_CHECKING:
+    from generator.verify import GateReport
+
+
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Models; all if none.")] = None,
+    *,
+    repository: RepositoryOption = Path("model_repository"),
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Compare on these images; asks the source itself (needs torch)."),
+    ] = None,
+    labelled: Annotated[
+        Path | None,
+        typer.Option("--labelled", metavar="DIR", help="A folder per class: also give the accuracy of each stage."),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="gRPC address of a running server; by default one is started.")
+    ] = None,
+    require: Annotated[
+        Literal["all"] | None, typer.Option("--require", help="Also fail if a stage cannot run here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Prove that what is published answers like its source: ONNX, served classifier, served JPEG ensemble."""
+    from generator.verify.published import verify_published
+
+    reports = []
+    for report in verify_published(repository, names or [], images=images, labelled=labelled, grpc_url=url):
+        reports.append(report)
+        if not as_json:
+            _print_table(report)
+    if as_json:
+        print(json.dumps([{"model": r.model, "images": r.images, "stages": r.as_proof()} for r in reports], indent=2))
+    for report in reports:
+        report.raise_for_status(require_all=require == "all")
+
+
+def _print_table(report: GateReport) -> None:
+    say(f"{report.model}: {report.images} images")
+    for result in report.results:
+        accuracy = "" if result.accuracy is None else f"accuracy {result.accuracy:.1%}"
+        text = "  ".join(part for part in (result.measured, accuracy) if part) or result.reason
+        print(f"{report.model}  {result.stage:18} {result.status:11} {text}")

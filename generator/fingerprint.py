@@ -1,0 +1,107 @@
+"""What a build follows from, as two hashes, without importing torch: the test for "nothing changed"."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from generator import __version__
+from generator.errors import SourceError
+from generator.onnx_model import hash_file
+from generator.render import template_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from generator.spec import ModelSpec
+
+__all__ = ["fingerprint", "installed_packages", "made_by"]
+
+# Raised when the exporter, the wrapping or the random weights change what comes out of the same inputs.
+_EXPORT_FORMAT = 1
+# The ones that decide what an exported graph looks like.
+_EXPORT_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript")
+_PACKAGES = (*_EXPORT_PACKAGES, "onnxruntime", "numpy", "pillow", "tritonclient", "nvidia-pytriton")
+_ARTIFACT_FIELDS = (
+    "source", "architecture", "weights", "raw", "seed", "classes", "image_size", "target", "precision", "activation",
+)  # fmt: skip
+
+
+def fingerprint(spec: ModelSpec) -> dict[str, str]:
+    """Return the hashes `artifact` (the graph follows from it) and `configuration` (everything else does).
+
+    Raises:
+        SourceError: A file that the spec names cannot be read.
+    """
+    data = spec.model_dump(mode="json")
+    templates = {path.relative_to(template_root()).as_posix(): hash_file(path) for path in _template_files()}
+    files = {field: _hash_input(path) for field, path in _input_files(spec)}
+    packages = installed_packages()
+    artifact = {
+        "format": _EXPORT_FORMAT,
+        "spec": {field: data[field] for field in _ARTIFACT_FIELDS},
+        # an architecture left out follows from the name
+        "architecture": spec.registry_name if spec.source in ("torchvision", "checkpoint") else spec.source,
+        "recipe": data["recipe"],
+        "files": {field: digest for field, digest in files.items() if field != "labels"},
+        "packages": {name: packages[name] for name in _EXPORT_PACKAGES},
+        "preprocess": templates["preprocess/1/model.py"],
+    }
+    configuration = {
+        "trtgen": __version__,
+        "spec": data,
+        "files": files,
+        "templates": templates,
+        "pillow": packages["pillow"],
+        "instances": [spec.preprocess_instances(), spec.classifier_instances()],
+    }
+    return {"artifact": _hash_json(artifact), "configuration": _hash_json(configuration)}
+
+
+def installed_packages() -> dict[str, str]:
+    """Return the version of each package that matters, "absent" where it is not installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def made_by() -> str:
+    """Return who made a repository: name and version."""
+    return f"trtgen {__version__}"
+
+
+def _template_files() -> Iterable[Path]:
+    files = (path for path in template_root().rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return sorted(files)
+
+
+def _input_files(spec: ModelSpec) -> Iterable[tuple[str, Path]]:
+    if spec.onnx is not None:
+        yield "onnx", spec.onnx
+        # weights that travel beside the graph
+        yield from ((f"onnx:{path.name}", path) for path in sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data*")))
+    if spec.source == "checkpoint":
+        yield "weights", Path(spec.weights)
+    if isinstance(spec.labels, Path):
+        yield "labels", spec.labels
+
+
+def _hash_input(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise SourceError(
+            msg, hint="give the path of an existing file; in models.yaml it is relative to that file"
+        ) from error
+
+
+def _hash_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

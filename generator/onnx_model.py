@@ -1,0 +1,185 @@
+"""OnnxModel: a file that the chain has looked into. Names, data types and shapes are always read back from it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from generator.dtypes import DataType, from_onnx
+from generator.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+__all__ = ["OnnxModel", "OnnxTensor", "ends_in_softmax", "external_data_files", "hash_file", "open_onnx", "read_onnx"]
+
+# These hand their first input on with other dims or another type: a Softmax before them is still the last word.
+_TRANSPARENT = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxTensor:
+    """A graph input or output. `shape` has -1 for every axis that is not fixed; axis 0 is the batch."""
+
+    name: str
+    data_type: DataType
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxModel:
+    """An ONNX file with one input and one output, both with the batch first."""
+
+    path: Path
+    input: OnnxTensor
+    output: OnnxTensor
+    opset: int
+    node_count: int
+    sha256: str
+
+
+def read_onnx(path: Path) -> OnnxModel:
+    """Look into a file: its only input, its only output, opset, hash. Weights are not loaded.
+
+    Raises:
+        SourceError: Not ONNX, or not one input and one output.
+    """
+    model = load_proto(path, weights=False)
+    inputs = graph_inputs(model)
+    outputs = list(model.graph.output)
+    if len(inputs) != 1 or len(outputs) != 1:
+        names = f"inputs {[tensor.name for tensor in inputs]}, outputs {[tensor.name for tensor in outputs]}"
+        msg = f"{path} has {names}: one image input and one output with a score per class were expected"
+        raise SourceError(msg, hint="cut the graph to one input and one output, e.g. with onnx.utils.extract_model")
+    return OnnxModel(
+        path=path,
+        input=_tensor(inputs[0], path),
+        output=_tensor(outputs[0], path),
+        opset=default_opset(model),
+        node_count=len(model.graph.node),
+        sha256=hash_file(path),
+    )
+
+
+def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Return the parsed file, with its external data unless `weights` is false.
+
+    Raises:
+        SourceError: Absent, not ONNX, or external data missing.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise SourceError(msg, hint="give the path of an ONNX file") from error
+    except DecodeError as error:
+        msg = f"{path} is not an ONNX file: {error}"
+        raise SourceError(msg, hint="export it again; it may be cut off, or of another format") from error
+    if not model.graph.node or not model.graph.output:
+        msg = f"{path} holds no graph: not an ONNX file, or an empty one"
+        raise SourceError(msg, hint="export it again; it may be cut off, or of another format")
+    missing = [name for name in external_data_files(model) if not (path.parent / name).is_file()]
+    if missing:
+        msg = f"{path} keeps weights in {', '.join(missing)}, which is not beside it"
+        raise SourceError(msg, hint=f"copy {missing[0]} into {path.parent}")
+    if weights:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def external_data_files(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the files beside the model that hold its weights, sorted."""
+    found: set[str] = set()
+    for tensor in model.graph.initializer:
+        if tensor.data_location == tensor.EXTERNAL:
+            found.update(entry.value for entry in tensor.external_data if entry.key == "location")
+    return sorted(found)
+
+
+def graph_inputs(model: onnx.ModelProto) -> list[Any]:
+    """Return the real inputs: old files list their weights as inputs too."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [tensor for tensor in model.graph.input if tensor.name not in weights]
+
+
+def default_opset(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operators."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def ends_in_softmax(model: onnx.ModelProto, tensor: str) -> bool:
+    """Say whether `tensor` is what a Softmax made, looking through nodes that only change shape or type."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    while (node := producers.get(tensor)) is not None:
+        if node.op_type == "Softmax":
+            return True
+        if node.op_type not in _TRANSPARENT:
+            return False
+        tensor = node.input[0]
+    return False
+
+
+def open_onnx(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """Return a function that runs the only input through the graph on the CPU and returns the only output.
+
+    Raises:
+        SourceError: onnxruntime cannot load the file; with its own words.
+    """
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    failures = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.InvalidArgument, state.NotImplemented,
+                state.NoSuchFile, state.RuntimeException)  # fmt: skip
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except failures as error:
+        msg = f"onnxruntime cannot load {path}: {' '.join(str(error).split())}"
+        raise SourceError(msg, hint="check it with onnx.checker.check_model(path, full_check=True)") from error
+    name = session.get_inputs()[0].name
+
+    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = session.run(None, {name: batch})[0]
+        return result
+
+    return run
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_bytes(data: bytes) -> str:
+    """Return the SHA-256 of `data`, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _tensor(info: Any, path: Path) -> OnnxTensor:
+    kind = info.type.tensor_type
+    try:
+        data_type = from_onnx(kind.elem_type)
+    except KeyError as error:
+        msg = f"{path}: tensor {info.name} has element type {kind.elem_type}, which Triton cannot carry"
+        raise SourceError(msg, hint="make it FP32, or UINT8 for raw pixels") from error
+    shape = tuple(_sizes(kind.shape.dim))
+    return OnnxTensor(name=info.name, data_type=data_type, shape=shape)
+
+
+def _sizes(dims: Iterable[Any]) -> Iterable[int]:
+    for dim in dims:
+        yield dim.dim_value if dim.HasField("dim_value") else -1

@@ -1,0 +1,8 @@
+"""How fast the served models are: perf_analyzer found or installed, fed with real JPEGs, run and read back.
+
+served.read_models      what the server has: the ensemble and its members
+images.collect_images   JPEGs of mixed sizes -> perf_analyzer's input file
+analyzer                perf_analyzer itself: find, install, the libraries that it needs
+sweep.measure           one run per model and concurrency -> Measurement
+report                  its CSV files read; our table, perf.csv and perf.json written
+"""

@@ -1,0 +1,174 @@
+"""perf_analyzer, Triton's load generator: where it is, how to get it, and the shared libraries it needs.
+
+No package of its own has it for Debian 12 and its like: `perf-analyzer` 0.1.0 is an empty placeholder. The wheel
+tritonclient 2.50.0 (by NVIDIA, BSD 3-clause licence; source: the repository triton-inference-server/perf_analyzer)
+carries a binary that runs from glibc 2.35 on. Only that binary is taken out of it; the package is never installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from generator.errors import PerfError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["WHEEL_SHA256", "check_analyzer", "find_analyzer", "install_analyzer", "library_environment"]
+
+WHEEL = "tritonclient==2.50.0"
+WHEEL_SHA256 = "421fbb69ae6ab8cdb2c35b82134fcef2fe11e7af7718b1fcbc53335ab9bfe889"
+# manylinux1 is the tag this wheel carries, whatever its binary needs; any Python will do for a file that is not Python.
+_DOWNLOAD = (
+    "download",
+    "--no-deps",
+    "--only-binary=:all:",
+    "--platform",
+    "manylinux1_x86_64",
+    "--python-version",
+    "3.10",
+)
+_MEMBER = "tritonclient-2.50.0.data/data/bin/perf_analyzer"
+
+# What a plain Debian or Ubuntu lacks, and the wheel nvidia-pytriton (our extra `server`) has under hashed names.
+_LIBRARIES = {
+    "libb64.so.0d": re.compile(r"libb64-[0-9a-f]+\.so\.0d"),
+    "libcudart.so.12": re.compile(r"libcudart-[0-9a-f]+\.so\.12[.0-9]*"),
+}
+_HOW_TO_GET = "run `trtgen perf --install` (x86-64 Linux), or set PERF_ANALYZER to the one of Triton's SDK container"
+_TIMEOUT_S = 600
+
+
+def find_analyzer() -> Path:
+    """Return perf_analyzer: $PERF_ANALYZER, then PATH, then beside the running Python.
+
+    Raises:
+        PerfError: There is none; the hint says how to get it.
+    """
+    chosen = os.environ.get("PERF_ANALYZER")
+    if chosen:
+        path = shutil.which(chosen)
+        if path is None:
+            raise PerfError(f"PERF_ANALYZER is {chosen!r}, which is not an executable file", hint=_HOW_TO_GET)
+        return Path(path).absolute()
+    found = shutil.which("perf_analyzer") or shutil.which("perf_analyzer", path=str(Path(sys.executable).parent))
+    if found is None:
+        raise PerfError("perf_analyzer is neither on PATH nor beside the running Python", hint=_HOW_TO_GET)
+    return Path(found).absolute()
+
+
+def install_analyzer(folder: Path) -> Path:
+    """Put perf_analyzer into `folder` and return its path: the wheel is fetched with pip, checked and opened.
+
+    Raises:
+        PerfError: Not x86-64 Linux, no pip, no network, an unexpected wheel, or a folder that cannot be written.
+    """
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise PerfError(
+            f"perf_analyzer's binary is for x86-64 Linux, this is {sys.platform} on {platform.machine()}",
+            hint="run it in Triton's SDK container: docker compose run sdk",
+        )
+    with tempfile.TemporaryDirectory(prefix="trtgen-perf-") as temporary:
+        wheel = _download_wheel(Path(temporary))
+        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if found != WHEEL_SHA256:
+            raise PerfError(
+                f"{wheel.name} has the sha256 {found}, expected {WHEEL_SHA256}",
+                hint="do not run it; ask whoever runs your package index",
+            )
+        target = folder / "perf_analyzer"
+        partial = folder / ".perf_analyzer.partial"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with zipfile.ZipFile(wheel) as archive:
+                partial.write_bytes(archive.read(_MEMBER))
+            partial.chmod(0o755)
+            partial.replace(target)
+        except OSError as error:
+            raise PerfError(
+                f"{target} cannot be written: {error.strerror}", hint="install into a virtual environment of your own"
+            ) from error
+    check_analyzer(target)
+    return target
+
+
+def check_analyzer(path: Path) -> str:
+    """Start perf_analyzer once and return the line with its version.
+
+    Raises:
+        PerfError: It does not start, mostly because of a missing shared library, which is named.
+    """
+    with library_environment() as environment:
+        try:
+            run = subprocess.run(
+                [path, "--version"], env=environment, capture_output=True, text=True, timeout=60, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise PerfError(f"{path} does not start: {error}", hint=_HOW_TO_GET) from error
+    missing = re.search(r"error while loading shared libraries: ([^:]+)", run.stderr)
+    if missing:
+        raise PerfError(
+            f"{path} needs the shared library {missing[1]}, which is not here",
+            hint="pip install 'trtgen[server]' brings libb64 and libcudart; the rest is in Debian's libssl3 and zlib1g",
+        )
+    version = (run.stdout + run.stderr).strip()
+    if not version.startswith("Perf Analyzer"):
+        raise PerfError(f"{path} is not perf_analyzer: --version answers {version[:200]!r}", hint=_HOW_TO_GET)
+    return " ".join(version.split())
+
+
+@contextlib.contextmanager
+def library_environment() -> Iterator[dict[str, str]]:
+    """Yield this process's environment with a LD_LIBRARY_PATH on which perf_analyzer finds its libraries.
+
+    The folder holds links with plain sonames to the libraries that the wheel nvidia-pytriton has under hashed names,
+    and nothing else of that wheel: its OpenSSL would shadow the system's.
+    """
+    environment = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="trtgen-perf-") as links:
+        for soname, file in _find_libraries().items():
+            (Path(links) / soname).symlink_to(file)
+        old = environment.get("LD_LIBRARY_PATH")
+        environment["LD_LIBRARY_PATH"] = f"{links}:{old}" if old else links
+        yield environment
+
+
+def _find_libraries() -> dict[str, Path]:
+    try:
+        files = importlib.metadata.files("nvidia-pytriton") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    return {
+        soname: Path(str(file.locate())).resolve()
+        for file in files
+        for soname, pattern in _LIBRARIES.items()
+        if pattern.fullmatch(file.name)
+    }
+
+
+def _download_wheel(folder: Path) -> Path:
+    if importlib.util.find_spec("pip") is None:
+        raise PerfError(f"{sys.executable} has no pip, which fetches perf_analyzer", hint="python -m ensurepip")
+    command = [sys.executable, "-m", "pip", *_DOWNLOAD, "--quiet", "--dest", str(folder), WHEEL]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise PerfError(f"pip did not fetch {WHEEL} within {_TIMEOUT_S} s", hint="check the network") from error
+    wheels = list(folder.glob("*.whl"))
+    if run.returncode or len(wheels) != 1:
+        said = (run.stderr or run.stdout).strip()
+        raise PerfError(f"pip does not fetch {WHEEL}:\n{said}", hint="check the network and pip's package index")
+    return wheels[0]

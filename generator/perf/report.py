@@ -1,0 +1,217 @@
+"""perf_analyzer's CSV files read into Measurements, and Measurements written as a table, CSV and JSON.
+
+Where a request spends its time, on average: `queue` waits for a free instance, `input` gathers and copies the batch,
+`infer` runs the model, `output` copies the answer, `other` is the rest of what the client sees: network, serialising
+and the server's frontend.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import PerfError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["Measurement", "Member", "Stages", "format_table", "read_measurement", "read_stages", "write_report"]
+
+# Our name -> perf_analyzer's column. Times there are in microseconds.
+_STAGES = {
+    "queue_ms": "Server Queue",
+    "input_ms": "Server Compute Input",
+    "infer_ms": "Server Compute Infer",
+    "output_ms": "Server Compute Output",
+}
+_OUTSIDE = ("Client Send", "Network+Server Send/Recv", "Client Recv")
+_LATENCIES = {"p50_ms": "p50 latency", "p95_ms": "p95 latency", "p99_ms": "p99 latency"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """Average time per request inside the server, in milliseconds."""
+
+    queue_ms: float
+    input_ms: float
+    infer_ms: float
+    output_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """All of them together."""
+        return self.queue_ms + self.input_ms + self.infer_ms + self.output_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One member's part in the requests of its ensemble; `share` of the latency that the client sees, 0 to 1."""
+
+    model: str
+    share: float
+    stages: Stages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One model at one concurrency.
+
+    For an ensemble the stages are the sums over its members. `spread` is how far the best of the measurement windows
+    lies above the worst, in throughput (0.1 = 10 %); None when perf_analyzer did not say.
+    """
+
+    model: str
+    concurrency: int
+    infer_per_s: float
+    average_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    stages: Stages
+    other_ms: float
+    spread: float | None
+    members: tuple[Member, ...]
+    command: str
+
+
+def read_measurement(
+    text: str, *, model: str, members: Mapping[str, str], spread: float | None = None, command: str = ""
+) -> Measurement:
+    """Read the CSV files of one run.
+
+    Args:
+        text: The file that perf_analyzer wrote for the model itself, with `--verbose-csv`; one row.
+        model: Its name, for the result and for errors.
+        members: For an ensemble, the file of each member.
+        spread: See `Measurement`.
+        command: The command line that measured, for the record.
+
+    Raises:
+        PerfError: A column or the row is missing.
+    """
+    row = _read_row(text, model)
+    own = _read_stages(row, model)
+    # An ensemble's own compute columns repeat the sums over its members, but its queue leaves theirs out.
+    parts = {member: read_stages(content, member) for member, content in members.items()}
+    stages = own
+    if parts:
+        sums = {name: sum(getattr(part, name) for part in parts.values()) for name in _STAGES}
+        stages = Stages(**{**sums, "queue_ms": own.queue_ms + sums["queue_ms"]})
+    average_ms = own.total_ms + sum(_read_ms(row, column, model) for column in _OUTSIDE)
+    return Measurement(
+        model=model,
+        concurrency=int(_read_number(row, "Concurrency", model)),
+        infer_per_s=_read_number(row, "Inferences/Second", model),
+        average_ms=average_ms,
+        **{name: _read_ms(row, column, model) for name, column in _LATENCIES.items()},
+        stages=stages,
+        other_ms=max(average_ms - stages.total_ms, 0.0),
+        spread=spread,
+        members=tuple(
+            Member(model=member, share=part.total_ms / average_ms if average_ms else 0.0, stages=part)
+            for member, part in parts.items()
+        ),
+        command=command,
+    )
+
+
+def read_stages(text: str, model: str) -> Stages:
+    """Read the file that perf_analyzer writes for a member of the ensemble it measured."""
+    return _read_stages(_read_row(text, model), model)
+
+
+def format_table(measurements: Sequence[Measurement]) -> str:
+    """Return the table that people read: times in milliseconds, an ensemble's members below it."""
+    stages = ["queue", "input", "infer", "output", "other"]
+    rows = [["model", "concurrency", "infer/s", "spread", "p50", "p95", "p99", *stages, "share"]]
+    for one in measurements:
+        spread = "" if one.spread is None else f"{one.spread:.0%}"
+        latencies = [f"{value:.2f}" for value in (one.p50_ms, one.p95_ms, one.p99_ms)]
+        times = [*latencies, *_format_stages(one.stages), f"{one.other_ms:.2f}"]
+        rows.append([one.model, str(one.concurrency), f"{one.infer_per_s:.1f}", spread, *times, ""])
+        rows.extend(
+            [f"  {part.model}", "", "", "", "", "", "", *_format_stages(part.stages), "", f"{part.share:.0%}"]
+            for part in one.members
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def write_report(measurements: Sequence[Measurement], *, about: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write `perf.csv` (a line per row of the table) and `perf.json` (the same with everything in `about`).
+
+    Raises:
+        PerfError: The folder cannot be written.
+    """
+    table = io.StringIO()
+    names = ["model", "ensemble", "concurrency", "infer_per_s", "average_ms", *_LATENCIES, *_STAGES, "other_ms"]
+    writer = csv.DictWriter(table, [*names, "share", "spread"], restval="", lineterminator="\n")
+    writer.writeheader()
+    for one in measurements:
+        values = {name: value for name, value in asdict(one).items() if name not in {"stages", "members", "command"}}
+        writer.writerow(_round({**values, **asdict(one.stages)}))
+        for part in one.members:
+            place = {"model": part.model, "ensemble": one.model, "concurrency": one.concurrency, "share": part.share}
+            writer.writerow(_round({**place, **asdict(part.stages)}))
+    document = {**about, "measurements": [asdict(one) for one in measurements]}
+    written = [folder / "perf.csv", folder / "perf.json"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written[0].write_text(table.getvalue(), encoding="utf-8")
+        written[1].write_text(json.dumps(_round(document), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise PerfError(
+            f"{folder} cannot be written: {error.strerror}", hint="choose a folder with --output"
+        ) from error
+    return written
+
+
+def _format_stages(stages: Stages) -> list[str]:
+    return [f"{getattr(stages, field.name):.2f}" for field in fields(stages)]
+
+
+def _round(value: Any) -> Any:
+    """Keep microseconds: what perf_analyzer measures in."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {name: _round(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_round(inner) for inner in value]
+    return value
+
+
+def _read_row(text: str, model: str) -> dict[str, str]:
+    rows = list(csv.DictReader(io.StringIO(text)))
+    if len(rows) != 1:
+        raise PerfError(f"perf_analyzer's CSV for {model} has {len(rows)} rows, expected 1", hint="run it again")
+    return {name.strip(): value for name, value in rows[0].items() if name and value is not None}
+
+
+def _read_stages(row: Mapping[str, str], model: str) -> Stages:
+    return Stages(**{name: _read_ms(row, column, model) for name, column in _STAGES.items()})
+
+
+def _read_ms(row: Mapping[str, str], column: str, model: str) -> float:
+    return _read_number(row, column, model) / 1000
+
+
+def _read_number(row: Mapping[str, str], column: str, model: str) -> float:
+    try:
+        return float(row[column])
+    except KeyError:
+        found = f"columns of perf_analyzer's CSV for {model}: {', '.join(row)}"
+        raise PerfError(f"no {column!r} among the {found}", hint="use the version of `trtgen perf --install`") from None
+    except ValueError:
+        found = f"{row[column]!r} under {column!r} in perf_analyzer's CSV for {model}"
+        raise PerfError(
+            f"{found} is not a number", hint="run it again; the server may have stopped meanwhile"
+        ) from None

@@ -1,0 +1,104 @@
+"""What a running server has to measure: an ensemble (or one model) and its members, read from the server itself."""
+
+from __future__ import annotations
+
+import http.client
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import PerfError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ServedModel", "Server", "read_models"]
+
+_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """The server that was asked: `name` and `version` are its own words."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """One model to measure.
+
+    `image_input` is the name of its one BYTES input, None for a model that takes tensors. `members` are the models an
+    ensemble calls, in its order; empty for a plain model.
+    """
+
+    name: str
+    image_input: str | None
+    members: tuple[str, ...]
+
+
+def read_models(protocol: str, url: str, name: str | None) -> tuple[Server, list[ServedModel]]:
+    """Return the server and what it serves: the model `name` first, then its members.
+
+    Args:
+        protocol: `grpc` or `http`.
+        url: `host:port`.
+        name: None takes the one ensemble that is served.
+
+    Raises:
+        PerfError: No server, the model is not ready, or the choice is not clear.
+    """
+    from tritonclient.utils import InferenceServerException
+
+    triton = importlib.import_module(f"tritonclient.{protocol}")
+    limits = {"connection_timeout": _TIMEOUT_S, "network_timeout": _TIMEOUT_S} if protocol == "http" else {}
+    options = {"as_json": True, "client_timeout": _TIMEOUT_S} if protocol == "grpc" else {}
+    client = triton.InferenceServerClient(url, **limits)
+    try:
+        return _read(lambda question, *arguments: getattr(client, question)(*arguments, **options), url, name)
+    except (InferenceServerException, OSError, http.client.HTTPException) as error:
+        raise PerfError(
+            f"no Triton server answers {protocol} at {url}: {error}",
+            hint="start one with `trtgen serve`, or give its address with --url and --protocol",
+        ) from error
+    finally:
+        client.close()
+
+
+def _read(ask: Callable[..., Any], url: str, name: str | None) -> tuple[Server, list[ServedModel]]:
+    about = ask("get_server_metadata")
+    index = ask("get_model_repository_index")
+    entries = index.get("models", []) if isinstance(index, dict) else index
+    ready = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
+    known: dict[str, ServedModel] = {}
+
+    def read(model: str) -> ServedModel:
+        if model not in known:
+            answer = ask("get_model_config", model)
+            known[model] = _read_config(answer.get("config", answer))
+        return known[model]
+
+    if name is None:
+        ensembles = [model for model in ready if read(model).members]
+        if len(ensembles) != 1:
+            names = ", ".join(ensembles or ready) or "nothing at all"
+            raise PerfError(
+                f"{url} serves {len(ensembles)} ensembles, not one ({names})", hint="choose with --model NAME"
+            )
+        name = ensembles[0]
+    elif name not in ready:
+        raise PerfError(f"the model {name!r} is not ready at {url}", hint=f"ready models: {', '.join(ready) or 'none'}")
+    model = read(name)
+    return Server(name=about["name"], version=about["version"]), [model, *(read(member) for member in model.members)]
+
+
+def _read_config(config: dict[str, Any]) -> ServedModel:
+    inputs = config["input"]
+    is_image = len(inputs) == 1 and inputs[0]["data_type"] == "TYPE_STRING"
+    steps = config.get("ensemble_scheduling", {}).get("step", [])
+    return ServedModel(
+        name=config["name"],
+        image_input=inputs[0]["name"] if is_image else None,
+        members=tuple(dict.fromkeys(step["model_name"] for step in steps)),
+    )

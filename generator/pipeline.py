@@ -1,0 +1,288 @@
+"""The arrows in order: spec -> network -> ONNX -> configurations -> staged repository -> gate -> published."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import struct
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from generator.fingerprint import fingerprint, installed_packages, made_by
+from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, staging
+from generator.repository.layout import RECORD_FILE, numeric_versions
+from generator.repository.publish import check_contract, hash_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from generator.onnx_model import OnnxModel
+    from generator.recipe import Recipe
+    from generator.spec import ModelSpec
+    from generator.verify import GateReport, Reference
+
+__all__ = ["BuildOptions", "Built", "build_repository"]
+
+_LOG = logging.getLogger(__name__)
+# The proof of a model that was published with --no-verify.
+UNVERIFIED: Mapping[str, Any] = {"stage": "all", "status": "not proved", "reason": "--no-verify"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """How to build, as opposed to what: the same for all models of one command."""
+
+    verify: bool = True
+    require_all: bool = False
+    replace: bool = False
+    dry_run: bool = False
+    images: Path | None = None
+    on_step: Callable[[str, str, float], None] = lambda _done, _detail, _seconds: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What one model's build came to. `report` is None where nothing had to be proved again."""
+
+    name: str
+    version: int
+    changes: tuple[Change, ...]
+    report: GateReport | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """What the configurations are made around: exported just now, or taken over from the published version."""
+
+    onnx: OnnxModel
+    recipe: Recipe
+    labels: tuple[str, ...]
+    description: str
+    reference: Reference
+
+
+def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Built:
+    """Build, prove and publish one model below `root`; touch nothing if its inputs did not change.
+
+    Raises:
+        TrtgenError: Any stage; nothing is published then.
+    """
+    inputs = fingerprint(spec)
+    old = read_record(root, spec.name)
+    if old is not None and old.inputs == inputs and _proof_suffices(old, options) and not _damaged(root, old.files):
+        return Built(
+            name=spec.name,
+            version=old.version,
+            changes=tuple(Change(word="identical", path=path) for path in (*old.files, f"{spec.name}/{RECORD_FILE}")),
+            report=None,
+        )
+    with _staging(root, dry_run=options.dry_run) as staged:
+        reusable = old is not None and _is_reusable(root, old, inputs)
+        version = old.version if old is not None and reusable else _next_version(root, spec)
+        layout = Layout.of(spec, version)
+        artifact = _take_over(root, staged, old, layout) if old and reusable else _export(spec, staged, layout, options)
+        contract = _contract(artifact)
+        check_contract(old, contract, replace=options.replace)
+        _stage_files(spec, staged, layout, artifact, inputs)
+        report = _prove(spec, staged, layout, artifact, options)
+        record = _record(spec, staged, layout, artifact, inputs, contract, report, root)
+        (staged / layout.record).write_text(record.to_json(), encoding="utf-8")
+        replace = options.replace and old is not None
+        changes = plan_changes(root, staged, layout, old, replace=replace)
+        if not options.dry_run:
+            publish(root, layout, changes, replace=replace)
+    return Built(name=spec.name, version=version, changes=tuple(changes), report=report)
+
+
+def _proof_suffices(old: Record, options: BuildOptions) -> bool:
+    """Say whether what was proved then is what is asked for now."""
+    if not options.verify or options.dry_run:
+        return True
+    unproved = [entry for entry in old.proof if entry["status"] != "proved"]
+    return not unproved or not (options.require_all or unproved[0]["stage"] == UNVERIFIED["stage"])
+
+
+def _is_reusable(root: Path, old: Record, inputs: dict[str, str]) -> bool:
+    """Say whether the published version's own files are what this build would make again."""
+    versioned = {path: digest for path, digest in old.files.items() if f"/{old.version}/" in path}
+    return old.inputs["artifact"] == inputs["artifact"] and not _damaged(root, versioned)
+
+
+def _damaged(root: Path, files: Mapping[str, str]) -> list[str]:
+    """Return the files that are gone or no longer what was published."""
+    from generator.onnx_model import hash_file
+
+    damaged = [
+        path for path, digest in files.items() if not (root / path).is_file() or hash_file(root / path) != digest
+    ]
+    for path in damaged:
+        _LOG.info("%s is not what was published", root / path)
+    return damaged
+
+
+def _next_version(root: Path, spec: ModelSpec) -> int:
+    models = (spec.name, spec.preprocess_name, spec.classifier_name)
+    return max((max(numeric_versions(root / name), default=0) for name in models), default=0) + 1
+
+
+@contextmanager
+def _staging(root: Path, *, dry_run: bool) -> Iterator[Path]:
+    if dry_run:
+        with tempfile.TemporaryDirectory(prefix="trtgen-dry-run-") as folder:
+            yield Path(folder)
+    else:
+        with staging(root) as staged:
+            yield staged
+
+
+def _export(spec: ModelSpec, staged: Path, layout: Layout, options: BuildOptions) -> Artifact:
+    from generator.export import export_onnx
+    from generator.sources import load_network
+    from generator.verify import default_images, make_reference, read_images
+    from generator.verify.reference import save_reference
+
+    start = time.monotonic()
+    network = load_network(spec)
+    options.on_step("loaded", network.description, time.monotonic() - start)
+    start = time.monotonic()
+    onnx = export_onnx(spec, network, (staged / layout.onnx).parent)
+    detail = f"{layout.onnx}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
+    options.on_step("exported", detail, time.monotonic() - start)
+    images = read_images(options.images) if options.images else default_images()
+    reference = make_reference(network, images)
+    save_reference(reference, staged / layout.reference)
+    return Artifact(
+        onnx=onnx,
+        recipe=network.recipe,
+        labels=network.labels,
+        description=network.description,
+        reference=reference,
+    )
+
+
+def _take_over(root: Path, staged: Path, old: Record, layout: Layout) -> Artifact:
+    """Stage the published graph as it is: only the configuration changed."""
+    from generator.onnx_model import read_onnx
+    from generator.recipe import Recipe
+    from generator.verify.reference import load_reference
+
+    for name in layout.models:
+        source, target = root / name / str(old.version), staged / name / str(old.version)
+        shutil.copytree(source, target, copy_function=_link)
+    return Artifact(
+        onnx=read_onnx(staged / layout.onnx),
+        recipe=Recipe.model_validate(old.recipe),
+        labels=tuple(old.contract["labels"]),
+        description=old.description,
+        reference=load_reference(staged / layout.reference),
+    )
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, as in a dry run
+        shutil.copy2(source, target)
+
+
+def _contract(artifact: Artifact) -> dict[str, Any]:
+    """What clients and the older versions of the same model rely on: one config.pbtxt serves all versions."""
+    return {
+        "input": [artifact.onnx.input.data_type.triton, list(artifact.onnx.input.shape)],
+        "output": [artifact.onnx.output.name, artifact.onnx.output.data_type.triton, list(artifact.onnx.output.shape)],
+        "preprocessing": artifact.recipe.model_dump(mode="json", include={"resize", "crop", "interpolation", "exif"}),
+        "labels": list(artifact.labels),
+    }
+
+
+def _stage_files(spec: ModelSpec, staged: Path, layout: Layout, artifact: Artifact, inputs: dict[str, str]) -> None:
+    """Write configurations, labels, the preprocessing step and warmup data into the staged tree."""
+    from generator.model_config import LABELS_FILE, WARMUP_FILE, check_configs, make_model_configs, render_configs
+    from generator.render import read_static
+
+    packages = installed_packages()
+    configs = make_model_configs(spec, artifact.onnx, artifact.recipe, pillow_version=packages["pillow"])
+    texts = render_configs(configs)
+    check_configs(texts, artifact.onnx, classes=len(artifact.labels))
+    for name, text in texts.items():
+        _write(staged / name / "config.pbtxt", text.encode())
+    labels = "".join(f"{label}\n" for label in artifact.labels).encode()
+    for name in (layout.classifier, layout.ensemble):
+        _write(staged / name / LABELS_FILE, labels)
+    sample = read_static("preprocess/warmup/sample.jpg")
+    # Triton's wire format for one element of a BYTES tensor: length, then content
+    _write(staged / layout.preprocess / "warmup" / WARMUP_FILE, struct.pack("<I", len(sample)) + sample)
+    step = staged / layout.preprocess / str(layout.version) / "model.py"
+    if not step.exists():
+        _write(step, read_static("preprocess/1/model.py"))
+    # An ensemble's version directory holds nothing of Triton's; object stores and git drop empty ones.
+    facts = staged / layout.ensemble / str(layout.version) / "version.json"
+    if not facts.exists():
+        content = {"made_by": made_by(), "source": artifact.description, "artifact": inputs["artifact"]}
+        _write(facts, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _prove(
+    spec: ModelSpec, staged: Path, layout: Layout, artifact: Artifact, options: BuildOptions
+) -> GateReport | None:
+    from generator.verify import Subject, run_gate
+
+    if not options.verify or options.dry_run:
+        return None
+    start = time.monotonic()
+    subject = Subject(
+        repository=staged,
+        layout=layout,
+        recipe=artifact.recipe,
+        labels=artifact.labels,
+        activation=spec.activation,
+        precision=spec.precision,
+        max_batch_size=spec.batch.max,
+    )
+    report = run_gate(subject, artifact.reference)
+    report.raise_for_status(require_all=options.require_all)
+    proved = sum(result.status == "proved" for result in report.results)
+    detail = f"{spec.name}  {proved} of {len(report.results)} stages on {report.images} images"
+    options.on_step("verified", detail, time.monotonic() - start)
+    return report
+
+
+def _record(
+    spec: ModelSpec,
+    staged: Path,
+    layout: Layout,
+    artifact: Artifact,
+    inputs: dict[str, str],
+    contract: dict[str, Any],
+    report: GateReport | None,
+    root: Path,
+) -> Record:
+    return Record(
+        made_by=made_by(),
+        command=f"trtgen build-repo --spec {root.name}/{layout.record} --repository {root.name}",
+        name=spec.name,
+        version=layout.version,
+        description=artifact.description,
+        spec=spec.model_dump(mode="json"),
+        inputs=inputs,
+        packages=installed_packages(),
+        recipe=artifact.recipe.model_dump(mode="json"),
+        contract=contract,
+        tensors={
+            "input": {"name": artifact.onnx.input.name, "opset": artifact.onnx.opset},
+            "output": {"name": artifact.onnx.output.name},
+        },
+        proof=list(report.as_proof() if report else [UNVERIFIED]),
+        files=hash_tree(staged),
+    )

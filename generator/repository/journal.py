@@ -1,0 +1,170 @@
+"""Publishing several directories as if it were one step: stage, write a journal, move, forget the journal.
+
+Everything new is complete and on disk in `.<repository>.trtgen/` beside the repository before the journal is written;
+from then on the change is decided. A journal that is found later is simply carried out again: every move knows
+whether it was done. A staging folder without a journal is a build that died before it decided, and is removed.
+A staging folder inside the repository would be taken for a broken model by tritonserver, hence the sibling.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from generator.errors import RepositoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+__all__ = ["Move", "carry_out", "lock", "recover", "staging", "staging_folder"]
+
+_JOURNAL = "journal.json"
+_STAGED = "staged"
+_RETIRED = "retired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """One step: `retire` takes a path out of the repository, `publish` puts a staged path in (files are replaced)."""
+
+    kind: str
+    path: str
+
+
+def staging_folder(root: Path) -> Path:
+    """Return the folder beside the repository that holds everything unfinished."""
+    return root.parent / f".{root.name}.trtgen"
+
+
+@contextlib.contextmanager
+def lock(root: Path) -> Iterator[None]:
+    """Hold the repository for one writer.
+
+    Raises:
+        RepositoryError: The repository cannot be made or written, or another trtgen is writing.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        msg = f"the model repository {root} cannot be used: {error.strerror}"
+        raise RepositoryError(msg, hint="give a folder that you may write, with --repository") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        msg = f"another trtgen is writing to {root}"
+        raise RepositoryError(msg, hint="wait until it has finished and run the same command again") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def staging(root: Path) -> Iterator[Path]:
+    """Hold the lock, recover what an earlier run left, and give an empty folder on the repository's file system.
+
+    Raises:
+        RepositoryError: As `lock`; or the folder beside the repository cannot be written or is on another device.
+    """
+    with lock(root):
+        _recover_locked(root)
+        folder = staging_folder(root)
+        staged = folder / _STAGED
+        try:
+            staged.mkdir(parents=True)
+            same_device = staged.stat().st_dev == root.stat().st_dev
+        except OSError as error:
+            msg = f"{folder} cannot be made: {error.strerror}"
+            raise RepositoryError(
+                msg, hint="trtgen stages beside the repository: its parent folder must be writable"
+            ) from error
+        try:
+            if not same_device:
+                msg = f"{root} is a mount of its own, so nothing can be moved into it in one step from {folder}"
+                raise RepositoryError(msg, hint=f"use a folder inside it, such as --repository {root}/models")
+            yield staged
+        finally:
+            if not (folder / _JOURNAL).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def carry_out(root: Path, moves: Sequence[Move]) -> None:
+    """Make the staged paths of `moves` the published ones, in order. Call inside `staging`."""
+    folder = staging_folder(root)
+    _sync_tree(folder / _STAGED)
+    temporary = folder / f"{_JOURNAL}.new"
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump([asdict(move) for move in moves], stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(folder / _JOURNAL)
+    _sync(folder)
+    _redo(root, moves)
+
+
+def recover(root: Path) -> list[str]:
+    """Finish or forget what an interrupted build left; return a line for each thing done.
+
+    While another trtgen is writing, nothing is touched: at each moment of publishing the repository answers right.
+    """
+    if not staging_folder(root).exists():
+        return []
+    try:
+        with lock(root):
+            return _recover_locked(root)
+    except RepositoryError:
+        return [f"{root} is being written by another trtgen; served as it is"]
+
+
+def _recover_locked(root: Path) -> list[str]:
+    folder = staging_folder(root)
+    if not folder.exists():
+        return []
+    journal = folder / _JOURNAL
+    if not journal.exists():
+        shutil.rmtree(folder)
+        return [f"removed the staging folder {folder} of a build that did not finish"]
+    moves = [Move(**entry) for entry in json.loads(journal.read_text(encoding="utf-8"))]
+    _redo(root, moves)
+    shutil.rmtree(folder)
+    return [f"finished publishing {', '.join(sorted({move.path.split('/')[0] for move in moves}))}"]
+
+
+def _redo(root: Path, moves: Sequence[Move]) -> None:
+    folder = staging_folder(root)
+    for index, move in enumerate(moves):
+        if move.kind == "retire":
+            source, target = root / move.path, folder / _RETIRED / str(index)
+            pending = source.exists() and not target.exists()
+        else:
+            source, target = folder / _STAGED / move.path, root / move.path
+            pending = source.exists()
+        if pending:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+            _sync(source.parent)
+            _sync(target.parent)
+    (folder / _JOURNAL).unlink()
+    _sync(folder)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,324 @@
+"""The tritonserver that comes from pip, as a context manager.
+
+    with EmbeddedServer(Path("model_repository")) as server:
+        server.grpc_url, server.models()
+
+For development, CI and trusted hosts: it binds to loopback, and the server is of Triton's release 24.10. It has no native
+backend but Python's; `templates/backends/` holds Python-based ones under the native names, so that a repository runs here
+as it runs in the stock container.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from generator.errors import ServerError
+from generator.server import endpoint, failures
+from generator.server.endpoint import ModelState
+from generator.server.ports import LOOPBACK, Ports, check_address, choose_ports
+from generator.server.wheel import EmbeddedTriton, check_embedded
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["EmbeddedServer", "EmbeddedTriton", "ModelState", "check_embedded"]
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3  # a free port may be taken between the moment it was chosen and the moment the server binds it
+_POLL_S = 0.05
+_STOP_TIMEOUT_S = 30.0
+_MARGIN_S = 15.0  # what the supervisor may take to remove everything after the server's end
+_ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - compared with, not bound
+
+
+class EmbeddedServer:
+    """A running tritonserver on `repository`; entering the context returns once every model is ready.
+
+    Args:
+        repository: The model repository's root.
+        address: What to bind to, IPv4.
+        http_port: 0 takes a free one, as for the other two.
+        grpc_port: See `http_port`.
+        metrics_port: See `http_port`.
+        log_path: Where tritonserver's log goes; by default a temporary file that is kept only when something failed.
+        ready_timeout_s: How long loading the models may take.
+        allow_non_loopback: Whether an address that other machines can reach is accepted.
+
+    Attributes:
+        http_url: `host:port`, as are `grpc_url` and `metrics_url`.
+        pid: tritonserver's process id.
+        log_path: The log.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        address: str = LOOPBACK,
+        http_port: int = 0,
+        grpc_port: int = 0,
+        metrics_port: int = 0,
+        log_path: Path | None = None,
+        ready_timeout_s: float = 120,
+        allow_non_loopback: bool = False,
+    ) -> None:
+        self.repository = repository.expanduser().resolve()
+        self.address = address
+        self.ready_timeout_s = ready_timeout_s
+        self.log_path = log_path.expanduser().resolve() if log_path else Path()
+        self.http_url = self.grpc_url = self.metrics_url = ""
+        self.pid = 0
+        self._wish = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
+        self._allow_non_loopback = allow_non_loopback
+        self._own_log = log_path is None
+        self._identifier = ""
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+
+    def __enter__(self) -> Self:
+        """Start and wait until every model is ready.
+
+        Raises:
+            MissingDependencyError: The pip server is not installed.
+            ServerError: It cannot run here, a port is taken, a model does not load, or loading takes too long.
+        """
+        check_address(self.address, allow_non_loopback=self._allow_non_loopback)
+        triton = check_embedded()
+        self._check_repository()
+        for attempt in range(1, _ATTEMPTS + 1):
+            ports = choose_ports(self._wish, address=self.address)
+            try:
+                self._launch(triton, ports)
+                self._wait_until_ready()
+            except ServerError as error:
+                self.stop()
+                lost_race = failures.is_port_conflict("\n".join(error.log_tail)) and self._wish.any_free
+                if not lost_race or attempt == _ATTEMPTS:
+                    raise
+                logger.info("a free port was taken meanwhile; starting again")
+            except BaseException:
+                # Ctrl-C while the models load: __exit__ will not be called.
+                self.stop()
+                raise
+            else:
+                break
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._own_log and kind is None:
+            self.log_path.unlink(missing_ok=True)
+
+    def models(self) -> list[ModelState]:
+        """Return the state of every model version.
+
+        Raises:
+            ServerError: The server does not answer.
+        """
+        return endpoint.list_models(self.http_url)
+
+    def wait(self) -> None:
+        """Block until the server ends.
+
+        Raises:
+            ServerError: It ended without `stop`.
+        """
+        if self._supervisor is None:
+            return
+        code = self._supervisor.wait()
+        if not self._stopping:
+            raise failures.explain_end(code, self._read_log(), log_path=self.log_path, ready=True)
+
+    def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+        """End the server: requests in flight are answered, then its models are unloaded (about 1 s per Python instance).
+
+        After `timeout_s` its processes are killed; 0 kills at once, also while another call waits. Afterwards no process,
+        shared memory or temporary directory of it is left. Calling it again does nothing.
+        """
+        supervisor = self._supervisor
+        if supervisor is None or supervisor.stdin is None:
+            return
+        self._stopping = True
+        try:
+            supervisor.stdin.write(f"stop {timeout_s}\n".encode())
+            supervisor.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            logger.debug("the supervisor has already ended")
+        try:
+            supervisor.wait(timeout=timeout_s + _MARGIN_S)
+        except subprocess.TimeoutExpired:
+            logger.warning("process %d does not end; killing it", supervisor.pid)
+            supervisor.kill()
+            supervisor.wait()
+        self._release(supervisor)
+
+    def _release(self, supervisor: subprocess.Popen[bytes]) -> None:
+        for pipe in (supervisor.stdin, supervisor.stdout):
+            if pipe is not None and not pipe.closed:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    logger.debug("the supervisor ended before the request to stop reached it")
+        self._supervisor = None
+
+    def _check_repository(self) -> None:
+        hint = f"trtgen build-repo resnet50 --repository {self.repository}"
+        if not self.repository.is_dir():
+            raise ServerError(f"there is no model repository at {self.repository}", hint=hint)
+        from generator.repository import recover
+
+        for action in recover(self.repository):
+            logger.warning("%s", action)
+        if not any(self.repository.glob("*/config.pbtxt")):
+            raise ServerError(f"the model repository {self.repository} holds no model", hint=hint)
+
+    def _launch(self, triton: EmbeddedTriton, ports: Ports) -> None:
+        """Start the supervisor, which starts tritonserver."""
+        self._stopping = False
+        self._identifier = f"trtgen-{uuid.uuid4().hex[:12]}"
+        if self._own_log and not self.log_path.name:
+            descriptor, name = tempfile.mkstemp(prefix="trtgen-serve-", suffix=".log")
+            os.close(descriptor)
+            self.log_path = Path(name)
+        try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            self.log_path.write_bytes(b"")
+        except OSError as error:
+            raise ServerError(f"cannot write the log {self.log_path}: {error.strerror}", hint="--log FILE") from error
+        host = LOOPBACK if self.address in (_ANY_ADDRESS, "localhost") else self.address
+        self.http_url, self.grpc_url, self.metrics_url = (f"{host}:{port}" for port in ports.named().values())
+
+        directory = Path(tempfile.mkdtemp(prefix=f"{self._identifier}-"))
+        arguments = {
+            "argv": make_argv(
+                triton,
+                self.repository,
+                backends=assemble_backends(triton, directory),
+                address=self.address,
+                ports=ports,
+                identifier=self._identifier,
+            ),
+            "log": str(self.log_path),
+            "remove": str(directory),
+            "shm_prefix": f"{self._identifier}_",
+            "stop_timeout_s": _STOP_TIMEOUT_S,
+        }
+        script = Path(__file__).with_name("supervisor.py")
+        self._supervisor = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(script), json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=directory,
+            env=make_environment(triton),
+            start_new_session=True,  # Ctrl-C in a terminal must reach this process only, which then stops the server
+        )
+        assert self._supervisor.stdout is not None
+        self.pid = int(self._supervisor.stdout.readline() or 0)
+        logger.info("tritonserver %s is process %d, log %s", triton.wheel_version, self.pid, self.log_path)
+
+    def _wait_until_ready(self) -> None:
+        assert self._supervisor is not None
+        deadline = time.monotonic() + self.ready_timeout_s
+        while not self._answers():
+            code = self._supervisor.poll()
+            if code is not None:
+                raise failures.explain_end(code, self._read_log(), log_path=self.log_path, ready=False)
+            if time.monotonic() >= deadline:
+                raise failures.explain_timeout(self._read_log(), log_path=self.log_path, timeout_s=self.ready_timeout_s)
+            time.sleep(_POLL_S)
+
+    def _answers(self) -> bool:
+        """Tell whether all three ports are open and it is our server that answers, not another one at this port."""
+        return (
+            endpoint.is_ready(self.http_url)
+            and endpoint.read_server_id(self.http_url) == self._identifier
+            and endpoint.accepts_connections(self.grpc_url)
+            and endpoint.accepts_connections(self.metrics_url)
+        )
+
+    def _read_log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.is_file() else ""
+
+
+def assemble_backends(triton: EmbeddedTriton, directory: Path) -> Path:
+    """Return a backend directory inside `directory`: the wheel's Python backend and our Python-based ones.
+
+    Files are copied: tritonserver refuses a symbolic link that leads out of it ("escapes backend directory").
+    """
+    from generator.render import template_root
+
+    backends = directory / "backends"
+    python = backends / "python"
+    python.mkdir(parents=True)
+    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
+        shutil.copy2(triton.python_backend / name, python / name)
+    shutil.copy2(triton.stub, python / triton.stub.name)
+    for model in (template_root() / "backends").glob("*/model.py"):
+        target = backends / model.parent.name
+        target.mkdir()
+        shutil.copy2(model, target / model.name)
+    return backends
+
+
+def make_argv(
+    triton: EmbeddedTriton, repository: Path, *, backends: Path, address: str, ports: Ports, identifier: str
+) -> list[str]:
+    """Return tritonserver's command line."""
+    return [
+        str(triton.binary),
+        f"--id={identifier}",
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--exit-on-error=true",
+        "--strict-readiness=true",
+        f"--exit-timeout-secs={_STOP_TIMEOUT_S:.0f}",
+        "--allow-http=true",
+        f"--http-address={address}",
+        f"--http-port={ports.http}",
+        "--allow-grpc=true",
+        f"--grpc-address={address}",
+        f"--grpc-port={ports.grpc}",
+        "--allow-metrics=true",
+        f"--metrics-address={address}",
+        f"--metrics-port={ports.metrics}",
+        "--metrics-interval-ms=250",  # the server's end waits for the interval's
+        "--allow-sagemaker=false",
+        "--allow-vertex-ai=false",
+        "--log-format=ISO8601",
+        f"--backend-config=python,shm-region-prefix-name={identifier}_",
+    ]
+
+
+def make_environment(triton: EmbeddedTriton) -> dict[str, str]:
+    """Return this process's environment with what the stub needs to run the same Python with the same packages."""
+    environment = dict(os.environ)
+    libraries = [str(triton.libraries), *([str(triton.libpython)] if triton.libpython else [])]
+    packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    environment["LD_LIBRARY_PATH"] = _prepend(libraries, environment.get("LD_LIBRARY_PATH"))
+    environment["PYTHONPATH"] = _prepend(packages, environment.get("PYTHONPATH"))
+    # Else the stub takes the standard library of the first python3 on PATH, which may be another version.
+    environment["PYTHONHOME"] = f"{sys.base_prefix}:{sys.base_exec_prefix}"
+    # Byte code of model.py files would be written into the model repository.
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    return environment
+
+
+def _prepend(paths: list[str], present: str | None) -> str:
+    return os.pathsep.join([*paths, *([present] if present else [])])

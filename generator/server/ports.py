@@ -1,0 +1,102 @@
+"""Addresses and ports: loopback unless asked otherwise, free ports, and a plain word when one is taken."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from generator.errors import ServerError
+
+__all__ = ["Ports", "check_address", "choose_ports", "is_loopback"]
+
+LOOPBACK = "127.0.0.1"
+_FREE = 0
+_MAXIMUM_PORT = 65535
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """The three ports of tritonserver. As a wish, 0 stands for any free one."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+    def named(self) -> dict[str, int]:
+        """Return the ports by the name that the command line uses."""
+        return {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
+
+    @property
+    def any_free(self) -> bool:
+        """Whether at least one port may be chosen."""
+        return _FREE in self.named().values()
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether only this machine can reach a server bound to `address`."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def check_address(address: str, *, allow_non_loopback: bool) -> None:
+    """Refuse an address that others can reach, unless that was asked for.
+
+    Raises:
+        ServerError: The address is neither loopback nor allowed, or it is IPv6.
+    """
+    if ":" in address:
+        raise ServerError(f"the address {address} is IPv6; trtgen serves on IPv4", hint="--address 127.0.0.1")
+    if is_loopback(address) or allow_non_loopback:
+        return
+    raise ServerError(
+        f"{address} can be reached from other machines, and the pip tritonserver (release 24.10) "
+        "lacks the security fixes of later releases",
+        hint="use the container (trtgen serve --container), or in a network you trust add --allow-non-loopback",
+    )
+
+
+def choose_ports(wish: Ports, *, address: str) -> Ports:
+    """Return the wished ports, each 0 replaced by a free one.
+
+    Raises:
+        ServerError: A wished port is taken, named twice, out of range or not allowed; the message names it.
+    """
+    given = [port for port in wish.named().values() if port != _FREE]
+    if len(set(given)) != len(given):
+        raise ServerError(f"the ports {given} are not different from each other", hint="give each of them its own port")
+    chosen: dict[str, int] = {}
+    with ExitStack() as stack:
+        # All are held until the last is chosen, so that no two free ones are the same; the wished ones come first.
+        for name, port in sorted(wish.named().items(), key=lambda item: item[1] == _FREE):
+            listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            # Without it a port would look taken for a minute after a server that used it.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _bind(listener, address, port, name=name)
+            chosen[name] = listener.getsockname()[1]
+    return Ports(**chosen)
+
+
+def _bind(listener: socket.socket, address: str, port: int, *, name: str) -> None:
+    if not 0 <= port <= _MAXIMUM_PORT:
+        raise ServerError(f"the {name} port {port} does not exist", hint=f"give --{name}-port a number up to 65535")
+    try:
+        listener.bind((address, port))
+        listener.listen(1)
+    except socket.gaierror as error:
+        raise ServerError(f"the address {address} is unknown: {error.strerror}", hint="--address 127.0.0.1") from error
+    except OSError as error:
+        reasons = {
+            errno.EADDRINUSE: (
+                f"the {name} port {port} on {address} is in use by another program",
+                f"stop it (ss -ltnp 'sport = :{port}' names it) or give --{name}-port another number",
+            ),
+            errno.EACCES: (f"the {name} port {port} needs more rights", f"give --{name}-port a number above 1023"),
+            errno.EADDRNOTAVAIL: (f"{address} is not an address of this machine", "--address 127.0.0.1"),
+        }
+        message, hint = reasons.get(error.errno or 0, (f"cannot listen on {address}:{port}: {error.strerror}", None))
+        raise ServerError(message, hint=hint) from error

@@ -1,0 +1,136 @@
+"""The process between trtgen and tritonserver: whatever happens to trtgen, nothing of the server is left behind.
+
+Run as a script by `generator.server.embedded`, with `python -I -S`, so it uses the standard library only.
+The one argument is JSON: `argv`, `log` (path), `remove` (a directory), `shm_prefix`, `stop_timeout_s`.
+
+- Standard output: one line with tritonserver's process id.
+- Standard input: `stop SECONDS` ends the server: SIGTERM, and SIGKILL to its process group after that time. It may
+  be sent again with a shorter time. End of file means the owner is gone, which stops the server as well.
+- Exit code: tritonserver's, 128 + N when signal N ended it.
+
+A signal that follows the death of a parent (PR_SET_PDEATHSIG) would not do in trtgen itself: it fires when the *thread*
+that started the child ends, and it cannot remove shared memory or directories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend puts its regions
+_CHECK_OWNER_S = 1.0
+_REAP_S = 10.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(argument: str) -> int:
+    """Run tritonserver until it ends or has to; return its exit code after everything of it is gone."""
+    spec = json.loads(argument)
+    # Stubs that tritonserver leaves behind become children of this process, which ends them.
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    wake = _install_signals()
+    try:
+        with Path(spec["log"]).open("ab") as log:
+            child = subprocess.Popen(
+                spec["argv"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_die_with_supervisor,  # noqa: PLW1509 - this process has one thread
+            )
+        print(child.pid, flush=True)  # noqa: T201 - the protocol of this script
+        code = _supervise(child, wake, stop_timeout_s=float(spec["stop_timeout_s"]))
+        _end_descendants(child.pid)
+    finally:
+        for region in _SHARED_MEMORY.glob(f"{spec['shm_prefix']}*"):
+            region.unlink(missing_ok=True)
+        shutil.rmtree(spec["remove"], ignore_errors=True)
+    return code if code >= 0 else 128 - code
+
+
+def _install_signals() -> int:
+    """Return a descriptor that becomes readable with the number of each signal that arrives."""
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    return readable
+
+
+def _die_with_supervisor() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _supervise(child: subprocess.Popen[bytes], wake: int, *, stop_timeout_s: float) -> int:
+    """Wait for the server's end; pass on requests to stop. Returns the code as subprocess gives it."""
+    owner = os.getppid()
+    sources = [wake, sys.stdin.fileno()]
+    pending = b""
+    deadline = float("inf")
+
+    def stop(timeout_s: float) -> None:
+        nonlocal deadline
+        if deadline == float("inf"):
+            child.terminate()
+        deadline = min(deadline, time.monotonic() + timeout_s)
+
+    while (code := child.poll()) is None:
+        if time.monotonic() >= deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            return child.wait()
+        if os.getppid() != owner:
+            stop(stop_timeout_s)
+        timeout_s = max(0.0, min(_CHECK_OWNER_S, deadline - time.monotonic()))
+        ready, _, _ = select.select(sources, [], [], timeout_s)
+        if wake in ready and set(os.read(wake, 4096)) - {signal.SIGCHLD}:
+            stop(stop_timeout_s)
+        if sys.stdin.fileno() in ready:
+            data = os.read(sys.stdin.fileno(), 4096)
+            if not data:
+                sources.remove(sys.stdin.fileno())
+                stop(stop_timeout_s)
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                stop(float(line.removeprefix(b"stop ")))
+    return code
+
+
+def _end_descendants(group: int) -> None:
+    """Kill and reap every process that the server left behind."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+    until = time.monotonic() + _REAP_S
+    while time.monotonic() < until:
+        for pid in _children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.01)
+        except ChildProcessError:
+            return
+
+
+def _children() -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,121 @@
+"""Where the tritonserver of the wheel nvidia-pytriton lies, and whether it can run here."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import os
+import platform
+import sys
+import sysconfig
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from generator.errors import MissingDependencyError, ServerError
+
+__all__ = ["EmbeddedTriton", "check_embedded"]
+
+_ELSEWHERE = "use the container on such a machine: trtgen serve --container (rendering and the clients work here)"
+_MINIMUM_GLIBC = (2, 35)
+_MAXIMUM_PYTHON = (3, 12)  # our dependencies end there; the wheel has a stub for 3.13 as well
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedTriton:
+    """The parts of the wheel: `binary` is tritonserver, `stub` the Python backend's for the running Python.
+
+    `libpython` is the directory of the shared libpython, None when the system's linker finds it by itself.
+    """
+
+    binary: Path
+    python_backend: Path
+    stub: Path
+    libraries: Path
+    libpython: Path | None
+    wheel_version: str
+    python_version: str
+
+
+def check_embedded() -> EmbeddedTriton:
+    """Return the parts of the pip server.
+
+    Raises:
+        MissingDependencyError: nvidia-pytriton or numpy is not installed.
+        ServerError: The platform, glibc, Python, libpython or numpy does not suit it; the message says which.
+    """
+    _check_platform()
+    found = importlib.util.find_spec("pytriton")
+    if found is None or not found.submodule_search_locations:
+        raise MissingDependencyError("nvidia-pytriton", extra="server", why="it holds the tritonserver that runs here")
+    package = Path(next(iter(found.submodule_search_locations)))
+    _check_numpy()
+    python_version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    parts = EmbeddedTriton(
+        binary=package / "tritonserver/bin/tritonserver",
+        python_backend=package / "tritonserver/backends/python",
+        stub=package / "tritonserver/python_backend_stubs" / python_version / "triton_python_backend_stub",
+        libraries=package.parent / "nvidia_pytriton.libs",
+        libpython=_find_libpython(python_version),
+        wheel_version=metadata.version("nvidia-pytriton"),
+        python_version=python_version,
+    )
+    for path in (parts.binary, parts.python_backend, parts.stub, parts.libraries):
+        if not path.exists():
+            raise ServerError(
+                f"nvidia-pytriton {parts.wheel_version} lacks {path}",
+                hint="pip install --force-reinstall --no-deps nvidia-pytriton==0.7.0",
+            )
+    return parts
+
+
+def _check_platform() -> None:
+    machine = f"{platform.system()} on {platform.machine()}"
+    if machine != "Linux on x86_64":
+        raise ServerError(f"this machine is {machine}; the pip tritonserver is for Linux on x86_64", hint=_ELSEWHERE)
+    glibc = _read_glibc()
+    if glibc < _MINIMUM_GLIBC:
+        found = ".".join(map(str, glibc)) or "none"
+        raise ServerError(f"the C library here is glibc {found}; the pip tritonserver needs 2.35", hint=_ELSEWHERE)
+    if sys.version_info[:2] > _MAXIMUM_PYTHON:
+        raise ServerError(
+            f"this is Python {platform.python_version()}; the pip tritonserver with trtgen needs 3.10 to 3.12",
+            hint="make a virtual environment with Python 3.12 and install 'trtgen[server]' there",
+        )
+
+
+def _read_glibc() -> tuple[int, ...]:
+    """Return glibc's version, empty where the C library is another one."""
+    try:
+        text = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (ValueError, OSError):
+        return ()
+    return tuple(int(part) for part in text.removeprefix("glibc ").split(".") if part.isdecimal())
+
+
+def _check_numpy() -> None:
+    try:
+        version = metadata.version("numpy")
+    except metadata.PackageNotFoundError:
+        raise MissingDependencyError("numpy", extra="server", why="the Python backend needs it") from None
+    if int(version.split(".")[0]) >= 2:
+        raise ServerError(
+            f"numpy {version} is installed; the pip tritonserver's Python stub was built for numpy 1 "
+            "and crashes with numpy 2 as soon as a model reads a tensor",
+            hint="pip install 'numpy<2'",
+        )
+
+
+def _find_libpython(python_version: str) -> Path | None:
+    """Return the directory of libpythonX.Y.so.1.0, which the stub is linked against."""
+    name = f"libpython{python_version}.so.1.0"
+    directories = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", f"{sys.base_exec_prefix}/lib"]
+    for directory in directories:
+        if directory and (Path(directory) / name).is_file():
+            return Path(directory)
+    if ctypes.util.find_library(f"python{python_version}"):
+        return None
+    raise ServerError(
+        f"{name} was not found in {directories[1]} nor by the linker; the pip tritonserver's Python stub needs it",
+        hint=f"apt-get install libpython{python_version}, or use a Python that is built with --enable-shared",
+    )

@@ -1,0 +1,50 @@
+"""Where a model comes from: one file per source, all ending in the same value, `Network`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from generator.sources.network import Network
+
+if TYPE_CHECKING:
+    from generator.recipe import Recipe
+    from generator.spec import ModelSpec
+
+__all__ = ["Network", "describe_source", "load_network"]
+
+
+def load_network(spec: ModelSpec) -> Network:
+    """Load the network that `spec` names, with its recipe and labels.
+
+    Raises:
+        SourceError: Unknown name, weights or file; the message lists what there is.
+    """
+    if spec.source == "onnx":
+        from generator.sources.onnx_file import load_onnx_file
+
+        return load_onnx_file(spec)
+    if spec.source == "demo":
+        from generator.sources.demo import load_demo
+
+        return load_demo(spec)
+    from generator.sources.torchvision import load_torchvision
+
+    return load_torchvision(spec)
+
+
+def describe_source(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe and the class names of `spec`, without weights.
+
+    Raises:
+        SourceError: As `load_network`, as far as it shows without the weights.
+    """
+    if spec.source == "onnx":
+        network = load_network(spec)
+        return network.recipe, network.labels
+    if spec.source == "demo":
+        from generator.sources.demo import describe_demo
+
+        return describe_demo(spec)
+    from generator.sources.torchvision import describe_torchvision
+
+    return describe_torchvision(spec)

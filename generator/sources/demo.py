@@ -1,0 +1,44 @@
+"""The project's own small model: ten drawn shapes, weights in the package, no download."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from generator.recipe import Recipe
+from generator.sources.network import Network, resolve_labels, resolve_recipe, torch_runner
+
+if TYPE_CHECKING:
+    from generator.spec import ModelSpec
+
+__all__ = ["describe_demo", "load_demo"]
+
+
+def load_demo(spec: ModelSpec) -> Network:
+    """Load the demo network (see `generator.demo`)."""
+    from generator.demo import network
+
+    recipe, labels = describe_demo(spec)
+    module = network.load_network()
+    return Network(
+        description="demo model of trtgen",
+        recipe=recipe,
+        labels=labels,
+        run=torch_runner(module, recipe),
+        module=module,
+    )
+
+
+def describe_demo(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe and the class names."""
+    from generator.demo import draw, network
+
+    own = Recipe.model_validate(
+        {
+            "resize": network.RESIZE,
+            "crop": network.CROP,
+            "interpolation": network.INTERPOLATION,
+            "mean": network.MEAN,
+            "std": network.STD,
+        }
+    )
+    return resolve_recipe(spec, own), resolve_labels(spec, draw.LABELS, len(draw.LABELS))

@@ -1,0 +1,122 @@
+"""Network: what every source ends in, and what sources share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from generator.errors import SourceError
+from generator.recipe import IMAGENET, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from generator.spec import ModelSpec
+
+__all__ = ["Network", "resolve_labels", "resolve_recipe", "torch_runner"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A loaded source.
+
+    `run` is the source's own answer and the measure for everything that follows: pixels (N, H, W, 3) uint8 in, scores
+    (N, classes) FP32 out, in the source's own framework and before the activation that the spec adds.
+    Exactly one of `module` (takes normalised FP32 NCHW) and `onnx` (the user's file) is set.
+    """
+
+    description: str
+    recipe: Recipe
+    labels: tuple[str, ...]
+    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    module: torch.nn.Module | None = None
+    onnx: Path | None = None
+
+
+def resolve_recipe(spec: ModelSpec, own: Recipe | None) -> Recipe:
+    """Return the recipe: the source's own, then what the spec changes.
+
+    Raises:
+        SourceError: The source has none and the spec does not say enough.
+    """
+    try:
+        if spec.recipe == "imagenet":
+            recipe = IMAGENET
+        elif own is not None:
+            recipe = spec.recipe.apply_to(own)
+        else:
+            given = spec.recipe.model_dump(exclude_none=True)
+            needed = ("resize", "crop", "interpolation", "mean", "std")
+            if missing := [name for name in needed if name not in given]:
+                msg = f"{spec.name}: nothing tells how its images were prepared; recipe lacks {', '.join(missing)}"
+                raise SourceError(
+                    msg, hint="say `recipe: imagenet` (--recipe imagenet) if it was trained like torchvision's models"
+                )
+            recipe = Recipe.model_validate(given)
+    except ValueError as error:  # pydantic's ValidationError is one
+        reasons = "; ".join(part["msg"].removeprefix("Value error, ") for part in getattr(error, "errors", list)())
+        msg = f"{spec.name}: the recipe does not hold: {reasons or error}"
+        raise SourceError(msg, hint="change recipe in the spec; trtgen show prints the resolved one") from error
+    if spec.image_size is None:
+        return recipe
+    size = (spec.image_size, spec.image_size) if isinstance(spec.image_size, int) else spec.image_size
+    return recipe.with_image_size(size)
+
+
+def resolve_labels(spec: ModelSpec, own: Sequence[str] | None, classes: int) -> tuple[str, ...]:
+    """Return one name per class: the spec's file, the source's own categories, or indices if the spec says so.
+
+    Raises:
+        SourceError: Unreadable file, wrong count, or no names at all.
+    """
+    if spec.labels == "index":
+        return tuple(str(index) for index in range(classes))
+    if isinstance(spec.labels, Path):
+        labels = _read_labels(spec.labels)
+        if len(labels) != classes:
+            msg = f"{spec.labels} has {len(labels)} lines, but {spec.name} has {classes} classes"
+            raise SourceError(msg, hint="one class name a line, in the order of the network's outputs")
+        return labels
+    if own is not None and len(own) == classes:
+        return tuple(own)
+    msg = f"{spec.name} has {classes} classes and no names for them"
+    raise SourceError(msg, hint="give labels: FILE with one name a line (--labels FILE), or labels: index")
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"the label file {path} cannot be read: {error}"
+        raise SourceError(msg, hint="give a UTF-8 text file with one class name a line") from error
+    # split at \n only: splitlines() would also cut a name at a form feed or U+2028, which Triton does not
+    labels = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if blank := [number for number, label in enumerate(labels, 1) if not label.strip()]:
+        msg = f"the label file {path} has no name in line {blank[0]}"
+        raise SourceError(msg, hint="one class name a line, in the order of the network's outputs")
+    return tuple(labels)
+
+
+def torch_runner(
+    module: torch.nn.Module, recipe: Recipe, *, batch: int = 8
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """Return `Network.run` for a PyTorch module that takes normalised FP32 NCHW."""
+
+    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        import numpy as np
+        import torch
+
+        with torch.inference_mode():
+            parts = [
+                module(torch.from_numpy(recipe.normalise(pixels[start : start + batch]))).numpy()
+                for start in range(0, len(pixels), batch)
+            ]
+        result: NDArray[np.float32] = np.concatenate(parts).astype(np.float32, copy=False)
+        return result
+
+    return run

@@ -1,0 +1,134 @@
+"""The user's ONNX file: checked here, wrapped by `generator.export`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import SourceError
+from generator.onnx_model import OnnxModel, default_opset, load_proto, open_onnx, read_onnx
+from generator.recipe import IMAGENET
+from generator.sources.network import Network, resolve_labels, resolve_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from generator.recipe import Recipe
+    from generator.spec import ModelSpec
+
+__all__ = ["image_axes", "load_onnx_file"]
+
+# Softmax over one axis only, and what onnxruntime and every TensorRT since 8.6 read.
+_OLDEST_OPSET = 13
+
+
+def load_onnx_file(spec: ModelSpec) -> Network:
+    """Check the file of `spec` and return it as a network.
+
+    Raises:
+        SourceError: Corrupt, several inputs, a fixed batch, no image input, no vector of scores, an opset too old.
+    """
+    path = spec.onnx
+    if path is None:  # the spec's own rules exclude it
+        msg = f"{spec.name}: source onnx needs the field onnx"
+        raise SourceError(msg)
+    model = read_onnx(path)
+    _check_opset(model)
+    _check_batch(model)
+    classes = _classes(model)
+    recipe = _recipe(spec, model)
+    return Network(
+        description=f"ONNX file {path.name}",
+        recipe=recipe,
+        labels=resolve_labels(spec, None, classes),
+        run=_runner(path, model, recipe, raw=spec.raw),
+        onnx=path,
+    )
+
+
+def image_axes(model: OnnxModel) -> tuple[str, tuple[int, int]]:
+    """Return the layout, "NCHW" or "NHWC", and (height, width) of the image input; -1 where they are not fixed.
+
+    Raises:
+        SourceError: The input is no batch of RGB images.
+    """
+    shape = model.input.shape
+    if len(shape) == 4 and shape[1] == 3:
+        return "NCHW", (shape[2], shape[3])
+    if len(shape) == 4 and shape[3] == 3:
+        return "NHWC", (shape[1], shape[2])
+    msg = f"{model.path}: input {model.input.name} has shape {list(shape)}, [batch, 3, height, width] was expected"
+    raise SourceError(msg, hint="the input must be a batch of RGB images")
+
+
+def _check_opset(model: OnnxModel) -> None:
+    opset = default_opset(load_proto(model.path, weights=False))
+    if opset < _OLDEST_OPSET:
+        msg = f"{model.path} has opset {opset}, at least {_OLDEST_OPSET} was expected"
+        raise SourceError(
+            msg, hint=f"onnx.version_converter.convert_version(model, {_OLDEST_OPSET}), or export it again"
+        )
+
+
+def _check_batch(model: OnnxModel) -> None:
+    if model.input.shape and model.input.shape[0] != -1:
+        msg = (
+            f"{model.path}: the batch is baked in: input {model.input.name} has shape {list(model.input.shape)}, "
+            "a free first axis was expected"
+        )
+        raise SourceError(msg, hint="export it again with a dynamic batch axis (dynamic_shapes or dynamic_axes)")
+
+
+def _classes(model: OnnxModel) -> int:
+    shape = model.output.shape
+    if len(shape) != 2 or shape[1] < 1 or model.output.data_type.numpy != "float32":
+        msg = (
+            f"{model.path}: output {model.output.name} is {model.output.data_type.numpy} {list(shape)}, "
+            "float32 [batch, classes] was expected"
+        )
+        raise SourceError(msg, hint="a classifier ends in one score per class; other heads are not served by trtgen")
+    return shape[1]
+
+
+def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
+    layout, size = image_axes(model)
+    if spec.raw:
+        if layout != "NHWC" or model.input.data_type.numpy != "uint8":
+            found = f"{model.input.data_type.numpy} {list(model.input.shape)}"
+            msg = f"{model.path}: raw is set, but input {model.input.name} is {found}, not uint8 [batch, H, W, 3]"
+            raise SourceError(msg, hint="leave raw out, so that cast and normalisation are put before the graph")
+        # mean and std are the graph's own business then; resize and crop still have to be told
+        recipe = resolve_recipe(spec, IMAGENET if size == IMAGENET.crop else None)
+    else:
+        if model.input.data_type.numpy != "float32":
+            found = model.input.data_type.numpy
+            msg = f"{model.path}: input {model.input.name} is {found}, float32 was expected"
+            raise SourceError(msg, hint="set raw: true if it takes uint8 [batch, height, width, 3] pixels as they are")
+        recipe = resolve_recipe(spec, None)
+    for axis, fixed, wanted in zip(("height", "width"), size, recipe.crop, strict=True):
+        if fixed not in (-1, wanted):
+            msg = f"{model.path}: {model.input.name} has {axis} {fixed}, but the recipe crops to {list(recipe.crop)}"
+            raise SourceError(msg, hint=f"set image_size: [{size[0]}, {size[1]}] or another crop")
+    return recipe
+
+
+def _runner(
+    path: Path, model: OnnxModel, recipe: Recipe, *, raw: bool
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    session = open_onnx(path)
+    layout, _ = image_axes(model)
+
+    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        import numpy as np
+
+        batch: NDArray[Any] = pixels if raw else recipe.normalise(pixels)
+        if not raw and layout == "NHWC":
+            batch = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
+        # one by one: whether larger batches agree with this is what the export has to prove
+        result: NDArray[np.float32] = np.concatenate([session(batch[i : i + 1]) for i in range(len(batch))])
+        return result
+
+    return run

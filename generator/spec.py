@@ -1,0 +1,318 @@
+"""What the user asks for: models.yaml or names on the command line -> validated `ModelSpec` values.
+
+Loading is parse, validate, resolve. Validation reports every problem at once, with file and field. Nothing here
+imports torch or reads a model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from generator.errors import SpecError
+from generator.recipe import Edge, RecipeSpec
+from generator.spelling import near
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["Batch", "Instances", "ModelSpec", "Target", "load_spec", "make_spec", "usable_cores"]
+
+Source = Literal["torchvision", "checkpoint", "onnx", "demo"]
+Target = Literal["onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Activation = Literal["softmax", "sigmoid", "none"]
+Version = Annotated[int, Field(ge=1, le=1_000_000)]
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+# Letters that neither a shell, nor a protobuf, nor the Python backend (which refuses shell characters) trips over.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_MEMBERS = ("_preprocess", "_classifier")
+
+
+def _expand(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 - a validator gets text
+
+
+FilePath = Annotated[Path, BeforeValidator(_expand)]
+
+
+class Batch(BaseModel):
+    """How many images one execution takes: a TensorRT optimization profile, and `max` is Triton's max_batch_size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: int = Field(default=1, ge=1, description="Smallest batch. Anything but 1 would refuse single images.")
+    opt: int | None = Field(default=None, ge=1, description="The batch to tune for; default 8, or max if that is less.")
+    max: int = Field(default=32, ge=1, le=1024, description="Largest batch; Triton's max_batch_size.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Batch:
+        opt = min(8, self.max) if self.opt is None else self.opt
+        if not self.min <= opt <= self.max:
+            msg = f"min <= opt <= max does not hold for min {self.min}, opt {opt}, max {self.max}"
+            raise ValueError(msg)
+        if self.min != 1:
+            msg = f"min is {self.min}: requests with fewer images would be refused, 1 was expected"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def optimum(self) -> int:
+        """The batch to tune for, with the default filled in."""
+        return min(8, self.max) if self.opt is None else self.opt
+
+
+class Instances(BaseModel):
+    """How many instances serve each member; left out, they follow from the usable cores."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preprocess: int | None = Field(
+        default=None, ge=1, le=256, description="Preprocessing processes; default half of the usable cores."
+    )
+    classifier: int | None = Field(default=None, ge=1, le=64, description="Classifier instances; default 1.")
+
+
+class ModelSpec(BaseModel):
+    """One model to serve: where it comes from, how it is prepared and how Triton runs it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="Name of the ensemble that clients call; its members get it as a prefix.")
+    source: Source = Field(
+        default="torchvision",
+        description="Where the model comes from. Left out, it follows from `onnx`, `weights` and the name.",
+    )
+    architecture: str | None = Field(
+        default=None, description="Name in torchvision's registry of classification models; default: `name`."
+    )
+    weights: str = Field(
+        default="default",
+        description="`default` or another name of torchvision's weights, `random` (seeded), or a checkpoint file "
+        "(.pt, .pth, .bin, .safetensors) with a state dict for `architecture`.",
+    )
+    onnx: FilePath | None = Field(default=None, description="An ONNX file with one image input, NCHW, FP32.")
+    raw: bool = Field(
+        default=False,
+        description="The ONNX file takes UINT8 NHWC pixels and normalises them itself: nothing is put before it.",
+    )
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed for `weights: random`.")
+    classes: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Number of classes; needed for a checkpoint, else checked."
+    )
+    labels: FilePath | Literal["index"] | None = Field(
+        default=None,
+        description="File with one class name a line, or `index` to use the numbers; default: the weights' own names.",
+    )
+    recipe: Literal["imagenet"] | RecipeSpec = Field(
+        default_factory=RecipeSpec,
+        description="Preprocessing, where it differs from the weights' own; `imagenet` is the usual 256/224 one.",
+    )
+    image_size: Edge | tuple[Edge, Edge] | None = Field(
+        default=None,
+        description="Another input size in pixels, one number or [height, width]; resize keeps its proportion to it.",
+    )
+    target: Target = Field(default="onnxruntime", description="The engine that runs the classifier.")
+    precision: Precision = Field(default="fp32", description="Precision of the network; the output is always FP32.")
+    activation: Activation = Field(
+        default="softmax", description="Put behind the network, unless it already ends in a Softmax."
+    )
+    batch: Batch = Field(default_factory=Batch, description="Batch sizes.")
+    instances: Instances = Field(default_factory=Instances, description="Instance counts.")
+    max_queue_delay_microseconds: int = Field(
+        default=500, ge=0, le=1_000_000, description="How long the classifier waits for a batch to fill."
+    )
+    versions: Annotated[int, Field(ge=1, le=100)] | Literal["all"] | Annotated[list[Version], Field(min_length=1)] = (
+        Field(default=1, description="Versions to serve: the newest N, `all`, or a list of version numbers.")
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_safe(cls, value: str) -> str:
+        if not _NAME.fullmatch(value) or ".." in value:
+            msg = f"{value!r} is no model name: letters, digits, '_', '-' and single '.', at most 100, were expected"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _infer_source(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "source" in value:
+            return value
+        weights = value.get("weights")
+        if value.get("onnx") is not None:
+            inferred = "onnx"
+        elif isinstance(weights, str) and weights.endswith(CHECKPOINT_SUFFIXES):
+            inferred = "checkpoint"
+        elif value.get("name") == "demo" and value.get("architecture") is None:
+            inferred = "demo"
+        else:
+            inferred = "torchvision"
+        return {**value, "source": inferred}
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ModelSpec:
+        problems = list(self._disagreements())
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _disagreements(self) -> Iterable[str]:
+        if self.source == "onnx" and self.onnx is None:
+            yield "source: onnx needs the field onnx with the file"
+        if self.source != "onnx" and self.onnx is not None:
+            yield f"onnx is given, but source is {self.source}"
+        if self.raw and self.source != "onnx":
+            yield "raw goes with source: onnx only"
+        if self.source == "checkpoint":
+            if not self.weights.endswith(CHECKPOINT_SUFFIXES):
+                yield f"source: checkpoint needs weights to be a file ({', '.join(CHECKPOINT_SUFFIXES)})"
+            if self.classes is None:
+                yield "source: checkpoint needs classes, the number of classes it was trained on"
+        if self.target != "onnxruntime":
+            yield f"target: {self.target} needs a TensorRT plan, which this version does not build; use onnxruntime"
+        if self.precision != "fp32":
+            yield f"precision: {self.precision} is not available for target {self.target}; use fp32"
+
+    @property
+    def registry_name(self) -> str:
+        """The architecture, with its default filled in."""
+        return self.architecture or self.name
+
+    @property
+    def preprocess_name(self) -> str:
+        """The member that decodes, resizes and crops."""
+        return f"{self.name}_preprocess"
+
+    @property
+    def classifier_name(self) -> str:
+        """The member that runs the network."""
+        return f"{self.name}_classifier"
+
+    def preprocess_instances(self) -> int:
+        """Preprocessing processes: half of the usable cores, since the classifier needs the other half."""
+        return self.instances.preprocess or max(1, usable_cores() // 2)
+
+    def classifier_instances(self) -> int:
+        """Classifier instances: one, which uses all cores for a batch."""
+        return self.instances.classifier or 1
+
+
+class _SpecFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    models: Annotated[list[ModelSpec], Field(min_length=1)]
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, which is fewer than the machine's in a container or a cpuset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
+    """Return specs for names of models or ONNX files from the command line; `options` hold for each of them.
+
+    Raises:
+        SpecError: An option or a name is invalid.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    models = []
+    for name in names:
+        if name.endswith(".onnx"):
+            models.append({"name": Path(name).stem, "onnx": name, **given})
+        else:
+            models.append({"name": name, **given})
+    return _validate({"models": models}, where="command line", folder=Path())
+
+
+def load_spec(path: Path) -> list[ModelSpec]:
+    """Read models.yaml, or the trtgen.json of a built model. Relative paths in it are relative to its folder.
+
+    Raises:
+        SpecError: Unreadable, not YAML, or invalid; with every problem found.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path} cannot be read: {error}"
+        raise SpecError(msg, hint="trtgen init writes a commented models.yaml") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        msg = f"{path} is not valid YAML: {' '.join(str(error).split())}"
+        raise SpecError(msg, hint="trtgen init writes a commented models.yaml to start from") from error
+    if not isinstance(data, dict):
+        msg = f"{path} holds {type(data).__name__}, but a mapping with the key `models` was expected"
+        raise SpecError(msg, hint="trtgen init writes a commented models.yaml to start from")
+    if "made_by" in data and isinstance(data.get("spec"), dict):  # a trtgen.json: build the same model again
+        data = {"models": [data["spec"]]}
+    return _validate(data, where=str(path), folder=path.parent)
+
+
+def _validate(data: dict[str, Any], *, where: str, folder: Path) -> list[ModelSpec]:
+    try:
+        models = _SpecFile.model_validate(data).models
+    except ValidationError as error:
+        raise SpecError(_describe_all(where, error.errors()), hint="docs/spec.md lists every field") from error
+    if clashes := list(_clashes(models)):
+        raise SpecError([f"{where}: {clash}" for clash in clashes], hint="give each model a name of its own")
+    return [_with_absolute_paths(model, folder) for model in models]
+
+
+def _clashes(models: Iterable[ModelSpec]) -> Iterable[str]:
+    """Directories of the model repository that two models would both write."""
+    owners: dict[str, str] = {}
+    for model in models:
+        for directory in (model.name, *(model.name + member for member in _MEMBERS)):
+            if directory in owners:
+                yield f"models {owners[directory]!r} and {model.name!r} both need the directory {directory}"
+            owners.setdefault(directory, model.name)
+
+
+def _with_absolute_paths(model: ModelSpec, folder: Path) -> ModelSpec:
+    changes: dict[str, object] = {}
+    if model.onnx is not None:
+        changes["onnx"] = (folder / model.onnx).resolve()
+    if isinstance(model.labels, Path):
+        changes["labels"] = (folder / model.labels).resolve()
+    if model.source == "checkpoint":
+        changes["weights"] = str((folder / Path(model.weights).expanduser()).resolve())
+    return model.model_copy(update=changes)
+
+
+_FIELDS = {name for cls in (ModelSpec, Batch, Instances, RecipeSpec) for name in cls.model_fields} | {"models"}
+
+
+def _describe_all(where: str, details: Iterable[Any]) -> list[str]:
+    """One line a field, since pydantic reports each member of a union for itself."""
+    by_place: dict[str, list[str]] = {}
+    for detail in details:
+        place, problem = _describe(detail)
+        if problem not in by_place.setdefault(place, []):
+            by_place[place].append(problem)
+    return [f"{where}: {place}: {', or '.join(problems)}" for place, problems in by_place.items()]
+
+
+def _describe(detail: Any) -> tuple[str, str]:
+    """The field as the user wrote it; what is wrong with it and what was found."""
+    place = ""
+    for part in detail["loc"]:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif part in _FIELDS or detail["type"] == "extra_forbidden":
+            # pydantic also names the member of a union it tried, which the user never wrote
+            place += f".{part}" if place else str(part)
+    if detail["type"] == "extra_forbidden":
+        suggestion = near(str(detail["loc"][-1]), _FIELDS, most=1)
+        return place, "unknown field" + (f"; did you mean {suggestion[0]}?" if suggestion else "")
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if isinstance(detail.get("input"), dict) or detail["type"] in ("missing", "value_error"):
+        return place, message
+    return place, f"{message} (found {detail['input']!r})"

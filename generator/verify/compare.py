@@ -1,0 +1,125 @@
+"""How two sets of scores are compared: cosine of centred log-probabilities, and agreement of the first class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["LIMITS", "Comparison", "Limit", "comparable", "compare", "discriminates", "is_distribution"]
+
+# Probabilities below this are rounded away in FP32 long before; it keeps the logarithm finite.
+_TINY = 1e-30
+# Log-odds beyond this are decided by the last bits of an FP32 probability.
+_LOG_ODDS = 12.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """What a stage must reach: the cosine of the worst image, and the share of images with the same first class."""
+
+    cosine: float
+    top1: float
+
+
+# Measured spread of each precision with room for one order of magnitude; not to be loosened without a reason.
+LIMITS = {"fp32": Limit(cosine=0.99999, top1=1.0)}
+
+
+def ensemble_limit(artifact: Limit) -> Limit:
+    """Return the limit for the whole way from the file, where pixels may differ by one level of 255."""
+    return Limit(cosine=0.999 * artifact.cosine, top1=artifact.top1 - 0.005)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The outcome over all images; `differing` holds the index of each whose first class differs.
+
+    `worst_cosine` is lowered where lengths differ, see `compare`.
+    """
+
+    worst_cosine: float
+    worst_image: int
+    top1: float
+    differing: tuple[int, ...]
+
+    def meets(self, limit: Limit) -> bool:
+        """Say whether both limits are reached (NaN never is)."""
+        return self.worst_cosine >= limit.cosine and self.top1 >= limit.top1
+
+
+def is_distribution(scores: NDArray[np.float32]) -> bool:
+    """Say whether every row is a probability distribution: what a Softmax makes."""
+    import numpy as np
+
+    return bool((scores >= 0).all() and (np.abs(scores.sum(axis=1) - 1) < 1e-3).all())
+
+
+def comparable(scores: NDArray[np.float32], activation: str, *, served: bool) -> NDArray[np.float64]:
+    """Return what cosines are taken of, in float64 (N, classes).
+
+    Softmax: centred log-probabilities, which are the centred raw scores, so the source's scores before the Softmax and
+    the served probabilities become the same numbers. Sigmoid: log-odds. None: the raw outputs.
+    """
+    import numpy as np
+
+    values = scores.astype(np.float64)
+    if is_distribution(scores):
+        values = np.log(np.maximum(values, _TINY))
+    elif activation == "sigmoid":
+        if served:
+            clipped = np.clip(values, _TINY, 1 - 1e-12)
+            values = np.log(clipped / (1 - clipped))
+        return np.clip(values, -_LOG_ODDS, _LOG_ODDS)
+    elif activation == "none":
+        return values
+    centred: NDArray[np.float64] = values - values.mean(axis=1, keepdims=True)
+    return centred
+
+
+def compare(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> Comparison:
+    """Compare rows of `comparable` values, image by image: cosine, lowered where the lengths of two rows differ."""
+    import numpy as np
+
+    similarities = _similarities(expected, actual)
+    differing = np.flatnonzero(expected.argmax(axis=1) != actual.argmax(axis=1))
+    worst = int(np.argmin(np.where(np.isnan(similarities), -np.inf, similarities)))
+    return Comparison(
+        worst_cosine=float(similarities[worst]),
+        worst_image=worst,
+        top1=1 - len(differing) / len(expected),
+        differing=tuple(int(index) for index in differing),
+    )
+
+
+def discriminates(expected: NDArray[np.float64], limit: Limit) -> bool:
+    """Say whether mixing up two images would be noticed: most pairs of images must fail the limit."""
+    import numpy as np
+
+    if len(expected) < 2 or len(set(expected.argmax(axis=1).tolist())) < 2:
+        return False
+    first, second = np.triu_indices(len(expected), 1)
+    alike = _similarities(expected[first], expected[second]) >= limit.cosine
+    return float(alike.mean()) < 0.5
+
+
+def _similarities(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cosine of each pair of rows, lowered where their lengths differ.
+
+    1 - |x - y|^2 / (2 |x|^2) is the cosine where both are equally long. The cosine alone would let scores through that
+    are all twice as large, and for two classes it is always 1 or -1. Rows near zero are judged against a tenth of
+    the usual length, since rounding is not relative to a row that happens to be small.
+    """
+    import numpy as np
+
+    lengths = np.linalg.norm(one, axis=1)
+    floor = 0.1 * float(np.sqrt((lengths**2).mean()))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = (one * other).sum(axis=1) / (lengths * np.linalg.norm(other, axis=1))
+        distances = 1 - ((one - other) ** 2).sum(axis=1) / (2 * np.maximum(lengths, floor) ** 2)
+        usable = lengths > floor
+        similarities: NDArray[np.float64] = np.where(usable, np.minimum(cosines, distances), distances)
+    return similarities

@@ -1,0 +1,134 @@
+"""The gate's order: what runs, what could not run here, and whether the model may be published."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import MissingDependencyError, ServerError, VerificationError
+from generator.verify import stages
+from generator.verify.compare import LIMITS, comparable, discriminates
+from generator.verify.served import ServedModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from generator.recipe import Recipe
+    from generator.repository import Layout
+    from generator.verify.reference import Reference
+    from generator.verify.stages import StageResult
+
+__all__ = ["GateReport", "Subject", "run_gate"]
+
+_LOG = logging.getLogger(__name__)
+SERVED_STAGES = ("served pixels", "served classifier", "served ensemble")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is judged: a repository (staged or published) with one model in it, and what the spec promised."""
+
+    repository: Path
+    layout: Layout
+    recipe: Recipe
+    labels: tuple[str, ...]
+    activation: str
+    precision: str
+    max_batch_size: int
+
+    @property
+    def onnx(self) -> Path:
+        """The graph's path."""
+        return self.repository / self.layout.onnx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateReport:
+    """Every stage's result, in order."""
+
+    model: str
+    images: int
+    results: tuple[StageResult, ...]
+
+    @property
+    def failed(self) -> tuple[StageResult, ...]:
+        """The stages that ran and failed: such a model is never published."""
+        return tuple(result for result in self.results if result.status == "failed")
+
+    @property
+    def unproved(self) -> tuple[StageResult, ...]:
+        """The stages that could not run here."""
+        return tuple(result for result in self.results if result.status == "not proved")
+
+    def as_proof(self) -> list[dict[str, Any]]:
+        """Return the results for trtgen.json and --json, without empty fields."""
+        return [
+            {key: value for key, value in asdict(result).items() if value not in ("", None)} for result in self.results
+        ]
+
+    def raise_for_status(self, *, require_all: bool) -> None:
+        """Do nothing if the model may be published.
+
+        Raises:
+            VerificationError: A stage failed, or `require_all` and one could not run.
+        """
+        if self.failed:
+            lines = [_failure(result) for result in self.failed]
+            msg = f"{self.model} is not what its source is:\n  " + "\n  ".join(lines)
+            raise VerificationError(msg, hint="nothing was published; `trtgen verify --json` shows every figure")
+        if require_all and self.unproved:
+            lines = [f"{result.stage}: {result.reason}" for result in self.unproved]
+            msg = f"{self.model}: --require all, but not proved:\n  " + "\n  ".join(lines)
+            raise VerificationError(msg, hint="make these stages possible here, or leave --require all out")
+
+
+def run_gate(subject: Subject, reference: Reference, *, grpc_url: str | None = None) -> GateReport:
+    """Run every stage that can run here; the server is started on the subject's repository unless `grpc_url` is given.
+
+    Raises:
+        VerificationError: The source gives the same answer for all images, so nothing can be compared.
+    """
+    limit = LIMITS[subject.precision]
+    expected = comparable(reference.scores, subject.activation, served=False)
+    if not discriminates(expected, limit):
+        msg = (
+            f"{subject.layout.ensemble}: images do not discriminate: "
+            f"the source answers alike for {len(reference.names)} images, so a wrong model would pass too"
+        )
+        raise VerificationError(msg, hint="give --images DIR with images of several of its classes")
+    results = [stages.check_batches(subject), stages.check_onnx(subject, reference, limit)]
+    if any(result.status == "failed" for result in results):
+        reason = "the graph itself failed"
+        results += [stages.not_proved(stage, reason) for stage in SERVED_STAGES]
+    else:
+        results += _served_stages(subject, reference, grpc_url)
+    return GateReport(model=subject.layout.ensemble, images=len(reference.names), results=tuple(results))
+
+
+def _served_stages(subject: Subject, reference: Reference, grpc_url: str | None) -> list[StageResult]:
+    if grpc_url is not None:
+        return _ask(subject, reference, grpc_url)
+    from generator.server.embedded import EmbeddedServer, check_embedded
+
+    try:
+        check_embedded()
+    except (MissingDependencyError, ServerError) as error:
+        reason = f"{error.message} ({error.hint})" if error.hint else error.message
+        return [stages.not_proved(stage, reason) for stage in SERVED_STAGES]
+    with EmbeddedServer(subject.repository) as server:
+        return _ask(subject, reference, server.grpc_url)
+
+
+def _ask(subject: Subject, reference: Reference, grpc_url: str) -> list[StageResult]:
+    limit = LIMITS[subject.precision]
+    with ServedModel(grpc_url, subject.layout, max_batch_size=subject.max_batch_size) as served:
+        return [
+            stages.check_pixels(served, subject, reference),
+            stages.check_classifier(served, subject, reference),
+            stages.check_ensemble(served, subject, reference, limit),
+        ]
+
+
+def _failure(result: StageResult) -> str:
+    return f"{result.stage}: {result.reason}" + (f"\n    likely cause: {result.cause}" if result.cause else "")

@@ -1,0 +1,122 @@
+"""`trtgen verify`: the gate on what is published, from the records and references in the repository."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from generator.errors import RepositoryError
+from generator.recipe import Recipe
+from generator.repository import Layout, Record, find_records, read_record, recover
+from generator.spec import ModelSpec
+from generator.verify import stages
+from generator.verify.gate import GateReport, Subject, run_gate
+from generator.verify.images import LabelledImages, read_images, read_labelled
+from generator.verify.reference import Reference, load_reference, make_reference, prepare
+from generator.verify.served import ServedModel
+from generator.verify.stages import StageResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+__all__ = ["verify_published"]
+
+
+def verify_published(
+    root: Path,
+    names: Sequence[str],
+    *,
+    images: Path | None = None,
+    labelled: Path | None = None,
+    grpc_url: str | None = None,
+) -> Iterator[GateReport]:
+    """Yield the gate's report for each model below `root` (all if `names` is empty).
+
+    Raises:
+        RepositoryError: No such model.
+        VerificationError: The images cannot be used.
+    """
+    recover(root)
+    for record in _find(root, names):
+        subject = _subject(root, record)
+        reference = _ask_source(record, images) if images else load_reference(root / subject.layout.reference)
+        with contextlib.ExitStack() as stack:
+            url = grpc_url or _start_server(subject, stack)
+            report = run_gate(subject, reference, grpc_url=url)
+            if labelled is not None:
+                results = _accuracies(subject, record, read_labelled(labelled, subject.labels), url)
+                report = GateReport(model=report.model, images=report.images, results=(*report.results, *results))
+        yield report
+
+
+def _find(root: Path, names: Sequence[str]) -> list[Record]:
+    records = find_records(root)
+    if not names:
+        if not records:
+            msg = f"{root} holds no model made by trtgen"
+            raise RepositoryError(msg, hint="trtgen build-repo demo")
+        return records
+    found = []
+    for name in names:
+        record = read_record(root, name)
+        if record is None:
+            msg = f"{root} holds no model {name!r}; it has {', '.join(r.name for r in records) or 'none'}"
+            raise RepositoryError(msg, hint=f"trtgen build-repo {name}")
+        found.append(record)
+    return found
+
+
+def _subject(root: Path, record: Record) -> Subject:
+    spec = ModelSpec.model_validate(record.spec)
+    return Subject(
+        repository=root,
+        layout=Layout.of(spec, record.version),
+        recipe=Recipe.model_validate(record.recipe),
+        labels=tuple(record.contract["labels"]),
+        activation=spec.activation,
+        precision=spec.precision,
+        max_batch_size=spec.batch.max,
+    )
+
+
+def _start_server(subject: Subject, stack: contextlib.ExitStack) -> str | None:
+    """Start a server for this model; None where there is none, which the gate then reports."""
+    from generator.errors import MissingDependencyError, ServerError
+    from generator.server.embedded import EmbeddedServer, check_embedded
+
+    try:
+        check_embedded()
+    except (MissingDependencyError, ServerError):
+        return None
+    server = EmbeddedServer(subject.repository, models=[subject.layout.ensemble])
+    return stack.enter_context(server).grpc_url
+
+
+def _ask_source(record: Record, folder: Path) -> Reference:
+    from generator.sources import load_network
+
+    return make_reference(load_network(ModelSpec.model_validate(record.spec)), read_images(folder))
+
+
+def _accuracies(
+    subject: Subject, record: Record, labelled: LabelledImages, grpc_url: str | None
+) -> Iterator[StageResult]:
+    """Yield the share of right answers of the source, the graph and the served ensemble."""
+    import numpy as np
+
+    from generator.onnx_model import read_onnx
+    from generator.sources import load_network
+
+    truth = np.array(labelled.classes)
+    pixels = prepare(subject.recipe, labelled.images.files)
+    answers = {
+        "labelled source": load_network(ModelSpec.model_validate(record.spec)).run(pixels),
+        "labelled onnx": stages.run_graph(read_onnx(subject.onnx), pixels),
+    }
+    if grpc_url is not None:
+        with ServedModel(grpc_url, subject.layout, max_batch_size=subject.max_batch_size) as served:
+            answers["labelled ensemble"] = served.classify_images(labelled.images.files)
+    for stage, scores in answers.items():
+        accuracy = float((scores.argmax(axis=1) == truth).mean())
+        yield StageResult(stage=stage, status="proved", accuracy=accuracy, measured=f"{len(truth)} images")

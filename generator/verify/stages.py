@@ -1,0 +1,183 @@
+"""The stages of the gate, each a function from what is compared to a StageResult."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from generator.errors import ExportError, ServerError, SourceError
+from generator.export import prove_dynamic_batch
+from generator.onnx_model import OnnxModel, open_onnx, read_onnx
+from generator.verify import causes
+from generator.verify.compare import Comparison, Limit, comparable, compare, ensemble_limit, is_distribution
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from generator.verify.gate import Subject
+    from generator.verify.reference import Reference
+    from generator.verify.served import ServedModel
+
+__all__ = ["StageResult", "check_batches", "check_classifier", "check_ensemble", "check_onnx", "check_pixels"]
+
+Status = Literal["proved", "failed", "not proved"]
+# A served graph is the same file in the same onnxruntime: only the order of summation in a batch may differ.
+_SERVED_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """What one stage found. `reason` says why it failed or did not run, `cause` what probably made it fail."""
+
+    stage: str
+    status: Status
+    measured: str = ""
+    worst_cosine: float | None = None
+    top1: float | None = None
+    accuracy: float | None = None
+    reason: str = ""
+    cause: str = ""
+
+
+def check_batches(subject: Subject) -> StageResult:
+    """Batches of 1, 3 and the maximum give each row what it gets alone."""
+    try:
+        worst = prove_dynamic_batch(read_onnx(subject.onnx), maximum=subject.max_batch_size)
+    except (ExportError, SourceError) as error:
+        return StageResult(stage="batches", status="failed", reason=str(error), cause="a batch axis is baked in")
+    sizes = sorted({1, min(3, subject.max_batch_size), subject.max_batch_size})
+    return StageResult(stage="batches", status="proved", measured=f"{sizes}: rows within {worst:.1g}")
+
+
+def check_onnx(subject: Subject, reference: Reference, limit: Limit) -> StageResult:
+    """The graph, run directly, answers like the source."""
+    model = read_onnx(subject.onnx)
+    try:
+        scores = run_graph(model, reference.pixels)
+    except (ValueError, RuntimeError, SourceError) as error:
+        return StageResult(stage="onnx", status="failed", reason=str(error))
+    return _judge("onnx", subject, reference, scores, limit, lambda: causes.of_graph(subject, model, reference))
+
+
+def check_pixels(served: ServedModel, subject: Subject, reference: Reference) -> StageResult:
+    """The served preprocessing makes the pixels that training would have made, within one level of 255."""
+    import numpy as np
+
+    pixels = served.preprocess(reference.files)
+    if pixels.shape != reference.pixels.shape:
+        reason = f"pixels have shape {list(pixels.shape)}, {list(reference.pixels.shape)} was expected"
+        return StageResult(stage="served pixels", status="failed", reason=reason, cause="crop or resize differs")
+    levels = np.abs(pixels.astype(np.int16) - reference.pixels.astype(np.int16)).reshape(len(pixels), -1).max(axis=1)
+    worst = int(levels.argmax())
+    if levels[worst] <= 1:
+        return StageResult(stage="served pixels", status="proved", measured=f"within {levels[worst]}/255")
+    return StageResult(
+        stage="served pixels",
+        status="failed",
+        measured=f"{levels[worst]}/255",
+        reason=f"{int((levels > 1).sum())} of {len(levels)} images differ by more than 1 level of 255, "
+        f"{reference.names[worst]} by {levels[worst]}",
+        cause=causes.of_pixels(subject, reference, pixels),
+    )
+
+
+def check_classifier(served: ServedModel, subject: Subject, reference: Reference) -> StageResult:
+    """The served classifier gives the numbers of the same file run directly, and the source's label texts."""
+    import numpy as np
+
+    direct = run_graph(read_onnx(subject.onnx), reference.pixels)
+    scores = served.classify_pixels(reference.pixels)
+    stage = "served classifier"
+    if not np.isfinite(scores).all():
+        return StageResult(
+            stage=stage, status="failed", reason="NaN or infinity in the served scores", cause=causes.NAN
+        )
+    worst = float(np.abs(scores - direct).max())
+    agreement = float((scores.argmax(axis=1) == direct.argmax(axis=1)).mean())
+    if worst > _SERVED_TOLERANCE or agreement < 1:
+        reason = f"differs from the same file run directly by {worst:.2g}, first class agrees on {agreement:.1%}"
+        return StageResult(
+            stage=stage, status="failed", top1=agreement, reason=reason, cause="the server runs another file or version"
+        )
+    if swapped := _wrong_labels(served.classifier_labels(reference.pixels[:1]), subject.labels):
+        return StageResult(stage=stage, status="failed", reason=swapped, cause=causes.LABELS)
+    return StageResult(stage=stage, status="proved", top1=agreement, measured=f"within {worst:.1g}, labels equal")
+
+
+def check_ensemble(served: ServedModel, subject: Subject, reference: Reference, limit: Limit) -> StageResult:
+    """From the JPEG's bytes to the label, over the wire, like the source with its own transforms."""
+    scores = served.classify_images(reference.files)
+    result = _judge("served ensemble", subject, reference, scores, ensemble_limit(limit), lambda: causes.UPSTREAM)
+    if result.status == "proved" and (
+        swapped := _wrong_labels(served.ensemble_labels(reference.files[0]), subject.labels)
+    ):
+        return StageResult(stage=result.stage, status="failed", reason=swapped, cause=causes.LABELS)
+    return result
+
+
+def run_graph(model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8) -> NDArray[np.float32]:
+    """Run the graph on the CPU in batches."""
+    import numpy as np
+
+    run = open_onnx(model.path)
+    parts = [run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
+    return np.concatenate(parts)
+
+
+def not_proved(stage: str, error: ServerError | str) -> StageResult:
+    """Return the result of a stage that could not run here."""
+    reason = error if isinstance(error, str) else error.message
+    return StageResult(stage=stage, status="not proved", reason=reason)
+
+
+def _judge(
+    stage: str, subject: Subject, reference: Reference, scores: NDArray[np.float32], limit: Limit, cause: Any
+) -> StageResult:
+    import numpy as np
+
+    if scores.shape != reference.scores.shape:
+        reason = f"scores have shape {list(scores.shape)}, {list(reference.scores.shape)} was expected"
+        return StageResult(stage=stage, status="failed", reason=reason, cause="another number of classes")
+    if bad := [reference.names[i] for i in np.flatnonzero(~np.isfinite(scores).all(axis=1))]:
+        reason = f"NaN or infinity for {len(bad)} of {len(scores)} images, {bad[0]} first"
+        return StageResult(stage=stage, status="failed", reason=reason, cause=causes.NAN)
+    if subject.activation == "softmax" and not is_distribution(scores):
+        reason = f"the scores of an image sum to {scores.sum(axis=1)[0]:.4g}, probabilities sum to 1"
+        return StageResult(stage=stage, status="failed", reason=reason, cause="the Softmax is missing")
+    expected = comparable(reference.scores, subject.activation, served=False)
+    comparison = compare(expected, comparable(scores, subject.activation, served=True))
+    measured = f"cosine {comparison.worst_cosine:.6f}, top-1 {comparison.top1:.1%}"
+    if comparison.meets(limit):
+        return StageResult(
+            stage=stage, status="proved", measured=measured, worst_cosine=comparison.worst_cosine, top1=comparison.top1
+        )
+    return StageResult(
+        stage=stage,
+        status="failed",
+        measured=measured,
+        worst_cosine=comparison.worst_cosine,
+        top1=comparison.top1,
+        reason=_reason(comparison, reference, limit),
+        cause=cause(),
+    )
+
+
+def _reason(comparison: Comparison, reference: Reference, limit: Limit) -> str:
+    text = (
+        f"cosine {comparison.worst_cosine:.6f} on {reference.names[comparison.worst_image]} "
+        f"(limit {limit.cosine:.5f}), first class agrees on {comparison.top1:.1%} (limit {limit.top1:.1%})"
+    )
+    if comparison.differing:
+        text += f"; other first class: {', '.join(reference.names[index] for index in comparison.differing[:5])}"
+    return text
+
+
+def _wrong_labels(served: Sequence[tuple[int, str]], labels: Sequence[str]) -> str:
+    wrong = [(index, text) for index, text in sorted(served) if text != labels[index]]
+    if not wrong:
+        return ""
+    index, text = wrong[0]
+    return f"class {index} is served as {text!r}, the source calls it {labels[index]!r} ({len(wrong)} labels differ)"

@@ -1,0 +1,133 @@
+"""Image files in, pixels out: decode, resize, crop. Runs inside Triton's Python backend.
+
+The recipe comes from `parameters` in config.pbtxt, so this file is the same for every model. It needs numpy and
+Pillow, nothing else. IMAGE is BYTES [N, 1], one encoded image each; PIXELS is UINT8 [N, height, width, 3], RGB.
+Normalisation is part of the network: four times fewer bytes travel between here and there.
+
+Each request is answered for itself: one with an image that cannot be decoded gets INVALID_ARG with the image's index
+and the reason, the others of the same execution get their pixels.
+"""
+
+import io
+import json
+
+import numpy as np
+import PIL
+import triton_python_backend_utils as pb_utils
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_WHITE = (255, 255, 255, 255)
+
+# Our own limit (max_pixels) is checked before anything is decoded; Pillow's would only warn at first.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class BadImageError(ValueError):
+    """The bytes are no image that we serve; the message says why."""
+
+
+class Recipe:
+    """Resize, crop and limits, read from the text parameters of config.pbtxt."""
+
+    def __init__(self, parameters):
+        values = {name: parameter["string_value"] for name, parameter in parameters.items()}
+        self.resize = [int(edge) for edge in values["resize"].split()]
+        self.crop = tuple(int(edge) for edge in values["crop"].split())
+        self.filter = Image.Resampling[values["interpolation"].upper()]
+        self.apply_exif = values["exif"] == "apply"
+        self.max_pixels = int(values["max_pixels"])
+        self.max_bytes = int(values["max_bytes"])
+        self.pillow = values.get("pillow", PIL.__version__)
+
+    def resized(self, width, height):
+        """Return (width, height) after resizing: the shorter edge gets the given length, the longer is truncated."""
+        if len(self.resize) == 2:
+            return self.resize[1], self.resize[0]
+        edge = self.resize[0]
+        if width <= height:
+            return edge, int(edge * height / width)
+        return int(edge * width / height), edge
+
+    def crop_box(self, width, height):
+        """Return the centre crop in coordinates of the image before resizing, so that only the crop is resampled.
+
+        Rounding follows torchvision: sizes are truncated, the crop's corner is rounded half to even.
+        """
+        resized_width, resized_height = self.resized(width, height)
+        crop_height, crop_width = self.crop
+        left = round((resized_width - crop_width) / 2.0)
+        top = round((resized_height - crop_height) / 2.0)
+        scale_x, scale_y = width / resized_width, height / resized_height
+        return (
+            left * scale_x,
+            top * scale_y,
+            min((left + crop_width) * scale_x, width),
+            min((top + crop_height) * scale_y, height),
+        )
+
+
+def to_rgb(image):
+    """Return the image in RGB: transparency on white, 16 bits scaled to 8, everything else as Pillow converts it."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        scaled = np.asarray(image).astype(np.float64) / 257.0
+        return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), "L").convert("RGB")
+    if image.has_transparency_data:
+        foreground = image.convert("RGBA")
+        background = Image.new("RGBA", foreground.size, _WHITE)
+        return Image.alpha_composite(background, foreground).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode(data, recipe):
+    """Return the pixels (height, width, 3) of one encoded image, or raise BadImageError."""
+    if not data:
+        raise BadImageError("no bytes, an encoded image was expected")
+    if len(data) > recipe.max_bytes:
+        raise BadImageError(f"{len(data)} bytes, at most {recipe.max_bytes} are accepted")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > recipe.max_pixels:
+            raise BadImageError(f"{image.width}x{image.height} pixels, at most {recipe.max_pixels} are accepted")
+        image = to_rgb(ImageOps.exif_transpose(image) if recipe.apply_exif else image)
+    except PIL.UnidentifiedImageError:
+        raise BadImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError) as error:
+        if isinstance(error, BadImageError):
+            raise
+        raise BadImageError(f"broken image: {error}") from None
+    crop_height, crop_width = recipe.crop
+    box = recipe.crop_box(image.width, image.height)
+    return np.asarray(image.resize((crop_width, crop_height), recipe.filter, box=box))
+
+
+class TritonPythonModel:
+    """What Triton calls: initialize once per instance, execute for every batch of requests."""
+
+    def initialize(self, args):
+        """Read the recipe; warn where Pillow is another version than the one the pixels were proved with."""
+        config = json.loads(args["model_config"])
+        self.recipe = Recipe(config["parameters"])
+        self.input, self.output = config["input"][0]["name"], config["output"][0]["name"]
+        if self.recipe.pillow != PIL.__version__:
+            pb_utils.Logger.log_warn(
+                f"{args['model_name']}: Pillow is {PIL.__version__}, the pixels were proved with {self.recipe.pillow}: "
+                "install that version, or run `trtgen verify` against this server"
+            )
+
+    def execute(self, requests):
+        """Return one response per request."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request):
+        images = pb_utils.get_input_tensor_by_name(request, self.input).as_numpy().reshape(-1)
+        pixels = np.empty((len(images), *self.recipe.crop, 3), np.uint8)
+        for index, data in enumerate(images):
+            try:
+                pixels[index] = decode(data, self.recipe)
+            except BadImageError as error:
+                message = f"{self.input}[{index}] of {len(images)}: {error}"
+                return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+        return pb_utils.InferenceResponse([pb_utils.Tensor(self.output, pixels)])
