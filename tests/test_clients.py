@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import os
 import shutil
@@ -11,14 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from tiny_repository import STARTED, build_tiny_repository, make_image, serve
 
 from generator.errors import ServerError
+from tests.tiny_repository import STARTED, build_tiny_repository, make_image, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -253,23 +253,24 @@ def test_ports_mixed_up(urls: dict[str, str], images: Path) -> None:
 def test_slow_server_and_server_that_dies(images: Path, tmp_path: Path, protocol: str) -> None:
     root = build_tiny_repository(tmp_path / "repository", delay_s=2)
     started = root / "tiny_preprocess" / STARTED
-    with contextlib.suppress(ServerError), serve(root) as addresses:
+    with serve(root) as addresses:
         where = ("--protocol", protocol, "--url", addresses[protocol], "--batch-size", "1")
         _, error = classify(images, *where, "--timeout", "0.7", code=1)
         assert f"error: no answer from {addresses[protocol]} within 0.7 s (0 of 7 images classified before)" in error
         assert "hint: raise --timeout" in error
 
-        interrupted = start(images, *where)
-        wait_for(started)
-        interrupted.send_signal(signal.SIGINT)
-        assert interrupted.wait(30) == 130
-        assert b"Traceback" not in interrupted.communicate()[1]
+        started.unlink()
+        with start(images, *where) as interrupted:
+            wait_for(started)
+            interrupted.send_signal(signal.SIGINT)
+            assert b"Traceback" not in interrupted.communicate(timeout=30)[1]
+        assert interrupted.returncode == 130
 
-        left = start(images, *where)
-        assert left.stdout
-        assert b"0-red.jpg" in left.stdout.readline()
-        kill_listener(int(addresses["grpc"].rpartition(":")[2]))
-        error = left.communicate(timeout=30)[1].decode()
+        with start(images, *where) as left:
+            assert left.stdout
+            assert b"0-red.jpg" in left.stdout.readline()
+            kill_listener(int(addresses["grpc"].rpartition(":")[2]))
+            error = left.communicate(timeout=30)[1].decode()
         assert left.returncode == 1
         assert f"error: the server at {addresses[protocol]} went away" in error
         assert "(1 of 7 images classified before)\nhint: look at its log" in error
@@ -283,8 +284,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
 def wait_for(path: Path) -> None:
     """Wait until `path` exists; pytest's own limit ends a wait in vain."""
     while not path.exists():
-        pass
-    path.unlink()
+        time.sleep(0.01)
 
 
 def kill_listener(port: int) -> None:
@@ -296,14 +296,13 @@ def kill_listener(port: int) -> None:
 
 @server
 def test_reader_that_has_seen_enough(urls: dict[str, str], images: Path) -> None:
-    process = start(images, "--url", urls["grpc"], "--batch-size", "1")
-    assert process.stdout
-    assert process.stderr
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(60) == 1
-    assert process.stderr.read() == b""
-    process.stderr.close()
+    with start(images, "--url", urls["grpc"], "--batch-size", "1") as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_empty_folder_needs_no_server(tmp_path: Path) -> None:

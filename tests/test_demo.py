@@ -84,15 +84,18 @@ def test_drawing_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("size", [(160, 431), (640, 401), (300, 300), (97, 96), (113, 500)])
-def test_crop_is_that_of_torchvision(size: tuple[int, int]) -> None:
-    from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+@pytest.mark.parametrize("size", [(160, 431), (640, 401), (300, 300), (99, 96), (113, 500)])
+def test_preprocessing_is_that_of_torchvision(size: tuple[int, int]) -> None:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms._presets import ImageClassification
 
     width, height = size
     image = draw.draw_image(np.random.default_rng(5), 3, width=width, height=height)
-    resized = Resize(network.RESIZE, InterpolationMode(network.INTERPOLATION))(image)
-    expected = np.asarray(CenterCrop(network.CROP)(resized))
-    np.testing.assert_array_equal(network.crop_image(image), expected)
+    transform = ImageClassification(
+        crop_size=network.CROP, resize_size=network.RESIZE, interpolation=InterpolationMode(network.INTERPOLATION)
+    )
+    prepared = network.normalise_pixels(network.crop_image(image)[None])
+    torch.testing.assert_close(prepared, transform(image)[None], rtol=0, atol=1e-6)
 
 
 def test_weights_are_small() -> None:
@@ -119,7 +122,7 @@ def test_channel_order_changes_outputs(
     rgb, bgr = (train.predict(demo_network, order).log() for order in (pixels, pixels[..., ::-1]))
     rgb, bgr = rgb - rgb.mean(dim=1, keepdim=True), bgr - bgr.mean(dim=1, keepdim=True)
     cosines = torch.nn.functional.cosine_similarity(rgb, bgr, dim=1)
-    assert cosines.min().item() < 0.95
+    assert cosines.min().item() < 0.99
     assert (cosines < 0.999).float().mean().item() > 1 / 3
 
 

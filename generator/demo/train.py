@@ -1,6 +1,6 @@
 """Train the demo network: `python -m generator.demo.train --output weights.safetensors`.
 
-Draws its images, trains on two CPU threads in about ten minutes, prints the accuracy on images of a seed that
+Draws its images, trains on two CPU threads in about 15 minutes, prints the accuracy on images of a seed that
 training never saw, and writes the weights. Every choice comes from a seed; the weights still depend on the versions of
 torch and Pillow and on the kind of processor.
 """

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from generator.errors import ServerError
 from generator.server import endpoint, failures
 from generator.server.endpoint import ModelState
+from generator.server.launch import assemble_backends, assemble_python, make_argv, make_environment
 from generator.server.ports import LOOPBACK, Ports, check_address, choose_ports
 from generator.server.wheel import EmbeddedTriton, check_embedded
 
@@ -204,6 +205,19 @@ class EmbeddedServer:
         self.http_url, self.grpc_url, self.metrics_url = (f"{host}:{port}" for port in ports.named().values())
 
         directory = Path(tempfile.mkdtemp(prefix=f"{self._identifier}-"))
+        try:
+            self._supervisor = self._start_supervisor(triton, ports, directory)
+        except OSError as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise ServerError(
+                f"cannot start tritonserver: {error}", hint="check the space and rights in /tmp"
+            ) from error
+        assert self._supervisor.stdout is not None
+        self.pid = int(self._supervisor.stdout.readline() or 0)
+        logger.info("tritonserver %s is process %d, log %s", triton.wheel_version, self.pid, self.log_path)
+
+    def _start_supervisor(self, triton: EmbeddedTriton, ports: Ports, directory: Path) -> subprocess.Popen[bytes]:
+        """Fill `directory` and start the supervisor, which removes it in the end."""
         arguments = {
             "argv": make_argv(
                 triton,
@@ -212,24 +226,21 @@ class EmbeddedServer:
                 address=self.address,
                 ports=ports,
                 identifier=self._identifier,
+                exit_timeout_s=_STOP_TIMEOUT_S,
             ),
             "log": str(self.log_path),
             "remove": str(directory),
             "shm_prefix": f"{self._identifier}_",
             "stop_timeout_s": _STOP_TIMEOUT_S,
         }
-        script = Path(__file__).with_name("supervisor.py")
-        self._supervisor = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(script), json.dumps(arguments)],
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=directory,
-            env=make_environment(triton),
+            env=make_environment(triton, python=assemble_python(triton, directory)),
             start_new_session=True,  # Ctrl-C in a terminal must reach this process only, which then stops the server
         )
-        assert self._supervisor.stdout is not None
-        self.pid = int(self._supervisor.stdout.readline() or 0)
-        logger.info("tritonserver %s is process %d, log %s", triton.wheel_version, self.pid, self.log_path)
 
     def _wait_until_ready(self) -> None:
         assert self._supervisor is not None
@@ -253,72 +264,3 @@ class EmbeddedServer:
 
     def _read_log(self) -> str:
         return self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.is_file() else ""
-
-
-def assemble_backends(triton: EmbeddedTriton, directory: Path) -> Path:
-    """Return a backend directory inside `directory`: the wheel's Python backend and our Python-based ones.
-
-    Files are copied: tritonserver refuses a symbolic link that leads out of it ("escapes backend directory").
-    """
-    from generator.render import template_root
-
-    backends = directory / "backends"
-    python = backends / "python"
-    python.mkdir(parents=True)
-    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
-        shutil.copy2(triton.python_backend / name, python / name)
-    shutil.copy2(triton.stub, python / triton.stub.name)
-    for model in (template_root() / "backends").glob("*/model.py"):
-        target = backends / model.parent.name
-        target.mkdir()
-        shutil.copy2(model, target / model.name)
-    return backends
-
-
-def make_argv(
-    triton: EmbeddedTriton, repository: Path, *, backends: Path, address: str, ports: Ports, identifier: str
-) -> list[str]:
-    """Return tritonserver's command line."""
-    return [
-        str(triton.binary),
-        f"--id={identifier}",
-        f"--model-repository={repository}",
-        f"--backend-directory={backends}",
-        "--model-control-mode=none",
-        "--disable-auto-complete-config",
-        "--exit-on-error=true",
-        "--strict-readiness=true",
-        f"--exit-timeout-secs={_STOP_TIMEOUT_S:.0f}",
-        "--allow-http=true",
-        f"--http-address={address}",
-        f"--http-port={ports.http}",
-        "--allow-grpc=true",
-        f"--grpc-address={address}",
-        f"--grpc-port={ports.grpc}",
-        "--allow-metrics=true",
-        f"--metrics-address={address}",
-        f"--metrics-port={ports.metrics}",
-        "--metrics-interval-ms=250",  # the server's end waits for the interval's
-        "--allow-sagemaker=false",
-        "--allow-vertex-ai=false",
-        "--log-format=ISO8601",
-        f"--backend-config=python,shm-region-prefix-name={identifier}_",
-    ]
-
-
-def make_environment(triton: EmbeddedTriton) -> dict[str, str]:
-    """Return this process's environment with what the stub needs to run the same Python with the same packages."""
-    environment = dict(os.environ)
-    libraries = [str(triton.libraries), *([str(triton.libpython)] if triton.libpython else [])]
-    packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    environment["LD_LIBRARY_PATH"] = _prepend(libraries, environment.get("LD_LIBRARY_PATH"))
-    environment["PYTHONPATH"] = _prepend(packages, environment.get("PYTHONPATH"))
-    # Else the stub takes the standard library of the first python3 on PATH, which may be another version.
-    environment["PYTHONHOME"] = f"{sys.base_prefix}:{sys.base_exec_prefix}"
-    # Byte code of model.py files would be written into the model repository.
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    return environment
-
-
-def _prepend(paths: list[str], present: str | None) -> str:
-    return os.pathsep.join([*paths, *([present] if present else [])])

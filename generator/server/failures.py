@@ -1,13 +1,183 @@
+"""From tritonserver's log to plain words: which models failed, why, and what to do next. Pure functions of the text."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from generator.errors import ServerError
+from generator.server.failure_rules import explain_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["Finding", "explain_end", "explain_timeout", "find_failures", "has_hung", "is_port_conflict"]
+
+_TAIL_LINES = 15
+_WORDS_LENGTH = 400
 
 
-def is_port_conflict(t):
-    return False
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One failure: `model` is empty when it concerns the server; cause and hint are None for words we do not know."""
+
+    model: str
+    words: str
+    cause: str | None
+    hint: str | None
+
+    def sentence(self) -> str:
+        """Return who failed and why, for people."""
+        why = self.cause or shorten(self.words)
+        return f"{self.model}: {why}" if self.model else why
 
 
-def explain_end(code, log, *, log_path, ready):
-    return ServerError(f"code {code}", log_tail=log.splitlines())
+# `2026-11-22T12:31:28Z E 14638 model_lifecycle.cc:642] "..."` or `E1122 12:31:28.507750 14638 pb_stub.cc:366] ...`
+_LINE = re.compile(r"^(?:\S+Z [IWEF] \d+|[IWEF]\d{4} \S+ +\d+) [\w./]+:\d+\] +(?P<message>.*)$")
+_TABLE_ROW = re.compile(r"^[|+]")
+_PROTOBUF = re.compile(r"^\[libprotobuf ERROR .*?Error parsing text-format \S+: (\d+):(\d+): (?P<detail>.*)$")
+# Where the rest of a message is said about the model that it names.
+_FAILURES = (
+    re.compile(r"^failed to load '(?P<model>[^']+)' version \d+: (?P<words>.*)", re.DOTALL),
+    re.compile(r"^Poll failed for model directory '(?P<model>[^']+)': (?P<words>.*)", re.DOTALL),
+    re.compile(r"^failed to load model '(?P<model>[^']+)': (?P<words>.*)", re.DOTALL),
+    re.compile(r"^(?P<words>version \d+ is specified for model '(?P<model>[^']+)'.*)", re.DOTALL),
+    re.compile(r"^(?P<words>Invalid argument: (?:in )?ensemble '?(?P<model>[^' ,]+)'?.*)", re.DOTALL),
+    re.compile(
+        r"^Failed to preinitialize Python stub: (?P<words>.*?'\S*?/(?P<model>[^/]+)/\d+/model\.py'.*)", re.DOTALL
+    ),
+    re.compile(r"^(?P<model>)(?P<words>failed to start \w+ service: .*)", re.DOTALL),
+)
+_LOADER = re.compile(r"^\S*triton_python_backend_stub: (?P<words>error while loading shared libraries: .*)$")
+_FATAL_LINE = re.compile(r"^error: (?P<words>.*)$")
+_LOADING = re.compile(r"\"loading: (?P<model>[^\"]+):\d+\"$")
+_LOADED = re.compile(r"\"successfully loaded '(?P<model>[^']+)'\"$")
+# tritonserver goes on waiting, or serves without the port, after it said one of these.
+_HUNG = ("Failed to preinitialize Python stub", "triton_python_backend_stub: error while loading", "failed to start ")
 
 
-def explain_timeout(log, *, log_path, timeout_s):
-    return ServerError("timeout", log_tail=log.splitlines())
+def find_failures(log: str) -> list[Finding]:
+    """Return what failed according to the log, in its order, one finding per model."""
+    findings: dict[str, Finding] = {}
+    for model, words in _read_failures(log):
+        if model in findings:
+            continue
+        explanation = explain_words(words, model=model)
+        findings[model] = Finding(
+            model=model,
+            words=words,
+            cause=explanation.cause if explanation else None,
+            hint=explanation.hint if explanation else None,
+        )
+    return list(findings.values())
+
+
+def has_hung(log: str) -> bool:
+    """Tell whether the log shows a failure after which tritonserver neither gets ready nor ends."""
+    return any(phrase in log for phrase in _HUNG)
+
+
+def is_port_conflict(text: str) -> bool:
+    """Tell whether one of the ports was taken."""
+    return bool(re.search(r"failed to start \w+ service: .*already in use", text))
+
+
+def explain_end(code: int, log: str, *, log_path: Path, ready: bool) -> ServerError:
+    """Return the error for a server that ended by itself with this exit code (128 + N: signal N)."""
+    findings = [] if ready else find_failures(log)
+    if findings:
+        return _describe(findings, log_path=log_path)
+    return ServerError(
+        f"tritonserver {'stopped' if ready else 'did not start'}: {_describe_code(code)}",
+        hint=f"read its log: {log_path}",
+        log_tail=tail(log),
+    )
+
+
+def explain_timeout(log: str, *, log_path: Path, timeout_s: float) -> ServerError:
+    """Return the error for a server that did not get ready in time, with the models that were still loading."""
+    findings = find_failures(log)
+    if findings:
+        return _describe(findings, log_path=log_path)
+    loading = [match["model"] for line in log.splitlines() if (match := _LOADING.search(line))]
+    loaded = {match["model"] for line in log.splitlines() if (match := _LOADED.search(line))}
+    waiting = [model for model in loading if model not in loaded]
+    what = f"still loading {', '.join(waiting)}" if waiting else "no model was loading"
+    return ServerError(
+        f"tritonserver was not ready after {timeout_s:g} s: {what}",
+        hint=f"give it more time with --ready-timeout-s, or read its log: {log_path}",
+        log_tail=tail(log),
+    )
+
+
+def tail(log: str, *, lines: int = _TAIL_LINES) -> list[str]:
+    """Return the last lines that say something: without tables and blanks."""
+    kept = [shorten(line) for line in log.splitlines() if line.strip() and not _TABLE_ROW.match(line)]
+    return kept[-lines:]
+
+
+def shorten(text: str) -> str:
+    """Return the text on one line of a readable length."""
+    line = " ".join(text.split())
+    return line if len(line) <= _WORDS_LENGTH else f"{line[:_WORDS_LENGTH]} ..."
+
+
+def _describe(findings: list[Finding], *, log_path: Path) -> ServerError:
+    """Return one error for all findings; a member's failure comes before that of its ensemble."""
+    known = [finding for finding in findings if finding.hint]
+    if len(findings) == 1:
+        message = f"tritonserver did not start: {findings[0].sentence()}"
+    else:
+        message = "\n".join(["tritonserver did not start:", *(f"  {finding.sentence()}" for finding in findings)])
+    return ServerError(
+        message,
+        hint=known[0].hint if known else f"read its log: {log_path}",
+        log_tail=[*(shorten(finding.words) for finding in findings), f"(log: {log_path})"],
+    )
+
+
+def _read_failures(log: str) -> Iterator[tuple[str, str]]:
+    """Yield (model, words) for every line that reports a failure."""
+    syntax: list[str] = []
+    for line in log.splitlines():
+        if match := _PROTOBUF.match(line):
+            syntax.append(f"line {match[1]}, column {match[2]}: {match['detail']}")
+        elif match := _LOADER.match(line):
+            yield "", match["words"]
+        elif match := _LINE.match(line):
+            message = _unquote(match["message"])
+            for pattern in _FAILURES:
+                if found := pattern.match(message):
+                    words = found["words"].strip()
+                    if "failed to read text proto" in words and syntax:
+                        words += f" ({'; '.join(syntax)})"
+                        syntax = []
+                    yield found["model"], words
+                    break
+        elif (match := _FATAL_LINE.match(line)) and "failed to load all models" not in line:
+            yield "", match["words"]
+
+
+def _unquote(message: str) -> str:
+    """Return the message of a log line, which Triton writes as a JSON string, or raw in its older form."""
+    if message.startswith('"'):
+        try:
+            return str(json.loads(message))
+        except ValueError:
+            return message.strip('"').replace("\\n", "\n")
+    return message
+
+
+def _describe_code(code: int) -> str:
+    if code <= 128:  # noqa: PLR2004 - the shell's convention
+        return f"it ended with exit code {code}"
+    try:
+        name = signal.Signals(code - 128).name
+    except ValueError:
+        name = f"signal {code - 128}"
+    killed = " (the system does that for lack of memory: dmesg | tail)" if name == "SIGKILL" else ""
+    return f"it was ended by {name}{killed}"

@@ -42,10 +42,11 @@ def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int) -> None:
             head.weight.normal_(0, 0.02, generator=generator)
         _set_statistics(module, batch)
         if head is not None:
-            scores = module(batch)
-            mean, spread = scores.mean(dim=0), (scores - scores.mean(dim=0)).std()
-            head.weight.mul_(2 / spread)
-            head.bias.copy_((head.bias - mean) * (2 / spread))
+            scores = _output_of(head, module, batch)
+            mean = scores.mean(dim=0)
+            scale = 2 / (scores - mean).std()
+            head.weight.mul_(scale)
+            head.bias.copy_((head.bias - mean) * scale)
 
 
 def _set_statistics(module: torch.nn.Module, batch: torch.Tensor) -> None:
@@ -64,8 +65,19 @@ def _set_statistics(module: torch.nn.Module, batch: torch.Tensor) -> None:
 
 
 def _head(module: torch.nn.Module) -> Any:
-    """The last linear layer, if it is what makes the scores: its bias can then shift them."""
+    """The last linear layer, or the 1x1 convolution that SqueezeNet ends in; None if it has no bias to shift."""
     import torch
 
-    layers = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+    layers = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
     return layers[-1] if layers and layers[-1].bias is not None else None
+
+
+def _output_of(layer: torch.nn.Module, module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    """Run `module` and return what `layer` gave, (N, channels), averaged over the image if it is a map."""
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
+    try:
+        module(batch)
+    finally:
+        handle.remove()
+    return seen[-1].flatten(2).mean(dim=2) if seen[-1].dim() > 2 else seen[-1]

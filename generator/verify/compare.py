@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LIMITS", "Comparison", "Limit", "comparable", "compare", "discriminates", "is_distribution"]
 
-# Probabilities below this are rounded away in FP32 long before; it keeps the logarithm finite.
-_TINY = 1e-30
+# Log-probabilities below this say nothing that matters, and soon leave FP32's range (1e-38 is -87).
+_LOWEST = -50.0
 # Log-odds beyond this are decided by the last bits of an FP32 probability.
 _LOG_ODDS = 12.0
 
@@ -61,21 +61,24 @@ def is_distribution(scores: NDArray[np.float32]) -> bool:
 def comparable(scores: NDArray[np.float32], activation: str, *, served: bool) -> NDArray[np.float64]:
     """Return what cosines are taken of, in float64 (N, classes).
 
-    Softmax: centred log-probabilities, which are the centred raw scores, so the source's scores before the Softmax and
-    the served probabilities become the same numbers. Sigmoid: log-odds. None: the raw outputs.
+    Softmax: centred log-probabilities, of the source's scores before the Softmax as of the served probabilities.
+    Sigmoid: log-odds. None: the raw outputs.
     """
     import numpy as np
 
     values = scores.astype(np.float64)
     if is_distribution(scores):
-        values = np.log(np.maximum(values, _TINY))
+        values = np.log(np.maximum(values, np.exp(_LOWEST)))
     elif activation == "sigmoid":
         if served:
-            clipped = np.clip(values, _TINY, 1 - 1e-12)
+            clipped = np.clip(values, 1e-12, 1 - 1e-12)
             values = np.log(clipped / (1 - clipped))
         return np.clip(values, -_LOG_ODDS, _LOG_ODDS)
     elif activation == "none":
         return values
+    else:
+        shifted = values - values.max(axis=1, keepdims=True)
+        values = np.maximum(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), _LOWEST)
     centred: NDArray[np.float64] = values - values.mean(axis=1, keepdims=True)
     return centred
 

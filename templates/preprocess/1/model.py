@@ -18,6 +18,8 @@ from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _WHITE = (255, 255, 255, 255)
+# A strip of 3x700 pixels would be resized to 256x59733 for one crop in its middle.
+_MOST_WASTE = 8
 
 # Our own limit (max_pixels) is checked before anything is decoded; Pillow's would only warn at first.
 Image.MAX_IMAGE_PIXELS = None
@@ -49,22 +51,29 @@ class Recipe:
             return edge, int(edge * height / width)
         return int(edge * width / height), edge
 
-    def crop_box(self, width, height):
-        """Return the centre crop in coordinates of the image before resizing, so that only the crop is resampled.
+    def cropped(self, image):
+        """Return the image resized and cropped around its centre, (height, width, 3).
 
-        Rounding follows torchvision: sizes are truncated, the crop's corner is rounded half to even.
+        Rounding follows torchvision: sizes are truncated, the crop's corner is rounded half to even. Only the crop is
+        resampled, which saves a quarter of the time and is at most one level of 255 off. An image that grows is
+        resized as a whole instead: there is nothing to save, and rounding shows most where pixels are stretched.
         """
-        resized_width, resized_height = self.resized(width, height)
+        width, height = self.resized(image.width, image.height)
         crop_height, crop_width = self.crop
-        left = round((resized_width - crop_width) / 2.0)
-        top = round((resized_height - crop_height) / 2.0)
-        scale_x, scale_y = width / resized_width, height / resized_height
-        return (
+        left = round((width - crop_width) / 2.0)
+        top = round((height - crop_height) / 2.0)
+        grows = width >= image.width and height >= image.height
+        if grows and width * height <= _MOST_WASTE * crop_width * crop_height:
+            box = (left, top, left + crop_width, top + crop_height)
+            return np.asarray(image.resize((width, height), self.filter).crop(box))
+        scale_x, scale_y = image.width / width, image.height / height
+        box = (
             left * scale_x,
             top * scale_y,
-            min((left + crop_width) * scale_x, width),
-            min((top + crop_height) * scale_y, height),
+            min((left + crop_width) * scale_x, image.width),
+            min((top + crop_height) * scale_y, image.height),
         )
+        return np.asarray(image.resize((crop_width, crop_height), self.filter, box=box))
 
 
 def to_rgb(image):
@@ -91,6 +100,7 @@ def decode(data, recipe):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > recipe.max_pixels:
             raise BadImageError(f"{image.width}x{image.height} pixels, at most {recipe.max_pixels} are accepted")
+        image.load()
         image = to_rgb(ImageOps.exif_transpose(image) if recipe.apply_exif else image)
     except PIL.UnidentifiedImageError:
         raise BadImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
@@ -98,9 +108,7 @@ def decode(data, recipe):
         if isinstance(error, BadImageError):
             raise
         raise BadImageError(f"broken image: {error}") from None
-    crop_height, crop_width = recipe.crop
-    box = recipe.crop_box(image.width, image.height)
-    return np.asarray(image.resize((crop_width, crop_height), recipe.filter, box=box))
+    return recipe.cropped(image)
 
 
 class TritonPythonModel:

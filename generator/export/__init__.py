@@ -1,0 +1,90 @@
+"""ModelSpec and Network -> OnnxModel: uint8 NHWC pixels in, FP32 scores out, any batch up to the maximum.
+
+    PIXELS uint8 [batch, H, W, 3] -> cast -> transpose -> scale and shift -> network -> activation -> PROBABILITIES
+
+The cast comes first because TensorRT takes UINT8 only as a network input that is cast at once. Scale and shift are
+(x / 255 - mean) / std written as one multiplication and one addition.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import ExportError
+from generator.export.dynamic_batch import prove_dynamic_batch
+from generator.onnx_model import OnnxModel, read_onnx
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx
+
+    from generator.sources import Network
+    from generator.spec import ModelSpec
+
+__all__ = ["MODEL_FILE", "export_onnx", "prove_dynamic_batch"]
+
+MODEL_FILE = "model.onnx"
+# protobuf refuses messages of 2 GiB; above this the weights travel in a file beside the model
+_MAX_SINGLE_FILE_BYTES = 1_900_000_000
+
+
+def export_onnx(spec: ModelSpec, network: Network, folder: Path) -> OnnxModel:
+    """Write `folder`/model.onnx and return it, checked, loaded in onnxruntime, and with a proved dynamic batch.
+
+    Raises:
+        ExportError: The exporter fails, the graph is invalid, or its batch is baked in.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MODEL_FILE
+    if network.module is not None:
+        from generator.export.torch_module import export_module
+
+        proto = export_module(spec, network.module, network.recipe)
+    elif network.onnx is not None:
+        from generator.export.onnx_graph import wrap_file
+
+        proto = wrap_file(spec, network.onnx, network.recipe)
+    else:
+        msg = f"{spec.name}: the source gave neither a module nor a file"
+        raise ExportError(msg)
+    _strip_traces(proto)
+    _save(proto, path)
+    _check(path)
+    model = read_onnx(path)
+    prove_dynamic_batch(model, maximum=spec.batch.max)
+    return model
+
+
+def _strip_traces(proto: onnx.ModelProto) -> None:
+    """Take out what the exporter notes about its own run: paths of this machine, and different bytes each time."""
+    del proto.metadata_props[:]
+    proto.doc_string = ""
+    proto.graph.doc_string = ""
+    del proto.graph.metadata_props[:]
+    for node in proto.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    tensors: list[Any] = [*proto.graph.initializer, *proto.graph.value_info, *proto.graph.input, *proto.graph.output]
+    for tensor in tensors:
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+
+
+def _save(proto: onnx.ModelProto, path: Path) -> None:
+    import onnx
+
+    if proto.ByteSize() > _MAX_SINGLE_FILE_BYTES:
+        onnx.save(proto, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
+    else:
+        onnx.save(proto, path)
+
+
+def _check(path: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        msg = f"{path.name} is not a valid ONNX graph: {' '.join(str(error).split())}"
+        raise ExportError(msg, hint="this source cannot be served as it is; export it with another opset") from error

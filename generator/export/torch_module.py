@@ -1,0 +1,142 @@
+"""A PyTorch module -> an ONNX graph with pixels in front and the activation behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import traceback
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from generator.errors import ExportError
+from generator.export.names import DYNAMIC_HINT, INPUT_NAME, OUTPUT_NAMES
+from generator.onnx_model import ends_in_softmax
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx
+    import torch
+
+    from generator.recipe import Recipe
+    from generator.spec import ModelSpec
+
+__all__ = ["export_module"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def export_module(spec: ModelSpec, module: torch.nn.Module, recipe: Recipe) -> onnx.ModelProto:
+    """Return the graph of `module`, which takes normalised FP32 NCHW, behind pixels and before the spec's activation.
+
+    Raises:
+        ExportError: The exporter stops, or the batch is baked in; with the line of code where it can be found.
+    """
+    proto = _run_exporter(spec, _with_pixels(module, recipe, spec.activation), recipe)
+    if spec.activation != "none" and _doubled_softmax(proto):
+        _LOG.info("%s already ends in a Softmax: none is added", spec.name)
+        proto = _run_exporter(spec, _with_pixels(module, recipe, "none"), recipe)
+        _rename_output(proto, "PROBABILITIES")
+    return proto
+
+
+def _with_pixels(module: torch.nn.Module, recipe: Recipe, activation: str) -> torch.nn.Module:
+    """Return `module` with pixels as its input and `activation` behind it."""
+    import torch
+
+    class PixelsToScores(torch.nn.Module):
+        scale: torch.Tensor
+        shift: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = module
+            mean, std = torch.tensor(recipe.mean), torch.tensor(recipe.std)
+            self.register_buffer("scale", (1 / (255 * std)).reshape(1, 3, 1, 1))
+            self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1))
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = self.network(pixels.float().permute(0, 3, 1, 2) * self.scale + self.shift)
+            if activation == "softmax":
+                return scores.softmax(dim=1)
+            return scores.sigmoid() if activation == "sigmoid" else scores
+
+    return PixelsToScores().eval()
+
+
+def _run_exporter(spec: ModelSpec, wrapped: torch.nn.Module, recipe: Recipe) -> onnx.ModelProto:
+    import torch
+    from torch._dynamo.exc import UserError
+    from torch.onnx import OnnxExporterError
+
+    batch = torch.export.Dim("batch", min=1, max=max(spec.batch.max, 2))
+    # two rows: with one, the exporter would take the batch for a constant
+    example = torch.zeros(2, *recipe.crop, 3, dtype=torch.uint8)
+    try:
+        with _quiet():
+            program = torch.export.export(wrapped, (example,), dynamic_shapes={"pixels": {0: batch}}, strict=False)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAMES[spec.activation]],
+                opset_version=18,  # what every supported onnxruntime and TensorRT 10 read
+                verbose=False,
+            )
+    except (OnnxExporterError, UserError, RuntimeError, ValueError, TypeError) as error:
+        if "specialized it to be a constant" in str(error):
+            msg = f"{spec.name}: the batch is baked in{_find_baked_line(wrapped, recipe)}"
+            raise ExportError(msg, hint=DYNAMIC_HINT) from error
+        first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        msg = f"{spec.name}: torch.onnx.export stopped: {first_line}"
+        raise ExportError(msg, hint="check that the model takes this image size (trtgen show)") from error
+    if exported is None:
+        msg = f"{spec.name}: torch.onnx.export returned nothing"
+        raise ExportError(msg)
+    return exported.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's warnings and notes from the user, who can do nothing about them."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _find_baked_line(wrapped: torch.nn.Module, recipe: Recipe) -> str:
+    """Run three images through the module: the code that counts on another number usually fails, and says where."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            wrapped(torch.zeros(3, *recipe.crop, 3, dtype=torch.uint8))
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        own = {__file__, *(str(path) for path in Path(torch.__file__).parent.rglob("nn/modules/*.py"))}
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in own]
+        if frames:
+            return f" by {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
+    return ": the model's code takes the first axis for a constant"
+
+
+def _doubled_softmax(proto: onnx.ModelProto) -> bool:
+    producers = {output: node for node in proto.graph.node for output in node.output}
+    last = producers.get(proto.graph.output[0].name)
+    return last is not None and last.op_type in ("Softmax", "Sigmoid") and ends_in_softmax(proto, last.input[0])
+
+
+def _rename_output(proto: onnx.ModelProto, name: str) -> None:
+    old = proto.graph.output[0].name
+    for node in proto.graph.node:
+        node.output[:] = [name if output == old else output for output in node.output]
+        node.input[:] = [name if given == old else given for given in node.input]
+    proto.graph.output[0].name = name

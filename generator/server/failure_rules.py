@@ -1,0 +1,321 @@
+r"""What tritonserver's words mean: a table of (pattern, cause, hint).
+
+The first rule whose pattern is found in the words of a failure decides. Named groups of the pattern, and `model`, `stem`
+(the public name of the model, as `trtgen build-repo` takes it) and `words`, can be used in the cause and in the hint.
+
+Sources: logs of tritonserver 2.51 on repositories that are broken on purpose (tests/test_server_failures.py), and, for the
+TensorRT backend and later releases, the texts in Triton's sources (core, backend, tensorrt_backend, python_backend).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["Explanation", "explain_words"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why a model failed and the next command or edit; neither is known for words that no rule matches."""
+
+    cause: str
+    hint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    pattern: str
+    cause: str
+    hint: str
+
+
+_REBUILD = "trtgen build-repo {stem}"
+_EDIT = "correct {model}/config.pbtxt, or write it again: trtgen build-repo {stem}"
+_CONTAINER = "trtgen serve --container"
+_ON_TARGET = "build the plan where it is served, with the TensorRT of the serving image, then: trtgen build-repo {stem}"
+
+# Packages whose import name differs from the name that pip installs.
+_PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "torch": "torch"}
+_MEMBER_SUFFIXES = ("_preprocess", "_classifier")
+
+_RULES = (
+    # the shape of the repository
+    _Rule(
+        r"failed to open text file for read (?P<folder>\S*/(?P<name>[^/\s]+))/config\.pbtxt",
+        "the folder {name} in the repository's root is not a model: it has no config.pbtxt (a leftover?)",
+        "remove it or move it elsewhere: {folder}",
+    ),
+    _Rule(
+        r"failed to open text file for read (?P<path>\S+/warmup/\S+?)(: No such|$)",
+        "the data for its warmup is missing: {path}",
+        _REBUILD,
+    ),
+    _Rule(
+        r"failed to open text file for read (?P<path>\S+?): No such",
+        "the label file that config.pbtxt names is missing: {path}",
+        _REBUILD,
+    ),
+    _Rule(
+        r"label file path '(?P<path>[^']*)' .*is outside",
+        "the label file {path} lies outside the model's directory, which Triton refuses",
+        "copy it into {model}/ and set label_filename to its bare name",
+    ),
+    _Rule(
+        r"version (?P<version>\d+) is specified for model",
+        "its version_policy names version {version}, but there is no directory {model}/{version}",
+        "build that version, or change version_policy in {model}/config.pbtxt",
+    ),
+    _Rule(
+        r"at least one version must be available",
+        "it has no version directory: expected {model}/1 or another number that its version_policy takes",
+        _REBUILD,
+    ),
+    _Rule(
+        r"unexpected directory name '(?P<folder>[^']+)' for model '(?P<name>[^']+)'",
+        "its directory is called {folder}, but config.pbtxt says the name is {name}",
+        "rename the directory to {name}, or correct `name` in {folder}/config.pbtxt",
+    ),
+    _Rule(
+        r"failed to read text proto from (?P<path>\S+)(?: \((?P<detail>.*)\))?",
+        "its config.pbtxt cannot be read: {detail}",
+        "correct {path}, or write it again: trtgen build-repo {stem}",
+    ),
+    # backends and devices
+    _Rule(
+        r"unable to find backend library for backend 'tensorrt'",
+        "it needs the TensorRT backend, which this tritonserver does not have",
+        _CONTAINER,
+    ),
+    _Rule(
+        r"unable to find backend library for backend '(?P<backend>[^']+)'",
+        "it needs the backend {backend}, which this tritonserver does not have (it has python and onnxruntime)",
+        _CONTAINER,
+    ),
+    _Rule(
+        r"kind KIND_GPU but no GPUs are available",
+        "its instance_group asks for a GPU (KIND_GPU), and none is available here",
+        "set kind: KIND_CPU in {model}/config.pbtxt, or serve on a machine with a GPU",
+    ),
+    _Rule(
+        r"TensorRT backend supports only GPU device",
+        "its instance_group asks for the CPU, but a TensorRT plan runs on a GPU only",
+        "set kind: KIND_GPU in {model}/config.pbtxt",
+    ),
+    # memory and processes
+    _Rule(
+        r"--shm-size|shared memory.*No space left on device",
+        "there is too little shared memory in /dev/shm: each instance of a Python model takes 1 MB and more",
+        "in a container give --shm-size=1g; elsewhere free space in /dev/shm (df -h /dev/shm)",
+    ),
+    _Rule(
+        r"[Oo]ut of memory|CUDA_ERROR_OUT_OF_MEMORY|MemoryError|bad_alloc",
+        "there is too little memory to load it",
+        "lower `count` of instance_group in {model}/config.pbtxt, or free memory",
+    ),
+    _Rule(
+        r"Stub process '[^']*' is not healthy",
+        "the Python process of the model ended while it loaded: it crashed, or the system stopped it for lack of memory",
+        "dmesg | tail",
+    ),
+    _Rule(
+        r"error while loading shared libraries: (?P<library>\S+?):",
+        "the Python process of the models cannot start: the library {library} was not found",
+        "install it (for libpython: apt-get install libpython3.11, or the version that is named)",
+    ),
+    # Python models
+    _Rule(
+        r"Python model file not found in '(?P<path>[^']+)'",
+        "its Python code is missing: {path}",
+        _REBUILD,
+    ),
+    _Rule(
+        r"No module named '(?P<module>[^']+)'",
+        "its Python code imports {module}, which is not installed for the Python that runs the server",
+        "pip install {package}",
+    ),
+    _Rule(
+        r"SyntaxError: (?P<detail>.*)",
+        "its model.py is not valid Python: {detail}",
+        "correct model.py, or write it again: trtgen build-repo {stem}",
+    ),
+    _Rule(
+        r"has no attribute 'TritonPythonModel'",
+        "its model.py does not define the class TritonPythonModel",
+        "correct model.py, or write it again: trtgen build-repo {stem}",
+    ),
+    _Rule(
+        r"failed to run warmup sample '(?P<sample>[^']*)': (?P<detail>.*)",
+        "its warmup '{sample}' was answered with an error: {detail}",
+        "correct the warmup in {model}/config.pbtxt, or build it again: trtgen build-repo {stem}",
+    ),
+    # ONNX graphs, through our onnxruntime backend
+    _Rule(
+        r"External data path .*does not exist: \"?(?P<path>[^\"\s]+)|"
+        r"External data path validation failed for initializer: (?P<initializer>\S+)",
+        "the weights beside its ONNX file are missing: {path}",
+        _REBUILD,
+    ),
+    _Rule(
+        r"cannot load '(?P<path>[^']+)'.*(INVALID_PROTOBUF|No graph was found in the protobuf)",
+        "its ONNX file is damaged: {path}",
+        _REBUILD,
+    ),
+    _Rule(
+        r"(?P<runtime>onnxruntime \S+) cannot load.*(Unsupported model IR version|is under development)",
+        "its ONNX file is of a newer ONNX version than {runtime} reads",
+        "pip install --upgrade onnxruntime, or build it again here: trtgen build-repo {stem}",
+    ),
+    _Rule(
+        r"(?P<runtime>onnxruntime \S+) cannot load '(?P<path>[^']+)' for model '[^']*': (?P<detail>.*)",
+        "{runtime} cannot load {path}: {detail}",
+        _REBUILD,
+    ),
+    _Rule(
+        r"parameter '(?P<key>[^']+)' of model '[^']*' is (?P<detail>.*)",
+        "the parameter {key} in its config.pbtxt is {detail}",
+        "correct {model}/config.pbtxt",
+    ),
+    # files and plans
+    _Rule(
+        r"unable to find '(?P<path>[^']+)' for model",
+        "its file is missing: {path}",
+        _REBUILD,
+    ),
+    _Rule(
+        r"unable to create TensorRT engine: (?P<detail>.*)",
+        "its plan cannot be loaded: it is damaged, or of another TensorRT version or GPU ({detail})",
+        _ON_TARGET,
+    ),
+    _Rule(
+        r"unable to load plan file to auto complete config: (?P<path>\S+)",
+        "its plan cannot be loaded: it is damaged, or of another TensorRT version or GPU: {path}",
+        _ON_TARGET,
+    ),
+    _Rule(
+        r"configuration specified max-batch (?P<wanted>\d+) but TensorRT engine only supports max-batch (?P<actual>\d+)",
+        "config.pbtxt says max_batch_size {wanted}, but the plan's optimization profile ends at {actual}",
+        "set max_batch_size: {actual} in {model}/config.pbtxt, or build a plan for {wanted}",
+    ),
+    _Rule(
+        r"(the underlying engine doesn't support batching|first dimension must be dynamic)",
+        "max_batch_size is above 0, but the batch of its graph is fixed",
+        "export it with a dynamic batch (trtgen build-repo {stem}), or set max_batch_size: 0 and the full dims",
+    ),
+    _Rule(
+        r"invalid profile (?P<profile>-?\d+)|failed to find any Optimization Profile|whether batching is supported",
+        "its instance_group and the plan's optimization profiles do not fit: {words}",
+        _EDIT,
+    ),
+    # config.pbtxt against graph or plan
+    _Rule(
+        r"unexpected datatype (?P<first>TYPE_\w+) for inference (?P<kind>\w+) '(?P<tensor>[^']+)'"
+        r"(, expecting (?P<second>TYPE_\w+)| of model '[^']*', the graph has (?P<graph>TYPE_\w+))",
+        "config.pbtxt and the model disagree on the data type of the {kind} {tensor}: {words}",
+        _EDIT,
+    ),
+    _Rule(
+        r"unexpected inference (?P<kind>input|output) '(?P<tensor>[^']+)'|expected configuration for (input|output)|"
+        r"configuration expects \d+ (input|output)s|is missing from the configuration",
+        "config.pbtxt and the model disagree on the names of inputs or outputs: {words}",
+        _EDIT,
+    ),
+    _Rule(
+        r"the (model|graph) (expects|has) \d+ dimensions|the graph has shape|"
+        r"model configuration specified invalid shape|non-linear IO format",
+        "config.pbtxt and the model disagree on dims: {words}",
+        _EDIT,
+    ),
+    _Rule(
+        r"unexpected shape for input '(?P<tensor>[^']+)' for model '[^']*'\. (?P<detail>Expected \S+, got [^.\s]+)",
+        "a request of its warmup does not fit the input {tensor}: {detail}",
+        _EDIT,
+    ),
+    # ensembles
+    _Rule(
+        r"allows maximum batch size (?P<own>\d+), but it contains model (?P<member>\S+) which only allows "
+        r"maximum batch size to be (?P<limit>\d+)",
+        "the ensemble's max_batch_size is {own}, but its member {member} takes {limit} at most",
+        "set max_batch_size: {limit} in {model}/config.pbtxt",
+    ),
+    _Rule(
+        r"depends on '(?P<member>[^']+)' which has no loaded version",
+        "its member {member} did not load",
+        "repair {member} first",
+    ),
+    _Rule(
+        r"contains models that are not available or ambiguous: (?P<members>.*)",
+        "its members are not in the repository: {members}",
+        _REBUILD,
+    ),
+    _Rule(
+        r"inconsistent data type: (?P<detail>.*)",
+        "two members of the ensemble disagree on a data type: {detail}",
+        _EDIT,
+    ),
+    _Rule(
+        r"inconsistent shape: (?P<detail>.*)",
+        "two members of the ensemble disagree on a shape: {detail}",
+        _EDIT,
+    ),
+    _Rule(
+        r"is mapping to non-existing (?P<kind>input|output) (?P<tensor>\S+) in model (?P<member>\S+)",
+        "the ensemble maps to the {kind} {tensor}, which its member {member} does not have",
+        _EDIT,
+    ),
+    _Rule(
+        r"is not mapped to any ensemble tensors|for ensemble .* is not (used|written)|is unused in ensemble|"
+        r"can appear in an output map only once|must specify '\w+' (for|in step)|"
+        r"(should not|can not) be specified for ensemble",
+        "the ensemble's config.pbtxt breaks a rule of Triton: {words}",
+        _EDIT,
+    ),
+    # rules of config.pbtxt
+    _Rule(
+        r"dynamic batching preferred size must be|default priority level must be|Only one priority level is allowed|"
+        r"must specify 'dims'|require 3 dims|specifies profile field|unexpected 'platform' and 'backend' pair|"
+        r"graph (lower bound )?spec expects|Response Cache does not|Supported values are|does not specify|"
+        r"Invalid stub name|Incorrect value for FORCE_CPU_ONLY",
+        "its config.pbtxt breaks a rule of Triton: {words}",
+        _EDIT,
+    ),
+    # ports
+    _Rule(
+        r"failed to start (?P<name>HTTP|GRPC|Metrics) service: .*Socket '(?P<socket>[^']+)' already in use",
+        "the {name} port {socket} is in use by another program",
+        "stop that program or give trtgen serve other ports (--http-port, --grpc-port, --metrics-port)",
+    ),
+    # Python models that say themselves what is wrong
+    _Rule(
+        r"TritonModelException: (?P<detail>.*)",
+        "{detail}",
+        _EDIT,
+    ),
+    _Rule(
+        r"^(?:Internal: )?(?P<error>\w+(?:Error|Exception)): (?P<detail>.*)",
+        "its model.py raised {error}: {detail}",
+        "correct model.py, or write it again: trtgen build-repo {stem}",
+    ),
+)
+
+_COMPILED = [(re.compile(rule.pattern, re.DOTALL), rule) for rule in _RULES]
+_TRACEBACK = re.compile(r"\n+At:\n.*", re.DOTALL)
+
+
+def explain_words(words: str, *, model: str) -> Explanation | None:
+    """Return cause and hint for tritonserver's words about one model, None when no rule knows them."""
+    plain = _TRACEBACK.sub("", words).strip().rstrip(";").strip()
+    stem = model
+    for suffix in _MEMBER_SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    for pattern, rule in _COMPILED:
+        match = pattern.search(plain)
+        if match is None:
+            continue
+        values = {"words": plain, "model": model, "stem": stem}
+        values |= {key: (value or "").strip() for key, value in match.groupdict().items()}
+        if "module" in values:
+            top = values["module"].split(".")[0]
+            values["package"] = _PACKAGES.get(top, top)
+        return Explanation(cause=rule.cause.format_map(values), hint=rule.hint.format_map(values))
+    return None

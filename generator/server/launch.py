@@ -1,0 +1,109 @@
+"""What the pip tritonserver is started with: a directory of its own, a command line, an environment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from generator.render import template_root
+
+if TYPE_CHECKING:
+    from generator.server.ports import Ports
+    from generator.server.wheel import EmbeddedTriton
+
+__all__ = ["assemble_backends", "assemble_python", "make_argv", "make_environment"]
+
+
+def assemble_backends(triton: EmbeddedTriton, directory: Path) -> Path:
+    """Return a new backend directory inside `directory`: the wheel's Python backend and our Python-based ones.
+
+    Files are copied: tritonserver refuses a symbolic link that leads out of it ("escapes backend directory").
+    """
+    backends = directory / "backends"
+    python = backends / "python"
+    python.mkdir(parents=True)
+    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
+        shutil.copy2(triton.python_backend / name, python / name)
+    shutil.copy2(triton.stub, python / triton.stub.name)
+    for model in (template_root() / "backends").glob("*/model.py"):
+        target = backends / model.parent.name
+        target.mkdir()
+        shutil.copy2(model, target / model.name)
+    return backends
+
+
+def assemble_python(triton: EmbeddedTriton, directory: Path) -> Path:
+    """Return the `bin` of a new virtual environment inside `directory` that has the packages of this process.
+
+    The stub ignores every PYTHON* variable (it runs isolated) and takes the first `python3` on PATH as its home, so
+    this is the way to give it the same standard library and the same packages, wherever they are installed.
+    """
+    home = directory / "python"
+    site_packages = home / "lib" / f"python{triton.python_version}" / "site-packages"
+    site_packages.mkdir(parents=True)
+    (home / "bin").mkdir()
+    (home / "bin" / "python3").symlink_to(sys.executable)
+    base = Path(sys.base_prefix) / "bin"
+    (home / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = false\n", encoding="utf-8")
+    packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    lines = [
+        # Else byte code of model.py files would be written into the model repository.
+        "import sys; sys.dont_write_bytecode = True",
+        *(f"import site; site.addsitedir({path!r})" for path in packages),
+    ]
+    (site_packages / "trtgen.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return home / "bin"
+
+
+def make_argv(
+    triton: EmbeddedTriton,
+    repository: Path,
+    *,
+    backends: Path,
+    address: str,
+    ports: Ports,
+    identifier: str,
+    exit_timeout_s: float,
+) -> list[str]:
+    """Return tritonserver's command line."""
+    return [
+        str(triton.binary),
+        f"--id={identifier}",
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--exit-on-error=true",
+        "--strict-readiness=true",
+        f"--exit-timeout-secs={exit_timeout_s:.0f}",
+        "--allow-http=true",
+        f"--http-address={address}",
+        f"--http-port={ports.http}",
+        "--allow-grpc=true",
+        f"--grpc-address={address}",
+        f"--grpc-port={ports.grpc}",
+        "--allow-metrics=true",
+        f"--metrics-address={address}",
+        f"--metrics-port={ports.metrics}",
+        "--metrics-interval-ms=250",  # the server's end waits for an interval's end; the default is 2 s
+        "--allow-sagemaker=false",
+        "--allow-vertex-ai=false",
+        "--log-format=ISO8601",
+        f"--backend-config=python,shm-region-prefix-name={identifier}_",
+    ]
+
+
+def make_environment(triton: EmbeddedTriton, *, python: Path) -> dict[str, str]:
+    """Return this process's environment with the libraries and the Python (its `bin`) that the stub needs."""
+    environment = dict(os.environ)
+    libraries = [str(triton.libraries), *([str(triton.libpython)] if triton.libpython else [])]
+    environment["LD_LIBRARY_PATH"] = _prepend(libraries, environment.get("LD_LIBRARY_PATH"))
+    environment["PATH"] = _prepend([str(python)], environment.get("PATH", os.defpath))
+    return environment
+
+
+def _prepend(paths: list[str], present: str | None) -> str:
+    return os.pathsep.join([*paths, *([present] if present else [])])

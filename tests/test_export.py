@@ -1,0 +1,163 @@
+"""Exported graphs: uint8 NHWC in, probabilities out, every batch, equal to the source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from generator.errors import ExportError
+from generator.export import export_onnx, prove_dynamic_batch
+from generator.onnx_model import ends_in_softmax, open_onnx, read_onnx
+from generator.recipe import IMAGENET
+from generator.sources import Network, load_network
+from generator.sources.network import torch_runner
+from generator.spec import ModelSpec, make_spec
+from generator.verify.compare import comparable, compare
+from tests.tiny_onnx import CLASSES, write_tiny_onnx
+
+SMALL = IMAGENET.model_copy(update={"resize": 36, "crop": (32, 32)})
+RECIPE = {"resize": 36, "crop": 32, "interpolation": "bilinear", "mean": SMALL.mean, "std": SMALL.std}
+
+
+def tiny_spec(path: Path, **options: Any) -> ModelSpec:
+    return make_spec([str(path)], labels="index", recipe=RECIPE, **options)[0]
+
+
+def pixels(count: int = 5, size: int = 32) -> Any:
+    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def module_network(module: torch.nn.Module, labels: int) -> Network:
+    return Network(
+        description="test",
+        recipe=SMALL,
+        labels=tuple(str(index) for index in range(labels)),
+        run=torch_runner(module.eval(), SMALL),
+        module=module.eval(),
+    )
+
+
+def similarity(network: Network, path: Path, activation: str) -> float:
+    batch = pixels()
+    expected = comparable(network.run(batch), activation, served=False)
+    return compare(expected, comparable(open_onnx(path)(batch), activation, served=True)).worst_cosine
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+def test_a_torchvision_model_becomes_the_graph_it_was(tmp_path: Path, name: str) -> None:
+    spec = make_spec([name], weights="random", image_size=64, batch={"max": 5})[0]
+    network = load_network(spec)
+    model = export_onnx(spec, network, tmp_path)
+    assert (model.input.name, model.input.data_type.numpy, model.input.shape) == ("PIXELS", "uint8", (-1, 64, 64, 3))
+    assert (model.output.name, model.output.shape) == ("PROBABILITIES", (-1, 1000))
+    batch = pixels(size=64)
+    probabilities = open_onnx(model.path)(batch)
+    assert np.abs(probabilities.sum(axis=1) - 1).max() < 1e-5
+    expected = comparable(network.run(batch), "softmax", served=False)
+    assert compare(expected, comparable(probabilities, "softmax", served=True)).worst_cosine > 0.99999
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+
+
+def test_the_same_input_gives_the_same_bytes_without_traces_of_this_machine(tmp_path: Path) -> None:
+    spec = make_spec(["resnet18"], weights="random", image_size=64)[0]
+    files = [export_onnx(spec, load_network(spec), tmp_path / run).path.read_bytes() for run in ("a", "b")]
+    assert files[0] == files[1]
+    assert str(Path(torch.__file__).parent).encode() not in files[0]
+    assert b"File " not in files[0]
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(("activation", "name"), [("softmax", "PROBABILITIES"), ("none", "LOGITS")])
+def test_an_onnx_file_is_wrapped(tmp_path: Path, layout: str, activation: str, name: str) -> None:
+    path = write_tiny_onnx(tmp_path / "own.onnx", layout=layout)
+    spec = tiny_spec(path, activation=activation)
+    network = load_network(spec)
+    model = export_onnx(spec, network, tmp_path / "out")
+    assert (model.input.shape, model.output.name, model.output.shape) == ((-1, 32, 32, 3), name, (-1, CLASSES))
+    assert similarity(network, model.path, activation) > 0.99999
+
+
+def test_a_sigmoid_gives_independent_probabilities(tmp_path: Path) -> None:
+    spec = tiny_spec(write_tiny_onnx(tmp_path / "own.onnx"), activation="sigmoid")
+    network = load_network(spec)
+    model = export_onnx(spec, network, tmp_path / "out")
+    expected = 1 / (1 + np.exp(-network.run(pixels())))
+    assert np.abs(open_onnx(model.path)(pixels()) - expected).max() < 1e-5
+
+
+def test_a_softmax_inside_an_onnx_file_is_not_doubled(tmp_path: Path) -> None:
+    spec = tiny_spec(write_tiny_onnx(tmp_path / "own.onnx", tail="softmax"))
+    network = load_network(spec)
+    model = export_onnx(spec, network, tmp_path / "out")
+    assert np.abs(open_onnx(model.path)(pixels()) - network.run(pixels())).max() < 1e-6
+    with pytest.raises(ExportError, match="ends in a Softmax, but activation is sigmoid"):
+        export_onnx(tiny_spec(tmp_path / "own.onnx", activation="sigmoid"), network, tmp_path / "other")
+
+
+class Small(torch.nn.Module):
+    """A convolution, a mean and a linear layer, with one thing to get wrong."""
+
+    def __init__(self, *, softmax: bool = False, baked: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = torch.nn.Conv2d(3, 8, 3, stride=2)
+        self.linear = torch.nn.Linear(8, CLASSES)
+        self.softmax, self.baked = softmax, baked
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.convolution(images).relu().mean(dim=(2, 3))
+        if self.baked:
+            features = features.reshape(2, 8)
+        scores: torch.Tensor = self.linear(features)
+        return scores.softmax(dim=1) if self.softmax else scores
+
+
+def test_a_softmax_inside_a_module_is_not_doubled(tmp_path: Path) -> None:
+    network = module_network(Small(softmax=True), CLASSES)
+    model = export_onnx(make_spec(["small"])[0], network, tmp_path)
+    assert np.abs(open_onnx(model.path)(pixels()) - network.run(pixels())).max() < 1e-6
+    assert model.output.name == "PROBABILITIES"
+    proto = onnx.load(model.path)
+    assert ends_in_softmax(proto, model.output.name)
+
+
+def test_a_module_with_a_baked_batch_is_refused_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="the batch is baked in") as caught:
+        export_onnx(make_spec(["small"])[0], module_network(Small(baked=True), CLASSES), tmp_path)
+    assert "test_export.py" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("options", "node"),
+    [({"reshape_batch": 1}, "flatten"), ({"tail": "mix"}, "mix")],
+)
+def test_an_onnx_file_with_a_baked_batch_is_refused_with_the_node(
+    tmp_path: Path, options: dict[str, Any], node: str
+) -> None:
+    spec = tiny_spec(write_tiny_onnx(tmp_path / "own.onnx", **options))
+    with pytest.raises(ExportError, match=f"the batch is baked in by (node {node}|a node that mixes)") as caught:
+        export_onnx(spec, load_network(spec), tmp_path / "out")
+    assert "with a batch of 3" in caught.value.message
+
+
+def test_a_broken_graph_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_onnx(tmp_path / "own.onnx")
+    spec = tiny_spec(path)
+    network = load_network(spec)
+    model = onnx.load(path)
+    model.graph.node[1].op_type = "NoSuchOperator"
+    onnx.save(model, path)
+    with pytest.raises(ExportError, match=r"not a valid ONNX graph: .*NoSuchOperator"):
+        export_onnx(spec, network, tmp_path / "out")
+
+
+def test_the_proof_covers_the_largest_batch(tmp_path: Path) -> None:
+    spec = tiny_spec(write_tiny_onnx(tmp_path / "own.onnx"), batch={"max": 1})
+    model = export_onnx(spec, load_network(spec), tmp_path / "out")
+    assert prove_dynamic_batch(read_onnx(model.path), maximum=1) == 0
+    assert prove_dynamic_batch(read_onnx(model.path), maximum=17) < 1e-4

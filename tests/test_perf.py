@@ -1,0 +1,355 @@
+"""perf_analyzer: installed, fed, run against a real tritonserver, and its files read."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from generator.cli import main
+from generator.errors import PerfError
+from generator.perf import analyzer, images, report, served, sweep
+from tests.tiny_repository import build_tiny_repository, make_image, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DATA = Path(__file__).parent / "data" / "perf_analyzer"  # perf_analyzer 2.50's files for tiny at concurrency 4
+ENSEMBLE = (DATA / "ensemble.csv").read_text()
+MEMBERS = {name: (DATA / f"{name}.csv").read_text() for name in ("preprocess", "classifier")}
+
+server = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """perf_analyzer, installed by us."""
+    return analyzer.install_analyzer(tmp_path_factory.mktemp("bin"))
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with serve(build_tiny_repository(tmp_path_factory.mktemp("repository"))) as addresses:
+        yield addresses
+
+
+def make_program(folder: Path, *lines: str) -> Path:
+    """Write a shell script that fails as perf_analyzer does where the real one cannot be made to."""
+    path = folder / "perf_analyzer"
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return path
+
+
+# --- its files
+
+
+def test_ensemble_is_read_with_its_members() -> None:
+    one = report.read_measurement(ENSEMBLE, model="tiny", members=MEMBERS, spread=0.1, command="perf_analyzer -m tiny")
+    row = next(csv.DictReader(ENSEMBLE.splitlines()))
+    assert (one.concurrency, one.infer_per_s) == (4, float(row["Inferences/Second"]))
+    assert one.p99_ms == float(row["p99 latency"]) / 1000
+    assert one.average_ms == pytest.approx(float(row["Avg latency"]) / 1000, rel=0.01)
+    assert one.p50_ms < one.p95_ms < one.p99_ms
+    # The ensemble's own row says 1 us of queue; the requests waited in front of the preprocess model.
+    assert one.stages.queue_ms == pytest.approx(one.members[0].stages.queue_ms, rel=0.2)
+    assert one.stages.queue_ms > 1
+    assert one.stages.infer_ms == pytest.approx(float(row["Server Compute Infer"]) / 1000, abs=0.002)
+    assert [part.model for part in one.members] == ["preprocess", "classifier"]
+    assert one.other_ms + one.stages.total_ms == pytest.approx(one.average_ms)
+    shares = [part.share for part in one.members]
+    assert sum(shares) == pytest.approx(1 - one.other_ms / one.average_ms, abs=0.01)
+
+
+def test_plain_model_and_columns_of_other_versions() -> None:
+    lines = ENSEMBLE.splitlines()
+    more = "\n".join([lines[0] + ",Avg GPU Utilization,", lines[1] + ",GPU-1:0.5;,"])
+    one = report.read_measurement(more, model="plain", members={})
+    assert one.members == ()
+    assert one.stages.queue_ms < 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has 0 rows, expected 1"),
+        (ENSEMBLE.splitlines()[0], "has 0 rows, expected 1"),
+        (ENSEMBLE + ENSEMBLE.splitlines()[1], "has 2 rows, expected 1"),
+        (ENSEMBLE.replace("p99 latency", "p98 latency"), "no 'p99 latency' among the columns"),
+        (ENSEMBLE.replace("\n4,", "\nfour,"), "'four' under 'Concurrency'"),
+    ],
+)
+def test_file_that_says_nothing_is_an_error(text: str, message: str) -> None:
+    with pytest.raises(PerfError, match=message):
+        report.read_measurement(text, model="tiny", members={})
+
+
+def test_table_and_files(tmp_path: Path) -> None:
+    ensemble = report.read_measurement(ENSEMBLE, model="tiny", members=MEMBERS, spread=0.25)
+    plain = report.read_measurement(ENSEMBLE, model="plain", members={})
+    table = report.format_table([ensemble, plain]).splitlines()
+    assert table[0].split() == [
+        *("model", "concurrency", "infer/s", "spread", "p50", "p95", "p99"),
+        *("queue", "input", "infer", "output", "other", "share"),
+    ]
+    assert table[1].split()[:4] == ["tiny", "4", f"{ensemble.infer_per_s:.1f}", "25%"]
+    assert table[2].startswith("  preprocess")
+    assert table[2].endswith(f"{ensemble.members[0].share:.0%}")
+    assert len(table) == 5
+
+    written = report.write_report([ensemble, plain], about={"date": "today"}, folder=tmp_path / "perf")
+    assert [path.name for path in written] == ["perf.csv", "perf.json"]
+    rows = list(csv.DictReader(written[0].read_text().splitlines()))
+    assert [(row["model"], row["ensemble"]) for row in rows] == [
+        ("tiny", ""),
+        ("preprocess", "tiny"),
+        ("classifier", "tiny"),
+        ("plain", ""),
+    ]
+    assert float(rows[0]["p99_ms"]) == pytest.approx(ensemble.p99_ms)
+    document = json.loads(written[1].read_text())
+    assert document["date"] == "today"
+    assert document["measurements"][0]["members"][1]["stages"]["queue_ms"] == pytest.approx(
+        ensemble.members[1].stages.queue_ms
+    )
+    (tmp_path / "file").touch()
+    with pytest.raises(PerfError, match="cannot be written"):
+        report.write_report([plain], about={}, folder=tmp_path / "file")
+
+
+# --- perf_analyzer itself
+
+
+def test_install_and_find(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert analyzer.check_analyzer(program).startswith("Perf Analyzer Version")
+    monkeypatch.delenv("PERF_ANALYZER", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(PerfError, match="neither on PATH nor beside") as caught:
+        analyzer.find_analyzer()
+    assert "trtgen perf --install" in str(caught.value.hint)
+    monkeypatch.setattr(sys, "executable", str(program.parent / "python"))
+    assert analyzer.find_analyzer() == program
+    first = make_program(tmp_path, "exit 0")
+    assert analyzer.find_analyzer() == first
+    monkeypatch.setenv("PERF_ANALYZER", str(program))
+    assert analyzer.find_analyzer() == program
+    monkeypatch.setenv("PERF_ANALYZER", str(tmp_path / "absent"))
+    with pytest.raises(PerfError, match=r"PERF_ANALYZER is .*absent"):
+        analyzer.find_analyzer()
+
+
+def test_libraries_are_linked_under_their_plain_names(program: Path) -> None:
+    with analyzer.library_environment() as environment:
+        links = Path(environment["LD_LIBRARY_PATH"].partition(":")[0])
+        assert sorted(link.name for link in links.iterdir()) == ["libb64.so.0d", "libcudart.so.12"]
+        said = subprocess.run(["ldd", program], env=environment, capture_output=True, text=True, check=True).stdout
+    assert "not found" not in said
+    assert str(links / "libb64.so.0d") in said
+    assert not links.exists()
+
+
+def test_wheel_with_other_content_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analyzer, "WHEEL_SHA256", "0" * 64)
+    with pytest.raises(PerfError, match="expected 0000"):
+        analyzer.install_analyzer(tmp_path / "bin")
+    assert not (tmp_path / "bin").exists()
+
+
+def test_install_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PerfError, match="cannot be written"):
+        analyzer.install_analyzer(tmp_path / "file")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(PerfError, match=r"(?s)pip does not fetch tritonclient==2\.50\.0:\n.*No matching distribution"):
+        analyzer.install_analyzer(tmp_path)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(PerfError, match="is for x86-64 Linux, this is linux on aarch64"):
+        analyzer.install_analyzer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "echo 'perf_analyzer: error while loading shared libraries: libb64.so.0d: cannot open' >&2; exit 127",
+            "needs the shared library libb64.so.0d",
+        ),
+        ("echo hello", "is not perf_analyzer: --version answers 'hello'"),
+    ],
+)
+def test_program_that_does_not_start(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(PerfError, match=message):
+        analyzer.check_analyzer(make_program(tmp_path, line))
+
+
+# --- what it is fed with
+
+
+def test_input_file_holds_the_images(tmp_path: Path) -> None:
+    images.write_input([b"one", b"three"], "IMAGE", tmp_path / "input.json")
+    entries = json.loads((tmp_path / "input.json").read_text())["data"]
+    assert [entry["IMAGE"]["shape"] for entry in entries] == [[1], [1]]
+    content = base64.b64decode(entries[1]["IMAGE"]["content"]["b64"])
+    assert content == struct.pack("<I", 5) + b"three"
+
+
+def test_images_of_a_folder(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f"{number:03}.jpg").write_bytes(make_image("red", size=(10 + number, 10)))
+    found = images.collect_images(tmp_path)
+    assert len(found.images) == images.MOST_IMAGES
+    assert found.images[0] == (tmp_path / "000.jpg").read_bytes()
+    assert found.images[-1] == (tmp_path / "098.jpg").read_bytes()
+    assert found.describe()["count"] == images.MOST_IMAGES
+    (tmp_path / "000.jpg").write_bytes(found.images[0][:50])
+    with pytest.raises(PerfError, match=r"000\.jpg cannot be decoded"):
+        images.collect_images(tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(PerfError, match="has no image"):
+        images.collect_images(tmp_path / "none")
+
+
+def test_drawn_images_are_of_mixed_sizes() -> None:
+    about = images.collect_images(None).describe()
+    assert about["count"] == images.DRAWN_IMAGES
+    assert int(str(about["largest_bytes"])) > 3 * int(str(about["smallest_bytes"]))
+
+
+# --- the run
+
+
+@server
+def test_perf_measures_the_ensemble_and_its_members(
+    program: Path,
+    urls: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PERF_ANALYZER", str(program))
+    arguments = ["--url", urls["grpc"], "--concurrency", "1,4", "--measurement-requests", "50"]
+    assert main(["perf", *arguments, "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    document = json.loads((tmp_path / "perf.json").read_text())
+    found = [(one["model"], one["concurrency"]) for one in document["measurements"]]
+    assert found == [(model, n) for model in ("tiny", "tiny_preprocess", "tiny_classifier") for n in (1, 4)]
+    for one in document["measurements"]:
+        assert 0 < one["p50_ms"] <= one["p95_ms"] <= one["p99_ms"]
+        # Little's law: requests in flight = throughput x latency. It fails when either is measured wrongly.
+        assert one["infer_per_s"] * one["average_ms"] / 1000 == pytest.approx(one["concurrency"], rel=0.1)
+        assert one["stages"]["infer_ms"] > 0
+        assert one["spread"] is not None
+    ensemble = document["measurements"][1]
+    assert [part["model"] for part in ensemble["members"]] == ["tiny_preprocess", "tiny_classifier"]
+    assert 0.5 < sum(part["share"] for part in ensemble["members"]) <= 1
+    assert document["versions"]["server"].endswith(" 2.51.0")
+    assert document["images"]["count"] == images.DRAWN_IMAGES
+    assert said.out.count("\n") == 1 + 6 + 4
+    assert "measuring tiny, tiny_preprocess, tiny_classifier" in said.err
+
+
+@server
+def test_perf_over_http_with_images_of_ones_own(
+    program: Path,
+    urls: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PERF_ANALYZER", str(program))
+    (tmp_path / "one.jpg").write_bytes(make_image("red"))
+    arguments = ["--url", urls["http"], "--protocol", "http", "--model", "tiny", "--no-members", "--concurrency", "2"]
+    more = ["--measurement-requests", "20", "--images", str(tmp_path), "--output", str(tmp_path / "perf")]
+    assert main(["perf", *arguments, *more]) == 0
+    rows = list(csv.DictReader((tmp_path / "perf" / "perf.csv").read_text().splitlines()))
+    assert [row["model"] for row in rows] == ["tiny", "tiny_preprocess", "tiny_classifier"]
+    assert [row["ensemble"] for row in rows] == ["", "tiny", "tiny"]
+    assert "infer/s" in capsys.readouterr().out
+
+
+@server
+def test_choice_of_the_model(urls: dict[str, str], tmp_path: Path) -> None:
+    about, models = served.read_models("grpc", urls["grpc"], None)
+    assert about.version == "2.51.0"
+    assert [one.image_input for one in models] == ["IMAGE", "IMAGE", None]
+    assert served.read_models("http", urls["http"], "tiny") == (about, models)
+    assert [one.name for one in served.read_models("grpc", urls["grpc"], "tiny_classifier")[1]] == ["tiny_classifier"]
+    with pytest.raises(PerfError, match="'absent' is not ready") as caught:
+        served.read_models("http", urls["http"], "absent")
+    assert caught.value.hint == "ready models: tiny, tiny_classifier, tiny_preprocess"
+    for protocol, url in (("grpc", urls["http"]), ("http", urls["grpc"])):
+        with pytest.raises(PerfError, match=f"no Triton server answers {protocol} at {url}"):
+            served.read_models(protocol, url, None)
+
+
+@server
+def test_several_ensembles_or_none(tmp_path: Path) -> None:
+    root = build_tiny_repository(tmp_path / "several", name="one")
+    build_tiny_repository(root, name="two")
+    none = build_tiny_repository(tmp_path / "none")
+    shutil.rmtree(none / "tiny")
+    with serve(root) as addresses, pytest.raises(PerfError, match=r"serves 2 ensembles, not one \(one, two\)"):
+        served.read_models("grpc", addresses["grpc"], None)
+    with serve(none) as addresses, pytest.raises(PerfError, match=r"serves 0 ensembles, not one \(tiny_cl.*, tiny_pre"):
+        served.read_models("grpc", addresses["grpc"], None)
+
+
+@server
+def test_requests_that_fail_are_an_error(program: Path, urls: dict[str, str]) -> None:
+    models = served.read_models("grpc", urls["grpc"], None)[1]
+    broken = images.ImageSet(source="broken", images=(b"not an image",))
+    with pytest.raises(
+        PerfError, match=r"(?s)on tiny at concurrency 1 measured nothing .*image 0 of 1 cannot be decoded"
+    ):
+        next(sweep.measure(models, broken, make_load(program, urls["grpc"])))
+
+
+def make_load(program: Path, url: str = "localhost:1", timeout_s: float = 60) -> sweep.Load:
+    return sweep.Load(analyzer=program, protocol="grpc", url=url, concurrencies=[1], requests=10, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize(
+    ("line", "timeout_s", "message"),
+    [
+        ("echo no luck", 60, r"measured nothing \(exit code 0\)\n  \| no luck"),
+        ("echo too bad >&2; exit 99", 60, r"measured nothing \(exit code 99\)\n  \| too bad"),
+        ("echo patience; exec sleep 60", 1, r"did not end within 1 s\n  \| patience"),
+        (f"cp {DATA}/ensemble.csv out.csv; echo done", 60, r"wrote no file for the member classifier\n  \| done"),
+    ],
+)
+def test_run_that_measures_nothing(tmp_path: Path, line: str, timeout_s: float, message: str) -> None:
+    model = served.ServedModel(name="tiny", image_input=None, members=("classifier",))
+    load = make_load(make_program(tmp_path, line), timeout_s=timeout_s)
+    with pytest.raises(PerfError, match=message):
+        next(sweep.measure([model], images.ImageSet(source="none", images=()), load))
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,,2", "1,x", "-1"])
+def test_concurrency_is_checked(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["perf", f"--concurrency={text}"]) == 2
+    assert "is not a list of numbers from 1" in capsys.readouterr().err
+
+
+def test_no_server(program: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PERF_ANALYZER", str(program))
+    assert main(["perf", "--url", "localhost:1"]) == 1
+    error = capsys.readouterr().err
+    assert "no Triton server answers grpc at localhost:1" in error
+    assert "hint: start one with `trtgen serve`" in error
+
+
+def test_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert main(["perf", "--install"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path == tmp_path / "bin" / "perf_analyzer"
+    assert analyzer.check_analyzer(path)

@@ -1,0 +1,147 @@
+"""The preprocessing step's own code against torchvision's transforms, image by image.
+
+The step runs inside Triton; here its pure part is imported with the one module that only Triton has left empty.
+What it answers over the wire is tested with a real server in test_chain.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from generator.recipe import IMAGENET, Recipe, make_pixels
+from generator.render import template_root
+from generator.verify.images import photographs
+
+
+@pytest.fixture(scope="module")
+def step() -> Any:
+    """The module templates/preprocess/1/model.py."""
+    sys.modules.setdefault("triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+    spec = importlib.util.spec_from_file_location("preprocess_step", template_root() / "preprocess" / "1" / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    del sys.modules["triton_python_backend_utils"]
+    return module
+
+
+def read(step: Any, recipe: Recipe) -> Any:
+    return step.Recipe({name: {"string_value": value} for name, value in recipe.parameters().items()})
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def noise(width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(width * 31 + height)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+RECIPES = {
+    "imagenet": IMAGENET,
+    "bicubic": IMAGENET.model_copy(update={"interpolation": "bicubic"}),
+    "odd crop": Recipe.model_validate({**IMAGENET.model_dump(), "resize": 235, "crop": (224, 111)}),
+    "both edges": Recipe.model_validate({**IMAGENET.model_dump(), "resize": (240, 300), "crop": (224, 256)}),
+    "lanczos, no crop": Recipe.model_validate(
+        {**IMAGENET.model_dump(), "resize": (96, 96), "crop": (96, 96), "interpolation": "lanczos"}
+    ),
+}
+SIZES = [(500, 375), (375, 500), (224, 224), (100, 80), (257, 1023), (2048, 300), (1, 1), (30, 40)]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_are_those_of_training_within_one_level(step: Any, name: str, size: tuple[int, int]) -> None:
+    recipe = RECIPES[name]
+    image = noise(*size)
+    ours = step.decode(encode(image), read(step, recipe)).astype(int)
+    assert np.abs(ours - make_pixels(recipe)(image).astype(int)).max() <= 1
+
+
+def test_a_thin_strip_is_not_resized_as_a_whole(step: Any) -> None:
+    """Pillow then stretches the other axis first, which shows in single levels where the filter overshoots."""
+    recipe = RECIPES["bicubic"]
+    image = noise(3, 700)
+    difference = np.abs(step.decode(encode(image), read(step, recipe)).astype(int) - make_pixels(recipe)(image))
+    assert difference.mean() < 1
+
+
+def test_photographs_too(step: Any) -> None:
+    for data in photographs().files:
+        expected = make_pixels(IMAGENET)(Image.open(io.BytesIO(data))).astype(int)
+        assert np.abs(step.decode(data, read(step, IMAGENET)).astype(int) - expected).max() <= 1
+
+
+def colour_of(step: Any, data: bytes, recipe: Recipe = IMAGENET) -> list[int]:
+    pixels = step.decode(data, read(step, recipe))
+    return [int(value) for value in pixels[112, 112]]
+
+
+def test_other_kinds_of_images(step: Any) -> None:
+    red = Image.new("RGB", (40, 30), (200, 30, 40))
+    assert colour_of(step, encode(red.convert("CMYK"), "JPEG", quality=95)) == pytest.approx([200, 30, 40], abs=4)
+    assert colour_of(step, encode(red.convert("L"))) == [82, 82, 82]
+    assert colour_of(step, encode(red.quantize(4))) == pytest.approx([200, 30, 40], abs=2)
+    assert colour_of(step, encode(red, "WEBP", lossless=True)) == [200, 30, 40]
+    frames = [red, Image.new("RGB", (40, 30), (0, 0, 255))]
+    animated = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert colour_of(step, animated) == pytest.approx([200, 30, 40], abs=4)
+
+
+def test_transparency_lies_on_white(step: Any) -> None:
+    assert colour_of(step, encode(Image.new("RGBA", (40, 30), (0, 0, 0, 0)))) == [255, 255, 255]
+    assert colour_of(step, encode(Image.new("LA", (40, 30), (0, 128)))) == pytest.approx([127] * 3, abs=1)
+
+
+def test_sixteen_bits_are_scaled(step: Any) -> None:
+    grey = Image.fromarray(np.full((30, 40), 128 * 257, np.uint16))
+    assert colour_of(step, encode(grey)) == [128, 128, 128]
+
+
+def test_exif_rotation_follows_the_recipe(step: Any) -> None:
+    image = Image.new("RGB", (300, 300), (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, 300, 150))  # the upper half is red
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    data = encode(image, "JPEG", exif=exif, quality=95)
+
+    def top(recipe: Recipe) -> Any:
+        return step.decode(data, read(step, recipe))[20, 112]
+
+    assert top(IMAGENET)[0] > 200
+    assert top(IMAGENET.model_copy(update={"exif": "apply"}))[2] > 200
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no bytes"),
+        (b"hello, this is text", "not an image in one of the formats JPEG, PNG, WEBP, GIF, BMP"),
+        (bytes(range(256)) * 4, "not an image"),
+        (encode(noise(200, 100), "JPEG")[:2000], "broken image"),
+        (encode(noise(50, 50), "TIFF"), "not an image in one of the formats"),
+    ],
+)
+def test_what_is_no_image_is_refused(step: Any, data: bytes, message: str) -> None:
+    with pytest.raises(step.BadImageError, match=message):
+        step.decode(data, read(step, IMAGENET))
+
+
+def test_limits(step: Any) -> None:
+    data = encode(noise(60, 50))
+    with pytest.raises(step.BadImageError, match="60x50 pixels, at most 2999 are accepted"):
+        step.decode(data, read(step, IMAGENET.model_copy(update={"max_pixels": 2999})))
+    with pytest.raises(step.BadImageError, match=f"{len(data)} bytes, at most 1024"):
+        step.decode(data, read(step, IMAGENET.model_copy(update={"max_bytes": 1024})))

@@ -1,0 +1,136 @@
+"""models.yaml and names -> ModelSpec: every problem at once, with file, field and near spelling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from generator.errors import SpecError
+from generator.render import read_static
+from generator.spec import ModelSpec, load_spec, make_spec
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "models.yaml"
+    path.write_text(text)
+    return path
+
+
+def problems_of(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        load_spec(write(tmp_path, text))
+    assert caught.value.hint
+    return caught.value.problems
+
+
+def test_a_name_is_enough() -> None:
+    (spec,) = make_spec(["resnet50"])
+    assert (spec.source, spec.registry_name, spec.weights) == ("torchvision", "resnet50", "default")
+    assert (spec.preprocess_name, spec.classifier_name) == ("resnet50_preprocess", "resnet50_classifier")
+
+
+@pytest.mark.parametrize(
+    ("fields", "source"),
+    [
+        ({"name": "demo"}, "demo"),
+        ({"name": "x", "onnx": "x.onnx"}, "onnx"),
+        ({"name": "x", "architecture": "resnet18", "weights": "w.safetensors", "classes": 3}, "checkpoint"),
+        ({"name": "x", "architecture": "resnet18", "weights": "IMAGENET1K_V1"}, "torchvision"),
+    ],
+)
+def test_the_source_follows_from_the_fields(fields: dict[str, object], source: str) -> None:
+    assert ModelSpec.model_validate(fields).source == source
+
+
+def test_a_file_name_is_an_onnx_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (spec,) = make_spec(["exports/defects.onnx"])
+    assert (spec.name, spec.onnx) == ("defects", tmp_path / "exports/defects.onnx")
+
+
+def test_paths_are_relative_to_the_spec_file(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "models: [{name: a, onnx: a.onnx, labels: a.txt}, "
+        "{name: b, architecture: resnet18, weights: b.pt, classes: 2}]",
+    )
+    one, two = load_spec(path)
+    assert (one.onnx, one.labels) == (tmp_path / "a.onnx", tmp_path / "a.txt")
+    assert two.weights == str(tmp_path / "b.pt")
+
+
+def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
+    problems = problems_of(
+        tmp_path,
+        "models:\n- name: 'a;b'\n  wieghts: x\n  batch: {max: 0}\n- name: ok\n  max_queue_delay_microseconds: soon\n",
+    )
+    assert len(problems) == 4
+    assert all(str(tmp_path / "models.yaml") in problem for problem in problems)
+    text = "\n".join(problems)
+    assert "models[0].name: 'a;b' is no model name" in text
+    assert "models[0].wieghts: unknown field; did you mean weights?" in text
+    assert "models[0].batch.max: Input should be greater than or equal to 1 (found 0)" in text
+    assert "models[1].max_queue_delay_microseconds" in text
+    assert "(found 'soon')" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("{name: ../x}", "is no model name"),
+        ("{name: 'a..b'}", "is no model name"),
+        ("{name: 'a b'}", "is no model name"),
+        ("{name: a, batch: {opt: 9, max: 8}}", "min <= opt <= max does not hold for min 1, opt 9, max 8"),
+        ("{name: a, batch: {min: 9, opt: 8}}", "min <= opt <= max does not hold"),
+        ("{name: a, batch: {min: 2}}", "requests with fewer images would be refused"),
+        ("{name: a, batch: {max: 100000}}", "less than or equal to 1024 (found 100000)"),
+        ("{name: a, source: onnx}", "needs the field onnx"),
+        ("{name: a, source: checkpoint}", "needs weights to be a file"),
+        ("{name: a, weights: b.pt}", "needs classes"),
+        ("{name: a, raw: true}", "raw goes with source: onnx only"),
+        ("{name: a, target: tensorrt-10}", "needs a TensorRT plan"),
+        ("{name: a, precision: fp16}", "precision: fp16 is not available"),
+        ("{name: a, recipe: {std: [0, 1, 1]}}", "models[0].recipe.std[0]"),
+        ("{name: a, versions: []}", "models[0].versions"),
+        ("{name: a, instances: {preprocess: 0}}", "models[0].instances.preprocess"),
+    ],
+)
+def test_impossible_values_are_refused(tmp_path: Path, model: str, expected: str) -> None:
+    assert expected in "\n".join(problems_of(tmp_path, f"models: [{model}]"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("models: [{name: a}, {name: a}]", "both need the directory a"),
+        ("models: [{name: a}, {name: a_classifier}]", "both need the directory a_classifier"),
+        ("models: []", "at least 1 item"),
+        ("model: [{name: a}]", "model: unknown field; did you mean models?"),
+        ("- a\n- b\n", "holds list"),
+        ("models: [", "is not valid YAML"),
+    ],
+)
+def test_a_file_as_a_whole(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in "\n".join(problems_of(tmp_path, text))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="cannot be read"):
+        load_spec(tmp_path / "none.yaml")
+
+
+def test_the_default_opt_never_exceeds_max() -> None:
+    assert make_spec(["a"], batch={"max": 4})[0].batch.optimum == 4
+    assert make_spec(["a"])[0].batch.optimum == 8
+
+
+def test_the_file_that_init_writes_is_valid(tmp_path: Path) -> None:
+    text = read_static("models.yaml").decode()
+    assert [spec.name for spec in load_spec(write(tmp_path, text))] == ["resnet50", "demo"]
+    # the examples in comments are valid too
+    commented = [line.replace("  # ", "  ", 1) for line in text.splitlines() if line.startswith("  # ") and ":" in line]
+    examples = [line for line in commented if line.startswith(("  - ", "    "))]
+    models = yaml.safe_load("models:\n" + "\n".join(examples))["models"]
+    assert [ModelSpec.model_validate(model).source for model in models] == ["checkpoint", "onnx"]
