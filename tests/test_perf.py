@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import json
 import shutil
 import struct
@@ -31,7 +32,8 @@ server = pytest.mark.server
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """perf_analyzer, installed by us."""
+    """perf_analyzer, installed by us; its libraries come with the extra `server`."""
+    pytest.importorskip("pytriton", reason="perf_analyzer's libraries come with the extra 'server'")
     return analyzer.install_analyzer(tmp_path_factory.mktemp("bin"))
 
 
@@ -323,6 +325,11 @@ def make_load(program: Path, url: str = "localhost:1", timeout_s: float = 60) ->
         ("echo no luck", 60, r"measured nothing \(exit code 0\)\n  \| no luck"),
         ("echo too bad >&2; exit 99", 60, r"measured nothing \(exit code 99\)\n  \| too bad"),
         ("echo patience; exec sleep 60", 1, r"did not end within 1 s\n  \| patience"),
+        (
+            f"cp {DATA}/ensemble.csv out.csv; echo cut off; exit 1",
+            60,
+            r"measured nothing \(exit code 1\)\n  \| cut off",
+        ),
         (f"cp {DATA}/ensemble.csv out.csv; echo done", 60, r"wrote no file for the member classifier\n  \| done"),
     ],
 )
@@ -333,10 +340,44 @@ def test_run_that_measures_nothing(tmp_path: Path, line: str, timeout_s: float, 
         next(sweep.measure([model], images.ImageSet(source="none", images=()), load))
 
 
+def test_earlier_result_is_not_taken_for_a_later_one(tmp_path: Path) -> None:
+    program = make_program(
+        tmp_path, f"test -f {tmp_path}/second || cp {DATA}/ensemble.csv out.csv", f"touch {tmp_path}/second"
+    )
+    model = served.ServedModel(name="tiny", image_input=None, members=())
+    load = dataclasses.replace(make_load(program), concurrencies=[4, 8])
+    found = sweep.measure([model], images.ImageSet(source="none", images=()), load)
+    assert next(found).concurrency == 4
+    with pytest.raises(PerfError, match="on tiny at concurrency 8 measured nothing"):
+        next(found)
+
+
 @pytest.mark.parametrize("text", ["", "0", "1,,2", "1,x", "-1"])
 def test_concurrency_is_checked(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["perf", f"--concurrency={text}"]) == 2
     assert "is not a list of numbers from 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["http://localhost:8000", "localhost", "localhost:99999", "localhost:0"])
+def test_address_is_checked(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["perf", "--url", text]) == 2
+    assert f"{text!r} is not HOST:PORT" in capsys.readouterr().err
+
+
+@server
+def test_what_was_measured_before_an_error_is_kept(
+    urls: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = f"test -f {tmp_path}/second && echo it went away && exit 99"
+    lines = ["test $1 = --version && echo Perf Analyzer Version && exit 0", once, f"touch {tmp_path}/second"]
+    files = [f"cp {DATA}/ensemble.csv out.csv"]
+    files += [f"cp {DATA}/{member}.csv tiny_{member}_v1.out.csv" for member in ("preprocess", "classifier")]
+    monkeypatch.setenv("PERF_ANALYZER", str(make_program(tmp_path, *lines, *files)))
+    assert main(["perf", "--url", urls["grpc"], "--concurrency", "4,8", "--output", str(tmp_path / "perf")]) == 1
+    said = capsys.readouterr()
+    assert "490.1" in said.out
+    assert "it went away" in said.err
+    assert json.loads((tmp_path / "perf" / "perf.json").read_text())["measurements"][0]["concurrency"] == 4
 
 
 def test_no_server(program: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,6 +388,7 @@ def test_no_server(program: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "hint: start one with `trtgen serve`" in error
 
 
+@pytest.mark.usefixtures("program")
 def test_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     assert main(["perf", "--install"]) == 0

@@ -52,13 +52,27 @@ def noise(width: int, height: int) -> Image.Image:
 RECIPES = {
     "imagenet": IMAGENET,
     "bicubic": IMAGENET.model_copy(update={"interpolation": "bicubic"}),
+    "nearest": IMAGENET.model_copy(update={"interpolation": "nearest"}),
     "odd crop": Recipe.model_validate({**IMAGENET.model_dump(), "resize": 235, "crop": (224, 111)}),
     "both edges": Recipe.model_validate({**IMAGENET.model_dump(), "resize": (240, 300), "crop": (224, 256)}),
     "lanczos, no crop": Recipe.model_validate(
         {**IMAGENET.model_dump(), "resize": (96, 96), "crop": (96, 96), "interpolation": "lanczos"}
     ),
 }
-SIZES = [(500, 375), (375, 500), (224, 224), (100, 80), (257, 1023), (2048, 300), (1, 1), (30, 40)]
+SIZES = [
+    (500, 375),
+    (375, 500),
+    (224, 224),
+    (100, 80),
+    (257, 1023),
+    (2048, 300),
+    (1, 1),
+    (30, 40),
+    (3, 700),
+    (700, 3),
+    (362, 518),
+    (260, 1000),
+]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -67,15 +81,10 @@ def test_pixels_are_those_of_training_within_one_level(step: Any, name: str, siz
     recipe = RECIPES[name]
     image = noise(*size)
     ours = step.decode(encode(image), read(step, recipe)).astype(int)
-    assert np.abs(ours - make_pixels(recipe)(image).astype(int)).max() <= 1
-
-
-def test_a_thin_strip_is_not_resized_as_a_whole(step: Any) -> None:
-    """Pillow then stretches the other axis first, which shows in single levels where the filter overshoots."""
-    recipe = RECIPES["bicubic"]
-    image = noise(3, 700)
-    difference = np.abs(step.decode(encode(image), read(step, recipe)).astype(int) - make_pixels(recipe)(image))
-    assert difference.mean() < 1
+    difference = np.abs(ours - make_pixels(recipe)(image).astype(int))
+    # a strip's one crop is stretched 85 times, and a filter that overshoots is cut off between the two axes
+    assert difference.max() <= (2 if max(size) > 100 * min(size) else 1)
+    assert (difference > 0).mean() < 0.05  # a quarter of all values where the axes are resized in another order
 
 
 def test_photographs_too(step: Any) -> None:

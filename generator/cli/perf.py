@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,11 +24,23 @@ def _parse_concurrencies(text: str) -> list[int]:
     return values
 
 
+def _check_address(text: str | None) -> str | None:
+    match = re.fullmatch(r"[^/]+:(\d+)", text or "localhost:1")
+    if not match or not 0 < int(match[1]) < 2**16:
+        raise typer.BadParameter(f"{text!r} is not HOST:PORT")
+    return text
+
+
 def perf(
     model: Annotated[str | None, typer.Option(help="Model to measure.  [default: the one ensemble served]")] = None,
     protocol: Annotated[Literal["grpc", "http"], typer.Option(help="Protocol of the requests.")] = "grpc",
     url: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="The server.  [default: localhost:8001, http :8000]")
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            callback=_check_address,
+            help="The server.  [default: localhost:8001, http :8000]",
+        ),
     ] = None,
     concurrency: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of requests in flight.")] = "1,2,4,8",
     images: Annotated[
@@ -66,14 +79,17 @@ def perf(
     models = models if members else models[:1]
     say(f"measuring {', '.join(one.name for one in models)} at {url} with {chosen.source}: 3 s or more per line")
     measurements = []
-    for one in sweep.measure(models, chosen, load):
-        say(f"* {one.model}  concurrency {one.concurrency}  {one.infer_per_s:.1f} infer/s")
-        measurements.append(one)
-    print(report.format_table(measurements))
+    try:
+        for one in sweep.measure(models, chosen, load):
+            say(f"* {one.model}  concurrency {one.concurrency}  {one.infer_per_s:.1f} infer/s")
+            measurements.append(one)
+    finally:  # what was measured before an error or Ctrl-C is worth keeping
+        if measurements:
+            print(report.format_table(measurements))
+            about = describe_run(
+                server=server, analyzer_version=version, load=load, images=chosen, arguments=sys.argv[1:]
+            )
+            for path in report.write_report(measurements, about=about, folder=output):
+                say(f"wrote {path}")
     if any(one.spread is not None and one.spread > SPREAD_WORTH_A_NOTE for one in measurements):
-        say(
-            "note: a large spread means a busy machine or short windows; raise --measurement-requests and measure again"
-        )
-    about = describe_run(server=server, analyzer_version=version, load=load, images=chosen, arguments=sys.argv[1:])
-    for path in report.write_report(measurements, about=about, folder=output):
-        say(f"wrote {path}")
+        say("note: a large spread means a busy machine or short windows; raise --measurement-requests, measure again")

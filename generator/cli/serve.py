@@ -1,5 +1,141 @@
-"""Placeholder until written."""
+"""`trtgen serve`."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from generator.cli.console import say, step
+from generator.cli.options import RepositoryOption
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from generator.server.embedded import EmbeddedServer
+    from generator.server.ports import Ports
+
+PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 
 
-def serve() -> None:
-    """Not there yet."""
+def serve(
+    *,
+    repository: RepositoryOption = Path("model_repository"),
+    http_port: PortOption = 8000,
+    grpc_port: PortOption = 8001,
+    metrics_port: PortOption = 8002,
+    address: Annotated[str, typer.Option(help="What to bind to.")] = "127.0.0.1",
+    allow_non_loopback: Annotated[
+        bool, typer.Option("--allow-non-loopback", help="Accept an --address that other machines can reach.")
+    ] = False,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="tritonserver's log. [default: a temporary file]")
+    ] = None,
+    ready_timeout_s: Annotated[float, typer.Option(help="How long loading the models may take.")] = 120,
+    container: Annotated[bool, typer.Option("--container", help="Run the stock tritonserver with docker.")] = False,
+    image: Annotated[
+        str | None, typer.Option(help="With --container: the image. [default: trtgen-serving:26.10]")
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="With --container: without GPUs.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --container: only print the command.")] = False,
+) -> None:
+    """Serve the model repository with a real tritonserver until Ctrl-C."""
+    if not container and (image or cpu or dry_run):
+        msg = "--image, --cpu and --dry-run go with --container"
+        raise typer.BadParameter(msg)
+    if container:
+        from generator.server.ports import Ports, check_address
+
+        check_address(address, allow_non_loopback=allow_non_loopback, embedded=False)
+        ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
+        _serve_container(repository, ports, address=address, image=image, gpus=not cpu, log=log, dry_run=dry_run)
+        return
+    from generator.server.embedded import EmbeddedServer
+
+    server = EmbeddedServer(
+        repository,
+        address=address,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        log_path=log,
+        ready_timeout_s=ready_timeout_s,
+        allow_non_loopback=allow_non_loopback,
+    )
+    _serve_embedded(server)
+
+
+def _serve_embedded(server: EmbeddedServer) -> None:
+    started = time.monotonic()
+    ready = False
+    try:
+        with _interrupting_signals(), server:
+            ready = True
+            _describe(server, seconds=time.monotonic() - started)
+            try:
+                server.wait()
+            except KeyboardInterrupt:
+                say("stopping (Ctrl-C again kills at once)")
+    except KeyboardInterrupt:
+        server.stop(timeout_s=0)
+        if not ready:
+            raise
+
+
+def _describe(server: EmbeddedServer, *, seconds: float) -> None:
+    models = server.models()
+    step("tritonserver is ready", detail=f"{len(models)} models", seconds=seconds)
+    width = max(len(model.name) for model in models)
+    for model in models:
+        say(f"  {model.name:<{width}}  {model.version}  {model.state}")
+    say(f"  HTTP     http://{server.http_url}")
+    say(f"  gRPC     {server.grpc_url}")
+    say(f"  metrics  http://{server.metrics_url}/metrics")
+    say(f"  log      {server.log_path}")
+    say("Ctrl-C stops it.")
+
+
+def _serve_container(
+    repository: Path, wish: Ports, *, address: str, image: str | None, gpus: bool, log: Path | None, dry_run: bool
+) -> None:
+    from generator.server.container import DEFAULT_IMAGE, Container
+    from generator.server.launch import open_repository
+    from generator.server.ports import choose_ports
+
+    root = open_repository(repository)
+    # Printing must not depend on which ports happen to be taken now.
+    ports = wish if dry_run and not wish.any_free else choose_ports(wish, address=address)
+    run = Container(root, ports=ports, image=image or DEFAULT_IMAGE, address=address, gpus=gpus)
+    if dry_run:
+        print(shlex.join(run.argv))
+        return
+    say(shlex.join(run.argv))
+    log_path = log or Path(tempfile.mkdtemp(prefix="trtgen-serve-")) / "tritonserver.log"
+    try:
+        with _interrupting_signals():
+            run.run(show=say, log_path=log_path)
+    except KeyboardInterrupt:
+        say(f"stopped (log: {log_path})")
+
+
+@contextlib.contextmanager
+def _interrupting_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)  # nohup keeps it running
+    numbers = (signal.SIGINT, signal.SIGTERM, *hangup)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Running a model repository: the tritonserver that comes from pip, the stock container, and what their logs mean."""

@@ -3,9 +3,9 @@
     with EmbeddedServer(Path("model_repository")) as server:
         server.grpc_url, server.models()
 
-For development, CI and trusted hosts: it binds to loopback, and the server is of Triton's release 24.10. It has no native
-backend but Python's; `templates/backends/` holds Python-based ones under the native names, so that a repository runs here
-as it runs in the stock container.
+For development, CI and trusted hosts: it binds to loopback, and the server is of Triton's release 24.10. Its one native
+backend is Python's; `templates/backends/` holds Python-based ones under the native names, so that a repository runs
+here as it runs in the stock container.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -25,11 +26,19 @@ from typing import TYPE_CHECKING
 from generator.errors import ServerError
 from generator.server import endpoint, failures
 from generator.server.endpoint import ModelState
-from generator.server.launch import assemble_backends, assemble_python, make_argv, make_environment
+from generator.server.launch import (
+    OWNER_HEADER,
+    assemble_backends,
+    assemble_python,
+    make_argv,
+    make_environment,
+    open_repository,
+)
 from generator.server.ports import LOOPBACK, Ports, check_address, choose_ports
 from generator.server.wheel import EmbeddedTriton, check_embedded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -54,9 +63,10 @@ class EmbeddedServer:
         http_port: 0 takes a free one, as for the other two.
         grpc_port: See `http_port`.
         metrics_port: See `http_port`.
-        log_path: Where tritonserver's log goes; by default a temporary file that is kept only when something failed.
+        log_path: Where tritonserver's log goes; by default a temporary file that is kept only when the server failed.
         ready_timeout_s: How long loading the models may take.
         allow_non_loopback: Whether an address that other machines can reach is accepted.
+        models: Load only these and, for ensembles, their members; by default every model of the repository.
 
     Attributes:
         http_url: `host:port`, as are `grpc_url` and `metrics_url`.
@@ -75,8 +85,9 @@ class EmbeddedServer:
         log_path: Path | None = None,
         ready_timeout_s: float = 120,
         allow_non_loopback: bool = False,
+        models: Sequence[str] = (),
     ) -> None:
-        self.repository = repository.expanduser().resolve()
+        self.repository = repository
         self.address = address
         self.ready_timeout_s = ready_timeout_s
         self.log_path = log_path.expanduser().resolve() if log_path else Path()
@@ -85,6 +96,8 @@ class EmbeddedServer:
         self._wish = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
         self._allow_non_loopback = allow_non_loopback
         self._own_log = log_path is None
+        self._only = tuple(models)
+        self._secret = secrets.token_hex(16)
         self._identifier = ""
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._stopping = False
@@ -98,12 +111,12 @@ class EmbeddedServer:
         """
         check_address(self.address, allow_non_loopback=self._allow_non_loopback)
         triton = check_embedded()
-        self._check_repository()
+        self.repository = open_repository(self.repository)
         for attempt in range(1, _ATTEMPTS + 1):
             ports = choose_ports(self._wish, address=self.address)
             try:
                 self._launch(triton, ports)
-                self._wait_until_ready()
+                self._wait_until_ready(ports)
             except ServerError as error:
                 self.stop()
                 lost_race = failures.is_port_conflict("\n".join(error.log_tail)) and self._wish.any_free
@@ -113,6 +126,7 @@ class EmbeddedServer:
             except BaseException:
                 # Ctrl-C while the models load: __exit__ will not be called.
                 self.stop()
+                self._forget_log()
                 raise
             else:
                 break
@@ -121,9 +135,10 @@ class EmbeddedServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        ended_by_itself = self._supervisor is not None and self._supervisor.poll() is not None
         self.stop()
-        if self._own_log and kind is None:
-            self.log_path.unlink(missing_ok=True)
+        if not ended_by_itself:
+            self._forget_log()
 
     def models(self) -> list[ModelState]:
         """Return the state of every model version.
@@ -131,7 +146,9 @@ class EmbeddedServer:
         Raises:
             ServerError: The server does not answer.
         """
-        return endpoint.list_models(self.http_url)
+        states = endpoint.list_models(self.http_url, headers={OWNER_HEADER: self._secret})
+        # With a choice of models the others are listed too, without a version.
+        return [state for state in states if state.version or not self._only]
 
     def wait(self) -> None:
         """Block until the server ends.
@@ -146,10 +163,11 @@ class EmbeddedServer:
             raise failures.explain_end(code, self._read_log(), log_path=self.log_path, ready=True)
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
-        """End the server: requests in flight are answered, then its models are unloaded (about 1 s per Python instance).
+        """End the server: requests in flight are answered, then its models are unloaded.
 
-        After `timeout_s` its processes are killed; 0 kills at once, also while another call waits. Afterwards no process,
-        shared memory or temporary directory of it is left. Calling it again does nothing.
+        tritonserver takes about a second for each instance of a Python model. After `timeout_s` its processes are
+        killed; 0 kills at once, also when an earlier call was interrupted. Afterwards no process, shared memory or
+        temporary directory of it is left. Calling it again does nothing.
         """
         supervisor = self._supervisor
         if supervisor is None or supervisor.stdin is None:
@@ -176,17 +194,6 @@ class EmbeddedServer:
                 except BrokenPipeError:
                     logger.debug("the supervisor ended before the request to stop reached it")
         self._supervisor = None
-
-    def _check_repository(self) -> None:
-        hint = f"trtgen build-repo resnet50 --repository {self.repository}"
-        if not self.repository.is_dir():
-            raise ServerError(f"there is no model repository at {self.repository}", hint=hint)
-        from generator.repository import recover
-
-        for action in recover(self.repository):
-            logger.warning("%s", action)
-        if not any(self.repository.glob("*/config.pbtxt")):
-            raise ServerError(f"the model repository {self.repository} holds no model", hint=hint)
 
     def _launch(self, triton: EmbeddedTriton, ports: Ports) -> None:
         """Start the supervisor, which starts tritonserver."""
@@ -227,40 +234,46 @@ class EmbeddedServer:
                 ports=ports,
                 identifier=self._identifier,
                 exit_timeout_s=_STOP_TIMEOUT_S,
+                models=self._only,
+                secret=self._secret,
             ),
             "log": str(self.log_path),
             "remove": str(directory),
             "shm_prefix": f"{self._identifier}_",
             "stop_timeout_s": _STOP_TIMEOUT_S,
         }
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), json.dumps(arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=directory,
-            env=make_environment(triton, python=assemble_python(triton, directory)),
-            start_new_session=True,  # Ctrl-C in a terminal must reach this process only, which then stops the server
-        )
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), json.dumps(arguments)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=directory,
+                env=make_environment(triton, python=assemble_python(triton, directory)),
+                start_new_session=True,  # Ctrl-C in a terminal must reach this process only, which stops the server
+            )
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, ports: Ports) -> None:
         assert self._supervisor is not None
         deadline = time.monotonic() + self.ready_timeout_s
-        while not self._answers():
+        while True:
             code = self._supervisor.poll()
             if code is not None:
                 raise failures.explain_end(code, self._read_log(), log_path=self.log_path, ready=False)
-            if time.monotonic() >= deadline:
-                raise failures.explain_timeout(self._read_log(), log_path=self.log_path, timeout_s=self.ready_timeout_s)
+            # Its own ports: another server may answer at one of them.
+            if set(ports.named().values()) <= endpoint.find_listening_ports(self.pid) and endpoint.is_ready(
+                self.http_url
+            ):
+                return
+            log = self._read_log()
+            if failures.has_hung(log) or time.monotonic() >= deadline:
+                raise failures.explain_timeout(log, log_path=self.log_path, timeout_s=self.ready_timeout_s)
             time.sleep(_POLL_S)
 
-    def _answers(self) -> bool:
-        """Tell whether all three ports are open and it is our server that answers, not another one at this port."""
-        return (
-            endpoint.is_ready(self.http_url)
-            and endpoint.read_server_id(self.http_url) == self._identifier
-            and endpoint.accepts_connections(self.grpc_url)
-            and endpoint.accepts_connections(self.metrics_url)
-        )
+    def _forget_log(self) -> None:
+        if self._own_log and self.log_path.name:
+            self.log_path.unlink(missing_ok=True)
+            self.log_path = Path()
 
     def _read_log(self) -> str:
         return self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.is_file() else ""

@@ -1,17 +1,22 @@
-"""What a running tritonserver says about itself over HTTP, with the standard library only."""
+"""What a running tritonserver says about itself, and which ports it has, with the standard library only."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import socket
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
 
-__all__ = ["ModelState", "accepts_connections", "is_ready", "list_models", "read_server_id"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ModelState", "find_listening_ports", "is_ready", "list_models"]
 
 _TIMEOUT_S = 5.0
+_LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,23 +38,14 @@ def is_ready(url: str) -> bool:
     return status == http.client.OK
 
 
-def read_server_id(url: str) -> str | None:
-    """Return the name the server was started with, None when nothing answers there."""
-    try:
-        status, body = _request(url, "GET", "/v2")
-    except (OSError, http.client.HTTPException):
-        return None
-    return str(json.loads(body).get("name")) if status == http.client.OK else None
-
-
-def list_models(url: str) -> list[ModelState]:
+def list_models(url: str, *, headers: Mapping[str, str]) -> list[ModelState]:
     """Return every model version that the server knows, in the order of their names.
 
     Raises:
         ServerError: The server does not answer.
     """
     try:
-        status, body = _request(url, "POST", "/v2/repository/index")
+        status, body = _request(url, "POST", "/v2/repository/index", headers)
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(f"tritonserver at {url} does not answer: {error}", hint="trtgen serve") from error
     if status != http.client.OK:
@@ -66,20 +62,33 @@ def list_models(url: str) -> list[ModelState]:
     return sorted(states, key=lambda state: (state.name, state.version))
 
 
-def accepts_connections(url: str) -> bool:
-    """Tell whether something listens there."""
-    host, _, port = url.rpartition(":")
+def find_listening_ports(pid: int) -> set[int]:
+    """Return the TCP ports that the process itself listens on; empty once it is gone."""
+    ports: dict[str, int] = {}
     try:
-        with socket.create_connection((host, int(port)), timeout=_TIMEOUT_S):
-            return True
+        # gRPC's sockets are IPv6 ones that hold an IPv4 address.
+        for table in ("tcp", "tcp6"):
+            for row in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+                _, local, _, state, *rest = row.split()
+                if state == _LISTENING:
+                    ports[f"socket:[{rest[5]}]"] = int(local.rpartition(":")[2], base=16)
+        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
-        return False
+        return set()
+    return {ports[link] for link in map(_read_link, descriptors) if link in ports}
 
 
-def _request(url: str, method: str, path: str) -> tuple[int, bytes]:
+def _read_link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""  # closed meanwhile
+
+
+def _request(url: str, method: str, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(url, timeout=_TIMEOUT_S)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers=headers or {})
         response = connection.getresponse()
         return response.status, response.read()
     finally:

@@ -1,10 +1,10 @@
 r"""What tritonserver's words mean: a table of (pattern, cause, hint).
 
-The first rule whose pattern is found in the words of a failure decides. Named groups of the pattern, and `model`, `stem`
-(the public name of the model, as `trtgen build-repo` takes it) and `words`, can be used in the cause and in the hint.
+The first rule whose pattern is found in the words of a failure decides. Named groups of the pattern, and `model`,
+`stem` (the public name of the model, as `trtgen build-repo` takes it) and `words`, can be used in the cause and hint.
 
-Sources: logs of tritonserver 2.51 on repositories that are broken on purpose (tests/test_server_failures.py), and, for the
-TensorRT backend and later releases, the texts in Triton's sources (core, backend, tensorrt_backend, python_backend).
+Sources: logs of tritonserver 2.51 on repositories that are broken on purpose (tests/test_server_failures.py), and, for
+the TensorRT backend and later releases, the texts in Triton's sources (core, backend, tensorrt_backend).
 """
 
 from __future__ import annotations
@@ -40,6 +40,12 @@ _PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml",
 _MEMBER_SUFFIXES = ("_preprocess", "_classifier")
 
 _RULES = (
+    # first, since its words repeat those of the member
+    _Rule(
+        r"depends on '(?P<member>[^']+)' which has no loaded version",
+        "its member {member} did not load",
+        "repair {member} first",
+    ),
     # the shape of the repository
     _Rule(
         r"failed to open text file for read (?P<folder>\S*/(?P<name>[^/\s]+))/config\.pbtxt",
@@ -115,13 +121,13 @@ _RULES = (
     ),
     _Rule(
         r"Stub process '[^']*' is not healthy",
-        "the Python process of the model ended while it loaded: it crashed, or the system stopped it for lack of memory",
+        "the Python process of the model ended while it loaded: it crashed, or the system had no memory left",
         "dmesg | tail",
     ),
     _Rule(
         r"error while loading shared libraries: (?P<library>\S+?):",
         "the Python process of the models cannot start: the library {library} was not found",
-        "install it (for libpython: apt-get install libpython3.11, or the version that is named)",
+        "apt-get install {package}",
     ),
     # Python models
     _Rule(
@@ -151,8 +157,7 @@ _RULES = (
     ),
     # ONNX graphs, through our onnxruntime backend
     _Rule(
-        r"External data path .*does not exist: \"?(?P<path>[^\"\s]+)|"
-        r"External data path validation failed for initializer: (?P<initializer>\S+)",
+        r"External data path .*does not exist: \"?(?P<path>[^\"\s]+)",
         "the weights beside its ONNX file are missing: {path}",
         _REBUILD,
     ),
@@ -193,7 +198,7 @@ _RULES = (
         _ON_TARGET,
     ),
     _Rule(
-        r"configuration specified max-batch (?P<wanted>\d+) but TensorRT engine only supports max-batch (?P<actual>\d+)",
+        r"specified max-batch (?P<wanted>\d+) but TensorRT engine only supports max-batch (?P<actual>\d+)",
         "config.pbtxt says max_batch_size {wanted}, but the plan's optimization profile ends at {actual}",
         "set max_batch_size: {actual} in {model}/config.pbtxt, or build a plan for {wanted}",
     ),
@@ -237,11 +242,6 @@ _RULES = (
         r"maximum batch size to be (?P<limit>\d+)",
         "the ensemble's max_batch_size is {own}, but its member {member} takes {limit} at most",
         "set max_batch_size: {limit} in {model}/config.pbtxt",
-    ),
-    _Rule(
-        r"depends on '(?P<member>[^']+)' which has no loaded version",
-        "its member {member} did not load",
-        "repair {member} first",
     ),
     _Rule(
         r"contains models that are not available or ambiguous: (?P<members>.*)",
@@ -293,29 +293,34 @@ _RULES = (
     ),
     _Rule(
         r"^(?:Internal: )?(?P<error>\w+(?:Error|Exception)): (?P<detail>.*)",
-        "its model.py raised {error}: {detail}",
+        "its model.py raised {error}: {detail}{place}",
         "correct model.py, or write it again: trtgen build-repo {stem}",
     ),
 )
 
 _COMPILED = [(re.compile(rule.pattern, re.DOTALL), rule) for rule in _RULES]
-_TRACEBACK = re.compile(r"\n+At:\n.*", re.DOTALL)
+_TRACEBACK = re.compile(r"\n+At:\n\s*\S*?(?P<file>[^/\s]+)\((?P<line>\d+)\): .*", re.DOTALL)
+_STATUS = re.compile(
+    r"^((Internal|Invalid argument|Unavailable|Not found|Unknown|Unsupported|TritonModelException): )+"
+)
 
 
 def explain_words(words: str, *, model: str) -> Explanation | None:
     """Return cause and hint for tritonserver's words about one model, None when no rule knows them."""
+    place = _TRACEBACK.search(words)
     plain = _TRACEBACK.sub("", words).strip().rstrip(";").strip()
-    stem = model
+    found = next(((match, rule) for pattern, rule in _COMPILED if (match := pattern.search(plain))), None)
+    if found is None:
+        return None
+    match, rule = found
+    values = {key: (value or "").strip() for key, value in match.groupdict().items()}
+    values |= {"words": _STATUS.sub("", plain), "model": model, "stem": model}
     for suffix in _MEMBER_SUFFIXES:
-        stem = stem.removesuffix(suffix)
-    for pattern, rule in _COMPILED:
-        match = pattern.search(plain)
-        if match is None:
-            continue
-        values = {"words": plain, "model": model, "stem": stem}
-        values |= {key: (value or "").strip() for key, value in match.groupdict().items()}
-        if "module" in values:
-            top = values["module"].split(".")[0]
-            values["package"] = _PACKAGES.get(top, top)
-        return Explanation(cause=rule.cause.format_map(values), hint=rule.hint.format_map(values))
-    return None
+        values["stem"] = values["stem"].removesuffix(suffix)
+    values["place"] = f" ({place['file']} line {place['line']})" if place else ""
+    if "module" in values:
+        top = values["module"].split(".")[0]
+        values["package"] = _PACKAGES.get(top, top)
+    if "library" in values:
+        values["package"] = values["library"].split(".so")[0]
+    return Explanation(cause=rule.cause.format_map(values), hint=rule.hint.format_map(values))

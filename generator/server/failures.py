@@ -38,7 +38,11 @@ class Finding:
 
 # `2026-11-22T12:31:28Z E 14638 model_lifecycle.cc:642] "..."` or `E1122 12:31:28.507750 14638 pb_stub.cc:366] ...`
 _LINE = re.compile(r"^(?:\S+Z [IWEF] \d+|[IWEF]\d{4} \S+ +\d+) [\w./]+:\d+\] +(?P<message>.*)$")
-_TABLE_ROW = re.compile(r"^[|+]")
+# Tables, and what a machine without a GPU logs.
+_NOISE = re.compile(
+    r"^[|+]|pinned_memory_manager|cuda_memory_manager|CudaDriverHelper|initialize NVML|DCGM|Collecting CPU metrics|"
+    r"tritonserver\.cc:\d+\] $|server\.cc:\d+\] $"
+)
 _PROTOBUF = re.compile(r"^\[libprotobuf ERROR .*?Error parsing text-format \S+: (\d+):(\d+): (?P<detail>.*)$")
 # Where the rest of a message is said about the model that it names.
 _FAILURES = (
@@ -115,8 +119,8 @@ def explain_timeout(log: str, *, log_path: Path, timeout_s: float) -> ServerErro
 
 
 def tail(log: str, *, lines: int = _TAIL_LINES) -> list[str]:
-    """Return the last lines that say something: without tables and blanks."""
-    kept = [shorten(line) for line in log.splitlines() if line.strip() and not _TABLE_ROW.match(line)]
+    """Return the last lines that say something: without tables, blanks and words about an absent GPU."""
+    kept = [shorten(line) for line in log.splitlines() if line.strip() and not _NOISE.search(line)]
     return kept[-lines:]
 
 
@@ -173,7 +177,7 @@ def _unquote(message: str) -> str:
 
 
 def _describe_code(code: int) -> str:
-    if code <= 128:  # noqa: PLR2004 - the shell's convention
+    if code <= 128:
         return f"it ended with exit code {code}"
     try:
         name = signal.Signals(code - 128).name

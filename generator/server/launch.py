@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from generator.errors import ServerError
 from generator.render import template_root
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from generator.server.ports import Ports
     from generator.server.wheel import EmbeddedTriton
 
-__all__ = ["assemble_backends", "assemble_python", "make_argv", "make_environment"]
+__all__ = ["OWNER_HEADER", "assemble_backends", "assemble_python", "make_argv", "make_environment", "open_repository"]
+
+logger = logging.getLogger(__name__)
+
+OWNER_HEADER = "trtgen-owner"
+
+
+def open_repository(repository: Path) -> Path:
+    """Return the repository's absolute path after an interrupted publish in it was finished or undone.
+
+    Raises:
+        ServerError: It does not exist, or holds no model.
+        RepositoryError: The interrupted publish can be neither finished nor undone.
+    """
+    root = repository.expanduser().resolve()
+    hint = f"trtgen build-repo resnet50 --repository {shlex.quote(str(repository))}"
+    if not root.is_dir():
+        raise ServerError(f"there is no model repository at {root}", hint=hint)
+    from generator.repository import recover
+
+    for action in recover(root):
+        logger.warning("%s", action)
+    if not any(root.glob("*/config.pbtxt")):
+        raise ServerError(f"the model repository {root} holds no model", hint=hint)
+    return root
 
 
 def assemble_backends(triton: EmbeddedTriton, directory: Path) -> Path:
@@ -67,14 +96,26 @@ def make_argv(
     ports: Ports,
     identifier: str,
     exit_timeout_s: float,
+    models: Sequence[str] = (),
+    secret: str = "",
 ) -> list[str]:
-    """Return tritonserver's command line."""
+    """Return tritonserver's command line; `secret` is what the calls that list and load models must carry."""
+    if models:
+        # Only so does Triton leave the other models alone. This mode lets callers load models, and with them code.
+        lock = f"model-repository:{OWNER_HEADER}={secret}"
+        control = [
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in models),
+            f"--http-restricted-api={lock}",
+            f"--grpc-restricted-protocol={lock}",
+        ]
+    else:
+        control = ["--model-control-mode=none"]
     return [
         str(triton.binary),
-        f"--id={identifier}",
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
-        "--model-control-mode=none",
+        *control,
         "--disable-auto-complete-config",
         "--exit-on-error=true",
         "--strict-readiness=true",

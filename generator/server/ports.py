@@ -43,7 +43,7 @@ def is_loopback(address: str) -> bool:
         return address == "localhost"
 
 
-def check_address(address: str, *, allow_non_loopback: bool) -> None:
+def check_address(address: str, *, allow_non_loopback: bool, embedded: bool = True) -> None:
     """Refuse an address that others can reach, unless that was asked for.
 
     Raises:
@@ -53,11 +53,13 @@ def check_address(address: str, *, allow_non_loopback: bool) -> None:
         raise ServerError(f"the address {address} is IPv6; trtgen serves on IPv4", hint="--address 127.0.0.1")
     if is_loopback(address) or allow_non_loopback:
         return
-    raise ServerError(
-        f"{address} can be reached from other machines, and the pip tritonserver (release 24.10) "
-        "lacks the security fixes of later releases",
-        hint="use the container (trtgen serve --container), or in a network you trust add --allow-non-loopback",
-    )
+    if embedded:
+        reason = "the pip tritonserver (release 24.10) lacks the security fixes of later releases"
+        hint = "use the container (trtgen serve --container), or in a network you trust add --allow-non-loopback"
+    else:
+        reason = "tritonserver trusts everybody who reaches it: neither passwords nor encryption"
+        hint = "put a gateway in front of it, or in a network you trust add --allow-non-loopback"
+    raise ServerError(f"{address} can be reached from other machines, and {reason}", hint=hint)
 
 
 def choose_ports(wish: Ports, *, address: str) -> Ports:

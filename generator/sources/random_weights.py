@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ __all__ = ["calibrate"]
 # Enough for stable statistics per channel, and 3 s of ResNet-50 on two cores.
 _IMAGES = 24
 _IMAGES_SEED = 7
+# Residual branches at full strength make an untrained ResNet-50 chaotic: one level in 0.5 % of the pixels then turns
+# its scores by 11 degrees. At this scale, by less than one.
+_BRANCH_SCALE = 0.2
 
 
 def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int) -> None:
@@ -40,6 +44,8 @@ def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int) -> None:
         if head is not None and not head.weight.any():
             generator = torch.Generator().manual_seed(seed)
             head.weight.normal_(0, 0.02, generator=generator)
+        for norm in _ends_of_branches(module):
+            norm.weight.mul_(_BRANCH_SCALE)
         _set_statistics(module, batch)
         if head is not None:
             scores = _output_of(head, module, batch)
@@ -47,6 +53,28 @@ def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int) -> None:
             scale = 2 / (scores - mean).std()
             head.weight.mul_(scale)
             head.bias.copy_((head.bias - mean) * scale)
+
+
+def _ends_of_branches(module: torch.nn.Module) -> list[Any]:
+    """The BatchNorm layers at the end of residual branches: those whose output is added to the block's input."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+    from torchvision.ops import StochasticDepth
+
+    try:
+        traced = torch.fx.symbolic_trace(module)
+    except (torch.fx.proxy.TraceError, TypeError, RuntimeError):
+        return []
+    layers = dict(traced.named_modules())
+    found = []
+    for node in traced.graph.nodes:
+        if node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add):
+            branch = node.args[0]
+            while branch.op == "call_module" and isinstance(layers[branch.target], StochasticDepth | torch.nn.Dropout):
+                branch = branch.args[0]
+            if branch.op == "call_module" and isinstance(layers[branch.target], _BatchNorm):
+                found.append(layers[branch.target])
+    return found
 
 
 def _set_statistics(module: torch.nn.Module, batch: torch.Tensor) -> None:

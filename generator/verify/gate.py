@@ -97,7 +97,7 @@ def run_gate(subject: Subject, reference: Reference, *, grpc_url: str | None = N
             f"the source answers alike for {len(reference.names)} images, so a wrong model would pass too"
         )
         raise VerificationError(msg, hint="give --images DIR with images of several of its classes")
-    results = [stages.check_batches(subject), stages.check_onnx(subject, reference, limit)]
+    results = [stages.check_batches(subject, reference), stages.check_onnx(subject, reference, limit)]
     if any(result.status == "failed" for result in results):
         reason = "the graph itself failed"
         results += [stages.not_proved(stage, reason) for stage in SERVED_STAGES]

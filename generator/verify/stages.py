@@ -42,10 +42,10 @@ class StageResult:
     cause: str = ""
 
 
-def check_batches(subject: Subject) -> StageResult:
+def check_batches(subject: Subject, reference: Reference) -> StageResult:
     """Batches of 1, 3 and the maximum give each row what it gets alone."""
     try:
-        worst = prove_dynamic_batch(read_onnx(subject.onnx), maximum=subject.max_batch_size)
+        worst = prove_dynamic_batch(read_onnx(subject.onnx), maximum=subject.max_batch_size, pixels=reference.pixels)
     except (ExportError, SourceError) as error:
         return StageResult(stage="batches", status="failed", reason=str(error), cause="a batch axis is baked in")
     sizes = sorted({1, min(3, subject.max_batch_size), subject.max_batch_size})

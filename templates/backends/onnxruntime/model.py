@@ -1,6 +1,6 @@
 """Triton's `onnxruntime` backend in Python, for a tritonserver that has no native one.
 
-Triton takes `<backend-directory>/onnxruntime/model.py` for every model whose config.pbtxt says `backend: "onnxruntime"`,
+Triton takes `<backend-directory>/onnxruntime/model.py` for each model whose config.pbtxt says `backend: "onnxruntime"`,
 so the same repository runs here and, with the native backend, in the stock container.
 
 Read from config.pbtxt: `default_model_filename` (else model.onnx), `max_batch_size`, inputs and outputs, the number of
@@ -219,10 +219,8 @@ def compare_dims(tensor, expected, *, batched, model):
     full = [-1, *dims] if batched else dims
     note = " (an initial batch dimension because max_batch_size > 0, then dims)" if batched else ""
     if len(expected) != len(full):
-        return [
-            f"{where}: the graph has {len(expected)} dimensions (shape {expected}) but the configuration "
-            f"specifies {len(full)}: {full}{note}"
-        ]
+        ranks = f"the graph has {len(expected)} dimensions (shape {expected})"
+        return [f"{where}: {ranks} but the configuration specifies {len(full)}: {full}{note}"]
     if batched and expected[0] != -1:
         return [
             f"{where}: for max_batch_size > 0 the graph's first dimension must be dynamic, but its shape is {expected}"

@@ -1,0 +1,182 @@
+"""The stock tritonserver in a container: the command line, and running it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import uuid
+from typing import TYPE_CHECKING
+
+from generator.errors import ServerError
+from generator.server.failures import explain_end, find_failures, tail
+from generator.server.ports import LOOPBACK, Ports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["DEFAULT_IMAGE", "STOCK_IMAGE", "Container", "docker_argv"]
+
+STOCK_IMAGE = "nvcr.io/nvidia/tritonserver:26.10-py3"
+DEFAULT_IMAGE = "trtgen-serving:26.10"  # the stock image with the Pillow that the preprocessing step needs
+
+_INSIDE = Ports(http=8000, grpc=8001, metrics=8002)
+_ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - inside the container; docker decides which addresses of the host lead there
+_STOP_TIMEOUT_S = 30
+_DOCKER_FAILED = 125  # docker's own exit code, when the container did not run
+_KEPT_LINES = 5000
+
+_WITHOUT = "without a container: trtgen serve"
+_DOCKER_RULES = (
+    (
+        r"Cannot connect to the Docker daemon|permission denied while trying to connect",
+        "docker is installed, but its daemon does not answer",
+        f"start it (systemctl start docker) or join the group docker; {_WITHOUT}",
+    ),
+    (
+        r"could not select device driver|nvidia-container-cli|unresolvable CDI devices",
+        "docker cannot give the container a GPU",
+        "install the NVIDIA Container Toolkit, or serve ONNX models on the CPU: trtgen serve --container --cpu",
+    ),
+    (
+        r"pull access denied for (?P<what>\S+?),|manifest for (?P<what2>\S+) not found|No such image: (?P<what3>\S+)",
+        "the image {what} is not here and cannot be pulled",
+        f"build it: docker compose build (see compose.yaml), or take --image {STOCK_IMAGE}",
+    ),
+    (
+        r"port is already allocated|address already in use",
+        "one of the ports is in use by another program",
+        "give --http-port, --grpc-port or --metrics-port another number",
+    ),
+)
+
+
+def docker_argv(
+    repository: Path,
+    *,
+    ports: Ports,
+    image: str = DEFAULT_IMAGE,
+    address: str = LOOPBACK,
+    gpus: bool = True,
+    name: str = "trtgen-serve",
+) -> list[str]:
+    """Return the `docker run` command line that serves `repository`.
+
+    The container has no rights beyond reading the repository: another user than root, no capabilities, a read-only
+    root file system. Shared memory is 1 GB, since each instance of a Python model needs its part.
+    """
+    source = str(repository.expanduser().resolve())
+    # --mount is a line of CSV: a path with a comma is quoted. (-v would not take a path with a colon.)
+    field = f'"source={source}"' if "," in source else f"source={source}"
+    published = zip(ports.named().values(), _INSIDE.named().values(), strict=True)
+    return [
+        "docker",
+        "run",
+        "--rm",
+        f"--name={name}",
+        *(["--gpus=all"] if gpus else []),
+        "--user=1000:1000",
+        "--read-only",
+        "--tmpfs=/tmp",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "--shm-size=1g",
+        "--mount",
+        f"type=bind,{field},target=/models,readonly",
+        *(f"--publish={address}:{outside}:{inside}" for outside, inside in published),
+        image,
+        "tritonserver",
+        "--model-repository=/models",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--exit-on-error=true",
+        "--strict-readiness=true",
+        f"--http-address={_ANY_ADDRESS}",
+        f"--grpc-address={_ANY_ADDRESS}",
+        f"--metrics-address={_ANY_ADDRESS}",
+        f"--exit-timeout-secs={_STOP_TIMEOUT_S}",
+        "--allow-sagemaker=false",
+        "--allow-vertex-ai=false",
+        "--log-format=ISO8601",
+    ]
+
+
+class Container:
+    """One `docker run` in the foreground.
+
+    Args:
+        repository: The model repository's root.
+        ports: The ports on this machine.
+        image: The image to run.
+        address: The address on this machine that the ports are published on.
+        gpus: Whether the container gets the GPUs.
+    """
+
+    def __init__(
+        self, repository: Path, *, ports: Ports, image: str = DEFAULT_IMAGE, address: str = LOOPBACK, gpus: bool = True
+    ) -> None:
+        self.name = f"trtgen-serve-{uuid.uuid4().hex[:8]}"
+        self.argv = docker_argv(repository, ports=ports, image=image, address=address, gpus=gpus, name=self.name)
+
+    def run(self, *, show: Callable[[str], None], log_path: Path) -> None:
+        """Run until the server ends; every line of its log goes to `show` and to `log_path`.
+
+        An exception that a signal raises in here, such as KeyboardInterrupt, stops the container on its way out.
+
+        Raises:
+            ServerError: docker is absent or fails, or tritonserver ends with an error.
+        """
+        if shutil.which("docker") is None:
+            raise ServerError(
+                "docker was not found on PATH",
+                hint=f"install Docker Engine and, for GPUs, the NVIDIA Container Toolkit; {_WITHOUT}",
+            )
+        # Its own session: Ctrl-C reaches this process only, which then stops the container in order.
+        process = subprocess.Popen(
+            self.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        lines: list[str] = []
+        try:
+            assert process.stdout is not None
+            with log_path.open("w", encoding="utf-8") as log:
+                for line in process.stdout:
+                    log.write(line)
+                    log.flush()
+                    show(line.rstrip("\n"))
+                    if len(lines) < _KEPT_LINES:  # a failure to load comes first
+                        lines.append(line)
+            code = process.wait()
+        except BaseException:
+            self._stop(process)
+            raise
+        if code != 0:
+            raise explain_container_end(code, "".join(lines), log_path=log_path)
+
+    def _stop(self, process: subprocess.Popen[str]) -> None:
+        """Stop the container; a second signal while this waits kills it."""
+        try:
+            subprocess.run(["docker", "stop", f"--time={_STOP_TIMEOUT_S}", self.name], check=False, capture_output=True)
+        except BaseException:
+            subprocess.run(["docker", "kill", self.name], check=False, capture_output=True)
+            raise
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def explain_container_end(code: int, output: str, *, log_path: Path) -> ServerError:
+    """Return the error for a container that ended with this exit code."""
+    if code == _DOCKER_FAILED:
+        for pattern, cause, hint in _DOCKER_RULES:
+            if match := re.search(pattern, output):
+                what = next((group for group in match.groups() if group), "")
+                return ServerError(cause.format(what=what), hint=hint, log_tail=tail(output, lines=3))
+        return ServerError("docker could not run the container", log_tail=tail(output))
+    return explain_end(code, output, log_path=log_path, ready=not find_failures(output))
