@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Classify everything that was asked for, in order, and print each result as soon as it is there."""
-    names, empty = find_images(options.images)
+    names, without = find_images(options.images)
     if not names:
         return 1
     done = 0
@@ -65,26 +65,28 @@ def run(options: argparse.Namespace) -> int:
                 else:
                     print_result(name, answer, as_json=options.json)
                     done += 1
-    return 1 if empty or done < len(names) else 0
+    return 1 if without or done < len(names) else 0
 
 
 def find_images(arguments: Iterable[str]) -> tuple[list[str], int]:
-    """Put the images of each folder (by suffix, sorted) in its place; also count the folders that have none."""
+    """Put the images of each folder (by suffix, sorted) in its place; also count the arguments that have none."""
     names: list[str] = []
-    empty = 0
+    without = 0
     for argument in arguments:
-        path = Path(argument)
-        if argument == "-" or not path.is_dir():
-            names.append(argument)
+        try:
+            if argument == "-" or not Path(argument).is_dir():
+                names.append(argument)
+                continue
+            files = [file for file in Path(argument).rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+        except OSError as error:
+            without += 1
+            complain(f"{argument}: {error.strerror or error}", "check the path and its permissions")
             continue
-        found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not found:
-            empty += 1
-            complain(
-                f"{argument}: no image in this folder", f"looked for {' '.join(sorted(SUFFIXES))}, in subfolders too"
-            )
-        names += found
-    return names, empty
+        if not files:
+            without += 1
+            complain(f"{argument}: no image in this folder", f"looked for {' '.join(sorted(SUFFIXES))} in all of it")
+        names += sorted(map(str, files))
+    return names, without
 
 
 def make_batches(names: Iterable[str], size: int) -> Iterator[list[tuple[str, bytes]]]:

@@ -170,26 +170,32 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
             raise self._explain("StatusCode.UNAVAILABLE", str(error) or type(error).__name__) from None
 
     def _explain(self, status: str, message: str) -> ClientError:
-        if status in _REFUSALS:
+        if self._connected and status in _REFUSALS:
             return RefusedError(message, "look at the image, then at the server's log")
         if status == "StatusCode.DEADLINE_EXCEEDED":
             found = f"no answer from {self._url} within {self._timeout_s:g} s"
             return ClientError(found, "raise --timeout or lower --batch-size; the server's log shows if it is busy")
-        if status != "StatusCode.UNAVAILABLE":
-            found = f"{self._url} does not answer as Triton's inference API: {message}"
-            return ClientError(found, "Triton's own ports are 8000 (HTTP), 8001 (gRPC) and 8002 (metrics): check --url")
+        if status in {"StatusCode.UNAVAILABLE", "503"}:
+            return self._explain_silence(message)
+        if self._connected:
+            return ClientError(f"the server at {self._url} refuses: {message}", "look at its log")
+        found = f"{self._url} does not answer as Triton's inference API: {message}"
+        return ClientError(found, "Triton's own ports are 8000 (HTTP), 8001 (gRPC) and 8002 (metrics): check --url")
+
+    def _explain_silence(self, message: str) -> ClientError:
         try:
             spoken = _detect_protocol(self._url)
         except OSError as error:
-            spoken, message = None, error.strerror or str(error)
-        if self._connected:
-            found = f"the server at {self._url} went away: {message}"
-            return ClientError(found, "look at its log, start it again and repeat the command")
-        if spoken not in {None, self._protocol}:
+            why = error.strerror or str(error)
+            if self._connected:
+                found = f"the server at {self._url} went away: {why}"
+                return ClientError(found, "look at its log, start it again and repeat the command")
+            found = f"no server can be reached at {self._url}: {why}"
+            return ClientError(found, "start one (trtgen serve, or docker compose up), or give its address with --url")
+        if spoken != self._protocol and not self._connected:
             found = f"{self._url} speaks {spoken}, not {self._protocol}"
             return ClientError(found, f"add --protocol {spoken}, or give --url the server's {self._protocol} port")
-        found = f"no server can be reached at {self._url}: {message}"
-        return ClientError(found, "start one (trtgen serve, or docker compose up), or give its address with --url")
+        return ClientError(f"the server at {self._url} cannot answer now: {message}", "look at its log and try again")
 
 
 def _takes_images(metadata: dict[str, Any]) -> bool:
@@ -203,10 +209,10 @@ def _parse_class(cell: bytes) -> Score:
     return Score(label[0] if label else None, int(index), float(score))
 
 
-def _detect_protocol(url: str) -> str | None:
+def _detect_protocol(url: str) -> str:
     """Ask in HTTP/1 and see who answers: a gRPC port begins with an HTTP/2 frame instead. OSError: nobody answers."""
     host, _, port = url.partition("/")[0].rpartition(":")
     with socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S) as probe:
         probe.sendall(b"GET /v2 HTTP/1.0\r\n\r\n")
         answer = probe.recv(5)
-    return "http" if answer == b"HTTP/" else "grpc" if answer else None
+    return {b"HTTP/": "http", b"": "neither"}.get(answer, "grpc")

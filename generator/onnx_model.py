@@ -132,15 +132,16 @@ def open_onnx(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
     """Return a function that runs the only input through the graph on the CPU and returns the only output.
 
     Raises:
-        SourceError: onnxruntime cannot load the file; with its own words.
+        SourceError: onnxruntime cannot load the file, or (from the returned function) cannot run it; in its own words.
     """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     failures = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.InvalidArgument, state.NotImplemented,
                 state.NoSuchFile, state.RuntimeException)  # fmt: skip
+    silent = 4  # what goes wrong is raised, and need not be on stderr as well
+    options, run_options = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
+    options.log_severity_level = run_options.log_severity_level = silent
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except failures as error:
@@ -149,7 +150,11 @@ def open_onnx(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
     name = session.get_inputs()[0].name
 
     def run(batch: NDArray[Any]) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = session.run(None, {name: batch})[0]
+        try:
+            result: NDArray[np.float32] = session.run(None, {name: batch}, run_options)[0]
+        except failures as error:
+            msg = f"onnxruntime cannot run {path.name}: {' '.join(str(error).split())}"
+            raise SourceError(msg, hint="look at the node it names; netron shows the graph") from error
         return result
 
     return run

@@ -177,14 +177,15 @@ def test_unreadable_files_cost_only_their_own_answers(
 ) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "empty.jpg").touch()
-    bad = (tmp_path / "missing.jpg", tmp_path / "none", tmp_path / "empty.jpg")
+    bad = (tmp_path / "missing.jpg", tmp_path / "none", tmp_path / "empty.jpg", "x" * 300)
     where = ("--protocol", protocol, "--url", urls[protocol])
     output, error = classify(*bad, images / "0-red.jpg", "--json", *where, code=1)
     assert read_labels(output) == {"0-red.jpg": "red"}
     assert f"{tmp_path / 'missing.jpg'}: No such file or directory" in error
     assert f"{tmp_path / 'none'}: no image in this folder" in error
     assert f"{tmp_path / 'empty.jpg'}: empty" in error
-    assert error.count("hint:") == error.count("error:") == 3
+    assert "xxx: File name too long" in error
+    assert error.count("hint:") == error.count("error:") == 4
 
 
 @server

@@ -86,7 +86,8 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
 
 def small_checkpoint(classes: int = CLASSES) -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
-    return torchvision.models.resnet18(num_classes=classes).state_dict()
+    state: dict[str, torch.Tensor] = torchvision.models.resnet18(num_classes=classes).state_dict()
+    return state
 
 
 def checkpoint_spec(path: Path, tmp_path: Path, **options: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from generator.errors import ExportError
+from generator.errors import ExportError, SourceError
 from generator.export.names import DYNAMIC_HINT
 from generator.onnx_model import OnnxModel, load_proto, open_onnx
 
@@ -56,12 +56,10 @@ def prove_dynamic_batch(model: OnnxModel, *, maximum: int, pixels: NDArray[np.ui
 
 
 def _run_batch(session: Any, batch: NDArray[np.uint8], model: OnnxModel) -> NDArray[np.float32]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
     try:
         result: NDArray[np.float32] = session(batch)
-    except (state.Fail, state.InvalidArgument, state.RuntimeException) as error:
-        raise _baked_in(model, len(batch), " ".join(str(error).split())) from error
+    except SourceError as error:
+        raise _baked_in(model, len(batch), error.message) from error
     return result
 
 

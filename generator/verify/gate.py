@@ -116,8 +116,13 @@ def _served_stages(subject: Subject, reference: Reference, grpc_url: str | None)
     except (MissingDependencyError, ServerError) as error:
         reason = f"{error.message} ({error.hint})" if error.hint else error.message
         return [stages.not_proved(stage, reason) for stage in SERVED_STAGES]
-    with EmbeddedServer(subject.repository) as server:
-        return _ask(subject, reference, server.grpc_url)
+    try:
+        with EmbeddedServer(subject.repository, models=[subject.layout.ensemble]) as server:
+            return _ask(subject, reference, server.grpc_url)
+    except ServerError as error:
+        first, *others = SERVED_STAGES
+        failed = stages.StageResult(stage=first, status="failed", reason=error.message, cause=error.hint or "")
+        return [failed, *(stages.not_proved(stage, "the server does not run") for stage in others)]
 
 
 def _ask(subject: Subject, reference: Reference, grpc_url: str) -> list[StageResult]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from generator.errors import RepositoryError
+from generator.errors import MissingDependencyError, RepositoryError
 from generator.recipe import Recipe
 from generator.repository import Layout, Record, find_records, read_record, recover
 from generator.spec import ModelSpec
@@ -41,12 +41,10 @@ def verify_published(
     for record in _find(root, names):
         subject = _subject(root, record)
         reference = _ask_source(record, images) if images else load_reference(root / subject.layout.reference)
-        with contextlib.ExitStack() as stack:
-            url = grpc_url or _start_server(subject, stack)
-            report = run_gate(subject, reference, grpc_url=url)
-            if labelled is not None:
-                results = _accuracies(subject, record, read_labelled(labelled, subject.labels), url)
-                report = GateReport(model=report.model, images=report.images, results=(*report.results, *results))
+        report = run_gate(subject, reference, grpc_url=grpc_url)
+        if labelled is not None:
+            results = _accuracies(subject, record, read_labelled(labelled, subject.labels), grpc_url)
+            report = GateReport(model=report.model, images=report.images, results=(*report.results, *results))
         yield report
 
 
@@ -80,19 +78,6 @@ def _subject(root: Path, record: Record) -> Subject:
     )
 
 
-def _start_server(subject: Subject, stack: contextlib.ExitStack) -> str | None:
-    """Start a server for this model; None where there is none, which the gate then reports."""
-    from generator.errors import MissingDependencyError, ServerError
-    from generator.server.embedded import EmbeddedServer, check_embedded
-
-    try:
-        check_embedded()
-    except (MissingDependencyError, ServerError):
-        return None
-    server = EmbeddedServer(subject.repository, models=[subject.layout.ensemble])
-    return stack.enter_context(server).grpc_url
-
-
 def _ask_source(record: Record, folder: Path) -> Reference:
     from generator.sources import load_network
 
@@ -106,6 +91,7 @@ def _accuracies(
     import numpy as np
 
     from generator.onnx_model import read_onnx
+    from generator.server.embedded import EmbeddedServer
     from generator.sources import load_network
 
     truth = np.array(labelled.classes)
@@ -114,9 +100,13 @@ def _accuracies(
         "labelled source": load_network(ModelSpec.model_validate(record.spec)).run(pixels),
         "labelled onnx": stages.run_graph(read_onnx(subject.onnx), pixels),
     }
-    if grpc_url is not None:
-        with ServedModel(grpc_url, subject.layout, max_batch_size=subject.max_batch_size) as served:
-            answers["labelled ensemble"] = served.classify_images(labelled.images.files)
+    with contextlib.suppress(MissingDependencyError), contextlib.ExitStack() as stack:
+        url = (
+            grpc_url
+            or stack.enter_context(EmbeddedServer(subject.repository, models=[subject.layout.ensemble])).grpc_url
+        )
+        served = stack.enter_context(ServedModel(url, subject.layout, max_batch_size=subject.max_batch_size))
+        answers["labelled ensemble"] = served.classify_images(labelled.images.files)
     for stage, scores in answers.items():
         accuracy = float((scores.argmax(axis=1) == truth).mean())
         yield StageResult(stage=stage, status="proved", accuracy=accuracy, measured=f"{len(truth)} images")

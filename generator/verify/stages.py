@@ -57,8 +57,8 @@ def check_onnx(subject: Subject, reference: Reference, limit: Limit) -> StageRes
     model = read_onnx(subject.onnx)
     try:
         scores = run_graph(model, reference.pixels)
-    except (ValueError, RuntimeError, SourceError) as error:
-        return StageResult(stage="onnx", status="failed", reason=str(error))
+    except SourceError as error:
+        return StageResult(stage="onnx", status="failed", reason=error.message)
     return _judge("onnx", subject, reference, scores, limit, lambda: causes.of_graph(subject, model, reference))
 
 

@@ -1,0 +1,40 @@
+"""Fixtures that several test files share: repositories that are built once, with the real gate."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from generator.pipeline import BuildOptions, build_repository
+from generator.spec import make_spec
+
+
+@pytest.fixture(scope="session")
+def built_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the demo model, built and proved once; not to be changed."""
+    root = tmp_path_factory.mktemp("built") / "model_repository"
+    spec = make_spec(["demo"], batch={"max": 8}, instances={"preprocess": 1, "classifier": 1})[0]
+    report = build_repository(spec, root, BuildOptions(require_all=True)).report
+    assert report is not None
+    return root
+
+
+@pytest.fixture
+def demo(built_demo: Path, tmp_path: Path) -> Path:
+    """A copy of the repository with the demo model, to be changed at will."""
+    return Path(shutil.copytree(built_demo, tmp_path / "model_repository"))
+
+
+@pytest.fixture
+def edit() -> Callable[[Path, str, str], None]:
+    """Replace text in a file; the text must be there."""
+
+    def replace(path: Path, old: str, new: str) -> None:
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    return replace

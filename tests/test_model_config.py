@@ -1,0 +1,126 @@
+"""Configurations: rendered, parsed by Triton's own protobuf, and refused where a rule is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from generator.dtypes import from_onnx
+from generator.errors import ConfigError
+from generator.model_config import check_configs, make_model_configs, render_configs
+from generator.onnx_model import OnnxModel, OnnxTensor
+from generator.recipe import IMAGENET
+from generator.spec import make_spec
+
+GRAPH = OnnxModel(
+    path=Path("model.onnx"),
+    input=OnnxTensor(name="PIXELS", data_type=from_onnx(2), shape=(-1, 224, 224, 3)),
+    output=OnnxTensor(name="PROBABILITIES", data_type=from_onnx(1), shape=(-1, 1000)),
+    opset=18,
+    node_count=1,
+    sha256="0",
+)
+
+
+def rendered(**options: Any) -> dict[str, str]:
+    spec = make_spec(["net"], **options)[0]
+    return render_configs(make_model_configs(spec, GRAPH, IMAGENET, pillow_version="13.0.0"))
+
+
+def parsed(texts: dict[str, str], name: str) -> Any:
+    return text_format.Parse(texts[name], model_config_pb2.ModelConfig())
+
+
+def test_the_three_configurations_fit_each_other() -> None:
+    texts = rendered()
+    check_configs(texts, GRAPH, classes=1000)
+    assert list(texts) == ["net_preprocess", "net_classifier", "net"]
+    ensemble, classifier = parsed(texts, "net"), parsed(texts, "net_classifier")
+    assert ensemble.platform == "ensemble"
+    assert [step.model_name for step in ensemble.ensemble_scheduling.step] == ["net_preprocess", "net_classifier"]
+    # with max_batch_size > 0, dims leave the batch out
+    assert (classifier.max_batch_size, list(classifier.input[0].dims)) == (32, [224, 224, 3])
+    # labels are not inherited from a member
+    assert ensemble.output[0].label_filename == classifier.output[0].label_filename == "labels.txt"
+
+
+def test_the_spec_reaches_the_configuration() -> None:
+    texts = rendered(
+        batch={"max": 16, "opt": 4}, instances={"preprocess": 3, "classifier": 2}, max_queue_delay_microseconds=1234
+    )
+    classifier, preprocess = parsed(texts, "net_classifier"), parsed(texts, "net_preprocess")
+    assert classifier.dynamic_batching.max_queue_delay_microseconds == 1234
+    assert (classifier.instance_group[0].count, preprocess.instance_group[0].count) == (2, 3)
+    assert [sample.batch_size for sample in classifier.model_warmup] == [1, 4]
+    assert preprocess.parameters["resize"].string_value == "256"
+
+
+def test_a_model_without_batches_has_no_batcher() -> None:
+    assert not parsed(rendered(batch={"max": 1}), "net_classifier").HasField("dynamic_batching")
+
+
+@pytest.mark.parametrize(
+    ("versions", "check"),
+    [
+        (3, lambda policy: policy.latest.num_versions == 3),
+        ("all", lambda policy: policy.HasField("all")),
+        ([4, 2, 2], lambda policy: list(policy.specific.versions) == [2, 4]),
+    ],
+)
+def test_versions_to_serve(versions: Any, check: Callable[[Any], bool]) -> None:
+    texts = rendered(versions=versions)
+    assert check(parsed(texts, "net_classifier").version_policy)
+    # the ensemble always calls the newest version that is served
+    assert parsed(texts, "net").version_policy.latest.num_versions == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "old", "new", "message"),
+    [
+        ("net", 'name: "net"', 'name: "other"', "name is 'other', but the directory is 'net'"),
+        ("net", "max_batch_size: 32", "max_batch_size: 64", "max_batch_size 64, but net_preprocess takes at most 32"),
+        ("net", 'model_name: "net_preprocess"', 'model_name: "gone"', "step gone is not among the models"),
+        ("net", "TYPE_FP32", "TYPE_FP16", "data type differs between net_classifier and ensemble output"),
+        ("net", "dims: [ 1000 ]", "dims: [ 10 ]", "dims [1000] of net_classifier, but [10] of ensemble output"),
+        ("net", 'label_filename: "labels.txt"', "", "label_filename differs"),
+        ("net", 'key: "PIXELS" value: "pixels" }\n    }', 'key: "PIXEL" value: "pixels" }\n    }', "does not have"),
+        ("net", 'input_map { key: "PIXELS" value: "pixels"', 'input_map { key: "PIXELS" value: "x"', "reads 'x'"),
+        ("net", "platform:", "instance_group [{count: 1}]\nplatform:", "instance_group is not allowed"),
+        ("net_classifier", "TYPE_UINT8", "TYPE_FP32", "input PIXELS is TYPE_FP32, but TYPE_UINT8 in the graph"),
+        ("net_classifier", "dims: [ 224, 224, 3 ]", "dims: [ 3, 224, 224 ]", "but [224, 224, 3] in the graph"),
+        ("net_classifier", 'name: "PIXELS"', 'name: "INPUT"', "input 'INPUT', but the graph has 'PIXELS'"),
+        ("net_classifier", "batch_size: 8", "batch_size: 99", "warmup batch_size 99 is above max_batch_size 32"),
+        ("net_classifier", "count: 1", "count: 0", "instance_group count is 0"),
+        ("net_classifier", "max_batch_size: 32", "max_batch_size: 0", "max_batch_size is 0, at least 1"),
+        ("net_preprocess", "dims: [ 224, 224, 3 ]", "dims: [ 0, 224, 3 ]", "positive sizes or -1"),
+        ("net_preprocess", "max_batch_size", "max_batchsize", "is not a model configuration"),
+    ],
+)
+def test_broken_rules_are_found(model: str, old: str, new: str, message: str) -> None:
+    texts = rendered()
+    assert old in texts[model]
+    texts[model] = texts[model].replace(old, new)
+    with pytest.raises(ConfigError) as caught:
+        check_configs(texts, GRAPH, classes=1000)
+    assert message in caught.value.message
+
+
+def test_labels_must_fit_the_output() -> None:
+    with pytest.raises(ConfigError, match=r"dims \[1000\], but there are 999 labels"):
+        check_configs(rendered(), GRAPH, classes=999)
+
+
+def test_names_of_a_raw_graph_are_kept() -> None:
+    graph = replace(GRAPH, input=replace(GRAPH.input, name='in "put"'), output=replace(GRAPH.output, name="scores"))
+    spec = make_spec(["net"])[0]
+    texts = render_configs(make_model_configs(spec, graph, IMAGENET, pillow_version="13.0.0"))
+    check_configs(texts, graph, classes=1000)
+    step = parsed(texts, "net").ensemble_scheduling.step[1]
+    assert dict(step.input_map) == {'in "put"': "pixels"}
+    assert dict(step.output_map) == {"scores": "scores"}

@@ -1,0 +1,255 @@
+"""Publishing: versions, contracts, journal and recovery, on real built models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from generator.errors import RepositoryError
+from generator.onnx_model import hash_file
+from generator.pipeline import BuildOptions, build_repository
+from generator.repository import find_records, journal, read_record, recover
+from generator.repository.publish import hash_tree
+from generator.spec import ModelSpec, make_spec
+from tests.tiny_onnx import write_tiny_onnx
+
+QUICK = BuildOptions(verify=False)
+RECIPE = {
+    "resize": 36,
+    "crop": 32,
+    "interpolation": "bilinear",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.25, 0.25],
+}
+
+
+def tiny(tmp_path: Path, *, seed: int = 0, classes: int = 4, **options: Any) -> ModelSpec:
+    """A spec of a tiny ONNX file whose content follows from `seed`."""
+    path = write_tiny_onnx(tmp_path / "tiny.onnx", seed=seed, classes=classes)
+    given = {"labels": "index", "recipe": RECIPE, "instances": {"preprocess": 1}, **options}
+    return make_spec([str(path)], **given)[0]
+
+
+def words(tmp_path: Path, spec: ModelSpec, options: BuildOptions = QUICK) -> dict[str, str]:
+    built = build_repository(spec, tmp_path / "repo", options)
+    return {change.path: change.word for change in built.changes}
+
+
+def test_the_tree(tmp_path: Path) -> None:
+    assert set(words(tmp_path, tiny(tmp_path)).values()) == {"create"}
+    assert list(hash_tree(tmp_path / "repo")) == [
+        "tiny/1/version.json",
+        "tiny/config.pbtxt",
+        "tiny/labels.txt",
+        "tiny/trtgen.json",
+        "tiny_classifier/1/model.onnx",
+        "tiny_classifier/1/reference.npz",
+        "tiny_classifier/config.pbtxt",
+        "tiny_classifier/labels.txt",
+        "tiny_preprocess/1/model.py",
+        "tiny_preprocess/config.pbtxt",
+        "tiny_preprocess/warmup/image.bin",
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_nothing_changed_touches_nothing(tmp_path: Path) -> None:
+    spec = tiny(tmp_path)
+    words(tmp_path, spec)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "repo").rglob("*")}
+    assert set(words(tmp_path, spec).values()) == {"identical"}
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "repo").rglob("*")} == before
+
+
+def test_new_weights_are_a_new_version_and_the_old_one_stays_as_it_is(tmp_path: Path) -> None:
+    words(tmp_path, tiny(tmp_path))
+    first = hash_tree(tmp_path / "repo" / "tiny_classifier" / "1")
+    changes = words(tmp_path, tiny(tmp_path, seed=1))
+    assert {path for path, word in changes.items() if word == "create"} == {
+        "tiny/2/version.json",
+        "tiny_classifier/2/model.onnx",
+        "tiny_classifier/2/reference.npz",
+        "tiny_preprocess/2/model.py",
+    }
+    assert changes["tiny_classifier/config.pbtxt"] == "identical"
+    assert hash_tree(tmp_path / "repo" / "tiny_classifier" / "1") == first
+
+
+def test_another_configuration_is_no_new_version(tmp_path: Path) -> None:
+    words(tmp_path, tiny(tmp_path))
+    changes = words(tmp_path, tiny(tmp_path, max_queue_delay_microseconds=9))
+    assert {path for path, word in changes.items() if word == "update"} == {
+        "tiny_classifier/config.pbtxt",
+        "tiny/trtgen.json",
+    }
+    assert "max_queue_delay_microseconds: 9" in (tmp_path / "repo/tiny_classifier/config.pbtxt").read_text()
+
+
+def test_a_file_changed_by_hand_is_written_again(tmp_path: Path) -> None:
+    spec = tiny(tmp_path)
+    words(tmp_path, spec)
+    config = tmp_path / "repo/tiny/config.pbtxt"
+    content = config.read_text()
+    config.write_text(content.replace("max_batch_size: 32", "max_batch_size: 64"))
+    assert words(tmp_path, spec)["tiny/config.pbtxt"] == "update"
+    assert config.read_text() == content
+
+
+def test_a_damaged_graph_is_replaced_by_a_new_version(tmp_path: Path) -> None:
+    spec = tiny(tmp_path)
+    words(tmp_path, spec)
+    (tmp_path / "repo/tiny_classifier/1/model.onnx").write_bytes(b"broken")
+    assert words(tmp_path, spec)["tiny_classifier/2/model.onnx"] == "create"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": 5}, "output:"),
+        ({"recipe": {**RECIPE, "resize": 40}}, "preprocessing:"),
+        ({"activation": "none"}, "output:"),
+    ],
+)
+def test_another_contract_needs_replace(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    words(tmp_path, tiny(tmp_path))
+    before = hash_tree(tmp_path / "repo")
+    spec = tiny(tmp_path, **change)
+    with pytest.raises(RepositoryError, match="published with another contract") as caught:
+        build_repository(spec, tmp_path / "repo", QUICK)
+    assert message in caught.value.message
+    assert "--replace" in str(caught.value.hint)
+    assert hash_tree(tmp_path / "repo") == before
+    changes = words(tmp_path, spec, replace(QUICK, replace=True))
+    assert changes["tiny_classifier/1/model.onnx"] == "remove"
+    assert not (tmp_path / "repo/tiny_classifier/1").exists()
+    assert (tmp_path / "repo/tiny_classifier/2/model.onnx").is_file()
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    dry = replace(QUICK, dry_run=True)
+    assert set(words(tmp_path, tiny(tmp_path), dry).values()) == {"create"}
+    assert not (tmp_path / "repo").exists()
+    words(tmp_path, tiny(tmp_path))
+    before = hash_tree(tmp_path / "repo")
+    changes = words(tmp_path, tiny(tmp_path, max_queue_delay_microseconds=9), dry)
+    assert changes["tiny_classifier/config.pbtxt"] == "update"
+    assert hash_tree(tmp_path / "repo") == before
+
+
+def test_what_trtgen_did_not_make_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "repo/tiny").mkdir(parents=True)
+    with pytest.raises(RepositoryError, match="trtgen did not make it"):
+        build_repository(tiny(tmp_path), tmp_path / "repo", QUICK)
+    (tmp_path / "repo/tiny").rename(tmp_path / "repo/tiny_classifier")
+    with pytest.raises(RepositoryError, match="tiny_classifier exists, but trtgen did not make it"):
+        build_repository(tiny(tmp_path), tmp_path / "repo", QUICK)
+
+
+def test_a_repository_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "repo").write_text("a file")
+    with pytest.raises(RepositoryError, match="cannot be used: File exists"):
+        build_repository(tiny(tmp_path), tmp_path / "repo", QUICK)
+
+
+def test_two_builders_at_once(tmp_path: Path) -> None:
+    with journal.lock(tmp_path / "repo"), pytest.raises(RepositoryError, match="another trtgen is writing"):
+        build_repository(tiny(tmp_path), tmp_path / "repo", QUICK)
+
+
+def test_a_record_can_be_built_again(tmp_path: Path) -> None:
+    from generator.spec import load_spec
+
+    words(tmp_path, tiny(tmp_path))
+    (spec,) = load_spec(tmp_path / "repo/tiny/trtgen.json")
+    assert set(words(tmp_path, spec).values()) == {"identical"}
+    (record,) = find_records(tmp_path / "repo")
+    assert record.command == "trtgen build-repo --spec repo/tiny/trtgen.json --repository repo"
+    assert record.files["tiny_classifier/1/model.onnx"] == hash_file(tmp_path / "repo/tiny_classifier/1/model.onnx")
+    assert record.proof == [{"stage": "all", "status": "not proved", "reason": "--no-verify"}]
+
+
+def test_records_that_cannot_be_read(tmp_path: Path) -> None:
+    words(tmp_path, tiny(tmp_path))
+    path = tmp_path / "repo/tiny/trtgen.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with pytest.raises(RepositoryError, match="has format 99"):
+        read_record(tmp_path / "repo", "tiny")
+    path.write_text("{")
+    with pytest.raises(RepositoryError, match="cannot be read"):
+        read_record(tmp_path / "repo", "tiny")
+
+
+class CrashError(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+@pytest.mark.parametrize("situation", ["first", "version", "configuration", "replace"])
+def test_a_crash_at_any_step_is_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, situation: str) -> None:
+    """Stop before the journal, and before each move after it; the next command finishes or forgets."""
+    old = tiny(tmp_path)
+    changed: dict[str, Any] = {
+        "first": {},
+        "version": {"seed": 1},
+        "configuration": {"max_queue_delay_microseconds": 9},
+        "replace": {"classes": 5},
+    }[situation]
+    options = replace(QUICK, replace=situation == "replace")
+    expected: dict[str, str] | None = None
+    before: dict[str, str] = {}
+    rename = Path.rename
+    replace_file = Path.replace
+
+    for crash_at in range(30):
+        root = tmp_path / f"{crash_at}" / "repo"
+        if situation != "first":
+            build_repository(tiny(tmp_path), root, QUICK)
+            before = hash_tree(root)
+        calls = 0
+
+        def counted(original: Any, path: Path, target: Any, crash_at: int = crash_at) -> Any:
+            nonlocal calls
+            if calls == crash_at:
+                raise CrashError
+            calls += 1
+            return original(path, target)
+
+        spec = tiny(tmp_path, **changed)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", lambda path, target: counted(rename, path, target))
+            patch.setattr(Path, "replace", lambda path, target: counted(replace_file, path, target))
+            # what a killed process leaves: the context managers of the build do not clean up
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            try:
+                build_repository(spec, root, options)
+            except CrashError:
+                crashed = True
+            else:
+                crashed = False
+        done = recover(root)
+        assert not journal.staging_folder(root).exists()
+        after = hash_tree(root)
+        expected = expected or _built(tmp_path, old, spec, situation)
+        if crash_at == 0:
+            assert after == before  # the journal was not written: as if nothing had happened
+            assert "did not finish" in done[0]
+        else:
+            assert after.keys() == expected.keys()
+        if not crashed:
+            break
+    assert crash_at > 2
+
+
+def _built(tmp_path: Path, old: ModelSpec, new: ModelSpec, situation: str) -> dict[str, str]:
+    root = tmp_path / "expected" / "repo"
+    if situation != "first":
+        build_repository(tiny(tmp_path), root, QUICK)
+    spec = tiny(tmp_path, seed=1) if situation == "version" else new
+    if situation == "replace":
+        spec = tiny(tmp_path, classes=5)
+    build_repository(spec, root, replace(QUICK, replace=situation == "replace"))
+    return hash_tree(root)
