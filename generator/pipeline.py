@@ -279,9 +279,11 @@ def _record(
         packages=installed_packages(),
         recipe=artifact.recipe.model_dump(mode="json"),
         contract=contract,
-        tensors={
-            "input": {"name": artifact.onnx.input.name, "opset": artifact.onnx.opset},
-            "output": {"name": artifact.onnx.output.name},
+        graph={
+            "opset": artifact.onnx.opset,
+            "nodes": artifact.onnx.node_count,
+            "input": artifact.onnx.input.name,
+            "output": artifact.onnx.output.name,
         },
         proof=list(report.as_proof() if report else [UNVERIFIED]),
         files=hash_tree(staged),

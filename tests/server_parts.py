@@ -51,7 +51,6 @@ def save_graph(
 ) -> Path:
     """Write an ONNX file; inputs and outputs are name -> (numpy dtype, shape)."""
     import numpy as np
-    import onnx
     from onnx import helper
 
     def info(tensors: dict[str, tuple[str, list[int | str]]]) -> list[Any]:

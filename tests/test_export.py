@@ -161,3 +161,21 @@ def test_the_proof_covers_the_largest_batch(tmp_path: Path) -> None:
     model = export_onnx(spec, load_network(spec), tmp_path / "out")
     assert prove_dynamic_batch(read_onnx(model.path), maximum=1) == 0
     assert prove_dynamic_batch(read_onnx(model.path), maximum=17) < 1e-4
+
+
+def test_weights_above_the_limit_of_protobuf_travel_beside_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import generator.export
+
+    monkeypatch.setattr(generator.export, "_MAX_SINGLE_FILE_BYTES", 1000)
+    path = write_tiny_onnx(tmp_path / "own.onnx")
+    spec = tiny_spec(path)
+    network = load_network(spec)
+    model = export_onnx(spec, network, tmp_path / "out")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert similarity(network, model.path, "softmax") > 0.99999
+    # and such a file is a source as good as any
+    outer = onnx.load(path)
+    onnx.save(outer, path, save_as_external_data=True, location="own.onnx.data", size_threshold=0)
+    assert similarity(load_network(spec), export_onnx(spec, load_network(spec), tmp_path / "b").path, "softmax") > 0.999

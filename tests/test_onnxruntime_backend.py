@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import tritonclient.grpc as grpc
-import tritonclient.http as http
 from onnx import TensorProto, helper
+from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from generator.server.embedded import EmbeddedServer

@@ -14,8 +14,16 @@ from generator.errors import ServerError
 from generator.server import embedded
 from generator.server.embedded import EmbeddedServer, check_embedded
 from generator.server.failure_rules import explain_words
-from generator.server.failures import Finding, explain_end, explain_timeout, find_failures, has_hung, is_port_conflict
-from generator.server.ports import Ports
+from generator.server.failures import (
+    Finding,
+    explain_end,
+    explain_timeout,
+    find_failures,
+    has_hung,
+    is_port_conflict,
+    is_silent_crash,
+)
+from generator.server.ports import Ports, choose_ports
 from tests.server_parts import (
     ECHO,
     add_doubling_model,
@@ -87,7 +95,7 @@ def ensemble_of_doubling(model: Path, **options: str | int) -> None:
 
 
 # model -> (how it is broken, what the cause must say, what the hint must say). One server start reports all of them.
-# A model without model.py is not among them: tritonserver hangs on it.
+# Not among them: a model without model.py (tritonserver hangs), a warmup that fails (it may crash when others load).
 BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "missing_module": (
         lambda m: add_python_model(m, "import surely_absent\n" + ECHO),
@@ -214,11 +222,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "data for its warmup is missing: .*/warmup/image.bin$",
         "build-repo",
     ),
-    "warmup_refused": (
-        lambda m: add_python_model(m, ECHO.replace("answers = []", "raise ValueError('bad image')"), more=warmup()),
-        "warmup 'first' was answered with an error: .*bad image",
-        "warmup",
-    ),
     "warmup_misfit": (
         lambda m: add_doubling_model(m, more=warmup(dims=5)),
         r"warmup does not fit the input X: Expected \[-1,4\], got \[1,5\]",
@@ -286,6 +289,17 @@ def test_the_error_names_every_broken_model_and_no_other(report: tuple[dict[str,
 
 
 @pytest.mark.server
+def test_a_warmup_that_is_refused(tmp_path: Path) -> None:
+    code = ECHO.replace("answers = []", "raise ValueError('bad image')")
+    add_python_model(tmp_path / "repository" / "model", code, more=warmup())
+    error = start_and_fail(tmp_path)
+    assert re.search(
+        r"model: a request of its warmup was answered with an error: ValueError: bad image \(model.py line \d+\)",
+        error.message,
+    )
+
+
+@pytest.mark.server
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="a GPU is here")
 def test_a_gpu_instance_without_a_gpu(tmp_path: Path) -> None:
     add_doubling_model(tmp_path / "repository" / "model", instances="count: 1 kind: KIND_GPU")
@@ -335,10 +349,9 @@ def test_a_port_lost_after_it_was_chosen_is_named(taken: str, tmp_path: Path, mo
         port = listener.getsockname()[1]
 
         def lose(wish: Ports, *, address: str) -> Ports:
-            chosen = {**choose(Ports(http=0, grpc=0, metrics=0), address=address).named(), taken: port}
+            chosen = {**choose_ports(Ports(http=0, grpc=0, metrics=0), address=address).named(), taken: port}
             return Ports(**chosen)
 
-        choose = embedded.choose_ports
         monkeypatch.setattr(embedded, "choose_ports", lose)
         with (
             pytest.raises(ServerError) as caught,
@@ -382,20 +395,26 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
             "build the plan where it is served",
         ),
         (
-            "autofill failed for model 'm': configuration specified max-batch 64 but TensorRT engine only "
-            "supports max-batch 32",
+            (
+                "autofill failed for model 'm': configuration specified max-batch 64 but TensorRT engine only "
+                "supports max-batch 32"
+            ),
             "max_batch_size 64, but the plan's optimization profile ends at 32",
             "max_batch_size: 32",
         ),
         (
-            "autofill failed for model 'm': model tensor shape configuration hints for dynamic batching but the "
-            "underlying engine doesn't support batching.",
+            (
+                "autofill failed for model 'm': model tensor shape configuration hints for dynamic batching but the "
+                "underlying engine doesn't support batching."
+            ),
             "batch of its graph is fixed",
             "dynamic batch",
         ),
         (
-            "unable to autofill for 'm', configuration specified invalid profile 3 . Number of profiles supported by "
-            "TensorRT engine: 1",
+            (
+                "unable to autofill for 'm', configuration specified invalid profile 3 . "
+                "Number of profiles supported by TensorRT engine: 1"
+            ),
             "optimization profiles do not fit",
             "config.pbtxt",
         ),
@@ -416,14 +435,18 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
         ),
         ("expected configuration for input 'x' for m_0_0", "names of inputs or outputs", "config.pbtxt"),
         (
-            "model 'm', tensor 'x': the model expects 4 dimensions (shape [-1,3,224,224]) but the model configuration "
-            "specifies 3 dimensions",
+            (
+                "model 'm', tensor 'x': the model expects 4 dimensions (shape [-1,3,224,224]) but the model "
+                "configuration specifies 3 dimensions"
+            ),
             "disagree on dims",
             "config.pbtxt",
         ),
         (
-            "model configuration specified invalid shape for input 'x' for model m. Error details: model expected the "
-            "shape of dimension 2 to be between 224 and 224 but received 256",
+            (
+                "model configuration specified invalid shape for input 'x' for model m. Error details: model expected "
+                "the shape of dimension 2 to be between 224 and 224 but received 256"
+            ),
             "disagree on dims",
             "config.pbtxt",
         ),
@@ -436,9 +459,11 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
         ("ensemble tensor 't' is unused in ensemble 'm'", "breaks a rule of Triton", "m/config.pbtxt"),
         ("must specify 'step' for ensemble", "breaks a rule of Triton", "m/config.pbtxt"),
         (
-            "Unable to initialize shared memory key 'triton' to requested size (1048576 bytes). If you are running "
-            "Triton inside docker, use '--shm-size' flag to control the shared memory region size. Error: No space "
-            "left on device",
+            (
+                "Unable to initialize shared memory key 'triton' to requested size (1048576 bytes). If you are running "
+                "Triton inside docker, use '--shm-size' flag to control the shared memory region size. Error: No space "
+                "left on device"
+            ),
             "too little shared memory",
             "--shm-size=1g",
         ),
@@ -454,7 +479,8 @@ def test_words_of_other_servers_are_explained(words: str, cause: str, hint: str)
 
 def test_unknown_words_are_shown_as_they_are_with_the_logs_path(tmp_path: Path) -> None:
     log = (
-        "2026-11-22T12:31:28Z E 1 model_lifecycle.cc:642] \"failed to load 'm' version 1: Internal: the moon is full\"\n"
+        "2026-11-22T12:31:28Z E 1 model_lifecycle.cc:642] "
+        "\"failed to load 'm' version 1: Internal: the moon is full\"\n"
         "error: creating server: Internal - failed to load all models\n"
     )
     error = explain_end(1, log, log_path=tmp_path / "server.log", ready=False)
@@ -479,13 +505,28 @@ def test_a_log_without_a_reason_shows_its_end_without_tables_and_words_about_the
     assert error.log_tail == ["Segmentation fault"]
 
 
+def test_a_crash_after_failures_is_mentioned(tmp_path: Path) -> None:
+    log = "E1122 12:31:28.507750 1 model_lifecycle.cc:642] failed to load 'm' version 1: Internal: No module named 'x'"
+    error = explain_end(139, log, log_path=tmp_path / "log", ready=False)
+    assert "m: its Python code imports x" in error.message
+    assert error.message.endswith("(tritonserver then crashed: it was ended by SIGSEGV)")
+
+
+def test_a_crash_without_a_word_names_what_was_loading(tmp_path: Path) -> None:
+    log = '2026-11-22T12:12:04Z I 1 model_lifecycle.cc:472] "loading: m:1"\n'
+    assert is_silent_crash(139, log)
+    assert not is_silent_crash(1, log)
+    error = explain_end(139, log, log_path=tmp_path / "log", ready=False)
+    assert error.message == "tritonserver did not start: it was ended by SIGSEGV while it loaded m"
+
+
 def test_an_option_that_tritonserver_does_not_know_is_shown(tmp_path: Path) -> None:
     error = explain_end(1, "error: unrecognized option\n", log_path=tmp_path / "log", ready=False)
     assert error.message == "tritonserver did not start: unrecognized option"
 
 
 def test_the_older_log_format_is_read() -> None:
-    log = "E1122 12:31:28.507750 14638 model_lifecycle.cc:642] failed to load 'm' version 1: Internal: No module named 'x'"
+    log = "E1122 12:31:28.507750 1 model_lifecycle.cc:642] failed to load 'm' version 1: Internal: No module named 'x'"
     [finding] = find_failures(log)
     assert (finding.model, finding.hint) == ("m", "pip install x")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from generator import __version__
 from generator.cli import console
 from generator.errors import TrtgenError
 
@@ -34,16 +35,19 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; twice for details.")] = 0,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
-    if version:
-        from generator import __version__
-
-        print(__version__)
-        raise typer.Exit
     console.install_logging(verbose)
 
 
@@ -54,7 +58,7 @@ for _name, _module in _COMMANDS.items():
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code: 0, 1 (an error with a hint), 2 (usage) or 130 (Ctrl-C)."""
     try:
-        app(list(arguments))
+        app(list(arguments), prog_name="trtgen")
     except TrtgenError as error:
         console.report(error)
         return 1

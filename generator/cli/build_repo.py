@@ -36,7 +36,8 @@ def build_repo(
     image_size: ImageSizeOption = None,
     max_batch: MaxBatchOption = None,
     images: Annotated[
-        Path | None, typer.Option("--images", metavar="DIR", help="Images for the gate. [default: a drawn set]")
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Images that an export is compared on. [default: a drawn set]"),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run the gate before publishing.")] = True,
     require: Annotated[

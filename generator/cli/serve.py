@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import signal
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -14,9 +15,10 @@ import typer
 
 from generator.cli.console import say, step
 from generator.cli.options import RepositoryOption
+from generator.errors import ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from generator.server.embedded import EmbeddedServer
     from generator.server.ports import Ports
@@ -25,6 +27,14 @@ PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free 
 
 
 def serve(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- COMMAND...]",
+            help="Run this once every model is ready, then stop and leave with its exit code.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     repository: RepositoryOption = Path("model_repository"),
     http_port: PortOption = 8000,
@@ -49,6 +59,9 @@ def serve(
     if not container and (image or cpu or dry_run):
         msg = "--image, --cpu and --dry-run go with --container"
         raise typer.BadParameter(msg)
+    if container and command:
+        msg = "a command after -- goes with the pip server, not with --container"
+        raise typer.BadParameter(msg)
     if container:
         from generator.server.ports import Ports, check_address
 
@@ -68,24 +81,40 @@ def serve(
         ready_timeout_s=ready_timeout_s,
         allow_non_loopback=allow_non_loopback,
     )
-    _serve_embedded(server)
+    _serve_embedded(server, command)
 
 
-def _serve_embedded(server: EmbeddedServer) -> None:
+def _serve_embedded(server: EmbeddedServer, command: Sequence[str] | None) -> None:
     started = time.monotonic()
     ready = False
+    code = 0
     try:
         with _interrupting_signals(), server:
             ready = True
             _describe(server, seconds=time.monotonic() - started)
             try:
-                server.wait()
+                if command:
+                    code = _run(command)
+                else:
+                    say("Ctrl-C stops it.")
+                    server.wait()
             except KeyboardInterrupt:
                 say("stopping (Ctrl-C again kills at once)")
     except KeyboardInterrupt:
         server.stop(timeout_s=0)
         if not ready:
             raise
+    if code:
+        raise typer.Exit(code)
+
+
+def _run(command: Sequence[str]) -> int:
+    say(f"$ {shlex.join(command)}")
+    try:
+        return subprocess.run(command, check=False).returncode
+    except OSError as error:
+        msg = f"{command[0]} cannot be run: {error.strerror}"
+        raise ServerError(msg, hint="give a command that is on PATH, after --") from error
 
 
 def _describe(server: EmbeddedServer, *, seconds: float) -> None:
@@ -98,7 +127,6 @@ def _describe(server: EmbeddedServer, *, seconds: float) -> None:
     say(f"  gRPC     {server.grpc_url}")
     say(f"  metrics  http://{server.metrics_url}/metrics")
     say(f"  log      {server.log_path}")
-    say("Ctrl-C stops it.")
 
 
 def _serve_container(

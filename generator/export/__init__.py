@@ -74,7 +74,8 @@ def _strip_traces(proto: onnx.ModelProto) -> None:
 def _save(proto: onnx.ModelProto, path: Path) -> None:
     import onnx
 
-    if proto.ByteSize() > _MAX_SINGLE_FILE_BYTES:
+    weight_bytes = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    if weight_bytes > _MAX_SINGLE_FILE_BYTES:
         onnx.save(proto, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
     else:
         onnx.save(proto, path)

@@ -37,7 +37,7 @@ class Record:
     packages: Mapping[str, str]
     recipe: Mapping[str, Any]
     contract: Mapping[str, Any]
-    tensors: Mapping[str, Any]
+    graph: Mapping[str, Any]
     proof: list[Mapping[str, Any]]
     files: Mapping[str, str]
     format: int = field(default=FORMAT)

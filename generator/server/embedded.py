@@ -47,7 +47,7 @@ __all__ = ["EmbeddedServer", "EmbeddedTriton", "ModelState", "check_embedded"]
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 3  # a free port may be taken between the moment it was chosen and the moment the server binds it
+_ATTEMPTS = 3  # a free port may be taken before the server binds it; a crash may hide what a model complains about
 _POLL_S = 0.05
 _STOP_TIMEOUT_S = 30.0
 _MARGIN_S = 15.0  # what the supervisor may take to remove everything after the server's end
@@ -117,12 +117,11 @@ class EmbeddedServer:
             try:
                 self._launch(triton, ports)
                 self._wait_until_ready(ports)
-            except ServerError as error:
+            except ServerError:
+                code = self._supervisor.poll() if self._supervisor else None
                 self.stop()
-                lost_race = failures.is_port_conflict("\n".join(error.log_tail)) and self._wish.any_free
-                if not lost_race or attempt == _ATTEMPTS:
+                if attempt == _ATTEMPTS or not self._may_succeed_again(code):
                     raise
-                logger.info("a free port was taken meanwhile; starting again")
             except BaseException:
                 # Ctrl-C while the models load: __exit__ will not be called.
                 self.stop()
@@ -269,6 +268,17 @@ class EmbeddedServer:
             if failures.has_hung(log) or time.monotonic() >= deadline:
                 raise failures.explain_timeout(log, log_path=self.log_path, timeout_s=self.ready_timeout_s)
             time.sleep(_POLL_S)
+
+    def _may_succeed_again(self, code: int | None) -> bool:
+        """Tell whether the failed start, which ended with this exit code, is worth another attempt."""
+        log = self._read_log()
+        if failures.is_port_conflict(log) and self._wish.any_free:
+            logger.info("a free port was taken meanwhile; starting again")
+            return True
+        if code is not None and failures.is_silent_crash(code, log):
+            logger.info("tritonserver crashed before it said why; starting again")
+            return True
+        return False
 
     def _forget_log(self) -> None:
         if self._own_log and self.log_path.name:

@@ -15,10 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Finding", "explain_end", "explain_timeout", "find_failures", "has_hung", "is_port_conflict"]
+__all__ = [
+    "Finding",
+    "explain_end",
+    "explain_timeout",
+    "find_failures",
+    "has_hung",
+    "is_port_conflict",
+    "is_silent_crash",
+]
 
 _TAIL_LINES = 15
 _WORDS_LENGTH = 400
+_SIGNALLED = 128  # the shell's convention: the exit code of a process that signal N ended is 128 + N
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +65,9 @@ _FAILURES = (
     ),
     re.compile(r"^(?P<model>)(?P<words>failed to start \w+ service: .*)", re.DOTALL),
 )
+_FAILED_REQUEST = re.compile(
+    r"^Failed to process the request\(s\) for model '(?P<model>.*)_\d+_\d+', message: (?P<words>.*)", re.DOTALL
+)
 _LOADER = re.compile(r"^\S*triton_python_backend_stub: (?P<words>error while loading shared libraries: .*)$")
 _FATAL_LINE = re.compile(r"^error: (?P<words>.*)$")
 _LOADING = re.compile(r"\"loading: (?P<model>[^\"]+):\d+\"$")
@@ -67,7 +79,7 @@ _HUNG = ("Failed to preinitialize Python stub", "triton_python_backend_stub: err
 def find_failures(log: str) -> list[Finding]:
     """Return what failed according to the log, in its order, one finding per model."""
     findings: dict[str, Finding] = {}
-    for model, words in _read_failures(log):
+    for model, words in [*_read_failures(log), *_read_failed_requests(log)]:
         if model in findings:
             continue
         explanation = explain_words(words, model=model)
@@ -90,13 +102,24 @@ def is_port_conflict(text: str) -> bool:
     return bool(re.search(r"failed to start \w+ service: .*already in use", text))
 
 
+def is_silent_crash(code: int, log: str) -> bool:
+    """Tell whether tritonserver crashed while it loaded models and before it named a reason.
+
+    Release 24.10 does so in one of ten cases when a model answers a request of its warmup with an error.
+    """
+    return code == _SIGNALLED + signal.SIGSEGV and not find_failures(log)
+
+
 def explain_end(code: int, log: str, *, log_path: Path, ready: bool) -> ServerError:
     """Return the error for a server that ended by itself with this exit code (128 + N: signal N)."""
     findings = [] if ready else find_failures(log)
     if findings:
-        return _describe(findings, log_path=log_path)
+        # Seen when a request of a warmup fails while other models load.
+        crash = f"\n(tritonserver then crashed: {_describe_code(code)})" if code > _SIGNALLED else ""
+        return _describe(findings, log_path=log_path, note=crash)
+    loading = "" if ready or code <= _SIGNALLED else f" while it loaded {', '.join(_find_waiting(log)) or 'no model'}"
     return ServerError(
-        f"tritonserver {'stopped' if ready else 'did not start'}: {_describe_code(code)}",
+        f"tritonserver {'stopped' if ready else 'did not start'}: {_describe_code(code)}{loading}",
         hint=f"read its log: {log_path}",
         log_tail=tail(log),
     )
@@ -107,9 +130,7 @@ def explain_timeout(log: str, *, log_path: Path, timeout_s: float) -> ServerErro
     findings = find_failures(log)
     if findings:
         return _describe(findings, log_path=log_path)
-    loading = [match["model"] for line in log.splitlines() if (match := _LOADING.search(line))]
-    loaded = {match["model"] for line in log.splitlines() if (match := _LOADED.search(line))}
-    waiting = [model for model in loading if model not in loaded]
+    waiting = _find_waiting(log)
     what = f"still loading {', '.join(waiting)}" if waiting else "no model was loading"
     return ServerError(
         f"tritonserver was not ready after {timeout_s:g} s: {what}",
@@ -130,15 +151,15 @@ def shorten(text: str) -> str:
     return line if len(line) <= _WORDS_LENGTH else f"{line[:_WORDS_LENGTH]} ..."
 
 
-def _describe(findings: list[Finding], *, log_path: Path) -> ServerError:
-    """Return one error for all findings; a member's failure comes before that of its ensemble."""
+def _describe(findings: list[Finding], *, log_path: Path, note: str = "") -> ServerError:
+    """Return one error for all findings, in the order of the log."""
     known = [finding for finding in findings if finding.hint]
     if len(findings) == 1:
         message = f"tritonserver did not start: {findings[0].sentence()}"
     else:
         message = "\n".join(["tritonserver did not start:", *(f"  {finding.sentence()}" for finding in findings)])
     return ServerError(
-        message,
+        message + note,
         hint=known[0].hint if known else f"read its log: {log_path}",
         log_tail=[*(shorten(finding.words) for finding in findings), f"(log: {log_path})"],
     )
@@ -166,6 +187,13 @@ def _read_failures(log: str) -> Iterator[tuple[str, str]]:
             yield "", match["words"]
 
 
+def _read_failed_requests(log: str) -> Iterator[tuple[str, str]]:
+    """Yield (model, words) for every request of a warmup that raised: tritonserver may crash before it says so."""
+    for line in log.splitlines():
+        if (match := _LINE.match(line)) and (found := _FAILED_REQUEST.match(_unquote(match["message"]))):
+            yield found["model"], f"failed to run warmup sample: {found['words']}"
+
+
 def _unquote(message: str) -> str:
     """Return the message of a log line, which Triton writes as a JSON string, or raw in its older form."""
     if message.startswith('"'):
@@ -176,12 +204,19 @@ def _unquote(message: str) -> str:
     return message
 
 
+def _find_waiting(log: str) -> list[str]:
+    """Return the models that were loading and are not loaded."""
+    loading = [match["model"] for line in log.splitlines() if (match := _LOADING.search(line))]
+    loaded = {match["model"] for line in log.splitlines() if (match := _LOADED.search(line))}
+    return [model for model in loading if model not in loaded]
+
+
 def _describe_code(code: int) -> str:
-    if code <= 128:
+    if code <= _SIGNALLED:
         return f"it ended with exit code {code}"
     try:
-        name = signal.Signals(code - 128).name
+        name = signal.Signals(code - _SIGNALLED).name
     except ValueError:
-        name = f"signal {code - 128}"
+        name = f"signal {code - _SIGNALLED}"
     killed = " (the system does that for lack of memory: dmesg | tail)" if name == "SIGKILL" else ""
     return f"it was ended by {name}{killed}"

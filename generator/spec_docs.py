@@ -1,0 +1,181 @@
+"""docs/spec.md, made from the pydantic models: what models.yaml may say, field by field.
+
+python -m generator.spec_docs > docs/spec.md
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from generator.recipe import IMAGENET, Recipe, RecipeSpec
+from generator.render import read_static
+from generator.spec import Batch, Instances, ModelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["RULES", "render_page"]
+
+_INTRODUCTION = """\
+<!-- Made by `python -m generator.spec_docs > docs/spec.md` from generator/spec.py and generator/recipe.py. -->
+
+# models.yaml
+
+`trtgen build-repo resnet50` needs no file. `trtgen build-repo --spec models.yaml` reads one, for everything that the
+command line has no option for. `trtgen init` writes the example below, and `trtgen show --spec models.yaml` prints
+what a file comes to: the resolved fields, the recipe and the number of classes.
+
+- One mapping with the key `models`, a list with one entry per model. Only `name` is needed in it.
+- Unknown fields are refused with the near spelling, and every wrong field of a file is reported at once.
+- Relative paths are relative to the file's folder; `~` is the home directory.
+- The `trtgen.json` of a built model can be given as `--spec` too: it builds the same model again.
+"""
+
+_RECIPE = """\
+How an image file becomes pixels. What is left out comes from the source. An ONNX file says nothing about it, so there
+the first five are needed, or `recipe: imagenet`, which a `raw` one of 224x224 pixels gets by itself."""
+
+_SECTIONS: tuple[tuple[type[BaseModel], str, str], ...] = (
+    (ModelSpec, "A model", "The fields of one entry of `models`."),
+    (Batch, "batch", "How many images one execution takes."),
+    (Instances, "instances", "How many copies of each member run side by side."),
+    (RecipeSpec, "recipe", _RECIPE),
+)
+
+# What no single field says. The second part is a model that is refused for it; tests/test_docs.py tries each.
+RULES = (
+    ("A name is made of letters, digits, `_`, `-` and single `.`, at most 100, and starts with a letter or digit.",
+     "{name: 'my model'}"),
+    ("`source: onnx` needs `onnx`, and no other source takes it.", "{name: a, source: onnx}"),
+    ("`raw` goes with `source: onnx` only.", "{name: a, raw: true}"),
+    ("A checkpoint needs `classes`.", "{name: a, weights: a.pt}"),
+    ("`batch`: min <= opt <= max, and min is 1.", "{name: a, batch: {opt: 9, max: 8}}"),
+    ("The one target today is `onnxruntime`: plans are not built yet.", "{name: a, target: tensorrt-10}"),
+    ("The one precision of `onnxruntime` is `fp32`.", "{name: a, precision: fp16}"),
+    ("No two models may need the same directory: a model needs `NAME`, `NAME_preprocess` and `NAME_classifier`.",
+     "{name: a}, {name: a_classifier}"),
+)  # fmt: skip
+
+_WORDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", Path: "path"}
+
+
+def render_page() -> str:
+    """Return the text of docs/spec.md."""
+    parts = [_INTRODUCTION, "## Example\n", f"```yaml\n{read_static('models.yaml').decode()}```\n"]
+    for model, title, sentence in _SECTIONS:
+        parts += [f"## {title}\n", f"{sentence}\n", _table(model)]
+    parts += [_imagenet(), "## Rules across fields\n", _rules()]
+    return "\n".join(parts)
+
+
+def _table(model: type[BaseModel]) -> str:
+    lines = ["| field | type | default | limits | meaning |", "|---|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        if not field.description:
+            msg = f"{model.__name__}.{name} has no description"
+            raise ValueError(msg)
+        words, limits = _describe(field.annotation, field.metadata)
+        cells = (f"`{name}`", words, _default(model, name), limits, field.description)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(model: type[BaseModel], name: str) -> str:
+    """The default in YAML's spelling; empty where the description says what happens without the field."""
+    field = model.model_fields[name]
+    if field.is_required():
+        return "needed"
+    value = field.get_default(call_default_factory=True)
+    if value is None and model is RecipeSpec:
+        complete = Recipe.model_fields[name]
+        return "the source's" if complete.is_required() else _spell(complete.get_default())
+    return "" if value is None or isinstance(value, BaseModel) else _spell(value)
+
+
+def _spell(value: object) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"`{text}`"
+
+
+def _describe(annotation: Any, metadata: Iterable[Any] = ()) -> tuple[str, str]:
+    """Return a type and its limits in words; TypeError for a kind of type that no field has had yet."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _describe(arguments[0], [*_constraints(arguments[1:]), *metadata])
+    if origin is Literal:
+        return _either(f"`{value}`" for value in arguments), ""
+    if origin is not None:
+        return _describe_several(origin, arguments, metadata)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        title = next(title for model, title, _ in _SECTIONS if model is annotation)
+        return f"see [{title}](#{title})", ""
+    if annotation not in _WORDS:
+        msg = f"no words for the type {annotation!r}"
+        raise TypeError(msg)
+    return _WORDS[annotation], _limits(metadata)
+
+
+def _describe_several(origin: Any, arguments: tuple[Any, ...], metadata: Iterable[Any]) -> tuple[str, str]:
+    parts = [_describe(one) for one in arguments if one is not types.NoneType]
+    inner = _join(limits for _, limits in parts)
+    if origin in (Union, types.UnionType):
+        return _either(words for words, _ in parts), _join([_limits(metadata), inner])
+    if origin is tuple:
+        return f"[{', '.join(words for words, _ in parts)}]", inner
+    if origin is list:
+        return f"list of {parts[0][0]}s", f"list: {_limits(metadata)}, each {inner}"
+    msg = f"no words for the type {origin!r}"
+    raise TypeError(msg)
+
+
+def _either(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _constraints(notes: Iterable[Any]) -> Iterator[Any]:
+    for note in notes:
+        yield from note.metadata if isinstance(note, FieldInfo) else (note,)
+
+
+def _limits(metadata: Iterable[Any]) -> str:
+    found: dict[str, Any] = {}
+    for note in metadata:
+        for kind in ("ge", "gt", "le", "lt", "min_length"):
+            if (value := getattr(note, kind, None)) is not None:
+                found[kind] = value
+    if "min_length" in found:
+        return f"at least {found['min_length']} entry"
+    if {"ge", "le"} <= found.keys():
+        return f"{_number(found['ge'])} to {_number(found['le'])}"
+    names = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return ", ".join(f"{name} {_number(found[kind])}" for kind, name in names.items() if kind in found)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,g}"
+
+
+def _join(limits: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(part for part in limits if part))
+
+
+def _imagenet() -> str:
+    recipe = IMAGENET.model_dump(mode="json", include={"resize", "crop", "interpolation", "mean", "std"})
+    lines = [f"{name}: {value}" for name, value in recipe.items()]  # a list prints as it is written in YAML
+    return "`recipe: imagenet` stands for\n\n```yaml\n" + "\n".join(lines) + "\n```\n"
+
+
+def _rules() -> str:
+    lines = ["| rule | refused |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {rule} | `{example}` |" for rule, example in RULES)]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_page())

@@ -1,0 +1,86 @@
+"""The chain from end to end: built models, a real tritonserver, the real client, real JPEGs, both protocols."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from generator.cli import main
+from generator.demo.draw import LABELS, draw_set
+from generator.server.embedded import EmbeddedServer
+
+ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "clients" / "samples"
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """The demo model and the three torchvision models that are promised to work, with random weights."""
+    root = tmp_path_factory.mktemp("chain") / "model_repository"
+    assert main(["build-repo", "demo", "--require", "all", "-r", str(root)]) == 0
+    names = ["resnet18", "resnet50", "efficientnet_b0"]
+    assert main(["build-repo", *names, "--weights", "random", "--require", "all", "-r", str(root)]) == 0
+    with EmbeddedServer(root) as running:
+        yield running
+
+
+def classify(server: EmbeddedServer, protocol: str, *arguments: str | Path) -> list[dict[str, object]]:
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    run = subprocess.run(
+        [sys.executable, ROOT / "clients/classify.py", "--json", "--protocol", protocol, "--url", url, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_every_promised_model_answers_alike_over_both_protocols(server: EmbeddedServer) -> None:
+    for model in ("demo", "resnet18", "resnet50", "efficientnet_b0"):
+        over_grpc, over_http = (classify(server, protocol, "--model", model, SAMPLES) for protocol in ("grpc", "http"))
+        assert over_grpc == over_http
+        assert len(over_grpc) == 3
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_samples_get_their_own_names(server: EmbeddedServer, protocol: str) -> None:
+    for answer in classify(server, protocol, "--model", "demo", "--top", "1", SAMPLES):
+        (best,) = answer["classes"]  # type: ignore[misc]
+        assert best["label"] == Path(str(answer["file"])).stem
+        assert best["score"] > 0.9
+
+
+def test_fifty_fresh_images_in_batches(server: EmbeddedServer, tmp_path: Path) -> None:
+    drawn = draw_set(50, seed=321)
+    for image in drawn:
+        (tmp_path / f"{image.name}.jpg").write_bytes(image.jpeg)
+    answers = classify(server, "grpc", "--model", "demo", "--top", "1", tmp_path)
+    right = sum(
+        answer["classes"][0]["label"] == LABELS[image.label]  # type: ignore[index]
+        for answer, image in zip(answers, drawn, strict=True)
+    )
+    assert right >= 48
+
+
+def test_a_bad_image_is_named_and_the_others_are_answered(server: EmbeddedServer, tmp_path: Path) -> None:
+    for image in draw_set(5, seed=322):
+        (tmp_path / f"{image.name}.jpg").write_bytes(image.jpeg)
+    (tmp_path / "002-broken.jpg").write_bytes(b"\xff\xd8\xff garbage")
+    run = subprocess.run(
+        [sys.executable, ROOT / "clients/classify.py", "--url", server.grpc_url, "--model", "demo", "--json", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert len(run.stdout.splitlines()) == 5
+    assert "002-broken.jpg" in run.stderr
+    assert "not an image in one of the formats" in run.stderr

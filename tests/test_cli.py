@@ -1,0 +1,127 @@
+"""The command line: exit codes, streams, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from generator import __version__
+from generator.cli import main
+from tests.tiny_onnx import write_tiny_onnx
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "generator", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_help_is_fast_and_names_every_command() -> None:
+    seconds = []
+    for _ in range(5):
+        start = time.monotonic()
+        result = run("--help")
+        seconds.append(time.monotonic() - start)
+    assert min(seconds) < 0.3
+    for command in ("init", "show", "build-repo", "serve", "verify", "perf"):
+        assert f"  {command}" in result.stdout
+
+
+HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "tritonclient", "numpy", "pydantic", "PIL", "jinja2")
+
+
+def imported_by(code: str, cwd: Path | None = None) -> set[str]:
+    script = f"import sys\n{code}\nprint(*(set(sys.modules) & {set(HEAVY)!r}))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=cwd)
+    return set(result.stdout.splitlines()[-1].split())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert imported_by("import generator.cli\ngenerator.cli.main(['--help'])") == set()
+
+
+def test_a_rebuild_with_nothing_changed_imports_no_torch_and_takes_less_than_a_second(tmp_path: Path) -> None:
+    write_tiny_onnx(tmp_path / "net.onnx", size=224)
+    arguments = ["build-repo", str(tmp_path / "net.onnx"), "--recipe", "imagenet", "--labels", "index", "--no-verify"]
+    arguments += ["-r", str(tmp_path / "repo")]
+    assert main(arguments) == 0
+    start = time.monotonic()
+    imported = imported_by(f"import generator.cli\nassert generator.cli.main({arguments!r}) == 0")
+    assert time.monotonic() - start < 1
+    assert not imported & {"torch", "torchvision", "onnx", "onnxruntime", "tritonclient"}
+
+
+def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+    assert main(["no-such-command"]) == 2
+    assert main(["build-repo", "--no-such-option"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["build-repo"], "error: no model was named", "hint: trtgen build-repo demo"),
+        (["build-repo", "resnet5", "--no-verify"], "did you mean resnet50", "hint: use a name of that list"),
+        (["build-repo", "a;b"], "'a;b' is no model name", "hint: docs/spec.md lists every field"),
+        (["build-repo", "x", "--spec", "none.yaml"], "names and options of models do not go with it", "hint: write"),
+        (["build-repo", "--spec", "none.yaml"], "none.yaml cannot be read", "hint: trtgen init"),
+        (["build-repo", "none.onnx"], "none.onnx cannot be read", "hint: give the path of an existing file"),
+        (["show", "resnet5"], "did you mean resnet50", "hint:"),
+        (["verify", "-r", "none"], "none holds no model made by trtgen", "hint: trtgen build-repo demo"),
+        (["serve", "-r", "none"], "none", "hint: trtgen build-repo"),
+    ],
+)
+def test_errors_go_to_stderr_with_a_hint(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+    hint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert hint in captured.err
+    assert "Traceback" not in captured.err
+    assert list(tmp_path.rglob("model.onnx")) == []
+
+
+def test_init_never_overwrites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init"]) == 0
+    assert capsys.readouterr().out == "models.yaml\n"
+    (tmp_path / "models.yaml").write_text("mine")
+    assert main(["init"]) == 1
+    assert (tmp_path / "models.yaml").read_text() == "mine"
+
+
+def test_show_prints_the_resolved_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "efficientnet_b0", "--max-batch", "4"]) == 0
+    (model,) = yaml.safe_load(capsys.readouterr().out)["models"]
+    assert (model["recipe"]["interpolation"], model["batch"], model["classes"]) == (
+        "bicubic",
+        {"min": 1, "opt": 4, "max": 4},
+        1000,
+    )
+    assert main(["show", "demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["models"][0]["recipe"]["crop"] == [96, 96]
+
+
+def test_build_prints_a_word_per_file_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["build-repo", "demo", "--no-verify", "-r", str(tmp_path / "repo")]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("create    ") and Path(line.split()[1]).is_file() for line in lines)
+    assert main([*arguments, "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert (entry["version"], set(entry["files"].values())) == (1, {"identical"})
