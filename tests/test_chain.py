@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
         yield running
 
 
-def classify(server: EmbeddedServer, protocol: str, *arguments: str | Path) -> list[dict[str, object]]:
+def classify(server: EmbeddedServer, protocol: str, *arguments: str | Path) -> list[dict[str, Any]]:
     url = server.grpc_url if protocol == "grpc" else server.http_url
     run = subprocess.run(
         [sys.executable, ROOT / "clients/classify.py", "--json", "--protocol", protocol, "--url", url, *arguments],
@@ -53,7 +54,7 @@ def test_every_promised_model_answers_alike_over_both_protocols(server: Embedded
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_the_samples_get_their_own_names(server: EmbeddedServer, protocol: str) -> None:
     for answer in classify(server, protocol, "--model", "demo", "--top", "1", SAMPLES):
-        (best,) = answer["classes"]  # type: ignore[misc]
+        best = answer["classes"][0]
         assert best["label"] == Path(str(answer["file"])).stem
         assert best["score"] > 0.9
 
@@ -64,7 +65,7 @@ def test_fifty_fresh_images_in_batches(server: EmbeddedServer, tmp_path: Path) -
         (tmp_path / f"{image.name}.jpg").write_bytes(image.jpeg)
     answers = classify(server, "grpc", "--model", "demo", "--top", "1", tmp_path)
     right = sum(
-        answer["classes"][0]["label"] == LABELS[image.label]  # type: ignore[index]
+        answer["classes"][0]["label"] == LABELS[image.label]
         for answer, image in zip(answers, drawn, strict=True)
     )
     assert right >= 48

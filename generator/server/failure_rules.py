@@ -151,7 +151,8 @@ _RULES = (
         "correct model.py, or write it again: trtgen build-repo {stem}",
     ),
     _Rule(
-        r"failed to run warmup sample.*?: (Failed to process the request\(s\) for model '[^']*', message: )?(?P<detail>.*)",
+        r"failed to run warmup sample.*?: "
+        r"(Failed to process the request\(s\) for model '[^']*', message: )?(?P<detail>.*)",
         "a request of its warmup was answered with an error: {detail}{place}",
         "correct the warmup in {model}/config.pbtxt, or build it again: trtgen build-repo {stem}",
     ),
