@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["OnnxModel", "OnnxTensor", "ends_in_softmax", "external_data_files", "hash_file", "open_onnx", "read_onnx"]
+__all__ = [
+    "OnnxModel",
+    "OnnxTensor",
+    "ends_in_softmax",
+    "external_data_files",
+    "hash_file",
+    "open_onnx",
+    "read_onnx",
+    "run_graph",
+]
 
 # These hand their first input on with other dims or another type: a Softmax before them is still the last word.
 _TRANSPARENT = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
@@ -158,6 +167,15 @@ def open_onnx(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
         return result
 
     return run
+
+
+def run_graph(model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8) -> NDArray[np.float32]:
+    """Run the graph on the CPU in batches of `batch` and return the scores of all, (N, classes)."""
+    import numpy as np
+
+    run = open_onnx(model.path)
+    parts = [run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
+    return np.concatenate(parts)
 
 
 def hash_file(path: Path) -> str:

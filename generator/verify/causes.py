@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.onnx_model import OnnxModel, ends_in_softmax, load_proto
+from generator.onnx_model import OnnxModel, ends_in_softmax, load_proto, run_graph
 from generator.verify.compare import Comparison, comparable, compare
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from generator.verify.gate import Subject
     from generator.verify.reference import Reference
+    from generator.verify.subject import Subject
 
 __all__ = ["LABELS", "NAN", "UPSTREAM", "of_graph", "of_pixels"]
 
@@ -24,8 +24,6 @@ _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 def of_graph(subject: Subject, model: OnnxModel, reference: Reference) -> str:
     """Say why a graph answers unlike the source: activation, channel order, normalisation."""
-    from generator.verify.stages import run_graph
-
     proto = load_proto(model.path)
     producers = {output: node for node in proto.graph.node for output in node.output}
     last = producers.get(model.output.name)

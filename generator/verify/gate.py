@@ -12,35 +12,14 @@ from generator.verify.compare import LIMITS, comparable, discriminates
 from generator.verify.served import ServedModel
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from generator.recipe import Recipe
-    from generator.repository import Layout
     from generator.verify.reference import Reference
     from generator.verify.stages import StageResult
+    from generator.verify.subject import Subject
 
-__all__ = ["GateReport", "Subject", "run_gate"]
+__all__ = ["GateReport", "run_gate"]
 
 _LOG = logging.getLogger(__name__)
 SERVED_STAGES = ("served pixels", "served classifier", "served ensemble")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What is judged: a repository (staged or published) with one model in it, and what the spec promised."""
-
-    repository: Path
-    layout: Layout
-    recipe: Recipe
-    labels: tuple[str, ...]
-    activation: str
-    precision: str
-    max_batch_size: int
-
-    @property
-    def onnx(self) -> Path:
-        """The graph's path."""
-        return self.repository / self.layout.onnx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,12 @@ from generator.errors import MissingDependencyError, RepositoryError
 from generator.recipe import Recipe
 from generator.repository import Layout, Record, find_records, read_record, recover
 from generator.spec import ModelSpec
-from generator.verify import stages
-from generator.verify.gate import GateReport, Subject, run_gate
+from generator.verify.gate import GateReport, run_gate
 from generator.verify.images import LabelledImages, read_images, read_labelled
 from generator.verify.reference import Reference, load_reference, make_reference, prepare
 from generator.verify.served import ServedModel
 from generator.verify.stages import StageResult
+from generator.verify.subject import Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -90,7 +90,7 @@ def _accuracies(
     """Yield the share of right answers of the source, the graph and the served ensemble."""
     import numpy as np
 
-    from generator.onnx_model import read_onnx
+    from generator.onnx_model import read_onnx, run_graph
     from generator.server.embedded import EmbeddedServer
     from generator.sources import load_network
 
@@ -98,7 +98,7 @@ def _accuracies(
     pixels = prepare(subject.recipe, labelled.images.files)
     answers = {
         "labelled source": load_network(ModelSpec.model_validate(record.spec)).run(pixels),
-        "labelled onnx": stages.run_graph(read_onnx(subject.onnx), pixels),
+        "labelled onnx": run_graph(read_onnx(subject.onnx), pixels),
     }
     with contextlib.suppress(MissingDependencyError), contextlib.ExitStack() as stack:
         url = (

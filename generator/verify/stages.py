@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from generator.errors import ExportError, ServerError, SourceError
 from generator.export import prove_dynamic_batch
-from generator.onnx_model import OnnxModel, open_onnx, read_onnx
+from generator.onnx_model import read_onnx, run_graph
 from generator.verify import causes
 from generator.verify.compare import Comparison, Limit, comparable, compare, ensemble_limit, is_distribution
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from generator.verify.gate import Subject
     from generator.verify.reference import Reference
     from generator.verify.served import ServedModel
+    from generator.verify.subject import Subject
 
 __all__ = ["StageResult", "check_batches", "check_classifier", "check_ensemble", "check_onnx", "check_pixels"]
 
@@ -116,15 +116,6 @@ def check_ensemble(served: ServedModel, subject: Subject, reference: Reference, 
     ):
         return StageResult(stage=result.stage, status="failed", reason=swapped, cause=causes.LABELS)
     return result
-
-
-def run_graph(model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8) -> NDArray[np.float32]:
-    """Run the graph on the CPU in batches."""
-    import numpy as np
-
-    run = open_onnx(model.path)
-    parts = [run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
-    return np.concatenate(parts)
 
 
 def not_proved(stage: str, error: ServerError | str) -> StageResult:
