@@ -103,7 +103,10 @@ class ModelSpec(BaseModel):
     )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed for `weights: random`.")
     classes: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="Number of classes; needed for a checkpoint, else checked."
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Classes that a checkpoint was trained on; default: as many as torchvision's weights have.",
     )
     labels: FilePath | Literal["index"] | None = Field(
         default=None,
@@ -169,11 +172,8 @@ class ModelSpec(BaseModel):
             yield f"onnx is given, but source is {self.source}"
         if self.raw and self.source != "onnx":
             yield "raw goes with source: onnx only"
-        if self.source == "checkpoint":
-            if not self.weights.endswith(CHECKPOINT_SUFFIXES):
-                yield f"source: checkpoint needs weights to be a file ({', '.join(CHECKPOINT_SUFFIXES)})"
-            if self.classes is None:
-                yield "source: checkpoint needs classes, the number of classes it was trained on"
+        if self.source == "checkpoint" and not self.weights.endswith(CHECKPOINT_SUFFIXES):
+            yield f"source: checkpoint needs weights to be a file ({', '.join(CHECKPOINT_SUFFIXES)})"
         if self.target != "onnxruntime":
             yield f"target: {self.target} needs a TensorRT plan, which this version does not build; use onnxruntime"
         if self.precision != "fp32":

@@ -65,8 +65,7 @@ def test_fifty_fresh_images_in_batches(server: EmbeddedServer, tmp_path: Path) -
         (tmp_path / f"{image.name}.jpg").write_bytes(image.jpeg)
     answers = classify(server, "grpc", "--model", "demo", "--top", "1", tmp_path)
     right = sum(
-        answer["classes"][0]["label"] == LABELS[image.label]
-        for answer, image in zip(answers, drawn, strict=True)
+        answer["classes"][0]["label"] == LABELS[image.label] for answer, image in zip(answers, drawn, strict=True)
     )
     assert right >= 48
 

@@ -118,6 +118,14 @@ def test_a_checkpoint_answers_like_the_module_it_came_from(tmp_path: Path, form:
     assert np.abs(network.run(pixels) - expected).max() < 1e-4
 
 
+def test_a_file_of_torchvisions_own_brings_its_recipe(tmp_path: Path) -> None:
+    v1 = make_spec(["resnet50"], weights=str(tmp_path / "resnet50-0676ba61.pth"))[0]
+    other = make_spec(["resnet50"], weights=str(tmp_path / "mine.pth"))[0]
+    assert describe_source(v1)[0].resize == 256
+    assert describe_source(other)[0].resize == 232
+    assert len(describe_source(v1)[1]) == 1000
+
+
 class Payload:
     """Pickles to a call, as an attacker's checkpoint would."""
 

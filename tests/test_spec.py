@@ -88,7 +88,6 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ("{name: a, batch: {max: 100000}}", "less than or equal to 1024 (found 100000)"),
         ("{name: a, source: onnx}", "needs the field onnx"),
         ("{name: a, source: checkpoint}", "needs weights to be a file"),
-        ("{name: a, weights: b.pt}", "needs classes"),
         ("{name: a, raw: true}", "raw goes with source: onnx only"),
         ("{name: a, target: tensorrt-10}", "needs a TensorRT plan"),
         ("{name: a, precision: fp16}", "precision: fp16 is not available"),

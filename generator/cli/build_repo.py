@@ -10,6 +10,8 @@ import typer
 
 from generator.cli.console import say, step
 from generator.cli.options import (
+    ArchitectureOption,
+    ClassesOption,
     ImageSizeOption,
     LabelsOption,
     MaxBatchOption,
@@ -31,6 +33,8 @@ def build_repo(
     spec: SpecOption = None,
     repository: RepositoryOption = Path("model_repository"),
     weights: WeightsOption = None,
+    architecture: ArchitectureOption = None,
+    classes: ClassesOption = None,
     labels: LabelsOption = None,
     recipe: RecipeOption = None,
     image_size: ImageSizeOption = None,
@@ -51,7 +55,15 @@ def build_repo(
 ) -> None:
     """Build the model repository: export, configure, prove, publish."""
     specs = specs_from(
-        names, spec, weights=weights, labels=labels, recipe=recipe, image_size=image_size, max_batch=max_batch
+        names,
+        spec,
+        weights=weights,
+        architecture=architecture,
+        classes=classes,
+        labels=labels,
+        recipe=recipe,
+        image_size=image_size,
+        max_batch=max_batch,
     )
     from generator.pipeline import BuildOptions, build_repository
 

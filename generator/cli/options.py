@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from generator.spec import ModelSpec
 
 __all__ = [
+    "ArchitectureOption",
+    "ClassesOption",
     "ImageSizeOption",
     "LabelsOption",
     "MaxBatchOption",
@@ -43,6 +45,11 @@ WeightsOption = Annotated[
     str | None,
     typer.Option("--weights", help="`default`, `random`, a name of torchvision's weights, or a checkpoint file."),
 ]
+ArchitectureOption = Annotated[
+    str | None,
+    typer.Option("--architecture", help="Name in torchvision's registry, where the model's own name is another."),
+]
+ClassesOption = Annotated[int | None, typer.Option("--classes", help="Classes that a checkpoint was trained on.")]
 LabelsOption = Annotated[
     str | None, typer.Option("--labels", metavar="FILE", help="One class name a line, or `index` to use the numbers.")
 ]

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from generator.cli.options import (
+    ArchitectureOption,
+    ClassesOption,
     ImageSizeOption,
     LabelsOption,
     MaxBatchOption,
@@ -24,6 +26,8 @@ def show(
     *,
     spec: SpecOption = None,
     weights: WeightsOption = None,
+    architecture: ArchitectureOption = None,
+    classes: ClassesOption = None,
     labels: LabelsOption = None,
     recipe: RecipeOption = None,
     image_size: ImageSizeOption = None,
@@ -36,7 +40,15 @@ def show(
     from generator.sources import describe_source
 
     specs = specs_from(
-        names, spec, weights=weights, labels=labels, recipe=recipe, image_size=image_size, max_batch=max_batch
+        names,
+        spec,
+        weights=weights,
+        architecture=architecture,
+        classes=classes,
+        labels=labels,
+        recipe=recipe,
+        image_size=image_size,
+        max_batch=max_batch,
     )
     models: list[dict[str, Any]] = []
     for model in specs:

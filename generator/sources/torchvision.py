@@ -85,7 +85,11 @@ def _find_weights(spec: ModelSpec) -> Any:
     import torchvision
 
     known = torchvision.models.get_model_weights(spec.registry_name)
-    if spec.source == "checkpoint" or spec.weights in ("default", "random"):
+    if spec.source == "checkpoint":
+        # a file of torchvision's own, copied from elsewhere, keeps its name and with it its recipe
+        same = [weights for weights in known if _file_name(weights) == Path(spec.weights).name]
+        return same[0] if same else known.DEFAULT
+    if spec.weights in ("default", "random"):
         return known.DEFAULT
     try:
         return known[spec.weights]
@@ -93,6 +97,10 @@ def _find_weights(spec: ModelSpec) -> Any:
         names = [weights.name for weights in known]
         msg = f"{spec.registry_name} has no weights {spec.weights!r}; it has {', '.join(names)}, default and random"
         raise SourceError(msg, hint="a checkpoint file must end in .pt, .pth, .bin or .safetensors") from error
+
+
+def _file_name(weights: Any) -> str:
+    return str(weights.url).rsplit("/", 1)[-1]
 
 
 def _build(spec: ModelSpec, recipe: Recipe, classes: int) -> torch.nn.Module:
@@ -125,9 +133,8 @@ def _download(spec: ModelSpec, weights: Any) -> torch.nn.Module:
     except (URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         msg = f"the weights {weights} cannot be downloaded: {reason}"
-        raise SourceError(
-            msg, hint=f"copy {weights.url.rsplit('/', 1)[-1]} here and give --weights FILE, or try --weights random"
-        ) from error
+        name = _file_name(weights)
+        raise SourceError(msg, hint=f"copy {name} here and give --weights {name}, or try --weights random") from error
     except RuntimeError as error:  # torch.hub: the hash of the cached file is wrong
         msg = f"the weights {weights} are damaged: {error}"
         raise SourceError(msg, hint="delete the file in torch's cache (torch.hub.get_dir()) and run again") from error
