@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.fingerprint import fingerprint, installed_packages, made_by
-from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, staging
+from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, recover, staging
 from generator.repository.layout import RECORD_FILE, numeric_versions
 from generator.repository.publish import check_contract, hash_tree
 
@@ -74,6 +74,9 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         TrtgenError: Any stage; nothing is published then.
     """
     inputs = fingerprint(spec)
+    if not options.dry_run:
+        for line in recover(root):
+            _LOG.warning("%s", line)
     old = read_record(root, spec.name)
     if old is not None and old.inputs == inputs and _proof_suffices(old, options) and not _damaged(root, old.files):
         return Built(
@@ -83,6 +86,7 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
             report=None,
         )
     with _staging(root, dry_run=options.dry_run) as staged:
+        old = read_record(root, spec.name)  # again, now that nobody else can write
         reusable = old is not None and _is_reusable(root, old, inputs)
         version = old.version if old is not None and reusable else _next_version(root, spec)
         layout = Layout.of(spec, version)

@@ -9,6 +9,7 @@ A staging folder inside the repository would be taken for a broken model by trit
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -27,6 +28,7 @@ __all__ = ["Move", "carry_out", "lock", "recover", "staging", "staging_folder"]
 _JOURNAL = "journal.json"
 _STAGED = "staged"
 _RETIRED = "retired"
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +76,14 @@ def staging(root: Path) -> Iterator[Path]:
     Raises:
         RepositoryError: As `lock`; or the folder beside the repository cannot be written or is on another device.
     """
-    with lock(root):
+    folder = staging_folder(root)
+    with lock(root), _disk_errors(root):
         _recover_locked(root)
-        folder = staging_folder(root)
         staged = folder / _STAGED
         try:
             staged.mkdir(parents=True)
             same_device = staged.stat().st_dev == root.stat().st_dev
-        except OSError as error:
+        except PermissionError as error:
             msg = f"{folder} cannot be made: {error.strerror}"
             raise RepositoryError(
                 msg, hint="trtgen stages beside the repository: its parent folder must be writable"
@@ -94,6 +96,25 @@ def staging(root: Path) -> Iterator[Path]:
         finally:
             if not (folder / _JOURNAL).exists():
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(root: Path) -> Iterator[None]:
+    """Translate what a full or broken disk raises anywhere in a build.
+
+    Raises:
+        RepositoryError: With the system's word and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        if (staging_folder(root) / _JOURNAL).exists():
+            msg = f"publishing in {root} was interrupted: {error.strerror}"
+            raise RepositoryError(msg, hint="make room and run the same command: it finishes what is staged") from error
+        msg = f"{root} was left as it was: {error.strerror}"
+        raise RepositoryError(msg, hint=f"make room on the disk of {root.parent} and run the same command") from error
 
 
 def carry_out(root: Path, moves: Sequence[Move]) -> None:
