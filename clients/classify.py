@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from triton_images import Score
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 DEFAULT_URLS = {"grpc": "localhost:8001", "http": "localhost:8000"}
 REQUEST_BYTES = 64 * 2**20  # a request is sent when its images exceed this; gRPC cannot carry 2 GiB
 

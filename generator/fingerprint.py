@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator import __version__
 from generator.errors import SourceError
-from generator.onnx_model import hash_file
+from generator.onnx_model import external_data_files, hash_file, load_proto
 from generator.render import template_root
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _EXPORT_FORMAT = 1
 _EXPORT_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript")
 _PACKAGES = (*_EXPORT_PACKAGES, "onnxruntime", "numpy", "pillow", "tritonclient", "nvidia-pytriton")
 _ARTIFACT_FIELDS = (
-    "source", "architecture", "weights", "raw", "seed", "classes", "image_size", "target", "precision", "activation",
+    "source", "architecture", "raw", "seed", "classes", "labels", "image_size", "target", "precision", "activation",
 )  # fmt: skip
 
 
@@ -42,11 +42,13 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
     packages = installed_packages()
     artifact = {
         "format": _EXPORT_FORMAT,
-        "spec": {field: data[field] for field in _ARTIFACT_FIELDS},
+        "spec": {field: data[field] for field in _ARTIFACT_FIELDS if field not in files},
+        # a file counts by its content, wherever it lies
+        "weights": None if "weights" in files else spec.weights,
         # an architecture left out follows from the name
         "architecture": spec.registry_name if spec.source in ("torchvision", "checkpoint") else spec.source,
         "recipe": data["recipe"],
-        "files": {field: digest for field, digest in files.items() if field != "labels"},
+        "files": files,
         "packages": {name: packages[name] for name in _EXPORT_PACKAGES},
         "preprocess": templates["preprocess/1/model.py"],
     }
@@ -85,8 +87,8 @@ def _template_files() -> Iterable[Path]:
 def _input_files(spec: ModelSpec) -> Iterable[tuple[str, Path]]:
     if spec.onnx is not None:
         yield "onnx", spec.onnx
-        # weights that travel beside the graph
-        yield from ((f"onnx:{path.name}", path) for path in sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data*")))
+        model = load_proto(spec.onnx, weights=False)
+        yield from ((f"onnx:{name}", spec.onnx.parent / name) for name in external_data_files(model))
     if spec.source == "checkpoint":
         yield "weights", Path(spec.weights)
     if isinstance(spec.labels, Path):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shutil
-import struct
 import tempfile
 import time
 from contextlib import contextmanager
@@ -18,14 +14,13 @@ from generator.fingerprint import fingerprint, installed_packages, made_by
 from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, recover, staging
 from generator.repository.layout import RECORD_FILE, numeric_versions
 from generator.repository.publish import check_contract, hash_tree
+from generator.staging import Artifact, stage_files, stage_listed_versions, take_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from generator.onnx_model import OnnxModel
-    from generator.recipe import Recipe
     from generator.spec import ModelSpec
-    from generator.verify import GateReport, Reference
+    from generator.verify import GateReport
 
 __all__ = ["BuildOptions", "Built", "build_repository"]
 
@@ -56,17 +51,6 @@ class Built:
     report: GateReport | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact:
-    """What the configurations are made around: exported just now, or taken over from the published version."""
-
-    onnx: OnnxModel
-    recipe: Recipe
-    labels: tuple[str, ...]
-    description: str
-    reference: Reference
-
-
 def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Built:
     """Build, prove and publish one model below `root`; touch nothing if its inputs did not change.
 
@@ -90,11 +74,12 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         reusable = old is not None and _is_reusable(root, old, inputs)
         version = old.version if old is not None and reusable else _next_version(root, spec)
         layout = Layout.of(spec, version)
-        artifact = _take_over(root, staged, old, layout) if old and reusable else _export(spec, staged, layout, options)
+        artifact = take_over(root, staged, old, layout) if old and reusable else _export(spec, staged, layout, options)
         contract = _contract(artifact)
         check_contract(old, contract, replace=options.replace)
-        _stage_files(spec, staged, layout, artifact, inputs)
-        report = _prove(spec, staged, layout, artifact, options)
+        stage_files(spec, staged, layout, artifact, inputs)
+        served = stage_listed_versions(spec, root, staged, layout)
+        report = _prove(spec, staged, served, artifact, options)
         record = _record(spec, staged, layout, artifact, inputs, contract, report, root)
         (staged / layout.record).write_text(record.to_json(), encoding="utf-8")
         replace = options.replace and old is not None
@@ -159,40 +144,13 @@ def _export(spec: ModelSpec, staged: Path, layout: Layout, options: BuildOptions
     detail = f"{layout.onnx}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
     options.on_step("exported", detail, time.monotonic() - start)
     images = read_images(options.images) if options.images else default_images()
-    reference = make_reference(network, images)
-    save_reference(reference, staged / layout.reference)
+    save_reference(make_reference(network, images), staged / layout.reference)
     return Artifact(
         onnx=onnx,
         recipe=network.recipe,
         labels=network.labels,
         description=network.description,
-        reference=reference,
     )
-
-
-def _take_over(root: Path, staged: Path, old: Record, layout: Layout) -> Artifact:
-    """Stage the published graph as it is: only the configuration changed."""
-    from generator.onnx_model import read_onnx
-    from generator.recipe import Recipe
-    from generator.verify.reference import load_reference
-
-    for name in layout.models:
-        source, target = root / name / str(old.version), staged / name / str(old.version)
-        shutil.copytree(source, target, copy_function=_link)
-    return Artifact(
-        onnx=read_onnx(staged / layout.onnx),
-        recipe=Recipe.model_validate(old.recipe),
-        labels=tuple(old.contract["labels"]),
-        description=old.description,
-        reference=load_reference(staged / layout.reference),
-    )
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, as in a dry run
-        shutil.copy2(source, target)
 
 
 def _contract(artifact: Artifact) -> dict[str, Any]:
@@ -205,42 +163,11 @@ def _contract(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _stage_files(spec: ModelSpec, staged: Path, layout: Layout, artifact: Artifact, inputs: dict[str, str]) -> None:
-    """Write configurations, labels, the preprocessing step and warmup data into the staged tree."""
-    from generator.model_config import LABELS_FILE, WARMUP_FILE, check_configs, make_model_configs, render_configs
-    from generator.render import read_static
-
-    packages = installed_packages()
-    configs = make_model_configs(spec, artifact.onnx, artifact.recipe, pillow_version=packages["pillow"])
-    texts = render_configs(configs)
-    check_configs(texts, artifact.onnx, classes=len(artifact.labels))
-    for name, text in texts.items():
-        _write(staged / name / "config.pbtxt", text.encode())
-    labels = "".join(f"{label}\n" for label in artifact.labels).encode()
-    for name in (layout.classifier, layout.ensemble):
-        _write(staged / name / LABELS_FILE, labels)
-    sample = read_static("preprocess/warmup/sample.jpg")
-    # Triton's wire format for one element of a BYTES tensor: length, then content
-    _write(staged / layout.preprocess / "warmup" / WARMUP_FILE, struct.pack("<I", len(sample)) + sample)
-    step = staged / layout.preprocess / str(layout.version) / "model.py"
-    if not step.exists():
-        _write(step, read_static("preprocess/1/model.py"))
-    # An ensemble's version directory holds nothing of Triton's; object stores and git drop empty ones.
-    facts = staged / layout.ensemble / str(layout.version) / "version.json"
-    if not facts.exists():
-        content = {"made_by": made_by(), "source": artifact.description, "artifact": inputs["artifact"]}
-        _write(facts, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
 def _prove(
     spec: ModelSpec, staged: Path, layout: Layout, artifact: Artifact, options: BuildOptions
 ) -> GateReport | None:
     from generator.verify import Subject, run_gate
+    from generator.verify.reference import load_reference
 
     if not options.verify or options.dry_run:
         return None
@@ -254,8 +181,8 @@ def _prove(
         precision=spec.precision,
         max_batch_size=spec.batch.max,
     )
-    report = run_gate(subject, artifact.reference)
-    report.raise_for_status(require_all=options.require_all)
+    report = run_gate(subject, load_reference(staged / layout.reference))
+    report.raise_for_status(require_all=options.require_all, hint="nothing was published; mend the source or the spec")
     proved = sum(result.status == "proved" for result in report.results)
     detail = f"{spec.name}  {proved} of {len(report.results)} stages on {report.images} images"
     options.on_step("verified", detail, time.monotonic() - start)
@@ -274,7 +201,7 @@ def _record(
 ) -> Record:
     return Record(
         made_by=made_by(),
-        command=f"trtgen build-repo --spec {root.name}/{layout.record} --repository {root.name}",
+        command=f"trtgen build-repo --spec {root.resolve().name}/{layout.record} --repository {root.resolve().name}",
         name=spec.name,
         version=layout.version,
         description=artifact.description,

@@ -40,7 +40,9 @@ class RecipeSpec(BaseModel):
     crop: Edge | tuple[Edge, Edge] | None = Field(
         default=None, description="Centre crop in pixels, one number or [height, width]; the network's input size."
     )
-    interpolation: Interpolation | None = Field(default=None, description="Pillow's filter, always antialiased.")
+    interpolation: Interpolation | None = Field(
+        default=None, description="Pillow's filter; all but `nearest` antialias."
+    )
     mean: tuple[Channel, Channel, Channel] | None = Field(
         default=None, description="Per channel (RGB), of values scaled to 0..1; subtracted inside the graph."
     )
@@ -158,6 +160,23 @@ def from_transforms(transforms: Any) -> Recipe:
     )
 
 
+def to_rgb(image: Image) -> Image:
+    """Return the image in RGB, as documented for what training sets do not hold: transparency on white, 16 bits scaled.
+
+    Everything else is converted as torchvision's loader does it.
+    """
+    import numpy as np
+    import PIL.Image
+
+    if image.mode.startswith("I"):
+        levels = np.rint(np.asarray(image, np.float64) / 257)
+        return PIL.Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
 def make_pixels(recipe: Recipe) -> Callable[[Image], NDArray[np.uint8]]:
     """Return the function that training would have used: a Pillow image to pixels (H, W, 3), uint8.
 
@@ -172,7 +191,7 @@ def make_pixels(recipe: Recipe) -> Callable[[Image], NDArray[np.uint8]]:
     size = [recipe.resize] if isinstance(recipe.resize, int) else list(recipe.resize)
 
     def pixels(image: Image) -> NDArray[np.uint8]:
-        resized = functional.resize(image.convert("RGB"), size, interpolation=mode, antialias=True)
+        resized = functional.resize(to_rgb(image), size, interpolation=mode, antialias=True)
         return np.asarray(functional.center_crop(resized, list(recipe.crop)), np.uint8)
 
     return pixels

@@ -96,7 +96,7 @@ class ModelSpec(BaseModel):
         description="`default` or another name of torchvision's weights, `random` (seeded), or a checkpoint file "
         "(.pt, .pth, .bin, .safetensors) with a state dict for `architecture`.",
     )
-    onnx: FilePath | None = Field(default=None, description="An ONNX file with one image input, NCHW, FP32.")
+    onnx: FilePath | None = Field(default=None, description="An ONNX file with one image input, FP32, NCHW or NHWC.")
     raw: bool = Field(
         default=False,
         description="The ONNX file takes UINT8 NHWC pixels and normalises them itself: nothing is put before it.",
@@ -172,6 +172,10 @@ class ModelSpec(BaseModel):
             yield f"onnx is given, but source is {self.source}"
         if self.raw and self.source != "onnx":
             yield "raw goes with source: onnx only"
+        if self.source in ("onnx", "demo"):
+            for field, default in (("weights", "default"), ("architecture", None)):
+                if getattr(self, field) != default:
+                    yield f"{field} does not go with source: {self.source}, which brings its own"
         if self.source == "checkpoint" and not self.weights.endswith(CHECKPOINT_SUFFIXES):
             yield f"source: checkpoint needs weights to be a file ({', '.join(CHECKPOINT_SUFFIXES)})"
         if self.target != "onnxruntime":

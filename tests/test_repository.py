@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from generator.errors import RepositoryError
 from generator.onnx_model import hash_file
 from generator.pipeline import BuildOptions, build_repository
-from generator.repository import find_records, journal, read_record, recover
+from generator.repository import find_records, journal, read_record
 from generator.repository.publish import hash_tree
 from generator.spec import ModelSpec, make_spec
+from generator.verify.published import verify_published
 from tests.tiny_onnx import write_tiny_onnx
 
 QUICK = BuildOptions(verify=False)
@@ -107,6 +108,65 @@ def test_a_damaged_graph_is_replaced_by_a_new_version(tmp_path: Path) -> None:
     assert words(tmp_path, spec)["tiny_classifier/2/model.onnx"] == "create"
 
 
+def test_other_labels_are_another_contract(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a\nb\nc\nd\n")
+    spec = tiny(tmp_path, labels=str(labels))
+    words(tmp_path, spec)
+    labels.write_text("a\nb\nd\nc\n")
+    with pytest.raises(RepositoryError, match=r"labels: \['a', 'b', 'c', 'd'\] -> \['a', 'b', 'd', 'c'\]"):
+        build_repository(spec, tmp_path / "repo", QUICK)
+
+
+def test_weights_beside_an_onnx_file_count_too(tmp_path: Path) -> None:
+    spec = tiny(tmp_path)
+    model = onnx.load(tmp_path / "tiny.onnx")
+    onnx.save(model, tmp_path / "tiny.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    words(tmp_path, spec)
+    weights = bytearray((tmp_path / "w.bin").read_bytes())
+    weights[3] ^= 1  # the sign or exponent of one number
+    (tmp_path / "w.bin").write_bytes(weights)
+    assert words(tmp_path, spec)["tiny_classifier/2/model.onnx"] == "create"
+
+
+def test_a_checkpoint_may_lie_elsewhere(tmp_path: Path) -> None:
+    spec = tiny(tmp_path)
+    words(tmp_path, spec)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (tmp_path / "tiny.onnx").rename(moved / "tiny.onnx")
+    changes = words(tmp_path, spec.model_copy(update={"onnx": moved / "tiny.onnx"}))
+    assert {path for path, word in changes.items() if word != "identical"} == {"tiny/trtgen.json"}
+
+
+def test_the_folder_one_stands_in_can_be_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "here"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    build_repository(tiny(tmp_path), Path(), QUICK)
+    assert sorted(path.name for path in root.iterdir()) == ["tiny", "tiny_classifier", "tiny_preprocess"]
+    record = read_record(root, "tiny")
+    assert record is not None
+    assert record.command == "trtgen build-repo --spec here/tiny/trtgen.json --repository here"
+
+
+@pytest.mark.server
+def test_an_earlier_version_can_be_served_again(tmp_path: Path) -> None:
+    proved = BuildOptions(require_all=True)
+    words(tmp_path, tiny(tmp_path), proved)
+    words(tmp_path, tiny(tmp_path, seed=1), proved)
+    back = tiny(tmp_path, seed=1, versions=[1])
+    changes = words(tmp_path, back, proved)
+    assert {path for path, word in changes.items() if word == "update"} == {
+        "tiny_classifier/config.pbtxt",
+        "tiny/trtgen.json",
+    }
+    (report,) = verify_published(tmp_path / "repo", ["tiny"])
+    assert report.failed == ()
+    with pytest.raises(RepositoryError, match=r"versions lists \[7\], but there are \[1, 2\]"):
+        build_repository(tiny(tmp_path, seed=1, versions=[7]), tmp_path / "repo", QUICK)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -182,74 +242,3 @@ def test_records_that_cannot_be_read(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(RepositoryError, match="cannot be read"):
         read_record(tmp_path / "repo", "tiny")
-
-
-class CrashError(BaseException):
-    """Stands for SIGKILL: nothing may catch it."""
-
-
-@pytest.mark.parametrize("situation", ["first", "version", "configuration", "replace"])
-def test_a_crash_at_any_step_is_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, situation: str) -> None:
-    """Stop before the journal, and before each move after it; the next command finishes or forgets."""
-    old = tiny(tmp_path)
-    changed: dict[str, Any] = {
-        "first": {},
-        "version": {"seed": 1},
-        "configuration": {"max_queue_delay_microseconds": 9},
-        "replace": {"classes": 5},
-    }[situation]
-    options = replace(QUICK, replace=situation == "replace")
-    expected: dict[str, str] | None = None
-    before: dict[str, str] = {}
-    rename = Path.rename
-    replace_file = Path.replace
-
-    for crash_at in range(30):
-        root = tmp_path / f"{crash_at}" / "repo"
-        if situation != "first":
-            build_repository(tiny(tmp_path), root, QUICK)
-            before = hash_tree(root)
-        calls = 0
-
-        def counted(original: Any, path: Path, target: Any, crash_at: int = crash_at) -> Any:
-            nonlocal calls
-            if calls == crash_at:
-                raise CrashError
-            calls += 1
-            return original(path, target)
-
-        spec = tiny(tmp_path, **changed)
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "rename", lambda path, target: counted(rename, path, target))
-            patch.setattr(Path, "replace", lambda path, target: counted(replace_file, path, target))
-            # what a killed process leaves: the context managers of the build do not clean up
-            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
-            try:
-                build_repository(spec, root, options)
-            except CrashError:
-                crashed = True
-            else:
-                crashed = False
-        done = recover(root)
-        assert not journal.staging_folder(root).exists()
-        after = hash_tree(root)
-        expected = expected or _built(tmp_path, old, spec, situation)
-        if crash_at == 0:
-            assert after == before  # the journal was not written: as if nothing had happened
-            assert "did not finish" in done[0]
-        else:
-            assert after.keys() == expected.keys()
-        if not crashed:
-            break
-    assert crash_at > 2
-
-
-def _built(tmp_path: Path, old: ModelSpec, new: ModelSpec, situation: str) -> dict[str, str]:
-    root = tmp_path / "expected" / "repo"
-    if situation != "first":
-        build_repository(tiny(tmp_path), root, QUICK)
-    spec = tiny(tmp_path, seed=1) if situation == "version" else new
-    if situation == "replace":
-        spec = tiny(tmp_path, classes=5)
-    build_repository(spec, root, replace(QUICK, replace=situation == "replace"))
-    return hash_tree(root)

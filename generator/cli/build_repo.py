@@ -22,6 +22,7 @@ from generator.cli.options import (
     WeightsOption,
     specs_from,
 )
+from generator.errors import SpecError
 
 if TYPE_CHECKING:
     from generator.pipeline import Built
@@ -65,6 +66,9 @@ def build_repo(
         image_size=image_size,
         max_batch=max_batch,
     )
+    if require and not verify:
+        msg = "--require all asks for every stage of the gate, --no-verify for none"
+        raise SpecError(msg, hint="leave one of them out")
     from generator.pipeline import BuildOptions, build_repository
 
     options = BuildOptions(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageSet", "collect_images", "write_input"]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 MOST_IMAGES = 64  # perf_analyzer holds all of them in memory, several times
 DRAWN_IMAGES = 32
 

@@ -41,7 +41,8 @@ class Move:
 
 def staging_folder(root: Path) -> Path:
     """Return the folder beside the repository that holds everything unfinished."""
-    return root.parent / f".{root.name}.trtgen"
+    absolute = root.resolve()  # `.` has no name of its own
+    return absolute.parent / f".{absolute.name}.trtgen"
 
 
 @contextlib.contextmanager

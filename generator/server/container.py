@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
+import stat
 import subprocess
 import uuid
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ DEFAULT_IMAGE = "trtgen-serving:26.10"  # the stock image with the Pillow that t
 
 _INSIDE = Ports(http=8000, grpc=8001, metrics=8002)
 _ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - inside the container; docker decides which addresses of the host lead there
+_USER = 1000  # triton-server in the stock image
 _STOP_TIMEOUT_S = 30
 _DOCKER_FAILED = 125  # docker's own exit code, when the container did not run
 _KEPT_LINES = 5000
@@ -76,7 +79,7 @@ def docker_argv(
         "--rm",
         f"--name={name}",
         *(["--gpus=all"] if gpus else []),
-        "--user=1000:1000",
+        f"--user={_USER}:{_USER}",
         "--read-only",
         "--tmpfs=/tmp",
         "--cap-drop=ALL",
@@ -116,6 +119,7 @@ class Container:
     def __init__(
         self, repository: Path, *, ports: Ports, image: str = DEFAULT_IMAGE, address: str = LOOPBACK, gpus: bool = True
     ) -> None:
+        self.repository = repository
         self.name = f"trtgen-serve-{uuid.uuid4().hex[:8]}"
         self.argv = docker_argv(repository, ports=ports, image=image, address=address, gpus=gpus, name=self.name)
 
@@ -125,13 +129,18 @@ class Container:
         An exception that a signal raises in here, such as KeyboardInterrupt, stops the container on its way out.
 
         Raises:
-            ServerError: docker is absent or fails, or tritonserver ends with an error.
+            ServerError: docker is absent or fails, a file cannot be read in there, or tritonserver ends with an error.
         """
+        check_readable(self.repository)
         if shutil.which("docker") is None:
             raise ServerError(
                 "docker was not found on PATH",
                 hint=f"install Docker Engine and, for GPUs, the NVIDIA Container Toolkit; {_WITHOUT}",
             )
+        try:
+            log_path.write_bytes(b"")
+        except OSError as error:
+            raise ServerError(f"cannot write the log {log_path}: {error.strerror}", hint="--log FILE") from error
         # Its own session: Ctrl-C reaches this process only, which then stops the container in order.
         process = subprocess.Popen(
             self.argv,
@@ -145,7 +154,7 @@ class Container:
         lines: list[str] = []
         try:
             assert process.stdout is not None
-            with log_path.open("w", encoding="utf-8") as log:
+            with process.stdout, log_path.open("w", encoding="utf-8") as log:
                 for line in process.stdout:
                     log.write(line)
                     log.flush()
@@ -169,6 +178,26 @@ class Container:
         finally:
             process.terminate()
             process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def check_readable(repository: Path) -> None:
+    """Refuse a repository with a file that the container's user may not read.
+
+    Raises:
+        ServerError: Names the first one.
+    """
+    for path in sorted(repository.rglob("*")):
+        if path.is_symlink():
+            continue
+        status = path.stat()
+        needed = stat.S_IROTH | (stat.S_IXOTH if path.is_dir() else 0)
+        if status.st_uid != _USER and status.st_mode & needed != needed:
+            raise ServerError(
+                f"the container's user ({_USER}) cannot read {path} (mode {stat.filemode(status.st_mode)})",
+                hint=f"chmod -R o+rX {shlex.quote(str(repository))}",
+            )
 
 
 def explain_container_end(code: int, output: str, *, log_path: Path) -> ServerError:

@@ -30,8 +30,11 @@ from generator.server.launch import (
     OWNER_HEADER,
     assemble_backends,
     assemble_python,
+    give_safe_path,
     make_argv,
+    make_directory,
     make_environment,
+    name_rebuild,
     open_repository,
 )
 from generator.server.ports import LOOPBACK, Ports, check_address, choose_ports
@@ -99,6 +102,8 @@ class EmbeddedServer:
         self._only = tuple(models)
         self._secret = secrets.token_hex(16)
         self._identifier = ""
+        self._directory: Path | None = None
+        self._served = repository  # the path that tritonserver was given
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._stopping = False
 
@@ -192,6 +197,8 @@ class EmbeddedServer:
                     pipe.close()
                 except BrokenPipeError:
                     logger.debug("the supervisor ended before the request to stop reached it")
+        if self._directory is not None:  # it still exists only if the supervisor was killed
+            shutil.rmtree(self._directory, ignore_errors=True)
         self._supervisor = None
 
     def _launch(self, triton: EmbeddedTriton, ports: Ports) -> None:
@@ -210,7 +217,7 @@ class EmbeddedServer:
         host = LOOPBACK if self.address in (_ANY_ADDRESS, "localhost") else self.address
         self.http_url, self.grpc_url, self.metrics_url = (f"{host}:{port}" for port in ports.named().values())
 
-        directory = Path(tempfile.mkdtemp(prefix=f"{self._identifier}-"))
+        directory = self._directory = make_directory(self._identifier)
         try:
             self._supervisor = self._start_supervisor(triton, ports, directory)
         except OSError as error:
@@ -224,10 +231,11 @@ class EmbeddedServer:
 
     def _start_supervisor(self, triton: EmbeddedTriton, ports: Ports, directory: Path) -> subprocess.Popen[bytes]:
         """Fill `directory` and start the supervisor, which removes it in the end."""
+        self._served = give_safe_path(self.repository, directory)
         arguments = {
             "argv": make_argv(
                 triton,
-                self.repository,
+                self._served,
                 backends=assemble_backends(triton, directory),
                 address=self.address,
                 ports=ports,
@@ -258,7 +266,9 @@ class EmbeddedServer:
         while True:
             code = self._supervisor.poll()
             if code is not None:
-                raise failures.explain_end(code, self._read_log(), log_path=self.log_path, ready=False)
+                raise failures.explain_end(
+                    code, self._read_log(), log_path=self.log_path, ready=False, rebuild=self._name_rebuild
+                )
             # Its own ports: another server may answer at one of them.
             if set(ports.named().values()) <= endpoint.find_listening_ports(self.pid) and endpoint.is_ready(
                 self.http_url
@@ -266,7 +276,9 @@ class EmbeddedServer:
                 return
             log = self._read_log()
             if failures.has_hung(log) or time.monotonic() >= deadline:
-                raise failures.explain_timeout(log, log_path=self.log_path, timeout_s=self.ready_timeout_s)
+                raise failures.explain_timeout(
+                    log, log_path=self.log_path, timeout_s=self.ready_timeout_s, rebuild=self._name_rebuild
+                )
             time.sleep(_POLL_S)
 
     def _may_succeed_again(self, code: int | None) -> bool:
@@ -280,10 +292,17 @@ class EmbeddedServer:
             return True
         return False
 
+    def _name_rebuild(self, stem: str) -> str:
+        return name_rebuild(self.repository, stem)
+
     def _forget_log(self) -> None:
         if self._own_log and self.log_path.name:
             self.log_path.unlink(missing_ok=True)
             self.log_path = Path()
 
     def _read_log(self) -> str:
-        return self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.is_file() else ""
+        """Return the log, with the repository's own path where tritonserver was given a link to it."""
+        if not self.log_path.is_file():
+            return ""
+        text = self.log_path.read_text(encoding="utf-8", errors="replace")
+        return text if self._served == self.repository else text.replace(str(self._served), str(self.repository))

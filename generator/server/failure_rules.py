@@ -1,7 +1,7 @@
 r"""What tritonserver's words mean: a table of (pattern, cause, hint).
 
 The first rule whose pattern is found in the words of a failure decides. Named groups of the pattern, and `model`,
-`stem` (the public name of the model, as `trtgen build-repo` takes it) and `words`, can be used in the cause and hint.
+`words` and `rebuild` (the command that builds the model again) can be used in the cause and the hint.
 
 Sources: logs of tritonserver 2.51 on repositories that are broken on purpose (tests/test_server_failures.py), and, for
 the TensorRT backend and later releases, the texts in Triton's sources (core, backend, tensorrt_backend).
@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["Explanation", "explain_words"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Explanation", "explain_words", "name_rebuild"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +34,10 @@ class _Rule:
     hint: str
 
 
-_REBUILD = "trtgen build-repo {stem}"
-_EDIT = "correct {model}/config.pbtxt, or write it again: trtgen build-repo {stem}"
+_REBUILD = "{rebuild}"
+_EDIT = "correct {model}/config.pbtxt, or write it again: {rebuild}"
 _CONTAINER = "trtgen serve --container"
-_ON_TARGET = "build the plan where it is served, with the TensorRT of the serving image, then: trtgen build-repo {stem}"
+_ON_TARGET = "build the plan where it is served, with the TensorRT of the serving image, then: {rebuild}"
 
 # Packages whose import name differs from the name that pip installs.
 _PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "torch": "torch"}
@@ -48,17 +52,17 @@ _RULES = (
     ),
     # the shape of the repository
     _Rule(
-        r"failed to open text file for read (?P<folder>\S*/(?P<name>[^/\s]+))/config\.pbtxt",
+        r"failed to open text file for read (?P<folder>.*/(?P<name>[^/]+))/config\.pbtxt",
         "the folder {name} in the repository's root is not a model: it has no config.pbtxt (a leftover?)",
         "remove it or move it elsewhere: {folder}",
     ),
     _Rule(
-        r"failed to open text file for read (?P<path>\S+/warmup/\S+?)(: No such|$)",
+        r"failed to open text file for read (?P<path>.+/warmup/.+?)(: No such|$)",
         "the data for its warmup is missing: {path}",
         _REBUILD,
     ),
     _Rule(
-        r"failed to open text file for read (?P<path>\S+?): No such",
+        r"failed to open text file for read (?P<path>.+?): No such",
         "the label file that config.pbtxt names is missing: {path}",
         _REBUILD,
     ),
@@ -83,9 +87,9 @@ _RULES = (
         "rename the directory to {name}, or correct `name` in {folder}/config.pbtxt",
     ),
     _Rule(
-        r"failed to read text proto from (?P<path>\S+)(?: \((?P<detail>.*)\))?",
+        r"failed to read text proto from (?P<path>.+?/config\.pbtxt)(?: \((?P<detail>.*)\))?",
         "its config.pbtxt cannot be read: {detail}",
-        "correct {path}, or write it again: trtgen build-repo {stem}",
+        "correct {path}, or write it again: {rebuild}",
     ),
     # backends and devices
     _Rule(
@@ -129,6 +133,11 @@ _RULES = (
         "the Python process of the models cannot start: the library {library} was not found",
         "apt-get install {package}",
     ),
+    _Rule(
+        r"unable to load shared library: (?P<folder>/\S*)/trtgen-\S+ failed to map segment",
+        "the temporary directory {folder} does not allow programs to run (noexec)",
+        "name another one: TMPDIR=/var/tmp trtgen serve",
+    ),
     # Python models
     _Rule(
         r"Python model file not found in '(?P<path>[^']+)'",
@@ -143,34 +152,34 @@ _RULES = (
     _Rule(
         r"SyntaxError: (?P<detail>.*)",
         "its model.py is not valid Python: {detail}",
-        "correct model.py, or write it again: trtgen build-repo {stem}",
+        "correct model.py, or write it again: {rebuild}",
     ),
     _Rule(
         r"has no attribute 'TritonPythonModel'",
         "its model.py does not define the class TritonPythonModel",
-        "correct model.py, or write it again: trtgen build-repo {stem}",
+        "correct model.py, or write it again: {rebuild}",
     ),
     _Rule(
         r"failed to run warmup sample.*?: "
         r"(Failed to process the request\(s\) for model '[^']*', message: )?(?P<detail>.*)",
         "a request of its warmup was answered with an error: {detail}{place}",
-        "correct the warmup in {model}/config.pbtxt, or build it again: trtgen build-repo {stem}",
+        "correct the warmup in {model}/config.pbtxt, or build it again: {rebuild}",
     ),
     # ONNX graphs, through our onnxruntime backend
     _Rule(
-        r"External data path .*does not exist: \"?(?P<path>[^\"\s]+)",
+        r"(External data path .*does not exist: \"?|cannot load .*No such file or directory \[)(?P<path>[^\"\]\n]+)",
         "the weights beside its ONNX file are missing: {path}",
         _REBUILD,
     ),
     _Rule(
-        r"cannot load '(?P<path>[^']+)'.*(INVALID_PROTOBUF|No graph was found in the protobuf)",
+        r"cannot load '(?P<path>[^']+)'.*(INVALID_PROTOBUF|No graph was found in the protobuf|does not have a graph)",
         "its ONNX file is damaged: {path}",
         _REBUILD,
     ),
     _Rule(
         r"(?P<runtime>onnxruntime \S+) cannot load.*(Unsupported model IR version|is under development)",
         "its ONNX file is of a newer ONNX version than {runtime} reads",
-        "pip install --upgrade onnxruntime, or build it again here: trtgen build-repo {stem}",
+        "pip install --upgrade onnxruntime, or build it again here: {rebuild}",
     ),
     _Rule(
         r"(?P<runtime>onnxruntime \S+) cannot load '(?P<path>[^']+)' for model '[^']*': (?P<detail>.*)",
@@ -194,7 +203,7 @@ _RULES = (
         _ON_TARGET,
     ),
     _Rule(
-        r"unable to load plan file to auto complete config: (?P<path>\S+)",
+        r"unable to load plan file to auto complete config: (?P<path>.+)",
         "its plan cannot be loaded: it is damaged, or of another TensorRT version or GPU: {path}",
         _ON_TARGET,
     ),
@@ -206,7 +215,7 @@ _RULES = (
     _Rule(
         r"(the underlying engine doesn't support batching|first dimension must be dynamic)",
         "max_batch_size is above 0, but the batch of its graph is fixed",
-        "export it with a dynamic batch (trtgen build-repo {stem}), or set max_batch_size: 0 and the full dims",
+        "export it with a dynamic batch ({rebuild}), or set max_batch_size: 0 and the full dims",
     ),
     _Rule(
         r"invalid profile (?P<profile>-?\d+)|failed to find any Optimization Profile|whether batching is supported",
@@ -295,7 +304,7 @@ _RULES = (
     _Rule(
         r"^(?:Internal: )?(?P<error>\w+(?:Error|Exception)): (?P<detail>.*)",
         "its model.py raised {error}: {detail}{place}",
-        "correct model.py, or write it again: trtgen build-repo {stem}",
+        "correct model.py, or write it again: {rebuild}",
     ),
 )
 
@@ -306,8 +315,16 @@ _STATUS = re.compile(
 )
 
 
-def explain_words(words: str, *, model: str) -> Explanation | None:
-    """Return cause and hint for tritonserver's words about one model, None when no rule knows them."""
+def name_rebuild(stem: str) -> str:
+    """Return the command that builds the model of this public name again."""
+    return f"trtgen build-repo {stem}"
+
+
+def explain_words(words: str, *, model: str, rebuild: Callable[[str], str] = name_rebuild) -> Explanation | None:
+    """Return cause and hint for tritonserver's words about one model, None when no rule knows them.
+
+    `rebuild` gives the command that builds a model again, from its public name.
+    """
     place = _TRACEBACK.search(words)
     plain = _TRACEBACK.sub("", words).strip().rstrip(";").strip()
     found = next(((match, rule) for pattern, rule in _COMPILED if (match := pattern.search(plain))), None)
@@ -315,9 +332,10 @@ def explain_words(words: str, *, model: str) -> Explanation | None:
         return None
     match, rule = found
     values = {key: (value or "").strip() for key, value in match.groupdict().items()}
-    values |= {"words": _STATUS.sub("", plain), "model": model, "stem": model}
+    stem = model
     for suffix in _MEMBER_SUFFIXES:
-        values["stem"] = values["stem"].removesuffix(suffix)
+        stem = stem.removesuffix(suffix)
+    values |= {"words": _STATUS.sub("", plain), "model": model, "rebuild": rebuild(stem)}
     values["place"] = f" ({place['file']} line {place['line']})" if place else ""
     if "module" in values:
         top = values["module"].split(".")[0]

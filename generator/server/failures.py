@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
-from generator.server.failure_rules import explain_words
+from generator.server.failure_rules import explain_words, name_rebuild
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = [
@@ -76,13 +76,16 @@ _LOADED = re.compile(r"\"successfully loaded '(?P<model>[^']+)'\"$")
 _HUNG = ("Failed to preinitialize Python stub", "triton_python_backend_stub: error while loading", "failed to start ")
 
 
-def find_failures(log: str) -> list[Finding]:
-    """Return what failed according to the log, in its order, one finding per model."""
+def find_failures(log: str, *, rebuild: Callable[[str], str] = name_rebuild) -> list[Finding]:
+    """Return what failed according to the log, in its order, one finding per model.
+
+    `rebuild` gives the command that builds a model again, from its public name.
+    """
     findings: dict[str, Finding] = {}
     for model, words in [*_read_failures(log), *_read_failed_requests(log)]:
         if model in findings:
             continue
-        explanation = explain_words(words, model=model)
+        explanation = explain_words(words, model=model, rebuild=rebuild)
         findings[model] = Finding(
             model=model,
             words=words,
@@ -110,9 +113,11 @@ def is_silent_crash(code: int, log: str) -> bool:
     return code == _SIGNALLED + signal.SIGSEGV and not find_failures(log)
 
 
-def explain_end(code: int, log: str, *, log_path: Path, ready: bool) -> ServerError:
+def explain_end(
+    code: int, log: str, *, log_path: Path, ready: bool, rebuild: Callable[[str], str] = name_rebuild
+) -> ServerError:
     """Return the error for a server that ended by itself with this exit code (128 + N: signal N)."""
-    findings = [] if ready else find_failures(log)
+    findings = [] if ready else find_failures(log, rebuild=rebuild)
     if findings:
         # Seen when a request of a warmup fails while other models load.
         crash = f"\n(tritonserver then crashed: {_describe_code(code)})" if code > _SIGNALLED else ""
@@ -125,9 +130,11 @@ def explain_end(code: int, log: str, *, log_path: Path, ready: bool) -> ServerEr
     )
 
 
-def explain_timeout(log: str, *, log_path: Path, timeout_s: float) -> ServerError:
+def explain_timeout(
+    log: str, *, log_path: Path, timeout_s: float, rebuild: Callable[[str], str] = name_rebuild
+) -> ServerError:
     """Return the error for a server that did not get ready in time, with the models that were still loading."""
-    findings = find_failures(log)
+    findings = find_failures(log, rebuild=rebuild)
     if findings:
         return _describe(findings, log_path=log_path)
     waiting = _find_waiting(log)
@@ -212,6 +219,8 @@ def _find_waiting(log: str) -> list[str]:
 
 
 def _describe_code(code: int) -> str:
+    if code < 0:
+        return f"the process that watches over it was ended by {signal.Signals(-code).name}"
     if code <= _SIGNALLED:
         return f"it ended with exit code {code}"
     try:

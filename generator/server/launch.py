@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +21,22 @@ if TYPE_CHECKING:
     from generator.server.ports import Ports
     from generator.server.wheel import EmbeddedTriton
 
-__all__ = ["OWNER_HEADER", "assemble_backends", "assemble_python", "make_argv", "make_environment", "open_repository"]
+__all__ = [
+    "OWNER_HEADER",
+    "assemble_backends",
+    "assemble_python",
+    "give_safe_path",
+    "make_argv",
+    "make_directory",
+    "make_environment",
+    "name_rebuild",
+    "open_repository",
+]
 
 logger = logging.getLogger(__name__)
 
 OWNER_HEADER = "trtgen-owner"
+_SAFE_PATH = re.compile(r"[A-Za-z0-9_./+@:-]+")
 
 
 def open_repository(repository: Path) -> Path:
@@ -44,6 +57,33 @@ def open_repository(repository: Path) -> Path:
     if not any(root.glob("*/config.pbtxt")):
         raise ServerError(f"the model repository {root} holds no model", hint=hint)
     return root
+
+
+def name_rebuild(repository: Path, model: str) -> str:
+    """Return the command that builds a model again: from its record where it has one."""
+    root = repository.relative_to(Path.cwd()) if repository.is_relative_to(Path.cwd()) else repository
+    record = root / model / "trtgen.json"
+    what = f"--spec {shlex.quote(str(record))}" if record.is_file() else shlex.quote(model)
+    return f"trtgen build-repo {what} --repository {shlex.quote(str(root))}"
+
+
+def make_directory(identifier: str) -> Path:
+    """Return a new temporary directory for one server, at a path that tritonserver can take."""
+    parent = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix=f"{identifier}-", dir=parent if _SAFE_PATH.fullmatch(parent) else "/tmp"))  # noqa: S108
+
+
+def give_safe_path(repository: Path, directory: Path) -> Path:
+    """Return a path of the repository that tritonserver can take: itself, or a link inside `directory`.
+
+    tritonserver 2.51 starts the stub through a shell without quoting (a space makes it wait for ever), and the stub's
+    Python, isolated from the locale, cannot open a path that is not ASCII.
+    """
+    if _SAFE_PATH.fullmatch(str(repository)):
+        return repository
+    link = directory / "models"
+    link.symlink_to(repository, target_is_directory=True)
+    return link
 
 
 def assemble_backends(triton: EmbeddedTriton, directory: Path) -> Path:

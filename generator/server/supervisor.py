@@ -41,6 +41,7 @@ def main(argument: str) -> int:
     # Stubs that tritonserver leaves behind become children of this process, which ends them.
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wake = _install_signals()
+    environments = _find_environments()
     try:
         with Path(spec["log"]).open("ab") as log:
             child = subprocess.Popen(
@@ -54,6 +55,7 @@ def main(argument: str) -> int:
         print(child.pid, flush=True)  # noqa: T201 - the protocol of this script
         code = _supervise(child, wake, stop_timeout_s=float(spec["stop_timeout_s"]))
         _end_descendants(child.pid)
+        _remove_environment(environments)
     finally:
         for region in _SHARED_MEMORY.glob(f"{spec['shm_prefix']}*"):
             region.unlink(missing_ok=True)
@@ -124,6 +126,24 @@ def _end_descendants(group: int) -> None:
                 time.sleep(0.01)
         except ChildProcessError:
             return
+
+
+def _find_environments() -> set[Path]:
+    """Return the directories that Python backends made for packed environments, at a place that is built in."""
+    return set(Path("/tmp").glob("python_env_??????"))  # noqa: S108
+
+
+def _remove_environment(before: set[Path]) -> None:
+    """Remove the empty directory that a Python backend leaves unless it ends in order.
+
+    Nothing tells whose it is, so none is removed when several servers have started meanwhile.
+    """
+    new = _find_environments() - before
+    if len(new) == 1:
+        directory = new.pop()
+        with contextlib.suppress(OSError):  # in use, hence not empty
+            if directory.stat().st_uid == os.geteuid():
+                directory.rmdir()
 
 
 def _children() -> list[int]:

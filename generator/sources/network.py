@@ -74,6 +74,9 @@ def resolve_labels(spec: ModelSpec, own: Sequence[str] | None, classes: int) -> 
     Raises:
         SourceError: Unreadable file, wrong count, or no names at all.
     """
+    if spec.classes not in (None, classes):
+        msg = f"{spec.name}: classes is {spec.classes}, but the model has {classes}"
+        raise SourceError(msg, hint=f"set classes: {classes}, or leave it out")
     if spec.labels == "index":
         return tuple(str(index) for index in range(classes))
     if isinstance(spec.labels, Path):

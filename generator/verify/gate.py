@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from generator.verify.stages import StageResult
     from generator.verify.subject import Subject
 
-__all__ = ["GateReport", "run_gate"]
+__all__ = ["GateReport", "run_gate", "why_not_served"]
 
 _LOG = logging.getLogger(__name__)
 SERVED_STAGES = ("served pixels", "served classifier", "served ensemble")
@@ -46,8 +46,8 @@ class GateReport:
             {key: value for key, value in asdict(result).items() if value not in ("", None)} for result in self.results
         ]
 
-    def raise_for_status(self, *, require_all: bool) -> None:
-        """Do nothing if the model may be published.
+    def raise_for_status(self, *, require_all: bool, hint: str = "build the model again from its source") -> None:
+        """Do nothing if the model may be published or go on being served.
 
         Raises:
             VerificationError: A stage failed, or `require_all` and one could not run.
@@ -55,7 +55,7 @@ class GateReport:
         if self.failed:
             lines = [_failure(result) for result in self.failed]
             msg = f"{self.model} is not what its source is:\n  " + "\n  ".join(lines)
-            raise VerificationError(msg, hint="nothing was published; `trtgen verify --json` shows every figure")
+            raise VerificationError(msg, hint=hint)
         if require_all and self.unproved:
             lines = [f"{result.stage}: {result.reason}" for result in self.unproved]
             msg = f"{self.model}: --require all, but not proved:\n  " + "\n  ".join(lines)
@@ -88,30 +88,46 @@ def run_gate(subject: Subject, reference: Reference, *, grpc_url: str | None = N
 def _served_stages(subject: Subject, reference: Reference, grpc_url: str | None) -> list[StageResult]:
     if grpc_url is not None:
         return _ask(subject, reference, grpc_url)
-    from generator.server.embedded import EmbeddedServer, check_embedded
+    from generator.server.embedded import EmbeddedServer
 
-    try:
-        check_embedded()
-    except (MissingDependencyError, ServerError) as error:
-        reason = f"{error.message} ({error.hint})" if error.hint else error.message
+    if reason := why_not_served():
         return [stages.not_proved(stage, reason) for stage in SERVED_STAGES]
     try:
         with EmbeddedServer(subject.repository, models=[subject.layout.ensemble]) as server:
             return _ask(subject, reference, server.grpc_url)
     except ServerError as error:
-        first, *others = SERVED_STAGES
-        failed = stages.StageResult(stage=first, status="failed", reason=error.message, cause=error.hint or "")
-        return [failed, *(stages.not_proved(stage, "the server does not run") for stage in others)]
+        return _stopped_at(0, error)
+
+
+def why_not_served() -> str:
+    """Return why no server can be started on this machine, empty where one can."""
+    from generator.server import embedded
+
+    try:
+        embedded.check_embedded()
+    except (MissingDependencyError, ServerError) as error:
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    return ""
 
 
 def _ask(subject: Subject, reference: Reference, grpc_url: str) -> list[StageResult]:
     limit = LIMITS[subject.precision]
+    results: list[StageResult] = []
     with ServedModel(grpc_url, subject.layout, max_batch_size=subject.max_batch_size) as served:
-        return [
-            stages.check_pixels(served, subject, reference),
-            stages.check_classifier(served, subject, reference),
-            stages.check_ensemble(served, subject, reference, limit),
-        ]
+        try:
+            results.append(stages.check_pixels(served, subject, reference))
+            results.append(stages.check_classifier(served, subject, reference))
+            results.append(stages.check_ensemble(served, subject, reference, limit))
+        except ServerError as error:
+            results += _stopped_at(len(results), error)
+    return results
+
+
+def _stopped_at(position: int, error: ServerError) -> list[StageResult]:
+    """The results from the stage on at which the server did not start or did not answer."""
+    first, *others = SERVED_STAGES[position:]
+    failed = stages.StageResult(stage=first, status="failed", reason=error.message, cause=error.hint or "")
+    return [failed, *(stages.not_proved(stage, f"{first} failed") for stage in others)]
 
 
 def _failure(result: StageResult) -> str:

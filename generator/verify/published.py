@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from generator.errors import MissingDependencyError, RepositoryError
+from generator.errors import RepositoryError
 from generator.recipe import Recipe
 from generator.repository import Layout, Record, find_records, read_record, recover
 from generator.spec import ModelSpec
-from generator.verify.gate import GateReport, run_gate
+from generator.verify import stages
+from generator.verify.gate import GateReport, run_gate, why_not_served
 from generator.verify.images import LabelledImages, read_images, read_labelled
 from generator.verify.reference import Reference, load_reference, make_reference, prepare
 from generator.verify.served import ServedModel
@@ -69,7 +70,7 @@ def _subject(root: Path, record: Record) -> Subject:
     spec = ModelSpec.model_validate(record.spec)
     return Subject(
         repository=root,
-        layout=Layout.of(spec, record.version),
+        layout=Layout.of(spec, max(spec.versions) if isinstance(spec.versions, list) else record.version),
         recipe=Recipe.model_validate(record.recipe),
         labels=tuple(record.contract["labels"]),
         activation=spec.activation,
@@ -100,13 +101,15 @@ def _accuracies(
         "labelled source": load_network(ModelSpec.model_validate(record.spec)).run(pixels),
         "labelled onnx": run_graph(read_onnx(subject.onnx), pixels),
     }
-    with contextlib.suppress(MissingDependencyError), contextlib.ExitStack() as stack:
-        url = (
-            grpc_url
-            or stack.enter_context(EmbeddedServer(subject.repository, models=[subject.layout.ensemble])).grpc_url
-        )
-        served = stack.enter_context(ServedModel(url, subject.layout, max_batch_size=subject.max_batch_size))
-        answers["labelled ensemble"] = served.classify_images(labelled.images.files)
+    if reason := "" if grpc_url else why_not_served():
+        yield stages.not_proved("labelled ensemble", reason)
+    else:
+        with contextlib.ExitStack() as stack:
+            if grpc_url is None:
+                server = EmbeddedServer(subject.repository, models=[subject.layout.ensemble])
+                grpc_url = stack.enter_context(server).grpc_url
+            served = stack.enter_context(ServedModel(grpc_url, subject.layout, max_batch_size=subject.max_batch_size))
+            answers["labelled ensemble"] = served.classify_images(labelled.images.files)
     for stage, scores in answers.items():
         accuracy = float((scores.argmax(axis=1) == truth).mean())
-        yield StageResult(stage=stage, status="proved", accuracy=accuracy, measured=f"{len(truth)} images")
+        yield StageResult(stage=stage, status="measured", accuracy=accuracy, measured=f"{len(truth)} images")

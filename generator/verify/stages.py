@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from generator.errors import ExportError, ServerError, SourceError
+from generator.errors import ExportError, SourceError
 from generator.export import prove_dynamic_batch
 from generator.onnx_model import read_onnx, run_graph
 from generator.verify import causes
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StageResult", "check_batches", "check_classifier", "check_ensemble", "check_onnx", "check_pixels"]
 
-Status = Literal["proved", "failed", "not proved"]
+Status = Literal["proved", "failed", "not proved", "measured"]
 # A served graph is the same file in the same onnxruntime: only the order of summation in a batch may differ.
 _SERVED_TOLERANCE = 1e-4
 
@@ -118,9 +118,8 @@ def check_ensemble(served: ServedModel, subject: Subject, reference: Reference, 
     return result
 
 
-def not_proved(stage: str, error: ServerError | str) -> StageResult:
+def not_proved(stage: str, reason: str) -> StageResult:
     """Return the result of a stage that could not run here."""
-    reason = error if isinstance(error, str) else error.message
     return StageResult(stage=stage, status="not proved", reason=reason)
 
 

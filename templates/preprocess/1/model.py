@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _WHITE = (255, 255, 255, 255)
 # A strip of 3x700 pixels would be resized to 256x59733 for one crop in its middle.
-_MOST_WASTE = 8
+_MOST_WASTE = 16
 # How far each filter reaches, in pixels of the resized image where that is the smaller one.
 _SUPPORT = {
     Image.Resampling.BOX: 0.5,
@@ -73,40 +73,37 @@ class Recipe:
 
 
 def resize_part(image, size, part, resample):
-    """Return what `image.resize(size).crop(part)` gives, without making the rest; `part` is (left, top, width, height).
+    """Return exactly what `image.resize(size).crop(part)` gives, for less; `part` is (left, top, width, height).
 
-    Pillow resizes one axis after the other and rounds to 8 bits in between, so the order shows in single levels.
-    Given a box, it may choose another order than for the whole image; hence each axis has a call of its own here.
+    Pillow resizes one axis after the other. Here each has a call of its own, and what the part does not need is left
+    out in between. Each axis is resized at its whole length: given a box, Pillow keeps its ends in single precision,
+    which turns exact halves into other levels, and may also take the axes in another order.
     """
     width, height = size
     left, top, part_width, part_height = part
-    grows = width >= image.width and height >= image.height
-    # A small image costs little as a whole, and its many exact halves would be rounded by a box in single precision.
-    if resample == Image.Resampling.NEAREST or (grows and width * height <= _MOST_WASTE * part_width * part_height):
-        return image.resize(size, resample).crop((left, top, left + part_width, top + part_height))
-    x0, x1, columns = _span(image.width, width, left, part_width, resample)
-    y0, y1, rows = _span(image.height, height, top, part_height, resample)
-    block = image.crop((columns[0], rows[0], columns[1], rows[1]))
-
-    def horizontally(block):
-        box = (x0 - columns[0], 0, x1 - columns[0], block.height)
-        return block.resize((part_width, block.height), resample, box=box)
-
-    def vertically(block):
-        box = (0, y0 - rows[0], block.width, y1 - rows[0])
-        return block.resize((block.width, part_height), resample, box=box)
-
+    right, bottom = left + part_width, top + part_height
+    if width * height > _MOST_WASTE * part_width * part_height:  # a thin strip, where a level more or less is no matter
+        scale_x, scale_y = image.width / width, image.height / height
+        box = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
+        return image.resize((part_width, part_height), resample, box=box)
+    if resample == Image.Resampling.NEAREST:
+        return image.resize(size, resample).crop((left, top, right, bottom))
     if _TALL_FIRST and image.height > height and image.height - height > 2 * (image.width - width):
-        return horizontally(vertically(block))
-    return vertically(horizontally(block))
+        low, high = _needed(image.width, width, left, right, resample)
+        band = image.crop((low, 0, high, image.height)).resize((high - low, height), resample)
+        whole = band.crop((-low, top, image.width - low, bottom))  # black where nothing is read
+        return whole.resize((width, part_height), resample).crop((left, 0, right, part_height))
+    low, high = _needed(image.height, height, top, bottom, resample)
+    band = image.crop((0, low, image.width, high)).resize((width, high - low), resample)
+    whole = band.crop((left, -low, right, image.height - low))
+    return whole.resize((part_width, height), resample).crop((0, top, part_width, bottom))
 
 
-def _span(length, resized, start, part, resample):
-    """Return the part's two ends in the image before resizing, and the whole pixels that the filter reads for it."""
+def _needed(length, resized, start, end, resample):
+    """Return from which to which pixel of one axis the filter reads for the resized ones from `start` to `end`."""
     scale = length / resized
-    first, last = start * scale, min((start + part) * scale, length)
     reach = _SUPPORT[resample] * max(scale, 1.0) + 1.0
-    return first, last, (max(math.floor(first - reach), 0), min(math.ceil(last + reach), length))
+    return max(math.floor(start * scale - reach), 0), min(math.ceil(end * scale + reach), length)
 
 
 def _takes_tall_images_vertically_first():

@@ -1,0 +1,192 @@
+"""The documents: the generated page is what would be generated; what they name exists; the limits are the code's."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer.main
+from pydantic import BaseModel, Field
+
+from generator.cli import app
+from generator.errors import SpecError
+from generator.export.dynamic_batch import ROW_TOLERANCE
+from generator.recipe import RecipeSpec
+from generator.spec import Batch, Instances, ModelSpec, load_spec
+from generator.spec_docs import RULES, render_page
+from generator.verify.compare import LIMITS, ensemble_limit
+from generator.verify.gate import SERVED_STAGES
+from generator.verify.stages import _SERVED_TOLERANCE
+
+ROOT = Path(__file__).parent.parent
+PAGES = (
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "model_repository/README.md")),
+    ROOT / "generator" / "assets" / "ATTRIBUTION.md",
+)
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+# What is taken for a file or folder of the project; others are Triton's (config.pbtxt), the user's, or made.
+NAMED = ("compose.yaml", "constraints.txt", "Makefile", "LICENSE", ".ci/run")
+FILE = re.compile(r"[\w./-]+(\.(py|md|toml|j2|jpg|safetensors)|/)|" + "|".join(map(re.escape, NAMED)))
+PLACEHOLDERS = {"templates/backends/NAME/model.py"}
+REPOSITORY_PAGE = ROOT / "model_repository" / "README.md"
+
+
+def identify(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def find_spans(text: str) -> list[str]:
+    """The code between single back quotes."""
+    return re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+
+
+def find_code_lines(text: str) -> list[str]:
+    """The lines of fenced and indented blocks."""
+    fenced = [line for block in FENCE.findall(text) for line in block.splitlines()[1:-1]]
+    return [*fenced, *(line.strip() for line in re.findall(r"^    .*$", text, re.MULTILINE))]
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def list_paths() -> set[str]:
+    """Every file of the project and every folder, as git sees them now."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    paths = [Path(name) for name in listed if (ROOT / name).exists()]
+    return {path.as_posix() for path in paths} | {folder.as_posix() for path in paths for folder in path.parents}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identify)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", FENCE.sub("", page.read_text())):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != REPOSITORY_PAGE], ids=identify)
+def test_every_file_named_exists(page: Path) -> None:
+    paths = list_paths()
+    for name in find_spans(page.read_text()):
+        if FILE.fullmatch(name) and name not in PLACEHOLDERS:
+            stripped = name.removesuffix("/")
+            assert any(path == stripped or path.endswith(f"/{stripped}") for path in paths), name
+
+
+def test_every_file_of_the_made_repository_exists() -> None:
+    """The table of model_repository/README.md has a row for every file of the golden demo."""
+    text = REPOSITORY_PAGE.read_text()
+    rows = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    tree = (ROOT / "tests/golden/demo/expected/tree.txt").read_text().splitlines()
+    for row in rows:
+        assert any(row.rstrip("/") in (*Path(path).parts, "/".join(Path(path).parts[1:])) for path in tree), row
+    for path in tree:
+        parts = Path(path).parts
+        assert {"/".join(parts[1:]), parts[-1]} & set(rows), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identify)
+def test_every_command_and_option_named_exists(page: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    options = {
+        name: {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
+        for name, command in commands.items()
+    }
+    text = page.read_text()
+    for span in (*find_spans(text), *find_code_lines(text)):
+        for part in span.removeprefix("$ ").split(" -- "):
+            words = part.partition("#")[0].split()
+            if len(words) > 1 and words[0] == "trtgen" and words[1] not in ("--help", "--version"):
+                assert words[1] in commands, span
+                assert {word for word in words[2:] if word.startswith("-")} <= options[words[1]], span
+            elif words and words[0].startswith("--") and page != ROOT / "CONTRIBUTING.md":
+                known = set().union(*options.values()) | {"--help", "--version", "--model-control-mode=none"}
+                assert words[0] in known, span
+
+
+def test_the_page_of_fields_is_what_is_generated() -> None:
+    assert (ROOT / "docs" / "spec.md").read_text() == render_page(), "python -m generator.spec_docs > docs/spec.md"
+
+
+@pytest.mark.parametrize("model", [ModelSpec, Batch, Instances, RecipeSpec])
+def test_every_field_has_a_row(model: type[BaseModel]) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", render_page(), re.MULTILINE)
+    assert set(model.model_fields) <= {name for name, _ in rows}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `name` | text | needed |  |",
+        "| `seed` | whole number | `0` | 0 to 4,294,967,295 |",
+        "| `raw` | `true` or `false` | `false` |  |",
+        "| `labels` | path or `index` |  |  |",
+        "| `image_size` | whole number or [whole number, whole number] |  | 1 to 8,192 |",
+        "| `activation` | `softmax`, `sigmoid` or `none` | `softmax` |  |",
+        "| `batch` | see [batch](#batch) |  |  |",
+        "| `versions` | whole number, `all` or list of whole numbers | `1` | 1 to 100; list: at least 1 entry, each 1 ",
+        "| `std` | [number, number, number] | the source's | above 0, at most 1,000 |",
+        "| `max_pixels` | whole number | `50000000` | 1 to 1,000,000,000 |",
+    ],
+)
+def test_types_defaults_and_limits_in_words(row: str) -> None:
+    assert f"\n{row}" in render_page()
+
+
+def test_a_field_without_words_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Undescribed(BaseModel):
+        size: int
+
+    class Unknown(BaseModel):
+        size: Annotated[bytes, Field(description="Bytes.")]
+
+    for model, error, message in ((Undescribed, ValueError, "no description"), (Unknown, TypeError, "no words")):
+        monkeypatch.setattr("generator.spec_docs._SECTIONS", ((model, "", ""),))
+        with pytest.raises(error, match=message):
+            render_page()
+
+
+@pytest.mark.parametrize(("rule", "example"), RULES)
+def test_every_rule_refuses_its_example(rule: str, example: str, tmp_path: Path) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_text(f"models: [{example}]")
+    with pytest.raises(SpecError):
+        load_spec(path)
+
+
+def test_the_limits_of_the_gate_are_the_codes() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z ]+)` \| .*? \| (.*) \|$", text, re.MULTILINE))
+    whole = ensemble_limit(LIMITS["fp32"])
+    assert tuple(rows)[-3:] == SERVED_STAGES
+    assert f"within {ROW_TOLERANCE:.4f} " in rows["batches"]
+    assert f"cosine {LIMITS['fp32'].cosine} " in rows["onnx"]
+    assert LIMITS["fp32"].top1 == 1.0
+    assert f"within {_SERVED_TOLERANCE:.4f} " in rows["served classifier"]
+    assert (
+        f"cosine {whole.cosine:.5f}, first class equal for {whole.top1:.1%}".replace("%", " %")
+        in (rows["served ensemble"])
+    )
+
+
+def test_every_module_is_on_the_page() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    entries = {path.name for path in (ROOT / "generator").iterdir() if not path.name.startswith("__")}
+    entries -= {"assets"}
+    for name in entries:
+        assert f"`{name}`" in text or f"`{name}/`" in text, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identify)
+def test_nothing_is_left_open(page: Path) -> None:
+    assert not re.search(r"\b(TODO|FIXME|TBD)\b", page.read_text())
