@@ -41,13 +41,11 @@ def export_onnx(spec: ModelSpec, network: Network, folder: Path) -> OnnxModel:
         from generator.export.torch_module import export_module
 
         proto = export_module(spec, network.module, network.recipe)
-    elif network.onnx is not None:
+    else:
         from generator.export.onnx_graph import wrap_file
 
+        assert network.onnx is not None, "a network has a module or a file"
         proto = wrap_file(spec, network.onnx, network.recipe)
-    else:
-        msg = f"{spec.name}: the source gave neither a module nor a file"
-        raise ExportError(msg)
     _strip_traces(proto)
     _save(proto, path)
     _check(path)

@@ -93,7 +93,7 @@ def _run_exporter(spec: ModelSpec, wrapped: torch.nn.Module, recipe: Recipe) -> 
         raise ExportError(msg, hint="check that the model takes this image size (trtgen show)") from error
     if exported is None:
         msg = f"{spec.name}: torch.onnx.export returned nothing"
-        raise ExportError(msg)
+        raise ExportError(msg, hint="install the versions of constraints.txt")
     return exported.model_proto
 
 

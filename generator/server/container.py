@@ -207,5 +207,9 @@ def explain_container_end(code: int, output: str, *, log_path: Path) -> ServerEr
             if match := re.search(pattern, output):
                 what = next((group for group in match.groups() if group), "")
                 return ServerError(cause.format(what=what), hint=hint, log_tail=tail(output, lines=3))
-        return ServerError("docker could not run the container", log_tail=tail(output))
+        return ServerError(
+            "docker could not run the container",
+            hint="run the printed docker command by hand, or trtgen serve without --container",
+            log_tail=tail(output),
+        )
     return explain_end(code, output, log_path=log_path, ready=not find_failures(output))

@@ -49,7 +49,10 @@ def list_models(url: str, *, headers: Mapping[str, str]) -> list[ModelState]:
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(f"tritonserver at {url} does not answer: {error}", hint="trtgen serve") from error
     if status != http.client.OK:
-        raise ServerError(f"tritonserver at {url} does not list its models: HTTP {status}")
+        raise ServerError(
+            f"tritonserver at {url} does not list its models: HTTP {status}",
+            hint="its repository API is restricted: ask each model by its name",
+        )
     states = [
         ModelState(
             name=str(entry["name"]),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Explanation", "explain_words", "name_rebuild"]
+__all__ = ["Explanation", "describe_rules", "explain_words", "name_rebuild"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,6 +313,11 @@ _TRACEBACK = re.compile(r"\n+At:\n\s*\S*?(?P<file>[^/\s]+)\((?P<line>\d+)\): .*"
 _STATUS = re.compile(
     r"^((Internal|Invalid argument|Unavailable|Not found|Unknown|Unsupported|TritonModelException): )+"
 )
+
+
+def describe_rules() -> list[tuple[str, str, str]]:
+    """Return (pattern, cause, hint) of every rule, for the documentation."""
+    return [(rule.pattern, rule.cause, rule.hint) for rule in _RULES]
 
 
 def name_rebuild(stem: str) -> str:

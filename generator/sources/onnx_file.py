@@ -32,9 +32,7 @@ def load_onnx_file(spec: ModelSpec) -> Network:
         SourceError: Corrupt, several inputs, a fixed batch, no image input, no vector of scores, an opset too old.
     """
     path = spec.onnx
-    if path is None:  # the spec's own rules exclude it
-        msg = f"{spec.name}: source onnx needs the field onnx"
-        raise SourceError(msg)
+    assert path is not None, "the spec's own rules see to it"
     model = read_onnx(path)
     _check_opset(model)
     _check_batch(model)
