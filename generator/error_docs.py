@@ -26,9 +26,9 @@ _HEAD = """\
 <!-- Made by `python -m generator.error_docs > docs/errors.md`; do not edit. -->
 # Errors
 
-What trtgen refuses, in the words it uses, and what to do. `‹...›` stands for what was found. Every error is printed
-on stderr as `error:` and `hint:`, ends the command with exit code 1 and leaves nothing half-written; wrong usage ends with 2,
-Ctrl-C with 130. A traceback is a bug of trtgen.
+What trtgen refuses, in the words it uses, and what to do. `{...}` stands for what was found. Every error is printed
+on stderr as `error:` and `hint:`, ends the command with exit code 1 and leaves nothing half-written; wrong usage ends
+with 2, Ctrl-C with 130. A traceback is a bug of trtgen.
 """
 
 
@@ -79,22 +79,23 @@ def _assignments(scope: ast.AST, *, before: int) -> dict[str, ast.expr]:
 
 
 def _text(node: ast.expr, names: dict[str, ast.expr], *, depth: int = 0) -> str:
-    """The words of an expression, with `<name>` for what is only known when it runs."""
+    """The words of an expression, with `{name}` for what is only known when it runs."""
+    text = f"{{{_name_of(node)}}}"
     if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(_text(part, names, depth=depth) for part in node.values)
-    if isinstance(node, ast.FormattedValue):
-        return f"<{_name_of(node.value)}>"
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _text(node.left, names, depth=depth) + _text(node.right, names, depth=depth)
-    if isinstance(node, ast.IfExp):
-        return " or: ".join(filter(None, (_text(part, names, depth=depth) for part in (node.body, node.orelse))))
-    if isinstance(node, ast.Name) and node.id in names and depth < 3:
-        return _text(names[node.id], names, depth=depth + 1)
-    if isinstance(node, ast.Name) and isinstance(getattr(export_names, node.id, None), str):
-        return str(getattr(export_names, node.id))
-    return f"<{_name_of(node)}>"
+        text = str(node.value)
+    elif isinstance(node, ast.JoinedStr):
+        text = "".join(_text(part, names, depth=depth) for part in node.values)
+    elif isinstance(node, ast.FormattedValue):
+        text = f"{{{_name_of(node.value)}}}"
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        text = _text(node.left, names, depth=depth) + _text(node.right, names, depth=depth)
+    elif isinstance(node, ast.IfExp):
+        text = " or: ".join(filter(None, (_text(part, names, depth=depth) for part in (node.body, node.orelse))))
+    elif isinstance(node, ast.Name) and node.id in names and depth < 3:
+        text = _text(names[node.id], names, depth=depth + 1)
+    elif isinstance(node, ast.Name) and isinstance(getattr(export_names, node.id, None), str):
+        text = str(getattr(export_names, node.id))
+    return text
 
 
 def _name_of(node: ast.expr) -> str:
@@ -128,7 +129,7 @@ def render_page() -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "‹").replace(">", "›")
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 if __name__ == "__main__":
