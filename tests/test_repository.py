@@ -216,6 +216,13 @@ def test_a_repository_that_cannot_be_written(tmp_path: Path) -> None:
         build_repository(tiny(tmp_path), tmp_path / "repo", QUICK)
 
 
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="needs a folder in which even root may not write")
+def test_a_folder_in_which_nobody_may_write(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="/sys/trtgen cannot be used") as caught:
+        build_repository(tiny(tmp_path), Path("/sys/trtgen"), QUICK)
+    assert caught.value.hint == "give a folder that you may write, with --repository"
+
+
 def test_two_builders_at_once(tmp_path: Path) -> None:
     with journal.lock(tmp_path / "repo"), pytest.raises(RepositoryError, match="another trtgen is writing"):
         build_repository(tiny(tmp_path), tmp_path / "repo", QUICK)

@@ -219,6 +219,8 @@ def test_onnx_files_that_cannot_be_served(tmp_path: Path) -> None:
     assert "image has height 299, but the recipe crops to [224, 224]" in message()
     write_tiny_onnx(path, size=224, opset=12)
     assert "has opset 12, at least 13 was expected" in message()
+    write_tiny_onnx(path, size=224, opset=99)
+    assert "onnxruntime cannot load" in message()
     write_tiny_onnx(path, size=224)
     assert "raw is set, but input image is float32" in message(raw=True)
     model = onnx.load(path)
