@@ -49,7 +49,7 @@ def check_batches(subject: Subject, reference: Reference) -> StageResult:
     except (ExportError, SourceError) as error:
         return StageResult(stage="batches", status="failed", reason=str(error), cause="a batch axis is baked in")
     sizes = sorted({1, min(3, subject.max_batch_size), subject.max_batch_size})
-    return StageResult(stage="batches", status="proved", measured=f"{sizes}: rows within {worst:.1g}")
+    return StageResult(stage="batches", status="proved", measured=f"{sizes}: rows {_distance(worst)}")
 
 
 def check_onnx(subject: Subject, reference: Reference, limit: Limit) -> StageResult:
@@ -73,7 +73,8 @@ def check_pixels(served: ServedModel, subject: Subject, reference: Reference) ->
     levels = np.abs(pixels.astype(np.int16) - reference.pixels.astype(np.int16)).reshape(len(pixels), -1).max(axis=1)
     worst = int(levels.argmax())
     if levels[worst] <= 1:
-        return StageResult(stage="served pixels", status="proved", measured=f"within {levels[worst]}/255")
+        measured = f"within {levels[worst]}/255" if levels[worst] else "identical"
+        return StageResult(stage="served pixels", status="proved", measured=measured)
     return StageResult(
         stage="served pixels",
         status="failed",
@@ -104,7 +105,7 @@ def check_classifier(served: ServedModel, subject: Subject, reference: Reference
         )
     if swapped := _wrong_labels(served.classifier_labels(reference.pixels[:1]), subject.labels):
         return StageResult(stage=stage, status="failed", reason=swapped, cause=causes.LABELS)
-    return StageResult(stage=stage, status="proved", top1=agreement, measured=f"within {worst:.1g}, labels equal")
+    return StageResult(stage=stage, status="proved", top1=agreement, measured=f"{_distance(worst)}, labels equal")
 
 
 def check_ensemble(served: ServedModel, subject: Subject, reference: Reference, limit: Limit) -> StageResult:
@@ -121,6 +122,10 @@ def check_ensemble(served: ServedModel, subject: Subject, reference: Reference, 
 def not_proved(stage: str, reason: str) -> StageResult:
     """Return the result of a stage that could not run here."""
     return StageResult(stage=stage, status="not proved", reason=reason)
+
+
+def _distance(worst: float) -> str:
+    return f"within {worst:.1g}" if worst else "identical"
 
 
 def _judge(
