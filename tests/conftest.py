@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 from generator.pipeline import BuildOptions, build_repository
 from generator.spec import make_spec
+
+
+# A shell lets what it starts in the background ignore Ctrl-C, and every child of ours would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ DTYPES = {
     "FP64": "float64",
 }
 # Long enough that requests sent together surely meet in one execute.
-GATHER = "dynamic_batching { preferred_batch_size: [ 8 ] max_queue_delay_microseconds: 300000 }"
+GATHER = "dynamic_batching { preferred_batch_size: [ 8 ] max_queue_delay_microseconds: 1500000 }"
 
 
 def write_repository(root: Path) -> Path:

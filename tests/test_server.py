@@ -319,7 +319,7 @@ def test_any_path_can_be_served(special: str, tmp_path: Path) -> None:
         server.stop(timeout_s=0)
     assert "successfully loaded 'double'" in log.read_text()
     (tmp_path / special / "repository" / "double" / "1" / "model.onnx").unlink()
-    with pytest.raises(ServerError) as caught, EmbeddedServer(tmp_path / special / "repository"):
+    with pytest.raises(ServerError) as caught, EmbeddedServer(tmp_path / special / "repository", log_path=log):
         pass
     assert f"{tmp_path / special}/repository/double/1/model.onnx" in caught.value.message
 
@@ -534,8 +534,8 @@ def test_serve_fails_with_the_cause_and_the_next_command(tmp_path: Path) -> None
 
 
 @pytest.mark.server
-def test_serve_says_when_the_server_dies(own: Path) -> None:
-    with serve_command("--repository", str(own), *FREE) as process:
+def test_serve_says_when_the_server_dies(own: Path, tmp_path: Path) -> None:
+    with serve_command("--repository", str(own), "--log", str(tmp_path / "log"), *FREE) as process:
         read_until(process, "Ctrl-C stops it")
         [server] = [found for found in find_processes(own) if found.name() == "tritonserver"]
         server.kill()

@@ -369,7 +369,9 @@ def test_a_port_lost_after_it_was_chosen_is_named(taken: str, tmp_path: Path, mo
         monkeypatch.setattr(embedded, "choose_ports", lose)
         with (
             pytest.raises(ServerError) as caught,
-            EmbeddedServer(tmp_path / "repository", http_port=1, grpc_port=2, metrics_port=3),
+            EmbeddedServer(
+                tmp_path / "repository", http_port=1, grpc_port=2, metrics_port=3, log_path=tmp_path / "server.log"
+            ),
         ):
             pass
     assert re.search(f"the {taken} port 127.0.0.1:{port} is in use", caught.value.message, re.IGNORECASE)

@@ -18,13 +18,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
-from generator.server import endpoint, failures
+from generator.server import endpoint, failures, stubs
 from generator.server.endpoint import ModelState
 from generator.server.launch import (
     OWNER_HEADER,
@@ -53,6 +54,7 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 3  # a free port may be taken before the server binds it; a crash may hide what a model complains about
 _POLL_S = 0.05
 _STOP_TIMEOUT_S = 30.0
+_CRIPPLED_STOP_TIMEOUT_S = 5.0  # an orderly stop never ends once a stub is dead
 _MARGIN_S = 15.0  # what the supervisor may take to remove everything after the server's end
 _ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - compared with, not bound
 
@@ -105,7 +107,11 @@ class EmbeddedServer:
         self._directory: Path | None = None
         self._served = repository  # the path that tritonserver was given
         self._supervisor: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
         self._stopping = False
+        self._failed = False
+        self._stubs: dict[int, str] = {}
+        self._exit_timeout_s = _STOP_TIMEOUT_S
 
     def __enter__(self) -> Self:
         """Start and wait until every model is ready.
@@ -122,6 +128,7 @@ class EmbeddedServer:
             try:
                 self._launch(triton, ports)
                 self._wait_until_ready(ports)
+                self._stubs = stubs.find_stubs(self.pid)
             except ServerError:
                 code = self._supervisor.poll() if self._supervisor else None
                 self.stop()
@@ -130,7 +137,6 @@ class EmbeddedServer:
             except BaseException:
                 # Ctrl-C while the models load: __exit__ will not be called.
                 self.stop()
-                self._forget_log()
                 raise
             else:
                 break
@@ -139,10 +145,8 @@ class EmbeddedServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        ended_by_itself = self._supervisor is not None and self._supervisor.poll() is not None
-        self.stop()
-        if not ended_by_itself:
-            self._forget_log()
+        # Who interrupts the body does not want to wait for an orderly end.
+        self.stop(0 if kind is not None and issubclass(kind, KeyboardInterrupt) else self._exit_timeout_s)
 
     def models(self) -> list[ModelState]:
         """Return the state of every model version.
@@ -158,13 +162,26 @@ class EmbeddedServer:
         """Block until the server ends.
 
         Raises:
-            ServerError: It ended without `stop`.
+            ServerError: It ended without `stop`, or a process of one of its models did, which Triton leaves dead.
         """
-        if self._supervisor is None:
+        supervisor = self._supervisor
+        if supervisor is None:
             return
-        code = self._supervisor.wait()
-        if not self._stopping:
-            raise failures.explain_end(code, self._read_log(), log_path=self.log_path, ready=True)
+        dead = stubs.wait_for_end(
+            supervisor,
+            self.pid,
+            self._stubs,
+            is_serving=lambda: not self._stopping and endpoint.is_ready(self.http_url),
+        )
+        if self._stopping:
+            return
+        self._failed = True
+        if dead:
+            self._exit_timeout_s = _CRIPPLED_STOP_TIMEOUT_S
+            raise stubs.explain_dead_stubs(
+                dead, repository=self.repository, log_path=self.log_path, log_tail=failures.tail(self._read_log())
+            )
+        raise failures.explain_end(supervisor.returncode, self._read_log(), log_path=self.log_path, ready=True)
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
         """End the server: requests in flight are answered, then its models are unloaded.
@@ -176,6 +193,7 @@ class EmbeddedServer:
         supervisor = self._supervisor
         if supervisor is None or supervisor.stdin is None:
             return
+        self._failed = self._failed or (supervisor.poll() is not None and not self._stopping)
         self._stopping = True
         try:
             supervisor.stdin.write(f"stop {timeout_s}\n".encode())
@@ -188,7 +206,9 @@ class EmbeddedServer:
             logger.warning("process %d does not end; killing it", supervisor.pid)
             supervisor.kill()
             supervisor.wait()
-        self._release(supervisor)
+        with self._lock:  # another thread may stop it as well
+            if self._supervisor is not None:
+                self._release(supervisor)
 
     def _release(self, supervisor: subprocess.Popen[bytes]) -> None:
         for pipe in (supervisor.stdin, supervisor.stdout):
@@ -199,11 +219,14 @@ class EmbeddedServer:
                     logger.debug("the supervisor ended before the request to stop reached it")
         if self._directory is not None:  # it still exists only if the supervisor was killed
             shutil.rmtree(self._directory, ignore_errors=True)
+        if self._own_log and not self._failed:
+            self.log_path.unlink(missing_ok=True)
+            self.log_path = Path()
         self._supervisor = None
 
     def _launch(self, triton: EmbeddedTriton, ports: Ports) -> None:
         """Start the supervisor, which starts tritonserver."""
-        self._stopping = False
+        self._stopping = self._failed = False
         self._identifier = f"trtgen-{uuid.uuid4().hex[:12]}"
         if self._own_log and not self.log_path.name:
             descriptor, name = tempfile.mkstemp(prefix="trtgen-serve-", suffix=".log")
@@ -266,6 +289,7 @@ class EmbeddedServer:
         while True:
             code = self._supervisor.poll()
             if code is not None:
+                self._failed = True
                 raise failures.explain_end(
                     code, self._read_log(), log_path=self.log_path, ready=False, rebuild=self._name_rebuild
                 )
@@ -276,6 +300,7 @@ class EmbeddedServer:
                 return
             log = self._read_log()
             if failures.has_hung(log) or time.monotonic() >= deadline:
+                self._failed = True
                 raise failures.explain_timeout(
                     log, log_path=self.log_path, timeout_s=self.ready_timeout_s, rebuild=self._name_rebuild
                 )
@@ -294,11 +319,6 @@ class EmbeddedServer:
 
     def _name_rebuild(self, stem: str) -> str:
         return name_rebuild(self.repository, stem)
-
-    def _forget_log(self) -> None:
-        if self._own_log and self.log_path.name:
-            self.log_path.unlink(missing_ok=True)
-            self.log_path = Path()
 
     def _read_log(self) -> str:
         """Return the log, with the repository's own path where tritonserver was given a link to it."""

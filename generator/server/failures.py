@@ -49,7 +49,8 @@ class Finding:
 _LINE = re.compile(r"^(?:\S+Z [IWEF] \d+|[IWEF]\d{4} \S+ +\d+) [\w./]+:\d+\] +(?P<message>.*)$")
 # Tables, and what a machine without a GPU logs.
 _NOISE = re.compile(
-    r"^[|+]|pinned_memory_manager|cuda_memory_manager|CudaDriverHelper|initialize NVML|DCGM|Collecting CPU metrics|"
+    r"^[|+]|pinned_memory_manager|cuda_memory_manager|CUDA driver version is insufficient|"
+    r"CudaDriverHelper|initialize NVML|DCGM|Collecting CPU metrics|"
     r"tritonserver\.cc:\d+\] $|server\.cc:\d+\] $"
 )
 _PROTOBUF = re.compile(r"^\[libprotobuf ERROR .*?Error parsing text-format \S+: (\d+):(\d+): (?P<detail>.*)$")
