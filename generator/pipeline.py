@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from generator.fingerprint import fingerprint, installed_packages, made_by
 from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, recover, staging
 from generator.repository.layout import RECORD_FILE, numeric_versions
-from generator.repository.publish import check_contract, hash_tree
+from generator.repository.publish import check_contract, check_owner, hash_tree
 from generator.staging import Artifact, stage_files, stage_listed_versions, take_over
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         reusable = old is not None and _is_reusable(root, old, inputs)
         version = old.version if old is not None and reusable else _next_version(root, spec)
         layout = Layout.of(spec, version)
+        check_owner(root, layout, old)
         artifact = take_over(root, staged, old, layout) if old and reusable else _export(spec, staged, layout, options)
         contract = _contract(artifact)
         check_contract(old, contract, replace=options.replace)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from generator.repository.record import Record
 
-__all__ = ["Change", "check_contract", "hash_tree", "plan_changes", "publish"]
+__all__ = ["Change", "check_contract", "check_owner", "hash_tree", "plan_changes", "publish"]
 
 Word = Literal["create", "identical", "update", "remove"]
 
@@ -56,18 +56,24 @@ def check_contract(old: Record | None, contract: Mapping[str, object], *, replac
         )
 
 
+def check_owner(root: Path, layout: Layout, old: Record | None) -> None:
+    """Refuse to write into directories that trtgen did not make.
+
+    Raises:
+        RepositoryError: One of the three exists, and no record says that it is ours.
+    """
+    taken = [name for name in layout.models if (root / name).exists()]
+    if old is None and taken:
+        msg = f"{root / taken[0]} exists, but trtgen did not make it and does not touch it"
+        raise RepositoryError(msg, hint="give the model another name, or move that directory away")
+
+
 def plan_changes(root: Path, staged: Path, layout: Layout, old: Record | None, *, replace: bool) -> list[Change]:
     """Compare the staged tree with the repository, byte by byte; a published version is never among the updates.
 
     Raises:
-        RepositoryError: A staged file would overwrite something in a published version directory, or a directory
-            that trtgen did not make.
+        RepositoryError: A staged file would overwrite something in a published version directory.
     """
-    if old is None:
-        taken = [name for name in layout.models if (root / name).exists()]
-        if taken:
-            msg = f"{root / taken[0]} exists, but trtgen did not make it and does not touch it"
-            raise RepositoryError(msg, hint="give the model another name, or move that directory away")
     changes = []
     for path, digest in hash_tree(staged).items():
         target = root / path
