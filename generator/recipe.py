@@ -53,11 +53,12 @@ class RecipeSpec(BaseModel):
         default=None,
         description="Whether to rotate as the EXIF orientation says; training pipelines ignore it, the default too.",
     )
-    max_pixels: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
-        default=None, description="Images with more pixels are refused before they are decoded."
+    max_pixels: Annotated[int, Field(ge=500_000, le=1_000_000_000)] | None = Field(
+        default=None,
+        description="Images with more pixels are refused before they are decoded; the gate's own have up to 410,000.",
     )
-    max_bytes: Annotated[int, Field(ge=1024, le=2_000_000_000)] | None = Field(
-        default=None, description="Image files with more bytes are refused."
+    max_bytes: Annotated[int, Field(ge=250_000, le=2_000_000_000)] | None = Field(
+        default=None, description="Image files with more bytes are refused; the gate's own have up to 200,000."
     )
 
     def apply_to(self, base: Recipe) -> Recipe:

@@ -234,6 +234,10 @@ def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
     return _validate({"models": models}, where="command line", folder=Path())
 
 
+# What PyYAML lets through besides its own errors: dates that do not exist, numbers of 5000 digits, empty tags, depth.
+_YAML_SLIPS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
 def load_spec(path: Path) -> list[ModelSpec]:
     """Read models.yaml, or the trtgen.json of a built model. Relative paths in it are relative to its folder.
 
@@ -249,7 +253,7 @@ def load_spec(path: Path) -> list[ModelSpec]:
         raise SpecError(msg, hint="trtgen init writes a commented models.yaml") from error
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *_YAML_SLIPS) as error:
         msg = f"{path} is not valid YAML: {' '.join(str(error).split())}"
         raise SpecError(msg, hint="trtgen init writes a commented models.yaml to start from") from error
     if not isinstance(data, dict):
@@ -319,4 +323,11 @@ def _describe(detail: Any) -> tuple[str, str]:
     message = str(detail["msg"]).removeprefix("Value error, ")
     if isinstance(detail.get("input"), dict) or detail["type"] in ("missing", "value_error"):
         return place, message
-    return place, f"{message} (found {detail['input']!r})"
+    return place, f"{message} (found {_shown(detail['input'])})"
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python refuses to print so many digits
+        return "a number of thousands of digits"

@@ -137,7 +137,7 @@ def test_every_field_has_a_row(model: type[BaseModel]) -> None:
         "| `batch` | see [batch](#batch) |  |  |",
         "| `versions` | whole number, `all` or list of whole numbers | `1` | 1 to 100; list: at least 1 entry, each 1 ",
         "| `std` | [number, number, number] | the source's | above 0, at most 1,000 |",
-        "| `max_pixels` | whole number | `50000000` | 1 to 1,000,000,000 |",
+        "| `max_pixels` | whole number | `50000000` | 500,000 to 1,000,000,000 |",
     ],
 )
 def test_types_defaults_and_limits_in_words(row: str) -> None:

@@ -8,17 +8,30 @@ Each request is answered for itself: one with an image that cannot be decoded ge
 and the reason, the others of the same execution get their pixels.
 """
 
+import contextlib
 import io
 import json
 import math
+import struct
+import warnings
 
 import numpy as np
 import PIL
 import triton_python_backend_utils as pb_utils
-from PIL import Image, ImageOps
+from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _WHITE = (255, 255, 255, 255)
+_ORIENTATION = 0x0112  # EXIF's tag, and what turns an image with each of its values upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # A strip of 3x700 pixels would be resized to 256x59733 for one crop in its middle.
 _MOST_WASTE = 16
 # How far each filter reaches, in pixels of the resized image where that is the smaller one.
@@ -30,7 +43,7 @@ _SUPPORT = {
     Image.Resampling.LANCZOS: 3.0,
 }
 
-# Our own limit (max_pixels) is checked before anything is decoded; Pillow's would only warn at first.
+# Pillow's own limit holds while a file is read (see `_limit`), and would be in the way of resizing.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -118,16 +131,44 @@ _TALL_FIRST = _takes_tall_images_vertically_first()
 
 def to_rgb(image):
     """Return the image in RGB: transparency on white, 16 bits scaled to 8, everything else as Pillow converts it."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I"):
-        scaled = np.asarray(image).astype(np.float64) / 257.0
-        return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), "L").convert("RGB")
+        levels = np.asarray(image).clip(0, 65535).astype(np.uint16)
+        # divided by 257 and rounded, without leaving 16 bits: a small file may hold 50 million levels
+        return Image.fromarray((levels // 257 + (levels % 257 > 128)).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         foreground = image.convert("RGBA")
         background = Image.new("RGBA", foreground.size, _WHITE)
         return Image.alpha_composite(background, foreground).convert("RGB")
     return image.convert("RGB")
+
+
+def upright(image):
+    """Return the image turned as its EXIF orientation says; EXIF that cannot be read says nothing.
+
+    Pillow's exif_transpose also writes the EXIF anew, and stumbles over what else is in it.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except (LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+@contextlib.contextmanager
+def _limit(pixels):
+    """Let Pillow itself refuse twice as many pixels, and not fill the log with what it finds odd.
+
+    It makes the canvas of a GIF, gigabytes if a few bytes in the file say so, before anybody can ask for its size.
+    """
+    Image.MAX_IMAGE_PIXELS = pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = None
 
 
 def decode(data, recipe):
@@ -137,11 +178,15 @@ def decode(data, recipe):
     if len(data) > recipe.max_bytes:
         raise BadImageError(f"{len(data)} bytes, at most {recipe.max_bytes} are accepted")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > recipe.max_pixels:
-            raise BadImageError(f"{image.width}x{image.height} pixels, at most {recipe.max_pixels} are accepted")
-        image.load()
-        image = to_rgb(ImageOps.exif_transpose(image) if recipe.apply_exif else image)
+        with _limit(recipe.max_pixels):
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > recipe.max_pixels:
+                raise BadImageError(f"{image.width}x{image.height} pixels, at most {recipe.max_pixels} are accepted")
+            image.load()
+            image = to_rgb(upright(image) if recipe.apply_exif else image)
+    except Image.DecompressionBombError:
+        most = recipe.max_pixels
+        raise BadImageError(f"more than {2 * most} pixels, at most {most} are accepted") from None
     except PIL.UnidentifiedImageError:
         raise BadImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError) as error:
