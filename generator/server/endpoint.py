@@ -13,7 +13,7 @@ from generator.errors import ServerError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ModelState", "find_listening_ports", "is_ready", "list_models"]
+__all__ = ["ModelState", "count_pending", "find_listening_ports", "is_ready", "list_models"]
 
 _TIMEOUT_S = 5.0
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
@@ -36,6 +36,16 @@ def is_ready(url: str) -> bool:
     except (OSError, http.client.HTTPException):
         return False
     return status == http.client.OK
+
+
+def count_pending(metrics_url: str) -> int | None:
+    """Return how many requests wait in the queues of all models, None where the server does not say."""
+    try:
+        status, body = _request(metrics_url, "GET", "/metrics")
+    except (OSError, http.client.HTTPException):
+        return None
+    lines = [line for line in body.decode().splitlines() if line.startswith("nv_inference_pending_request_count{")]
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines) if status == http.client.OK else None
 
 
 def list_models(url: str, *, headers: Mapping[str, str]) -> list[ModelState]:

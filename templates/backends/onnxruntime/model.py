@@ -170,10 +170,9 @@ def make_session_options(parameters, instances, *, model):
     options.inter_op_num_threads = read_count(parameters, "inter_op_thread_count", model=model) or 1
     if read_count(parameters, "execution_mode", model=model) == 1:
         options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
-    if instances > 1:
-        # A thread that spins for its next piece of work takes the core of another instance.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # A thread that spins for its next piece of work takes the core of another instance, or of the preprocessing.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     return options
 
 

@@ -1,0 +1,28 @@
+"""One line about where and with what something was measured."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["describe_machine"]
+
+_PACKAGES = ("numpy", "pillow", "onnxruntime", "torch", "nvidia-pytriton")
+
+
+def describe_machine() -> str:
+    """Return date, processor, usable cores, Python and the packages that matter."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
+    cores = len(os.sched_getaffinity(0))
+    today = dt.datetime.now(tz=dt.timezone.utc).date()
+    return f"{today}, {_name_processor()}, {cores} cores, Python {platform.python_version()}, {versions}"
+
+
+def _name_processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
