@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from generator.errors import SpecError
 from generator.recipe import Edge, RecipeSpec
-from generator.spelling import near
+from generator.spec_problems import describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -207,6 +207,9 @@ class ModelSpec(BaseModel):
         return self.instances.classifier or 1
 
 
+_MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, Instances, RecipeSpec)
+
+
 class _SpecFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -268,7 +271,9 @@ def _validate(data: dict[str, Any], *, where: str, folder: Path) -> list[ModelSp
     try:
         models = _SpecFile.model_validate(data).models
     except ValidationError as error:
-        raise SpecError(_describe_all(where, error.errors()), hint="docs/spec.md lists every field") from error
+        fields = {name for model in _MODELS for name in model.model_fields} | {"models"}
+        problems = describe_problems(where, error.errors(), fields)
+        raise SpecError(problems, hint="docs/spec.md lists every field") from error
     if clashes := list(_clashes(models)):
         raise SpecError([f"{where}: {clash}" for clash in clashes], hint="give each model a name of its own")
     return [_with_absolute_paths(model, folder) for model in models]
@@ -293,41 +298,3 @@ def _with_absolute_paths(model: ModelSpec, folder: Path) -> ModelSpec:
     if model.source == "checkpoint":
         changes["weights"] = str((folder / Path(model.weights).expanduser()).resolve())
     return model.model_copy(update=changes)
-
-
-_FIELDS = {name for cls in (ModelSpec, Batch, Instances, RecipeSpec) for name in cls.model_fields} | {"models"}
-
-
-def _describe_all(where: str, details: Iterable[Any]) -> list[str]:
-    """One line a field, since pydantic reports each member of a union for itself."""
-    by_place: dict[str, list[str]] = {}
-    for detail in details:
-        place, problem = _describe(detail)
-        if problem not in by_place.setdefault(place, []):
-            by_place[place].append(problem)
-    return [f"{where}: {place}: {', or '.join(problems)}" for place, problems in by_place.items()]
-
-
-def _describe(detail: Any) -> tuple[str, str]:
-    """The field as the user wrote it; what is wrong with it and what was found."""
-    place = ""
-    for part in detail["loc"]:
-        if isinstance(part, int):
-            place += f"[{part}]"
-        elif part in _FIELDS or detail["type"] == "extra_forbidden":
-            # pydantic also names the member of a union it tried, which the user never wrote
-            place += f".{part}" if place else str(part)
-    if detail["type"] == "extra_forbidden":
-        suggestion = near(str(detail["loc"][-1]), _FIELDS, most=1)
-        return place, "unknown field" + (f"; did you mean {suggestion[0]}?" if suggestion else "")
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if isinstance(detail.get("input"), dict) or detail["type"] in ("missing", "value_error"):
-        return place, message
-    return place, f"{message} (found {_shown(detail['input'])})"
-
-
-def _shown(value: object) -> str:
-    try:
-        return repr(value)
-    except ValueError:  # Python refuses to print so many digits
-        return "a number of thousands of digits"

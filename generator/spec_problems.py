@@ -1,0 +1,47 @@
+"""pydantic's findings in the words of models.yaml: the field as the user wrote it, what is wrong, what was found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from generator.spelling import near
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+__all__ = ["describe_problems"]
+
+
+def describe_problems(where: str, details: Iterable[Any], fields: Collection[str]) -> list[str]:
+    """One line a field, since pydantic reports each member of a union for itself."""
+    by_place: dict[str, list[str]] = {}
+    for detail in details:
+        place, problem = _describe(detail, fields)
+        if problem not in by_place.setdefault(place, []):
+            by_place[place].append(problem)
+    return [f"{where}: {place}: {', or '.join(problems)}" for place, problems in by_place.items()]
+
+
+def _describe(detail: Any, fields: Collection[str]) -> tuple[str, str]:
+    """The field as the user wrote it; what is wrong with it and what was found."""
+    place = ""
+    for part in detail["loc"]:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif part in fields or detail["type"] == "extra_forbidden":
+            # pydantic also names the member of a union it tried, which the user never wrote
+            place += f".{part}" if place else str(part)
+    if detail["type"] == "extra_forbidden":
+        suggestion = near(str(detail["loc"][-1]), fields, most=1)
+        return place, "unknown field" + (f"; did you mean {suggestion[0]}?" if suggestion else "")
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if isinstance(detail.get("input"), dict) or detail["type"] in ("missing", "value_error"):
+        return place, message
+    return place, f"{message} (found {_shown(detail['input'])})"
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python refuses to print so many digits
+        return "a number of thousands of digits"
