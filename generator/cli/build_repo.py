@@ -42,7 +42,11 @@ def build_repo(
     max_batch: MaxBatchOption = None,
     images: Annotated[
         Path | None,
-        typer.Option("--images", metavar="DIR", help="Images that an export is compared on. [default: a drawn set]"),
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Images that an export is compared on; kept in reference.npz. [default: drawn]",
+        ),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run the gate before publishing.")] = True,
     require: Annotated[
