@@ -17,7 +17,7 @@ from generator.cli import main
 from generator.demo.draw import LABELS, draw_set
 from generator.errors import VerificationError
 from generator.repository import read_record
-from generator.verify import ImageSet, default_images, make_reference, run_gate
+from generator.verify import ImageSet, default_images, make_reference
 from generator.verify.compare import LIMITS, Limit, comparable, compare, discriminates
 from generator.verify.gate import GateReport
 from generator.verify.images import photographs
@@ -350,4 +350,3 @@ def test_a_reference_is_made_by_the_source() -> None:
     assert isinstance(reference, Reference)
     assert reference.pixels.shape == (10, 96, 96, 3)
     assert [int(row.argmax()) for row in reference.scores] == [d.label for d in drawn]
-    assert run_gate is not None

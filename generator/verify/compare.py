@@ -25,7 +25,7 @@ class Limit:
     top1: float
 
 
-# Measured spread of each precision with room for one order of magnitude; not to be loosened without a reason.
+# Set by design, not fitted to a model; not to be loosened without a reason.
 LIMITS = {"fp32": Limit(cosine=0.99999, top1=1.0)}
 
 
