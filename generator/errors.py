@@ -4,6 +4,8 @@
     |- SpecError                    models.yaml or the command line asks for something impossible
     |- SourceError                  the model cannot be obtained: unknown name, weights, checkpoint, ONNX file
     |- ExportError                  the model was obtained but does not become a valid dynamic ONNX graph
+    |- PlanError                    a TensorRT plan cannot be built, read or loaded, or does not fit this host
+    |- DeviceError                  no GPU, no driver, or its memory is exhausted
     |- ConfigError                  a rendered config.pbtxt breaks one of Triton's rules, or disagrees with the graph
     |- RepositoryError              the model repository cannot be read, staged, published or recovered
     |- ServerError                  tritonserver does not start, does not get ready, or stops; keeps the log's tail
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConfigError",
+    "DeviceError",
     "ExportError",
     "MissingDependencyError",
     "PerfError",
+    "PlanError",
     "RepositoryError",
     "ServerError",
     "SourceError",
@@ -63,6 +67,14 @@ class SourceError(TrtgenError):
 
 class ExportError(TrtgenError):
     """The model does not become a valid ONNX graph with a dynamic batch."""
+
+
+class PlanError(TrtgenError):
+    """A TensorRT plan cannot be built, read or loaded, or does not fit where it is to run."""
+
+
+class DeviceError(TrtgenError):
+    """There is no usable GPU, or its memory is exhausted."""
 
 
 class ConfigError(TrtgenError):

@@ -24,7 +24,10 @@ __all__ = ["fingerprint", "installed_packages", "made_by"]
 _EXPORT_FORMAT = 1
 # The ones that decide what an exported graph looks like.
 _EXPORT_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript")
-_PACKAGES = (*_EXPORT_PACKAGES, "onnxruntime", "numpy", "pillow", "tritonclient", "nvidia-pytriton")
+_PACKAGES = (
+    *_EXPORT_PACKAGES, "onnxruntime", "onnxconverter-common", "numpy", "pillow", "tritonclient", "nvidia-pytriton",
+    "tensorrt", "cuda-python",
+)  # fmt: skip
 _ARTIFACT_FIELDS = (
     "source", "architecture", "raw", "seed", "classes", "labels", "image_size", "target", "precision", "activation",
 )  # fmt: skip
@@ -52,6 +55,8 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         "packages": {name: packages[name] for name in _EXPORT_PACKAGES},
         "preprocess": templates["preprocess/1/model.py"],
     }
+    if spec.is_tensorrt:
+        artifact["plan"] = _plan_inputs(spec, data)
     configuration = {
         "trtgen": __version__,
         "spec": data,
@@ -61,6 +66,21 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         "instances": [spec.preprocess_instances(), spec.classifier_instances()],
     }
     return {"artifact": _hash_json(artifact), "configuration": _hash_json(configuration)}
+
+
+def _plan_inputs(spec: ModelSpec, data: dict[str, Any]) -> dict[str, Any]:
+    """What a plan follows from besides its graph: it runs on the GPU and with the TensorRT that built it."""
+    from generator.gpu.device import find_gpu, why_no_gpu
+    from generator.plan.library import installed_version
+
+    gpu = None if why_no_gpu() else find_gpu()
+    return {
+        "options": {key: value for key, value in data["plan"].items() if key not in ("timing_cache", "cuda_graphs")},
+        "profiles": [profile.model_dump() for profile in spec.profile_batches()],
+        "keep": data["keep"],
+        "tensorrt": str(installed_version()),
+        "gpu": [gpu.name, gpu.compute_capability] if gpu else None,
+    }
 
 
 def installed_packages() -> dict[str, str]:
@@ -81,7 +101,7 @@ def made_by() -> str:
 
 def _template_files() -> Iterable[Path]:
     files = (path for path in template_root().rglob("*") if path.is_file() and path.suffix != ".pyc")
-    return sorted(files)
+    return sorted(path for path in files if path.parent.name != "reports")  # no part of a repository
 
 
 def _input_files(spec: ModelSpec) -> Iterable[tuple[str, Path]]:
@@ -91,8 +111,13 @@ def _input_files(spec: ModelSpec) -> Iterable[tuple[str, Path]]:
         yield from ((f"onnx:{name}", spec.onnx.parent / name) for name in external_data_files(model))
     if spec.source == "checkpoint":
         yield "weights", Path(spec.weights)
+    if spec.source == "export" and spec.onnx is not None:
+        yield "export", spec.onnx.with_name("export.json")
     if isinstance(spec.labels, Path):
         yield "labels", spec.labels
+    if spec.calibration is not None:
+        paths = sorted(path for path in spec.calibration.rglob("*") if path.is_file())
+        yield from ((f"calibration:{path.relative_to(spec.calibration).as_posix()}", path) for path in paths)
 
 
 def _hash_input(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The arrows in order: spec -> network -> ONNX -> configurations -> staged repository -> gate -> published."""
+"""The arrows in order: spec -> network -> ONNX -> plan -> configurations -> staged repository -> gate -> published."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from generator.artifact import Artifact, add_plan, export_artifact, take_export
 from generator.fingerprint import fingerprint, installed_packages, made_by
 from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, recover, staging
 from generator.repository.layout import RECORD_FILE, numeric_versions
 from generator.repository.publish import check_contract, check_owner, hash_tree
-from generator.staging import Artifact, stage_files, stage_listed_versions, take_over
+from generator.staging import stage_files, stage_listed_versions, take_over
+from generator.target import check_target, choose_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +40,7 @@ class BuildOptions:
     replace: bool = False
     dry_run: bool = False
     images: Path | None = None
-    on_step: Callable[[str, str, float], None] = lambda _done, _detail, _seconds: None
+    on_step: Callable[[str, str, float | None], None] = lambda _done, _detail, _seconds: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,7 @@ class Built:
     version: int
     changes: tuple[Change, ...]
     report: GateReport | None
+    notes: tuple[str, ...] = ()
 
 
 def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Built:
@@ -57,6 +60,8 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
     Raises:
         TrtgenError: Any stage; nothing is published then.
     """
+    choice = choose_target(spec)
+    spec = choice.spec
     inputs = fingerprint(spec)
     if not options.dry_run:
         for line in recover(root):
@@ -69,13 +74,16 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
             changes=tuple(Change(word="identical", path=path) for path in (*old.files, f"{spec.name}/{RECORD_FILE}")),
             report=None,
         )
+    if choice.reason:
+        options.on_step("target", choice.reason, None)
+    check_target(spec)
     with _staging(root, dry_run=options.dry_run) as staged:
         old = read_record(root, spec.name)  # again, now that nobody else can write
         reusable = old is not None and _is_reusable(root, old, inputs)
         version = old.version if old is not None and reusable else _next_version(root, spec)
         layout = Layout.of(spec, version)
         check_owner(root, layout, old)
-        artifact = take_over(root, staged, old, layout) if old and reusable else _export(spec, staged, layout, options)
+        artifact = take_over(root, staged, old, layout) if old and reusable else _make(spec, staged, layout, options)
         contract = _contract(artifact)
         check_contract(old, contract, replace=options.replace)
         stage_files(spec, staged, layout, artifact, inputs)
@@ -87,7 +95,7 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         changes = plan_changes(root, staged, layout, old, replace=replace)
         if not options.dry_run:
             publish(root, layout, changes, replace=replace)
-    return Built(name=spec.name, version=version, changes=tuple(changes), report=report)
+    return Built(name=spec.name, version=version, changes=tuple(changes), report=report, notes=artifact.notes)
 
 
 def _proof_suffices(old: Record, options: BuildOptions) -> bool:
@@ -131,27 +139,21 @@ def _staging(root: Path, *, dry_run: bool) -> Iterator[Path]:
             yield staged
 
 
-def _export(spec: ModelSpec, staged: Path, layout: Layout, options: BuildOptions) -> Artifact:
-    from generator.export import export_onnx
-    from generator.sources import load_network
-    from generator.verify import default_images, make_reference, read_images
-    from generator.verify.reference import save_reference
+def _make(spec: ModelSpec, staged: Path, layout: Layout, options: BuildOptions) -> Artifact:
+    folder = (staged / layout.onnx).parent
+    if spec.source == "export":
+        artifact = take_export(spec, folder)
+    else:
+        artifact = export_artifact(spec, folder, shown=str(layout.onnx), images=options.images, on_step=options.on_step)
+    if not spec.is_tensorrt:
+        return artifact
+    return add_plan(spec, artifact, staged / layout.plan, command=_command(layout), on_step=options.on_step)
 
-    start = time.monotonic()
-    network = load_network(spec)
-    options.on_step("loaded", network.description, time.monotonic() - start)
-    start = time.monotonic()
-    onnx = export_onnx(spec, network, (staged / layout.onnx).parent)
-    detail = f"{layout.onnx}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
-    options.on_step("exported", detail, time.monotonic() - start)
-    images = read_images(options.images) if options.images else default_images()
-    save_reference(make_reference(network, images), staged / layout.reference)
-    return Artifact(
-        onnx=onnx,
-        recipe=network.recipe,
-        labels=network.labels,
-        description=network.description,
-    )
+
+def _command(layout: Layout, root: Path | None = None) -> str:
+    """Return the command that makes the same again."""
+    repository = root.resolve().name if root else "model_repository"
+    return f"trtgen build-repo --spec {repository}/{layout.record} --repository {repository}"
 
 
 def _contract(artifact: Artifact) -> dict[str, Any]:
@@ -161,6 +163,7 @@ def _contract(artifact: Artifact) -> dict[str, Any]:
         "output": [artifact.onnx.output.name, artifact.onnx.output.data_type.triton, list(artifact.onnx.output.shape)],
         "preprocessing": artifact.recipe.model_dump(mode="json", include={"resize", "crop", "interpolation", "exif"}),
         "labels": list(artifact.labels),
+        "backend": "onnxruntime" if artifact.passport is None else "tensorrt",
     }
 
 
@@ -179,6 +182,7 @@ def _prove(
         recipe=artifact.recipe,
         labels=artifact.labels,
         activation=spec.activation,
+        target=spec.target,
         precision=spec.precision,
         max_batch_size=spec.batch.max,
     )
@@ -202,7 +206,7 @@ def _record(
 ) -> Record:
     return Record(
         made_by=made_by(),
-        command=f"trtgen build-repo --spec {root.resolve().name}/{layout.record} --repository {root.resolve().name}",
+        command=_command(layout, root),
         name=spec.name,
         version=layout.version,
         description=artifact.description,
@@ -217,6 +221,21 @@ def _record(
             "input": artifact.onnx.input.name,
             "output": artifact.onnx.output.name,
         },
+        plan=_plan_facts(artifact),
         proof=list(report.as_proof() if report else [UNVERIFIED]),
         files=hash_tree(staged),
     )
+
+
+def _plan_facts(artifact: Artifact) -> dict[str, Any] | None:
+    """What must fit where the plan is to run; all of it is in the passport."""
+    passport = artifact.passport
+    if passport is None:
+        return None
+    return {
+        "tensorrt": passport.tensorrt,
+        "gpu": passport.gpu["name"],
+        "compute_capability": passport.gpu["compute_capability"],
+        "precision": passport.precision,
+        "bytes": passport.plan_bytes,
+    }

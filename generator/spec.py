@@ -14,21 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from generator.errors import SpecError
+from generator.plan.options import BatchProfile, PlanOptions
 from generator.recipe import Edge, RecipeSpec
 from generator.spec_problems import describe_problems
+from generator.spec_rules import CHECKPOINT_SUFFIXES, disagreements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = ["Batch", "Instances", "ModelSpec", "Target", "load_spec", "make_spec", "usable_cores"]
 
-Source = Literal["torchvision", "checkpoint", "onnx", "demo"]
-Target = Literal["onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Source = Literal["torchvision", "checkpoint", "onnx", "export", "demo"]
+Target = Literal["auto", "onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 Activation = Literal["softmax", "sigmoid", "none"]
 Version = Annotated[int, Field(ge=1, le=1_000_000)]
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 # Letters that neither a shell, nor a protobuf, nor the Python backend (which refuses shell characters) trips over.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _MEMBERS = ("_preprocess", "_classifier")
@@ -86,7 +87,8 @@ class ModelSpec(BaseModel):
     name: str = Field(description="Name of the ensemble that clients call; its members get it as a prefix.")
     source: Source = Field(
         default="torchvision",
-        description="Where the model comes from. Left out, it follows from `onnx`, `weights` and the name.",
+        description="Where the model comes from. Left out, it follows from `onnx`, `weights` and the name. "
+        "`export` is a graph that `trtgen export` wrote, given in `onnx`.",
     )
     architecture: str | None = Field(
         default=None, description="Name in torchvision's registry of classification models; default: `name`."
@@ -120,8 +122,29 @@ class ModelSpec(BaseModel):
         default=None,
         description="Another input size in pixels, one number or [height, width]; resize keeps its proportion to it.",
     )
-    target: Target = Field(default="onnxruntime", description="The engine that runs the classifier.")
-    precision: Precision = Field(default="fp32", description="Precision of the network; the output is always FP32.")
+    target: Target = Field(
+        default="auto",
+        description="What runs the classifier; `auto` takes the installed TensorRT where there is a GPU, "
+        "else onnxruntime on the CPU.",
+    )
+    precision: Precision = Field(
+        default="auto",
+        description="Precision of the network; input and output stay UINT8 and FP32. `auto` is fp16 for TensorRT and "
+        "fp32 for onnxruntime.",
+    )
+    experimental: bool = Field(
+        default=False, description="Allow what was built but never run on a GPU by its authors: `precision: bf16`."
+    )
+    keep: tuple[str, ...] = Field(
+        default=(),
+        description="Nodes that stay in FP32 with fp16 or int8: names, operator types or patterns such as `*head*`.",
+    )
+    calibration: FilePath | None = Field(
+        default=None,
+        description="Folder of images (100 or more, as they are served) that int8 scales are taken from; "
+        "default: drawn images, which are not your data.",
+    )
+    plan: PlanOptions = Field(default_factory=PlanOptions, description="How TensorRT builds the plan.")
     activation: Activation = Field(
         default="softmax", description="Put behind the network, unless it already ends in a Softmax."
     )
@@ -160,28 +183,10 @@ class ModelSpec(BaseModel):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ModelSpec:
-        problems = list(self._disagreements())
+        problems = list(disagreements(self))
         if problems:
             raise ValueError("; ".join(problems))
         return self
-
-    def _disagreements(self) -> Iterable[str]:
-        if self.source == "onnx" and self.onnx is None:
-            yield "source: onnx needs the field onnx with the file"
-        if self.source != "onnx" and self.onnx is not None:
-            yield f"onnx is given, but source is {self.source}"
-        if self.raw and self.source != "onnx":
-            yield "raw goes with source: onnx only"
-        if self.source in ("onnx", "demo"):
-            for field, default in (("weights", "default"), ("architecture", None)):
-                if getattr(self, field) != default:
-                    yield f"{field} does not go with source: {self.source}, which brings its own"
-        if self.source == "checkpoint" and not self.weights.endswith(CHECKPOINT_SUFFIXES):
-            yield f"source: checkpoint needs weights to be a file ({', '.join(CHECKPOINT_SUFFIXES)})"
-        if self.target != "onnxruntime":
-            yield f"target: {self.target} needs a TensorRT plan, which this version does not build; use onnxruntime"
-        if self.precision != "fp32":
-            yield f"precision: {self.precision} is not available for target {self.target}; use fp32"
 
     @property
     def registry_name(self) -> str:
@@ -198,16 +203,34 @@ class ModelSpec(BaseModel):
         """The member that runs the network."""
         return f"{self.name}_classifier"
 
+    @property
+    def is_tensorrt(self) -> bool:
+        """Say whether a plan is served, and not the graph itself."""
+        return self.target.startswith("tensorrt")
+
+    def profile_batches(self) -> tuple[BatchProfile, ...]:
+        """The optimization profiles: those of the spec, or one from the range of batches."""
+        default = BatchProfile(min=self.batch.min, opt=self.batch.optimum, max=self.batch.max)
+        return self.plan.profiles or (default,)
+
     def preprocess_instances(self) -> int:
-        """Preprocessing processes: half of the usable cores, since the classifier needs the other half."""
-        return self.instances.preprocess or max(1, usable_cores() // 2)
+        """Preprocessing processes.
+
+        Beside onnxruntime half of the usable cores, since the classifier needs the other half; beside a GPU all but
+        two, which the server and the classifier's processes need.
+        """
+        cores = usable_cores()
+        return self.instances.preprocess or max(1, cores - 2 if self.is_tensorrt else cores // 2)
 
     def classifier_instances(self) -> int:
-        """Classifier instances: one, which uses all cores for a batch."""
-        return self.instances.classifier or 1
+        """Classifier instances.
+
+        With onnxruntime one, which uses all cores for a batch; with a plan two, so that one copies while one computes.
+        """
+        return self.instances.classifier or (2 if self.is_tensorrt else 1)
 
 
-_MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, Instances, RecipeSpec)
+_MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, Instances, RecipeSpec, PlanOptions, BatchProfile)
 
 
 class _SpecFile(BaseModel):
@@ -231,10 +254,28 @@ def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
     models = []
     for name in names:
         if name.endswith(".onnx"):
-            models.append({"name": Path(name).stem, "onnx": name, **given})
+            models.append({**_from_file(Path(name)), "onnx": name, **given})
         else:
             models.append({"name": name, **given})
     return _validate({"models": models}, where="command line", folder=Path())
+
+
+def _from_file(path: Path) -> dict[str, object]:
+    """Return what an ONNX file on the command line says itself: an export states its name, target and precision."""
+    from generator.export.exported import is_export, read_export
+
+    if not is_export(path):
+        return {"name": path.stem}
+    record = read_export(path)
+    return {
+        "name": record.name,
+        "source": "export",
+        "target": record.target,
+        "precision": record.precision,
+        "activation": record.activation,
+        "batch": record.spec["batch"],
+        "plan": record.spec["plan"],
+    }
 
 
 # What PyYAML lets through besides its own errors: dates that do not exist, numbers of 5000 digits, empty tags, depth.
@@ -293,6 +334,8 @@ def _with_absolute_paths(model: ModelSpec, folder: Path) -> ModelSpec:
     changes: dict[str, object] = {}
     if model.onnx is not None:
         changes["onnx"] = (folder / model.onnx).resolve()
+    if model.calibration is not None:
+        changes["calibration"] = (folder / model.calibration).resolve()
     if isinstance(model.labels, Path):
         changes["labels"] = (folder / model.labels).resolve()
     if model.source == "checkpoint":

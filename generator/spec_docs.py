@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from generator.plan.options import BatchProfile, PlanOptions
 from generator.recipe import IMAGENET, Recipe, RecipeSpec
 from generator.render import read_static
 from generator.spec import Batch, Instances, ModelSpec
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["RULES", "render_page"]
 
 _INTRODUCTION = """\
-<!-- Made by `python -m generator.spec_docs > docs/spec.md` from generator/spec.py and generator/recipe.py. -->
+<!-- Made by `python -m generator.spec_docs > docs/spec.md` from generator/spec.py, recipe.py and plan/options.py. -->
 
 # models.yaml
 
@@ -46,6 +47,8 @@ _SECTIONS: tuple[tuple[type[BaseModel], str, str], ...] = (
     (Batch, "batch", "How many images one execution takes."),
     (Instances, "instances", "How many copies of each member run side by side."),
     (RecipeSpec, "recipe", _RECIPE),
+    (PlanOptions, "plan", "How TensorRT builds the plan, for the targets `tensorrt-*`."),
+    (BatchProfile, "plan.profiles", "One entry is one optimization profile."),
 )
 
 # What no single field says. The second part is a model that is refused for it; tests/test_docs.py tries each.
@@ -57,8 +60,14 @@ RULES = (
     ("`source: checkpoint` needs `weights` to be a file with one of the endings of a checkpoint.",
      "{name: a, source: checkpoint}"),
     ("`batch`: min <= opt <= max, and min is 1.", "{name: a, batch: {opt: 9, max: 8}}"),
-    ("The one target today is `onnxruntime`: plans are not built yet.", "{name: a, target: tensorrt-10}"),
-    ("The one precision of `onnxruntime` is `fp32`.", "{name: a, precision: fp16}"),
+    ("`source: export` needs `onnx`, and takes nothing that was settled when the graph was exported.",
+     "{name: a, source: export, onnx: model.onnx, classes: 3}"),
+    ("The one precision of `onnxruntime` is `fp32`.", "{name: a, target: onnxruntime, precision: fp16}"),
+    ("`bf16` needs TensorRT 10 or later.", "{name: a, target: tensorrt-8.6, precision: bf16}"),
+    ("`bf16` is experimental: it needs `experimental: true`.", "{name: a, target: tensorrt-10, precision: bf16}"),
+    ("`calibration` goes with `precision: int8`, `keep` with `fp16` and `int8`.", "{name: a, calibration: images}"),
+    ("`plan.profiles` together cover every batch from 1 to `batch.max`.",
+     "{name: a, plan: {profiles: [{min: 2, opt: 8, max: 32}]}}"),
     ("No two models may need the same directory: a model needs `NAME`, `NAME_preprocess` and `NAME_classifier`.",
      "{name: a}, {name: a_classifier}"),
 )  # fmt: skip
@@ -96,7 +105,7 @@ def _default(model: type[BaseModel], name: str) -> str:
     if value is None and model is RecipeSpec:
         complete = Recipe.model_fields[name]
         return "the source's" if complete.is_required() else _spell(complete.get_default())
-    return "" if value is None or isinstance(value, BaseModel) else _spell(value)
+    return "" if value in (None, ()) or isinstance(value, BaseModel) else _spell(value)
 
 
 def _spell(value: object) -> str:
@@ -111,11 +120,15 @@ def _describe(annotation: Any, metadata: Iterable[Any] = ()) -> tuple[str, str]:
         return _describe(arguments[0], [*_constraints(arguments[1:]), *metadata])
     if origin is Literal:
         return _either(f"`{value}`" for value in arguments), ""
+    if origin is tuple and arguments[1:] == (...,):  # any number of one type
+        words, inner = _describe(arguments[0])
+        several = f"list of {words}s" if arguments[0] in _WORDS else f"list: {words}"
+        return several, _join([_limits(metadata), inner])
     if origin is not None:
         return _describe_several(origin, arguments, metadata)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         title = next(title for model, title, _ in _SECTIONS if model is annotation)
-        return f"see [{title}](#{title})", ""
+        return f"see [{title}](#{title.replace('.', '')})", ""
     if annotation not in _WORDS:
         msg = f"no words for the type {annotation!r}"
         raise TypeError(msg)

@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from generator.artifact import Artifact
 from generator.errors import RepositoryError
 from generator.fingerprint import installed_packages, made_by
 from generator.repository import Layout, Record
@@ -17,26 +17,15 @@ from generator.repository.layout import numeric_versions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from generator.onnx_model import OnnxModel
-    from generator.recipe import Recipe
     from generator.spec import ModelSpec
 
-__all__ = ["Artifact", "stage_files", "stage_listed_versions", "take_over"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact:
-    """What the configurations are made around: exported just now, or taken over from the published version."""
-
-    onnx: OnnxModel
-    recipe: Recipe
-    labels: tuple[str, ...]
-    description: str
+__all__ = ["stage_files", "stage_listed_versions", "take_over"]
 
 
 def take_over(root: Path, staged: Path, old: Record, layout: Layout) -> Artifact:
-    """Stage the published graph as it is: only the configuration changed."""
+    """Stage the published graph and plan as they are: only the configuration changed."""
     from generator.onnx_model import read_onnx
+    from generator.plan.passport import read_passport
     from generator.recipe import Recipe
 
     for name in layout.models:
@@ -47,6 +36,7 @@ def take_over(root: Path, staged: Path, old: Record, layout: Layout) -> Artifact
         recipe=Recipe.model_validate(old.recipe),
         labels=tuple(old.contract["labels"]),
         description=old.description,
+        passport=read_passport(staged / layout.plan) if (staged / layout.plan).is_file() else None,
     )
 
 
@@ -59,13 +49,14 @@ def _link(source: str, target: str) -> None:
 
 def stage_files(spec: ModelSpec, staged: Path, layout: Layout, artifact: Artifact, inputs: dict[str, str]) -> None:
     """Write configurations, labels, the preprocessing step and warmup data into the staged tree."""
-    from generator.model_config import LABELS_FILE, WARMUP_FILE, check_configs, make_model_configs, render_configs
+    from generator.config_check import check_configs
+    from generator.model_config import LABELS_FILE, WARMUP_FILE, make_model_configs, render_configs
     from generator.render import read_static
 
     packages = installed_packages()
-    configs = make_model_configs(spec, artifact.onnx, artifact.recipe, pillow_version=packages["pillow"])
+    configs = make_model_configs(spec, artifact, pillow_version=packages["pillow"])
     texts = render_configs(configs)
-    check_configs(texts, artifact.onnx, classes=len(artifact.labels))
+    check_configs(texts, artifact)
     for name, text in texts.items():
         _write(staged / name / "config.pbtxt", text.encode())
     labels = "".join(f"{label}\n" for label in artifact.labels).encode()

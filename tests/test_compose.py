@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.tiny_repository import build_tiny_repository
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "compose.yaml"
 SERVERS = ("triton", "triton-cpu")
-SERVICES = (*SERVERS, "sdk")
+SERVICES = (*SERVERS, "build", "sdk")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_servers_are_closed(services: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_no_service_has_rights_it_does_not_need(services: dict[str, Any], name: str) -> None:
     service = services[name]
-    assert service["user"] == "1000:1000"
+    assert service["user"] == ("${UID:-1000}:${GID:-1000}" if name == "build" else "1000:1000")
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges"]
     assert service["read_only"] is True
@@ -103,6 +104,8 @@ def test_only_the_first_server_asks_for_gpus_and_starts_by_default(services: dic
     assert "profiles" not in services["triton"]  # `docker compose build` makes the image of both
     assert services["triton-cpu"]["profiles"] == ["cpu"]
     assert services["sdk"]["profiles"] == ["sdk"]
+    assert services["build"]["profiles"] == ["build"]
+    assert services["build"]["deploy"] == services["triton"]["deploy"]
     for name in ("triton-cpu", "sdk"):
         assert not {"deploy", "gpus", "devices", "runtime"} & set(services[name])
 
@@ -121,8 +124,24 @@ def test_the_serving_image_is_the_pinned_one_with_the_pillow_of_the_gate(service
     assert default[1] == pinned[1]
 
 
+def test_plans_are_built_with_the_tensorrt_of_the_serving_image(services: dict[str, Any]) -> None:
+    build = services["build"]["build"]
+    lines = build["dockerfile_inline"].splitlines()
+    assert lines[0] == f"FROM {STOCK_IMAGE}"
+    assert "tensorrt-cu13-bindings==$${TRT_VERSION%%+*}.*" in build["dockerfile_inline"]
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
+    assert all((ROOT / name).exists() for name in copied)
+    # everything that trtgen needs but what only a source needs
+    requirements = [text for text in metadata.requires("trtgen") or () if "extra ==" not in text]
+    needed = {re.split(r"[^\w-]", text)[0] for text in requirements}
+    installed = build["dockerfile_inline"].replace('"', "").replace("[grpc]", "").split()
+    assert needed - set(installed) == {"torch", "torchvision", "onnxscript", "safetensors"}
+    assert build["context"] == "."
+
+
 def test_images_are_of_one_release(services: dict[str, Any]) -> None:
     assert services["sdk"]["image"] == f"{STOCK_IMAGE}-sdk"
+    assert services["build"]["image"].rpartition(":")[2] == DEFAULT_IMAGE.rpartition(":")[2]
     release = re.fullmatch(r"nvcr\.io/nvidia/tritonserver:(\d\d\.\d\d)-py3", STOCK_IMAGE)
     assert release
     assert DEFAULT_IMAGE.endswith(f":{release[1]}")

@@ -11,10 +11,13 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from generator.artifact import Artifact
+from generator.config_check import check_configs
 from generator.dtypes import from_onnx
 from generator.errors import ConfigError
-from generator.model_config import check_configs, make_model_configs, render_configs
+from generator.model_config import make_model_configs, render_configs
 from generator.onnx_model import OnnxModel, OnnxTensor
+from generator.plan.passport import Passport
 from generator.recipe import IMAGENET
 from generator.spec import make_spec
 
@@ -28,9 +31,40 @@ GRAPH = OnnxModel(
 )
 
 
-def rendered(**options: Any) -> dict[str, str]:
+ARTIFACT = Artifact(onnx=GRAPH, recipe=IMAGENET, labels=("x",) * 1000, description="")
+
+
+def with_plan(*batches: tuple[int, int, int]) -> Artifact:
+    """The same graph as a plan with these profiles."""
+    profiles = [
+        {"PIXELS": {name: [size, 224, 224, 3] for name, size in zip(("min", "opt", "max"), batch, strict=True)}}
+        for batch in batches
+    ]
+    passport = Passport(
+        made_by="trtgen",
+        tensorrt="10.16.1.11",
+        gpu={"name": "GPU", "compute_capability": "9.0", "multiprocessors": 132, "memory_bytes": 1},
+        driver="580",
+        cuda="13.0",
+        precision="fp16",
+        profiles=profiles,
+        inputs=[{"name": "PIXELS", "data_type": "TYPE_UINT8", "shape": [-1, 224, 224, 3]}],
+        outputs=[{"name": "PROBABILITIES", "data_type": "TYPE_FP32", "shape": [-1, 1000]}],
+        flags=[],
+        options={},
+        onnx_sha256="0",
+        plan_sha256="0",
+        plan_bytes=1,
+        build_seconds=1.0,
+        timing_cache="off",
+        command="",
+    )
+    return replace(ARTIFACT, passport=passport)
+
+
+def rendered(artifact: Artifact = ARTIFACT, **options: Any) -> dict[str, str]:
     spec = make_spec(["net"], **options)[0]
-    return render_configs(make_model_configs(spec, GRAPH, IMAGENET, pillow_version="13.0.0"))
+    return render_configs(make_model_configs(spec, artifact, pillow_version="13.0.0"))
 
 
 def parsed(texts: dict[str, str], name: str) -> Any:
@@ -39,7 +73,7 @@ def parsed(texts: dict[str, str], name: str) -> Any:
 
 def test_the_three_configurations_fit_each_other() -> None:
     texts = rendered()
-    check_configs(texts, GRAPH, classes=1000)
+    check_configs(texts, ARTIFACT)
     assert list(texts) == ["net_preprocess", "net_classifier", "net"]
     ensemble, classifier = parsed(texts, "net"), parsed(texts, "net_classifier")
     assert ensemble.platform == "ensemble"
@@ -107,20 +141,67 @@ def test_broken_rules_are_found(model: str, old: str, new: str, message: str) ->
     assert old in texts[model]
     texts[model] = texts[model].replace(old, new)
     with pytest.raises(ConfigError) as caught:
-        check_configs(texts, GRAPH, classes=1000)
+        check_configs(texts, ARTIFACT)
     assert message in caught.value.message
 
 
 def test_labels_must_fit_the_output() -> None:
     with pytest.raises(ConfigError, match=r"dims \[1000\], but there are 999 labels"):
-        check_configs(rendered(), GRAPH, classes=999)
+        check_configs(rendered(), replace(ARTIFACT, labels=("x",) * 999))
 
 
 def test_names_of_a_raw_graph_are_kept() -> None:
     graph = replace(GRAPH, input=replace(GRAPH.input, name='in "put"'), output=replace(GRAPH.output, name="scores"))
     spec = make_spec(["net"])[0]
-    texts = render_configs(make_model_configs(spec, graph, IMAGENET, pillow_version="13.0.0"))
-    check_configs(texts, graph, classes=1000)
+    artifact = replace(ARTIFACT, onnx=graph)
+    texts = render_configs(make_model_configs(spec, artifact, pillow_version="13.0.0"))
+    check_configs(texts, artifact)
     step = parsed(texts, "net").ensemble_scheduling.step[1]
     assert dict(step.input_map) == {'in "put"': "pixels"}
     assert dict(step.output_map) == {"scores": "scores"}
+
+
+def test_a_plan_is_served_by_the_tensorrt_backend_with_all_its_profiles() -> None:
+    artifact = with_plan((1, 1, 4), (1, 16, 32))
+    texts = rendered(artifact, target="tensorrt-10", precision="fp16")
+    check_configs(texts, artifact)
+    config = parsed(texts, "net_classifier")
+    assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
+    group = config.instance_group[0]
+    assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    assert (list(group.profile), group.count) == (["0", "1"], 2)
+
+
+def test_small_batches_share_cuda_graphs_and_large_ones_have_their_own() -> None:
+    config = parsed(rendered(with_plan((1, 8, 20)), target="tensorrt-10", batch={"max": 20}), "net_classifier")
+    graphs = [(spec.batch_size, spec.graph_lower_bound.batch_size) for spec in config.optimization.cuda.graph_spec]
+    assert config.optimization.cuda.graphs
+    assert graphs == [(1, 0), (2, 0), (4, 3), (8, 5), (16, 0), (20, 0)]
+    without = rendered(with_plan((1, 8, 20)), target="tensorrt-10", batch={"max": 20}, plan={"cuda_graphs": False})
+    assert not parsed(without, "net_classifier").HasField("optimization")
+
+
+@pytest.mark.parametrize(
+    ("batches", "old", "new", "message"),
+    [
+        (((1, 8, 16),), "", "", "no profile of the group covers a batch of 17"),
+        (((1, 1, 1), (3, 8, 32)), "", "", "no profile of the group covers a batch of 2"),
+        (((1, 1, 4), (1, 8, 32)), '"0", "1"', '"0"', "no profile of the group covers a batch of 5"),
+        (((1, 8, 32),), '"0"', '"7"', "instance_group lists profile 7, the plan has 1"),
+    ],
+)
+def test_profiles_that_leave_a_gap_are_found(
+    batches: tuple[tuple[int, int, int], ...], old: str, new: str, message: str
+) -> None:
+    artifact = with_plan(*batches)
+    texts = rendered(artifact, target="tensorrt-10")
+    assert old in texts["net_classifier"]
+    texts["net_classifier"] = texts["net_classifier"].replace(old, new)
+    with pytest.raises(ConfigError, match=message):
+        check_configs(texts, artifact)
+
+
+def test_a_plan_needs_its_passport() -> None:
+    texts = rendered(with_plan((1, 8, 32)), target="tensorrt-10")
+    with pytest.raises(ConfigError, match="there is no plan"):
+        check_configs(texts, ARTIFACT)

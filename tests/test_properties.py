@@ -26,9 +26,11 @@ from PIL import Image
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
+from generator.artifact import Artifact
+from generator.config_check import check_configs
 from generator.demo.draw import LABELS
 from generator.errors import SpecError
-from generator.model_config import check_configs, make_model_configs, render_configs
+from generator.model_config import make_model_configs, render_configs
 from generator.pipeline import BuildOptions, build_repository
 from generator.recipe import IMAGENET, Recipe
 from generator.server.embedded import EmbeddedServer
@@ -133,8 +135,9 @@ def test_valid_specs_become_valid_configurations(
         input=replace(GRAPH.input, name=tensors[0], shape=(-1, *recipe.crop, 3)),
         output=replace(GRAPH.output, name=tensors[1], shape=(-1, classes)),
     )
-    texts = render_configs(make_model_configs(spec, graph, recipe, pillow_version="13.0.0"))
-    check_configs(texts, graph, classes=classes)
+    artifact = Artifact(onnx=graph, recipe=recipe, labels=("",) * classes, description="")
+    texts = render_configs(make_model_configs(spec, artifact, pillow_version="13.0.0"))
+    check_configs(texts, artifact)
     parsed = {name: text_format.Parse(text, model_config_pb2.ModelConfig()) for name, text in texts.items()}
     preprocess, classifier, ensemble = parsed.values()
     assert list(parsed) == [f"{spec.name}_preprocess", f"{spec.name}_classifier", spec.name]

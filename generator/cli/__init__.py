@@ -22,6 +22,12 @@ _COMMANDS = {
     "serve": "serve",
     "verify": "verify",
     "perf": "perf",
+    "export": "export",
+    "check": "check",
+    "build-plan": "build_plan",
+    "classify-plan": "classify_plan",
+    "inspect": "inspect",
+    "bench": "bench",
 }
 
 app = typer.Typer(

@@ -11,14 +11,19 @@ import typer
 from generator.cli.console import say, step
 from generator.cli.options import (
     ArchitectureOption,
+    CalibrationOption,
     ClassesOption,
+    ExperimentalOption,
     ImageSizeOption,
+    ImagesOption,
     LabelsOption,
     MaxBatchOption,
     NamesArgument,
+    PrecisionOption,
     RecipeOption,
     RepositoryOption,
     SpecOption,
+    TargetOption,
     WeightsOption,
     specs_from,
 )
@@ -40,14 +45,15 @@ def build_repo(
     recipe: RecipeOption = None,
     image_size: ImageSizeOption = None,
     max_batch: MaxBatchOption = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            "--images",
-            metavar="DIR",
-            help="Images that an export is compared on; kept in reference.npz. [default: drawn]",
-        ),
+    onnx: Annotated[
+        list[Path] | None,
+        typer.Option("--onnx", metavar="FILE", help="An ONNX file, or a graph that `trtgen export` wrote; repeatable."),
     ] = None,
+    target: TargetOption = None,
+    precision: PrecisionOption = None,
+    experimental: ExperimentalOption = None,
+    calibration: CalibrationOption = None,
+    images: ImagesOption = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run the gate before publishing.")] = True,
     require: Annotated[
         Literal["all"] | None, typer.Option("--require", help="Also fail if a stage of the gate cannot run here.")
@@ -58,9 +64,9 @@ def build_repo(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Build the model repository: export, configure, prove, publish."""
+    """Build the model repository: export, build the plan, configure, prove, publish."""
     specs = specs_from(
-        names,
+        [*(names or []), *(str(path) for path in onnx or [])],
         spec,
         weights=weights,
         architecture=architecture,
@@ -69,6 +75,10 @@ def build_repo(
         recipe=recipe,
         image_size=image_size,
         max_batch=max_batch,
+        target=target,
+        precision=precision,
+        experimental=experimental,
+        calibration=calibration,
     )
     if require and not verify:
         msg = "--require all asks for every stage of the gate, --no-verify for none"
@@ -100,6 +110,8 @@ def _tell(built: Built, repository: Path, *, dry_run: bool) -> None:
     if words == {"identical"}:
         say(f"* {built.name} version {built.version} is up to date in {repository}")
         return
+    for note in built.notes:
+        say(f"! {built.name}: {note}")
     for result in built.report.unproved if built.report else ():
         say(f"! {built.name}: not proved: {result.stage}: {result.reason}")
     verb = "would be published" if dry_run else "published"

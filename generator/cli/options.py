@@ -14,14 +14,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArchitectureOption",
+    "CalibrationOption",
     "ClassesOption",
+    "ExperimentalOption",
     "ImageSizeOption",
+    "ImagesOption",
     "LabelsOption",
     "MaxBatchOption",
     "NamesArgument",
+    "PrecisionOption",
     "RecipeOption",
     "RepositoryOption",
     "SpecOption",
+    "TargetOption",
     "WeightsOption",
     "specs_from",
 ]
@@ -58,6 +63,32 @@ RecipeOption = Annotated[
 ]
 ImageSizeOption = Annotated[int | None, typer.Option("--image-size", help="Another input size in pixels.")]
 MaxBatchOption = Annotated[int | None, typer.Option("--max-batch", help="Triton's max_batch_size. [default: 32]")]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="`onnxruntime`, `tensorrt-8.6`, `tensorrt-10` or `tensorrt-11`. [default: what is installed here]",
+    ),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option("--precision", help="`fp32`, `fp16`, `int8`, `bf16`. [default: fp16 with TensorRT, else fp32]"),
+]
+ExperimentalOption = Annotated[
+    bool | None, typer.Option("--experimental", help="Allow bf16, which was built but never run.")
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option("--calibration", metavar="DIR", help="Images that int8 scales are taken from. [default: drawn]"),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        metavar="DIR",
+        help="Images that an export is compared on; kept in reference.npz. [default: drawn]",
+    ),
+]
 
 
 def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) -> list[ModelSpec]:
@@ -69,6 +100,9 @@ def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) 
     from generator.spec import load_spec, make_spec
 
     given = {key: value for key, value in options.items() if value is not None}
+    if "calibration" in given:
+        given.setdefault("precision", "int8")
+        given["calibration"] = str(given["calibration"])
     if spec_file is not None and (names or given):
         msg = "--spec states everything: names and options of models do not go with it"
         raise SpecError(msg, hint=f"write them into {spec_file}")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from generator.cli.console import say
 from generator.cli.options import (
     ArchitectureOption,
     ClassesOption,
@@ -14,8 +15,10 @@ from generator.cli.options import (
     LabelsOption,
     MaxBatchOption,
     NamesArgument,
+    PrecisionOption,
     RecipeOption,
     SpecOption,
+    TargetOption,
     WeightsOption,
     specs_from,
 )
@@ -32,12 +35,15 @@ def show(
     recipe: RecipeOption = None,
     image_size: ImageSizeOption = None,
     max_batch: MaxBatchOption = None,
+    target: TargetOption = None,
+    precision: PrecisionOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
 ) -> None:
     """Print the resolved spec and the recipe of each model; nothing is downloaded or built."""
     import yaml
 
     from generator.sources import describe_source
+    from generator.target import choose_target
 
     specs = specs_from(
         names,
@@ -49,9 +55,15 @@ def show(
         recipe=recipe,
         image_size=image_size,
         max_batch=max_batch,
+        target=target,
+        precision=precision,
     )
     models: list[dict[str, Any]] = []
-    for model in specs:
+    for asked in specs:
+        choice = choose_target(asked)
+        model = choice.spec
+        if choice.reason:
+            say(f"* target    {model.name}: {choice.reason}")
         resolved, categories = describe_source(model)
         data = model.model_dump(mode="json")
         data["batch"]["opt"] = model.batch.optimum

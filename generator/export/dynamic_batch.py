@@ -20,13 +20,15 @@ __all__ = ["ROW_TOLERANCE", "prove_dynamic_batch"]
 ROW_TOLERANCE = 1e-4
 
 
-def prove_dynamic_batch(model: OnnxModel, *, maximum: int, pixels: NDArray[np.uint8] | None = None) -> float:
+def prove_dynamic_batch(
+    model: OnnxModel, *, maximum: int, pixels: NDArray[np.uint8] | None = None, tolerance: float = ROW_TOLERANCE
+) -> float:
     """Run batches of 1, 3 and `maximum` and compare each row with its single run; return the largest difference.
 
     The images are `pixels` (N, H, W, 3), repeated as often as needed, or noise where there are none yet.
 
     Raises:
-        ExportError: A batch does not run, has another number of rows, or its rows differ by more than 1e-4.
+        ExportError: A batch does not run, has another number of rows, or its rows differ by more than `tolerance`.
     """
     import numpy as np
 
@@ -49,7 +51,7 @@ def prove_dynamic_batch(model: OnnxModel, *, maximum: int, pixels: NDArray[np.ui
         batch = run(images[:size])
         for row in (row for row in probes if row < size):
             difference = float(np.abs(batch[row] - single[row]).max())
-            if not difference <= ROW_TOLERANCE:
+            if not difference <= tolerance:
                 raise _baked_in(model, size, f"row {row} differs from the same image alone by {difference:.2g}")
             worst = max(worst, difference)
     return worst

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from generator.errors import ExportError
-from generator.export.names import INPUT_NAME, OUTPUT_NAMES
+from generator.export.names import INPUT_NAME, NEWEST_OPSET_OF_8, OUTPUT_NAMES
 from generator.onnx_model import OnnxModel, ends_in_softmax, load_proto, read_onnx
 from generator.sources.onnx_file import image_axes
 
@@ -27,13 +27,16 @@ def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
     """Return the user's graph with cast, transpose and normalisation before it and the activation behind it.
 
     Raises:
-        ExportError: The graph's own end contradicts the spec's activation.
+        ExportError: The graph's own end contradicts the spec's activation, or its opset is too new for the target.
     """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
     proto = load_proto(path)
     source = read_onnx(path)
+    if spec.target == "tensorrt-8.6" and source.opset > NEWEST_OPSET_OF_8:
+        msg = f"{path} has opset {source.opset}, TensorRT 8.6 reads {NEWEST_OPSET_OF_8} at most"
+        raise ExportError(msg, hint=f"export it with opset {NEWEST_OPSET_OF_8}, or take a newer TensorRT as the target")
     graph = proto.graph
     if not spec.raw:
         layout, _ = image_axes(source)

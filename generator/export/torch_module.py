@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import ExportError
-from generator.export.names import DYNAMIC_HINT, INPUT_NAME, OUTPUT_NAMES
+from generator.export.names import DYNAMIC_HINT, INPUT_NAME, NEWEST_OPSET_OF_8, OUTPUT_NAMES
 from generator.onnx_model import ends_in_softmax
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def _run_exporter(spec: ModelSpec, wrapped: torch.nn.Module, recipe: Recipe) -> 
     example = torch.zeros(2, *recipe.crop, 3, dtype=torch.uint8)
     try:
         with _quiet():
+            if spec.target == "tensorrt-8.6":
+                return _run_old_exporter(wrapped, example, OUTPUT_NAMES[spec.activation])
             program = torch.export.export(wrapped, (example,), dynamic_shapes={"pixels": {0: batch}}, strict=False)
             exported = torch.onnx.export(
                 program,
@@ -95,6 +98,26 @@ def _run_exporter(spec: ModelSpec, wrapped: torch.nn.Module, recipe: Recipe) -> 
         msg = f"{spec.name}: torch.onnx.export returned nothing"
         raise ExportError(msg, hint="install the versions of constraints.txt")
     return exported.model_proto
+
+
+def _run_old_exporter(wrapped: torch.nn.Module, example: torch.Tensor, output: str) -> onnx.ModelProto:
+    """Export with opset 17, the newest that TensorRT 8.6 reads and older than what the present exporter can write."""
+    import onnx
+    import torch
+
+    with tempfile.TemporaryDirectory(prefix="trtgen-export-") as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            wrapped,
+            (example,),
+            path,
+            dynamo=False,
+            opset_version=NEWEST_OPSET_OF_8,
+            input_names=[INPUT_NAME],
+            output_names=[output],
+            dynamic_axes={INPUT_NAME: {0: "batch"}, output: {0: "batch"}},
+        )
+        return onnx.load(path)
 
 
 @contextlib.contextmanager

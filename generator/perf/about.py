@@ -39,7 +39,7 @@ def describe_run(
             "perf_analyzer_sha256": hashlib.sha256(load.analyzer.read_bytes()).hexdigest(),
             "server": f"{server.name} {server.version}",
         },
-        "machine": _describe_machine(),
+        "machine": describe_machine(),
         "load": {
             "protocol": load.protocol,
             "url": load.url,
@@ -50,7 +50,7 @@ def describe_run(
     }
 
 
-def _describe_machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     return {
         "system": platform.platform(),
         "processor": _find_processor(),

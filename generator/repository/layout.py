@@ -48,6 +48,11 @@ class Layout:
         return PurePosixPath(self.classifier, str(self.version), "model.onnx")
 
     @property
+    def plan(self) -> PurePosixPath:
+        """The TensorRT plan, beside the graph that it was built from; its passport has the suffix .json."""
+        return PurePosixPath(self.classifier, str(self.version), "model.plan")
+
+    @property
     def reference(self) -> PurePosixPath:
         """Images and the source's own answers, beside the graph."""
         return PurePosixPath(self.classifier, str(self.version), "reference.npz")

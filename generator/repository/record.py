@@ -23,8 +23,9 @@ FORMAT = 1
 class Record:
     """The content of trtgen.json.
 
-    `inputs` holds two fingerprints: `artifact` of everything the graph follows from, `configuration` of everything
-    else. `contract` is what clients and older versions rely on. `files` maps paths in the repository to SHA-256.
+    `inputs` holds two fingerprints: `artifact` of everything the graph and the plan follow from, `configuration` of
+    everything else. `plan` says where the plan runs, None without one. `contract` is what clients and older versions
+    rely on. `files` maps paths in the repository to SHA-256.
     """
 
     made_by: str
@@ -40,6 +41,7 @@ class Record:
     graph: Mapping[str, Any]
     proof: list[Mapping[str, Any]]
     files: Mapping[str, str]
+    plan: Mapping[str, Any] | None = None
     format: int = field(default=FORMAT)
 
     def to_json(self) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
 from generator.server.failures import explain_end, find_failures, tail
+from generator.server.plans import check_container_plans, find_plans
 from generator.server.ports import LOOPBACK, Ports
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Container:
         self, repository: Path, *, ports: Ports, image: str = DEFAULT_IMAGE, address: str = LOOPBACK, gpus: bool = True
     ) -> None:
         self.repository = repository
+        self.image, self.gpus = image, gpus
         self.name = f"trtgen-serve-{uuid.uuid4().hex[:8]}"
         self.argv = docker_argv(repository, ports=ports, image=image, address=address, gpus=gpus, name=self.name)
 
@@ -130,7 +132,10 @@ class Container:
 
         Raises:
             ServerError: docker is absent or fails, a file cannot be read in there, or tritonserver ends with an error.
+            PlanError: A plan was built for another TensorRT or GPU.
+            DeviceError: There is a plan, but the container gets no GPU.
         """
+        check_container_plans(find_plans(self.repository), self.image, gpus=self.gpus)
         check_readable(self.repository)
         if shutil.which("docker") is None:
             raise ServerError(

@@ -38,6 +38,7 @@ from generator.server.launch import (
     name_rebuild,
     open_repository,
 )
+from generator.server.plans import check_local_plans, find_plans
 from generator.server.ports import LOOPBACK, Ports, check_address, choose_ports
 from generator.server.wheel import EmbeddedTriton, check_embedded
 
@@ -120,10 +121,13 @@ class EmbeddedServer:
         Raises:
             MissingDependencyError: The pip server is not installed.
             ServerError: It cannot run here, a port is taken, a model does not load, or loading takes too long.
+            PlanError: A plan was built for another TensorRT or GPU.
+            DeviceError: There is a plan, but no GPU.
         """
         check_address(self.address, allow_non_loopback=self._allow_non_loopback)
         triton = check_embedded()
         self.repository = open_repository(self.repository)
+        check_local_plans(find_plans(self.repository, self._only))
         for attempt in range(1, _ATTEMPTS + 1):
             ports = choose_ports(self._wish, address=self.address)
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from generator.errors import SourceError
 from generator.sources.network import Network
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ def load_network(spec: ModelSpec) -> Network:
         from generator.sources.onnx_file import load_onnx_file
 
         return load_onnx_file(spec)
+    if spec.source == "export":
+        msg = f"{spec.name} was built from {spec.onnx}, an export: the source itself is not here"
+        raise SourceError(msg, hint="leave --images and --labelled out, or ask the source where it was exported")
     if spec.source == "demo":
         from generator.sources.demo import load_demo
 
@@ -41,6 +45,8 @@ def describe_source(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     if spec.source == "onnx":
         network = load_network(spec)
         return network.recipe, network.labels
+    if spec.source == "export":
+        return _describe_export(spec)
     if spec.source == "demo":
         from generator.sources.demo import describe_demo
 
@@ -48,3 +54,12 @@ def describe_source(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     from generator.sources.torchvision import describe_torchvision
 
     return describe_torchvision(spec)
+
+
+def _describe_export(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
+    from generator.export.exported import read_export
+    from generator.recipe import Recipe
+
+    assert spec.onnx is not None, "the spec's own rules see to it"
+    record = read_export(spec.onnx)
+    return Recipe.model_validate(record.recipe), tuple(record.labels)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from generator.spec import ModelSpec
 
-__all__ = ["Network", "resolve_labels", "resolve_recipe", "torch_runner"]
+__all__ = ["Network", "read_labels", "resolve_labels", "resolve_recipe", "torch_runner"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def resolve_labels(spec: ModelSpec, own: Sequence[str] | None, classes: int) -> 
     if spec.labels == "index":
         return tuple(str(index) for index in range(classes))
     if isinstance(spec.labels, Path):
-        labels = _read_labels(spec.labels)
+        labels = read_labels(spec.labels)
         if len(labels) != classes:
             msg = f"{spec.labels} has {len(labels)} lines, but {spec.name} has {classes} classes"
             raise SourceError(msg, hint="one class name a line, in the order of the network's outputs")
@@ -91,7 +91,12 @@ def resolve_labels(spec: ModelSpec, own: Sequence[str] | None, classes: int) -> 
     raise SourceError(msg, hint="give labels: FILE with one name a line (--labels FILE), or labels: index")
 
 
-def _read_labels(path: Path) -> tuple[str, ...]:
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Return the lines of a label file.
+
+    Raises:
+        SourceError: Unreadable, not UTF-8, or with an empty line.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

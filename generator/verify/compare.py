@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LIMITS", "Comparison", "Limit", "comparable", "compare", "discriminates", "is_distribution"]
+__all__ = ["LIMITS", "Comparison", "Limit", "comparable", "compare", "discriminates", "is_distribution", "plan_limit"]
 
 # Log-probabilities below this say nothing that matters, and soon leave FP32's range (1e-38 is -87).
 _LOWEST = -50.0
@@ -26,7 +26,19 @@ class Limit:
 
 
 # Set by design, not fitted to a model; not to be loosened without a reason.
-LIMITS = {"fp32": Limit(cosine=0.99999, top1=1.0)}
+LIMITS = {
+    "fp32": Limit(cosine=0.99999, top1=1.0),
+    "fp16": Limit(cosine=0.999, top1=0.995),
+    "bf16": Limit(cosine=0.99, top1=0.98),
+    "int8": Limit(cosine=0.97, top1=0.97),
+}
+# An FP32 plan may use TF32 for its products, and sums in another order than the CPU.
+PLAN_FP32 = Limit(cosine=0.9999, top1=0.999)
+
+
+def plan_limit(precision: str) -> Limit:
+    """Return the limit for a plan of this precision."""
+    return PLAN_FP32 if precision == "fp32" else LIMITS[precision]
 
 
 def ensemble_limit(artifact: Limit) -> Limit:

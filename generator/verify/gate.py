@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import MissingDependencyError, ServerError, VerificationError
 from generator.verify import stages
-from generator.verify.compare import LIMITS, comparable, discriminates
+from generator.verify.compare import LIMITS, Limit, comparable, discriminates, plan_limit
+from generator.verify.plan_stage import check_plan
 from generator.verify.served import ServedModel
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from generator.verify.reference import Reference
     from generator.verify.stages import StageResult
     from generator.verify.subject import Subject
@@ -68,7 +72,7 @@ def run_gate(subject: Subject, reference: Reference, *, grpc_url: str | None = N
     Raises:
         VerificationError: The source gives the same answer for all images, so nothing can be compared.
     """
-    limit = LIMITS[subject.precision]
+    limit = plan_limit(subject.precision) if subject.plan else LIMITS[subject.precision]
     expected = comparable(reference.scores, subject.activation, served=False)
     if not discriminates(expected, limit):
         msg = (
@@ -76,25 +80,35 @@ def run_gate(subject: Subject, reference: Reference, *, grpc_url: str | None = N
             f"the source answers alike for {len(reference.names)} images, so a wrong model would pass too"
         )
         raise VerificationError(msg, hint="give --images DIR with images of several of its classes")
-    results = [stages.check_batches(subject, reference), stages.check_onnx(subject, reference, limit)]
-    if any(result.status == "failed" for result in results):
-        reason = "the graph itself failed"
+    results = [stages.check_batches(subject, reference), stages.check_onnx(subject, reference)]
+    direct: NDArray[np.float32] | None = None
+    if subject.plan is not None and not any(result.status == "failed" for result in results):
+        result, direct = check_plan(subject, reference, limit)
+        results.append(result)
+    if failed := [result.stage for result in results if result.status == "failed"]:
+        reason = f"{failed[0]} failed"
         results += [stages.not_proved(stage, reason) for stage in SERVED_STAGES]
     else:
-        results += _served_stages(subject, reference, grpc_url)
+        results += _served_stages(subject, reference, limit, direct, grpc_url)
     return GateReport(model=subject.layout.ensemble, images=len(reference.names), results=tuple(results))
 
 
-def _served_stages(subject: Subject, reference: Reference, grpc_url: str | None) -> list[StageResult]:
+def _served_stages(
+    subject: Subject,
+    reference: Reference,
+    limit: Limit,
+    direct: NDArray[np.float32] | None,
+    grpc_url: str | None,
+) -> list[StageResult]:
     if grpc_url is not None:
-        return _ask(subject, reference, grpc_url)
+        return _ask(subject, reference, limit, direct, grpc_url)
     from generator.server.embedded import EmbeddedServer
 
     if reason := why_not_served():
         return [stages.not_proved(stage, reason) for stage in SERVED_STAGES]
     try:
         with EmbeddedServer(subject.repository, models=[subject.layout.ensemble]) as server:
-            return _ask(subject, reference, server.grpc_url)
+            return _ask(subject, reference, limit, direct, server.grpc_url)
     except ServerError as error:
         return _stopped_at(0, error)
 
@@ -110,13 +124,14 @@ def why_not_served() -> str:
     return ""
 
 
-def _ask(subject: Subject, reference: Reference, grpc_url: str) -> list[StageResult]:
-    limit = LIMITS[subject.precision]
+def _ask(
+    subject: Subject, reference: Reference, limit: Limit, direct: NDArray[np.float32] | None, grpc_url: str
+) -> list[StageResult]:
     results: list[StageResult] = []
     with ServedModel(grpc_url, subject.layout, max_batch_size=subject.max_batch_size) as served:
         try:
             results.append(stages.check_pixels(served, subject, reference))
-            results.append(stages.check_classifier(served, subject, reference))
+            results.append(stages.check_classifier(served, subject, reference, direct))
             results.append(stages.check_ensemble(served, subject, reference, limit))
         except ServerError as error:
             results += _stopped_at(len(results), error)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 from generator.errors import RepositoryError
 from generator.recipe import Recipe
 from generator.repository import Layout, Record, find_records, read_record, recover
 from generator.spec import ModelSpec
-from generator.verify import stages
-from generator.verify.gate import GateReport, run_gate, why_not_served
-from generator.verify.images import LabelledImages, read_images, read_labelled
-from generator.verify.reference import Reference, load_reference, make_reference, prepare
-from generator.verify.served import ServedModel
-from generator.verify.stages import StageResult
+from generator.verify.gate import GateReport, run_gate
+from generator.verify.images import read_images, read_labelled
+from generator.verify.labelled import measure_accuracies
+from generator.verify.reference import Reference, load_reference, make_reference
 from generator.verify.subject import Subject
 
 if TYPE_CHECKING:
@@ -44,7 +41,7 @@ def verify_published(
         reference = _ask_source(record, images) if images else load_reference(root / subject.layout.reference)
         report = run_gate(subject, reference, grpc_url=grpc_url)
         if labelled is not None:
-            results = _accuracies(subject, record, read_labelled(labelled, subject.labels), grpc_url)
+            results = measure_accuracies(subject, record, read_labelled(labelled, subject.labels), grpc_url)
             report = GateReport(model=report.model, images=report.images, results=(*report.results, *results))
         yield report
 
@@ -74,6 +71,7 @@ def _subject(root: Path, record: Record) -> Subject:
         recipe=Recipe.model_validate(record.recipe),
         labels=tuple(record.contract["labels"]),
         activation=spec.activation,
+        target=spec.target,
         precision=spec.precision,
         max_batch_size=spec.batch.max,
     )
@@ -83,33 +81,3 @@ def _ask_source(record: Record, folder: Path) -> Reference:
     from generator.sources import load_network
 
     return make_reference(load_network(ModelSpec.model_validate(record.spec)), read_images(folder))
-
-
-def _accuracies(
-    subject: Subject, record: Record, labelled: LabelledImages, grpc_url: str | None
-) -> Iterator[StageResult]:
-    """Yield the share of right answers of the source, the graph and the served ensemble."""
-    import numpy as np
-
-    from generator.onnx_model import read_onnx, run_graph
-    from generator.server.embedded import EmbeddedServer
-    from generator.sources import load_network
-
-    truth = np.array(labelled.classes)
-    pixels = prepare(subject.recipe, labelled.images.files)
-    answers = {
-        "labelled source": load_network(ModelSpec.model_validate(record.spec)).run(pixels),
-        "labelled onnx": run_graph(read_onnx(subject.onnx), pixels),
-    }
-    if reason := "" if grpc_url else why_not_served():
-        yield stages.not_proved("labelled ensemble", reason)
-    else:
-        with contextlib.ExitStack() as stack:
-            if grpc_url is None:
-                server = EmbeddedServer(subject.repository, models=[subject.layout.ensemble])
-                grpc_url = stack.enter_context(server).grpc_url
-            served = stack.enter_context(ServedModel(grpc_url, subject.layout, max_batch_size=subject.max_batch_size))
-            answers["labelled ensemble"] = served.classify_images(labelled.images.files)
-    for stage, scores in answers.items():
-        accuracy = float((scores.argmax(axis=1) == truth).mean())
-        yield StageResult(stage=stage, status="measured", accuracy=accuracy, measured=f"{len(truth)} images")

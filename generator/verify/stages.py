@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from generator.errors import ExportError, SourceError
-from generator.export import prove_dynamic_batch
+from generator.export.dynamic_batch import ROW_TOLERANCE, prove_dynamic_batch
 from generator.onnx_model import read_onnx, run_graph
 from generator.verify import causes
-from generator.verify.compare import Comparison, Limit, comparable, compare, ensemble_limit, is_distribution
+from generator.verify.compare import LIMITS, Comparison, Limit, comparable, compare, ensemble_limit, is_distribution
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +21,23 @@ if TYPE_CHECKING:
     from generator.verify.served import ServedModel
     from generator.verify.subject import Subject
 
-__all__ = ["StageResult", "check_batches", "check_classifier", "check_ensemble", "check_onnx", "check_pixels"]
+__all__ = [
+    "NO_BF16",
+    "ROW_TOLERANCES",
+    "StageResult",
+    "check_batches",
+    "check_classifier",
+    "check_ensemble",
+    "check_onnx",
+    "check_pixels",
+    "judge",
+    "not_proved",
+]
 
 Status = Literal["proved", "failed", "not proved", "measured"]
+NO_BF16 = "onnxruntime on the CPU has no bf16"
+# Half of the steps between numbers: rows of a batch may be summed in another order, and rounded to another neighbour.
+ROW_TOLERANCES = {"fp32": ROW_TOLERANCE, "fp16": 5e-3, "int8": 5e-2}
 # A served graph is the same file in the same onnxruntime: only the order of summation in a batch may differ.
 _SERVED_TOLERANCE = 1e-4
 
@@ -44,22 +58,32 @@ class StageResult:
 
 def check_batches(subject: Subject, reference: Reference) -> StageResult:
     """Batches of 1, 3 and the maximum give each row what it gets alone."""
+    if subject.graph_precision == "bf16":
+        return not_proved("batches", NO_BF16)
     try:
-        worst = prove_dynamic_batch(read_onnx(subject.onnx), maximum=subject.max_batch_size, pixels=reference.pixels)
+        worst = prove_dynamic_batch(
+            read_onnx(subject.onnx),
+            maximum=subject.max_batch_size,
+            pixels=reference.pixels,
+            tolerance=ROW_TOLERANCES[subject.graph_precision],
+        )
     except (ExportError, SourceError) as error:
         return StageResult(stage="batches", status="failed", reason=str(error), cause="a batch axis is baked in")
     sizes = sorted({1, min(3, subject.max_batch_size), subject.max_batch_size})
     return StageResult(stage="batches", status="proved", measured=f"{sizes}: rows {_distance(worst)}")
 
 
-def check_onnx(subject: Subject, reference: Reference, limit: Limit) -> StageResult:
+def check_onnx(subject: Subject, reference: Reference) -> StageResult:
     """The graph, run directly, answers like the source."""
+    if subject.graph_precision == "bf16":
+        return not_proved("onnx", NO_BF16)
+    limit = LIMITS[subject.graph_precision]
     model = read_onnx(subject.onnx)
     try:
         scores = run_graph(model, reference.pixels)
     except SourceError as error:
         return StageResult(stage="onnx", status="failed", reason=error.message)
-    return _judge("onnx", subject, reference, scores, limit, lambda: causes.of_graph(subject, model, reference))
+    return judge("onnx", subject, reference, scores, limit, lambda: causes.of_graph(subject, model, reference))
 
 
 def check_pixels(served: ServedModel, subject: Subject, reference: Reference) -> StageResult:
@@ -85,11 +109,19 @@ def check_pixels(served: ServedModel, subject: Subject, reference: Reference) ->
     )
 
 
-def check_classifier(served: ServedModel, subject: Subject, reference: Reference) -> StageResult:
-    """The served classifier gives the numbers of the same file run directly, and the source's label texts."""
+def check_classifier(
+    served: ServedModel, subject: Subject, reference: Reference, direct: NDArray[np.float32] | None
+) -> StageResult:
+    """The served classifier gives the numbers of the same file run directly, and the source's label texts.
+
+    `direct` holds these numbers for a plan; the graph is run here.
+    """
     import numpy as np
 
-    direct = run_graph(read_onnx(subject.onnx), reference.pixels)
+    if direct is None:
+        if subject.plan is not None:
+            return not_proved("served classifier", "the plan was not run directly, so there is nothing to compare with")
+        direct = run_graph(read_onnx(subject.onnx), reference.pixels)
     scores = served.classify_pixels(reference.pixels)
     stage = "served classifier"
     if not np.isfinite(scores).all():
@@ -111,7 +143,7 @@ def check_classifier(served: ServedModel, subject: Subject, reference: Reference
 def check_ensemble(served: ServedModel, subject: Subject, reference: Reference, limit: Limit) -> StageResult:
     """From the JPEG's bytes to the label, over the wire, like the source with its own transforms."""
     scores = served.classify_images(reference.files)
-    result = _judge("served ensemble", subject, reference, scores, ensemble_limit(limit), lambda: causes.UPSTREAM)
+    result = judge("served ensemble", subject, reference, scores, ensemble_limit(limit), lambda: causes.UPSTREAM)
     if result.status == "proved" and (
         swapped := _wrong_labels(served.ensemble_labels(reference.files[0]), subject.labels)
     ):
@@ -128,9 +160,10 @@ def _distance(worst: float) -> str:
     return f"within {worst:.1g}" if worst else "identical"
 
 
-def _judge(
+def judge(
     stage: str, subject: Subject, reference: Reference, scores: NDArray[np.float32], limit: Limit, cause: Any
 ) -> StageResult:
+    """Compare scores with the source's; `cause` is called for the likely cause of a failure."""
     import numpy as np
 
     if scores.shape != reference.scores.shape:
@@ -146,6 +179,8 @@ def _judge(
     comparison = compare(expected, comparable(scores, subject.activation, served=True))
     measured = f"cosine {comparison.worst_cosine:.6f}, top-1 {comparison.top1:.1%}"
     if comparison.meets(limit):
+        if comparison.differing:
+            measured += f", other first class: {_differing(comparison, reference)}"
         return StageResult(
             stage=stage, status="proved", measured=measured, worst_cosine=comparison.worst_cosine, top1=comparison.top1
         )
@@ -166,8 +201,20 @@ def _reason(comparison: Comparison, reference: Reference, limit: Limit) -> str:
         f"(limit {limit.cosine:.5f}), first class agrees on {comparison.top1:.1%} (limit {limit.top1:.1%})"
     )
     if comparison.differing:
-        text += f"; other first class: {', '.join(reference.names[index] for index in comparison.differing[:5])}"
+        text += f"; other first class: {_differing(comparison, reference)}"
     return text
+
+
+def _differing(comparison: Comparison, reference: Reference) -> str:
+    """Name the images whose first class differs, each with its margin: how far ahead the source's first class was."""
+    import numpy as np
+
+    parts = []
+    for index in comparison.differing[:5]:
+        second, first = np.sort(reference.scores[index])[-2:]
+        parts.append(f"{reference.names[index]} (margin {first - second:.3g})")
+    more = len(comparison.differing) - len(parts)
+    return ", ".join(parts) + (f" and {more} more" if more > 0 else "")
 
 
 def _wrong_labels(served: Sequence[tuple[int, str]], labels: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ class Subject:
     recipe: Recipe
     labels: tuple[str, ...]
     activation: str
+    target: str
     precision: str
     max_batch_size: int
 
@@ -30,3 +31,17 @@ class Subject:
     def onnx(self) -> Path:
         """The graph's path."""
         return self.repository / self.layout.onnx
+
+    @property
+    def plan(self) -> Path | None:
+        """The plan's path, None where the graph itself is served."""
+        return self.repository / self.layout.plan if self.target.startswith("tensorrt") else None
+
+    @property
+    def graph_precision(self) -> str:
+        """What the graph holds; TensorRT 8.6 lowers the precision of an FP32 graph itself."""
+        if self.plan is None:
+            return self.precision
+        from generator.precision import graph_precision
+
+        return graph_precision(self.target, self.precision)

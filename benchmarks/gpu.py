@@ -1,0 +1,233 @@
+"""Every figure of docs/benchmarks.md that needs a GPU, from one command.
+
+    python -m benchmarks.gpu --work /tmp/trtgen-gpu
+
+Exports, builds and proves ResNet-50, EfficientNet-B0 and the demo model for the installed TensorRT, builds once more
+with the warm timing cache, measures the plans beside PyTorch and onnxruntime, looks into the ResNet-50 plan and counts
+right answers on the demo model's held-out images. Weights are random (seed 0) where they would be downloaded.
+
+TensorRT and torch may live in two Pythons: `--torch-python` names the one that exports and runs the PyTorch side, and
+`--torch-path` what it needs besides. Steps can be run one after another in several commands; what a step leaves in
+`--work` is what the next one takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TREE = Path(__file__).resolve().parent.parent
+# name -> precision -> optimization profiles (min, opt, max); kernels are chosen for `opt`
+_SMALL, _LARGE = (1, 1, 8), (1, 64, 128)
+MODELS: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
+    "demo": {"fp32": ((1, 8, 32),), "fp16": ((1, 8, 32),), "int8": ((1, 8, 32),)},
+    "resnet50": {"fp16": (_SMALL, _LARGE), "int8": (_LARGE,)},
+    "efficientnet_b0": {"fp16": (_LARGE,)},
+}
+HELD_OUT = 1000
+
+
+class Run:
+    """The commands of one run: each is logged with its seconds, and a failed one ends the run."""
+
+    def __init__(self, work: Path, torch_python: str, torch_path: str) -> None:
+        self.work = work
+        self.torch_python = torch_python
+        self.environment = {**os.environ, "PYTHONPATH": str(TREE), "XDG_CACHE_HOME": str(work / "cache")}
+        self.torch_environment = dict(self.environment)
+        if torch_python != sys.executable:  # another Python must not see this one's libraries
+            for name in ("PYTHONHOME", "LD_LIBRARY_PATH"):
+                self.torch_environment.pop(name, None)
+            self.torch_environment["PYTHONPATH"] = os.pathsep.join([str(TREE), *([torch_path] if torch_path else [])])
+        self.results: dict[str, Any] = self._load()
+
+    def _load(self) -> dict[str, Any]:
+        path = self.work / "gpu.json"
+        loaded: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return loaded
+
+    def save(self, key: str, value: Any) -> None:
+        """Keep a result; gpu.json is complete after every step."""
+        self.results[key] = value
+        (self.work / "gpu.json").write_text(json.dumps(self.results, indent=2) + "\n")
+
+    def trtgen(self, *arguments: str, torch: bool = False, check: bool = True) -> str:
+        """Run one trtgen command, show what it says, and return its stdout."""
+        python = self.torch_python if torch else sys.executable
+        print(f"$ trtgen {' '.join(arguments)}", flush=True)
+        started = time.monotonic()
+        done = subprocess.run(
+            [python, "-m", "generator", *arguments],
+            env=self.torch_environment if torch else self.environment,
+            cwd=self.work,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        print(f"{done.stdout.rstrip()}\n# {time.monotonic() - started:.1f} s, exit code {done.returncode}", flush=True)
+        if check and done.returncode:
+            raise SystemExit(done.returncode)
+        return done.stdout
+
+
+def export(run: Run, target: str, only: list[str]) -> None:
+    """Export every model in every precision, at the same time: this is work for the CPU alone."""
+    children = []
+    for name, precisions in MODELS.items():
+        for precision in precisions:
+            if only and f"{name}_{precision}" not in only:
+                continue
+            folder = run.work / "exported" / f"{name}_{precision}"
+            arguments = ["export", name, "--target", target, "--precision", precision, "--output", str(folder)]
+            arguments += [] if name == "demo" else ["--weights", "random"]
+            arguments += ["--max-batch", str(max(profile[2] for profile in precisions[precision]))]
+            log = (run.work / f"export-{name}-{precision}.log").open("w")
+            child = subprocess.Popen(
+                [run.torch_python, "-m", "generator", *arguments],
+                env=run.torch_environment, cwd=run.work, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            children.append((arguments, child, log))
+    failed = 0
+    for arguments, child, log in children:
+        failed |= child.wait()
+        log.close()
+        print(f"$ trtgen {' '.join(arguments)}\n{Path(log.name).read_text().rstrip()}", flush=True)
+    if failed:
+        raise SystemExit("an export failed")
+
+
+def build(run: Run, repository: Path, only: list[str]) -> None:
+    """Build and prove each model; every failure is kept and shown, and the others go on."""
+    for name, precisions in MODELS.items():
+        for precision, profiles in precisions.items():
+            served = f"{name}_{precision}"
+            if only and served not in only:
+                continue
+            model = {
+                "name": served,
+                "source": "export",
+                "onnx": str(run.work / "exported" / served / "model.onnx"),
+                "batch": {"max": max(profile[2] for profile in profiles)},
+                "plan": {"profiles": [{"min": low, "opt": opt, "max": high} for low, opt, high in profiles]},
+            }
+            spec = run.work / f"{served}.yaml"
+            spec.write_text(yaml.safe_dump({"models": [model]}))
+            run.trtgen("build-repo", "--spec", str(spec), "--repository", str(repository), check=False)
+            record = repository / served / "trtgen.json"
+            if record.is_file():
+                data = json.loads(record.read_text())
+                passport = json.loads(plan_of(repository, served).with_suffix(".plan.json").read_text())
+                run.save(f"built {served}", {"proof": data["proof"], "plan": data["plan"], "passport": passport})
+
+
+def plan_of(repository: Path, served: str) -> Path:
+    """Return the path of the newest plan of a model."""
+    return max((repository / f"{served}_classifier").glob("*/model.plan"), key=lambda path: int(path.parent.name))
+
+
+def rebuild(run: Run, repository: Path) -> None:
+    """Build the ResNet-50 plan once more: all kernel times are in the timing cache now."""
+    plan = plan_of(repository, "resnet50_fp16")
+    warm = run.work / "warm.plan"
+    profiles = [text for p in MODELS["resnet50"]["fp16"] for text in ("--profile", ",".join(map(str, p)))]
+    run.trtgen(
+        "build-plan", str(plan.with_name("model.onnx")), "--output", str(warm), "--precision", "fp16", *profiles,
+        "--max-batch", "128",
+    )  # fmt: skip
+    first = json.loads(plan.with_suffix(".plan.json").read_text())
+    second = json.loads(warm.with_suffix(".plan.json").read_text())
+    times = {
+        "cold_s": first["build_seconds"], "cold": first["timing_cache"],
+        "warm_s": second["build_seconds"], "warm": second["timing_cache"],
+        "ratio": first["build_seconds"] / second["build_seconds"],
+    }  # fmt: skip
+    run.save("timing cache", times)
+    print(times)
+
+
+def bench(run: Run, repository: Path) -> None:
+    """Measure the plans beside PyTorch and onnxruntime."""
+    for name in ("resnet50", "efficientnet_b0"):
+        plans = [plan_of(repository, f"{name}_{precision}") for precision in MODELS[name]]
+        arguments = [text for plan in plans for text in ("--plan", str(plan))]
+        onnx = run.work / "exported" / f"{name}_fp16" / "model.onnx"
+        output = run.work / f"bench-{name}"
+        run.trtgen(
+            "bench", str(onnx), *arguments, "--model", name, "--torch-python", run.torch_python, "--output", str(output)
+        )
+        run.save(f"bench {name}", json.loads((output / "bench.json").read_text()))
+
+
+def inspect(run: Run, repository: Path) -> None:
+    """Look into the ResNet-50 plans."""
+    for precision in MODELS["resnet50"]:
+        plan = plan_of(repository, f"resnet50_{precision}")
+        page = run.work / f"inspect-resnet50-{precision}.html"
+        run.trtgen("inspect", str(plan), "--batch", "64", "--html", str(page))
+        text = run.trtgen("inspect", str(plan), "--batch", "64", "--json")
+        (run.work / f"inspect-resnet50-{precision}.json").write_text(text)
+
+
+def count_right(run: Run, repository: Path) -> None:
+    """Count right answers on images that training never saw."""
+    from generator.demo.draw import LABELS, draw_set
+    from generator.demo.train import HELD_OUT_SEED
+
+    folder = run.work / "held-out"
+    if not folder.exists():
+        for label in LABELS:
+            (folder / label).mkdir(parents=True)
+        for index, image in enumerate(draw_set(HELD_OUT, seed=HELD_OUT_SEED)):
+            (folder / LABELS[index % len(LABELS)] / f"{index:05}.jpg").write_bytes(image.jpeg)
+    names = [f"demo_{precision}" for precision in MODELS["demo"]]
+    text = run.trtgen("verify", *names, "--repository", str(repository), "--labelled", str(folder), "--json")
+    run.save("held-out", json.loads(text[text.index("[") :]))
+
+
+def main() -> None:
+    """Run the steps that are asked for, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("gpu-run"))
+    parser.add_argument("--torch-python", default=sys.executable)
+    parser.add_argument("--torch-path", default="", help="PYTHONPATH of the Python that has torch")
+    parser.add_argument("--only", nargs="*", default=[], help="export and build only these, such as demo_fp16")
+    steps = ("export", "build", "rebuild", "inspect", "bench", "held-out")
+    parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
+    arguments = parser.parse_args()
+    work = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    run = Run(work, shutil.which(arguments.torch_python) or arguments.torch_python, arguments.torch_path)
+    repository = work / "model_repository"
+    from generator.plan.library import installed_version
+
+    version = installed_version()
+    if version is None:
+        raise SystemExit("TensorRT is not installed: pip install 'trtgen[tensorrt]'")
+    for step in arguments.steps:
+        print(f"## {step}", flush=True)
+        if step == "export":
+            export(run, version.target, arguments.only)
+        elif step == "build":
+            build(run, repository, arguments.only)
+        elif step == "rebuild":
+            rebuild(run, repository)
+        elif step == "inspect":
+            inspect(run, repository)
+        elif step == "bench":
+            bench(run, repository)
+        else:
+            count_right(run, repository)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Artifact: what the configurations are made around: the graph, the source's answers, and the plan if there is one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from generator.onnx_model import OnnxModel, read_onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from generator.plan.passport import Passport
+    from generator.recipe import Recipe
+    from generator.sources import Network
+    from generator.spec import ModelSpec
+
+__all__ = ["Artifact", "add_plan", "export_artifact", "take_export"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """Made just now, taken from an export, or taken over from the published version. `notes` are for the user."""
+
+    onnx: OnnxModel
+    recipe: Recipe
+    labels: tuple[str, ...]
+    description: str
+    passport: Passport | None = None
+    notes: tuple[str, ...] = ()
+
+
+def export_artifact(
+    spec: ModelSpec, folder: Path, *, shown: str, images: Path | None, on_step: Callable[[str, str, float], None]
+) -> Artifact:
+    """Write the graph for the spec's target and precision and the source's answers into `folder`.
+
+    `shown` is what `on_step` calls the graph, since `folder` is often a temporary one.
+
+    Raises:
+        SourceError: The source cannot be loaded.
+        ExportError: It does not become the graph that is asked for.
+        VerificationError: `images` cannot be used.
+    """
+    from generator.export.exported import REFERENCE_FILE
+    from generator.sources import load_network
+    from generator.verify import default_images, make_reference, read_images
+    from generator.verify.reference import save_reference
+
+    start = time.monotonic()
+    network = load_network(spec)
+    on_step("loaded", network.description, time.monotonic() - start)
+    start = time.monotonic()
+    onnx, notes = _export_graph(spec, network, folder)
+    detail = f"{shown}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
+    if spec.is_tensorrt:
+        detail += f", for {spec.target} in {spec.precision}"
+    on_step("exported", detail, time.monotonic() - start)
+    chosen = read_images(images) if images else default_images()
+    save_reference(make_reference(network, chosen), folder / REFERENCE_FILE)
+    return Artifact(
+        onnx=onnx,
+        recipe=network.recipe,
+        labels=network.labels,
+        description=network.description,
+        notes=notes,
+    )
+
+
+def _export_graph(spec: ModelSpec, network: Network, folder: Path) -> tuple[OnnxModel, tuple[str, ...]]:
+    from generator.export import MODEL_FILE, export_onnx
+
+    if _is_plain(spec):
+        return export_onnx(spec, network, folder), ()
+    from generator.precision import convert_graph
+    from generator.precision.calibration import read_calibration
+
+    folder.mkdir(parents=True, exist_ok=True)
+    notes: list[str] = []
+    calibration: Any = None
+    if spec.precision == "int8":
+        images = read_calibration(spec.calibration, network.recipe)
+        calibration = images.pixels
+        notes += [images.warning] if images.warning else []
+    with tempfile.TemporaryDirectory(prefix="trtgen-fp32-") as plain:
+        fp32 = export_onnx(spec, network, Path(plain))
+        converted = convert_graph(
+            fp32.path,
+            folder / MODEL_FILE,
+            precision=spec.precision,
+            target=spec.target,
+            keep=spec.keep,
+            calibration=calibration,
+        )
+    notes += converted.warnings
+    return read_onnx(folder / MODEL_FILE), tuple(notes)
+
+
+def _is_plain(spec: ModelSpec) -> bool:
+    if not spec.is_tensorrt:
+        return True
+    from generator.precision import graph_precision
+
+    return graph_precision(spec.target, spec.precision) == "fp32"
+
+
+def take_export(spec: ModelSpec, folder: Path) -> Artifact:
+    """Copy what `trtgen export` wrote beside the spec's file into `folder`; neither torch nor the source is needed.
+
+    Raises:
+        SourceError: The export is incomplete or was changed.
+    """
+    from generator.export.exported import read_export
+    from generator.recipe import Recipe
+
+    assert spec.onnx is not None, "the spec's own rules see to it"
+    record = read_export(spec.onnx)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in record.files:
+        shutil.copyfile(spec.onnx.parent / name, folder / name)
+    return Artifact(
+        onnx=read_onnx(folder / spec.onnx.name),
+        recipe=Recipe.model_validate(record.recipe),
+        labels=tuple(record.labels),
+        description=record.description,
+        notes=tuple(record.notes),
+    )
+
+
+def add_plan(
+    spec: ModelSpec, artifact: Artifact, path: Path, *, command: str, on_step: Callable[[str, str, float], None]
+) -> Artifact:
+    """Build the plan of the artifact's graph at `path`, with its passport beside it.
+
+    Raises:
+        PlanError: TensorRT refuses the graph, or does not build it.
+        DeviceError: The GPU's memory is exhausted.
+    """
+    from generator.plan.build import BuildRequest, build_plan
+    from generator.plan.profiles import check_profiles, make_profiles
+
+    start = time.monotonic()
+    profiles = make_profiles(artifact.onnx, spec.profile_batches())
+    check_profiles(artifact.onnx, profiles, max_batch_size=spec.batch.max)
+    request = BuildRequest(
+        onnx=artifact.onnx,
+        precision=spec.precision,
+        profiles=profiles,
+        max_batch_size=spec.batch.max,
+        options=spec.plan,
+        command=command,
+    )
+    plan = build_plan(request, path)
+    passport = plan.passport
+    detail = (
+        f"{spec.classifier_name}  {passport.plan_bytes / 1e6:.1f} MB plan, TensorRT {passport.tensorrt}, "
+        f"{passport.precision}, timing cache {passport.timing_cache}"
+    )
+    on_step("built", detail, time.monotonic() - start)
+    return replace(artifact, passport=passport)

@@ -1,0 +1,1 @@
+"""How fast the graph and its plans are beside PyTorch and onnxruntime: `trtgen bench`."""

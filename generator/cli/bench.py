@@ -1,0 +1,137 @@
+"""`trtgen bench`: the graph and its plans beside PyTorch and onnxruntime."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from generator.cli.console import say
+
+if TYPE_CHECKING:
+    from generator.bench.result import BenchResult
+
+SPREAD_WORTH_A_NOTE = 0.05
+
+
+def _parse_batches(text: str) -> tuple[int, ...]:
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers from 1, such as 1,8,32")
+    return tuple(dict.fromkeys(sorted(values)))
+
+
+def bench(  # noqa: PLR0917 - the command line
+    onnx: Annotated[
+        Path, typer.Argument(metavar="MODEL.onnx", exists=True, dir_okay=False, help="The graph, as `export` wrote it.")
+    ],
+    plan: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="A plan built from it; may be given several times."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="torchvision's name of the same network, to measure PyTorch.  [default: none]")
+    ] = None,
+    state_dict: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The graph's weights for PyTorch.  [default: random ones]"),
+    ] = None,
+    torch_python: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="An interpreter with torch and torchvision.  [default: this one]"),
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cuda", "cpu"], typer.Option(help="Where to measure; auto takes the GPU if there is one.")
+    ] = "auto",
+    batches: Annotated[str, typer.Option(metavar="N,N,...", help="Images per iteration.")] = "1,8,32,64,128",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each runner at each batch.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.01, max=60, help="Least time of a turn.")] = 0.5,
+    iterations: Annotated[int, typer.Option(min=1, help="Least number of iterations in a turn.")] = 20,
+    energy_seconds: Annotated[
+        float, typer.Option(min=0, max=60, help="Length of each turn's energy window; 0 for none.")
+    ] = 1.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Longest wait for one answer of a runner, in seconds.")] = 180,
+    skip: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Leave runners out whose label begins so.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for bench.json, bench.html and bench.svg.")] = Path("bench"),
+) -> None:
+    """Measure latency, throughput, memory and energy of plans, onnxruntime and PyTorch side by side."""
+    from generator.bench.about import describe_run
+    from generator.bench.contender import make_contenders
+    from generator.bench.measure import Schedule, run_bench
+    from generator.bench.result import BenchResult
+    from generator.gpu.device import why_no_gpu
+    from generator.onnx_model import read_onnx
+
+    wanted = _parse_batches(batches)
+    chosen = device if device != "auto" else ("cpu" if why_no_gpu() else "cuda")
+    graph = read_onnx(onnx)
+    contenders = make_contenders(
+        graph,
+        plans=plan or [],
+        model=model,
+        state_dict=state_dict,
+        torch_python=torch_python,
+        device=chosen,
+        skip=skip or [],
+    )
+    schedule = Schedule(
+        batches=wanted,
+        rounds=rounds,
+        seconds=seconds,
+        iterations=iterations,
+        energy_s=energy_seconds if chosen == "cuda" else 0.0,
+        timeout_s=timeout,
+    )
+    labels = [one.label for one in contenders]
+    reference = next((one for one in labels if one.startswith("torch") and one.endswith("-graph")), labels[0])
+    weights = (
+        "" if model is None else f"torchvision's {model} with {state_dict.name if state_dict else 'random weights'}"
+    )
+    about = describe_run(graph, schedule, device=chosen, arguments=sys.argv[1:], weights=weights)
+    result = BenchResult(reference=reference, about=about)
+    turn_s = schedule.seconds + schedule.energy_s
+    least_s = len(labels) * len(wanted) * (rounds * turn_s + schedule.warm_s)
+    say(f"measuring {', '.join(labels)} on the {'GPU' if chosen == 'cuda' else 'CPU'}: at least {least_s:.0f} s")
+    try:
+        run_bench(contenders, schedule, result, on_progress=say)
+    finally:  # what was measured before Ctrl-C is worth keeping
+        if result.usable():
+            _report(result, output)
+    if not result.usable():
+        _refuse(result)
+
+
+def _report(result: BenchResult, output: Path) -> None:
+    from generator.bench import plot, report
+    from generator.bench.measure import LEAST_COSINE
+
+    print(report.format_table(result))
+    files = {
+        "bench.json": report.to_json(report.to_document(result)),
+        "bench.svg": plot.draw_svg(result),
+        "bench.html": plot.make_page(result),
+    }
+    for path in report.write_files(files, output):
+        say(f"wrote {path}")
+    for one in result.agreements:
+        if one.worst_cosine < LEAST_COSINE:
+            say(
+                f"note: {one.second} and {one.first} answer differently at batch {one.batch} (cosine "
+                f"{one.worst_cosine:.4f}): are they of the same network?"
+            )
+    if any(one.spread > SPREAD_WORTH_A_NOTE for one in result.usable()):
+        say("note: a large spread between rounds means a busy machine or short turns; raise --seconds, measure again")
+
+
+def _refuse(result: BenchResult) -> None:
+    from generator.errors import PerfError
+
+    failures = "\n".join(f"{one.label}, batch {one.batch}: {one.failure}" for one in result.measured)
+    raise PerfError(f"no runner could be measured\n{failures}", hint="run with --batches 1 and one runner to see more")

@@ -1,0 +1,57 @@
+"""`trtgen check`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from generator.cli.build_plan import GraphArgument, PlanBatchOption, ProfileOption, progress_line, read_profiles
+from generator.cli.console import say
+
+if TYPE_CHECKING:
+    from generator.plan.preflight import PreflightReport
+
+
+def check(
+    model: GraphArgument,
+    *,
+    profile: ProfileOption = None,
+    max_batch: PlanBatchOption = None,
+    build: Annotated[bool, typer.Option("--build/--no-build", help="Also build, not only parse.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Show an ONNX file to a real TensorRT parser and builder; needs no GPU."""
+    from generator.onnx_model import read_onnx
+    from generator.plan.preflight import check_graph
+
+    onnx = read_onnx(model)
+    profiles, largest = read_profiles(onnx, profile or [], max_batch)
+    with progress_line() as tell:
+        report = check_graph(onnx, profiles, build=build, max_batch_size=largest, on_progress=tell)
+    if as_json:
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        _print_report(report)
+    report.raise_for_status()
+
+
+def _print_report(report: PreflightReport) -> None:
+    def count(values: object) -> str:
+        assert isinstance(values, dict)
+        return ", ".join(f"{name} {number}" for name, number in values.items()) or "none"
+
+    print(f"model      {report.model}  opset {report.opset}, {report.precision}")
+    print(f"operators  {count(report.operators)}")
+    print(f"layers     {report.layers}  {count(report.layer_types)}")
+    for text in report.profiles:
+        print(f"profile    {text}")
+    if report.built:
+        print(f"built      in {report.build_seconds:.1f} s, {report.plan_bytes / 1e6:.1f} MB")
+    for text in report.warnings:
+        print(f"warning    {text}")
+    for fault in report.faults:
+        print(f"refused    {fault}")
+    say(f"proves: {report.proves}")
+    say(f"does not prove: {report.does_not_prove}")

@@ -1,0 +1,104 @@
+"""`trtgen classify-plan`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from generator.cli import console
+from generator.cli.options import LabelsOption
+from generator.errors import PlanError, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from generator.plan.direct import Score
+    from generator.recipe import Recipe
+
+_BATCH = 64  # images that are held in memory at once
+
+
+def classify_plan(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)],
+    *,
+    plan: Annotated[Path, typer.Option("--plan", metavar="FILE", help="The plan, such as model.plan.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="`imagenet`, or a JSON file with a recipe. [default: the plan's own, from trtgen.json or export.json]",
+        ),
+    ] = None,
+    labels: LabelsOption = None,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="Classes per image.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image and line.")] = False,
+) -> None:
+    """Classify images with a plan directly, without a server: what a wrong answer of the server is compared with."""
+    import numpy as np
+
+    from generator.plan.direct import check_meaning, find_meaning, rank, read_recipe
+    from generator.plan.engine import open_engine
+    from generator.plan.header import read_header
+
+    read_header(plan)
+    meaning = find_meaning(plan)
+    if recipe is None and meaning.recipe is None:
+        msg = f"nothing says how images become the input of {plan}: it is in no repository, and without export.json"
+        raise PlanError(msg, hint="--recipe imagenet, or a JSON file with resize, crop, interpolation, mean, std")
+    names = _read_labels(labels) if labels is not None else meaning.labels
+    failed = 0
+    with open_engine(plan) as engine:
+        chosen = meaning.recipe if recipe is None else read_recipe(recipe, engine.input)
+        assert chosen is not None, "refused above"
+        if labels == "index":
+            names = tuple(str(index) for index in range(engine.output.shape[-1]))
+        check_meaning(chosen, names, engine.input, engine.output)
+        for start in range(0, len(images), _BATCH):
+            ready = list(_prepare(chosen, images[start : start + _BATCH]))
+            failed += min(_BATCH, len(images) - start) - len(ready)
+            if not ready:
+                continue
+            answers = engine.run(np.stack([pixels for _, pixels in ready]))
+            for (path, _), scores in zip(ready, answers, strict=True):
+                _print_result(path, rank(scores, names, top), as_json=as_json)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _prepare(recipe: Recipe, paths: list[Path]) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
+    """Yield the pixels of each file that is an image; say what is wrong with the others."""
+    from generator.pixels import prepare_without_torch
+
+    for path in paths:
+        try:
+            yield path, prepare_without_torch(recipe, [path.read_bytes()], [str(path)])[0]
+        except SourceError as error:
+            console.report(error)
+        except OSError as error:
+            hint = "check the path and its permissions"
+            console.report(SourceError(f"{path}: {error.strerror or error}", hint=hint))
+
+
+def _read_labels(text: str) -> tuple[str, ...] | None:
+    if text == "index":
+        return None
+    from generator.sources.network import read_labels as read_file
+
+    return read_file(Path(text))
+
+
+def _print_result(path: Path, classes: list[Score], *, as_json: bool) -> None:
+    """Print one image's classes, best first, as clients/classify.py does."""
+    if as_json:
+        print(json.dumps({"file": str(path), "classes": [asdict(one) for one in classes]}), flush=True)
+        return
+    print(path)
+    for one in classes:
+        print(f"  {one.score:.4f}  {one.label or f'class {one.index}'}", flush=True)

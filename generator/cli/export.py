@@ -1,0 +1,81 @@
+"""`trtgen export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from generator.cli.console import say, step
+from generator.cli.options import (
+    ArchitectureOption,
+    CalibrationOption,
+    ClassesOption,
+    ExperimentalOption,
+    ImageSizeOption,
+    ImagesOption,
+    LabelsOption,
+    MaxBatchOption,
+    NamesArgument,
+    PrecisionOption,
+    RecipeOption,
+    SpecOption,
+    TargetOption,
+    WeightsOption,
+    specs_from,
+)
+
+
+def export(
+    names: NamesArgument = None,
+    *,
+    spec: SpecOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="The folder. [default: exported/NAME]")
+    ] = None,
+    weights: WeightsOption = None,
+    architecture: ArchitectureOption = None,
+    classes: ClassesOption = None,
+    labels: LabelsOption = None,
+    recipe: RecipeOption = None,
+    image_size: ImageSizeOption = None,
+    max_batch: MaxBatchOption = None,
+    target: TargetOption = None,
+    precision: PrecisionOption = None,
+    experimental: ExperimentalOption = None,
+    calibration: CalibrationOption = None,
+    images: ImagesOption = None,
+) -> None:
+    """Export for another host: the graph in the target's opset and precision, with the source's own answers."""
+    specs = specs_from(
+        names,
+        spec,
+        weights=weights,
+        architecture=architecture,
+        classes=classes,
+        labels=labels,
+        recipe=recipe,
+        image_size=image_size,
+        max_batch=max_batch,
+        target=target,
+        precision=precision,
+        experimental=experimental,
+        calibration=calibration,
+    )
+    if output is not None and len(specs) > 1:
+        msg = "--output names one folder, but several models are exported"
+        raise typer.BadParameter(msg)
+    from generator.export.folder import export_folder
+
+    for model in specs:
+        folder = output or Path("exported") / model.name
+        notes = export_folder(
+            model,
+            folder,
+            images=images,
+            on_step=lambda done, detail, seconds: step(f"{done:8}", detail=detail, seconds=seconds),
+        )
+        for note in notes:
+            say(f"! {model.name}: {note}")
+        print(folder / "model.onnx")

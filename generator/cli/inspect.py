@@ -1,0 +1,48 @@
+"""`trtgen inspect`: what became of a graph, and where the time goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from generator.cli.console import say
+from generator.errors import SpecError
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="PLAN|ONNX", help="A plan or an ONNX file.", show_default=False)],
+    *,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The graph of the plan.  [default: model.onnx beside it, if it is that one]"),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images at once.  [default: what the first profile is optimised for]")
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Runs that the layers' times are taken from.  [default: 50]")
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Show the N heaviest layers.  [default: all in order]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with bars.")] = None,
+) -> None:
+    """Show layers, fusions, precisions and times of a plan, or the network of an ONNX file."""
+    from generator.inspection import inspect_onnx, inspect_plan, is_plan, to_json
+    from generator.inspection.page import write_page
+    from generator.inspection.text import format_report
+
+    if is_plan(file):
+        report = inspect_plan(file, onnx=onnx, batch=batch, iterations=iterations or 50)
+    else:
+        given = {"--onnx": onnx, "--batch": batch, "--iterations": iterations}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            msg = f"{', '.join(wrong)}: only a plan runs, and {file} is taken for an ONNX file"
+            raise SpecError(msg, hint=f"trtgen inspect {file}, or give a plan such as model.plan")
+        report = inspect_onnx(file)
+    print(json.dumps(to_json(report), indent=2) if as_json else format_report(report, top=top))
+    if html is not None:
+        write_page(report, html)
+        say(f"wrote {html}")

@@ -1,0 +1,80 @@
+"""`trtgen export`: a spec becomes the folder that the GPU host builds from."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from generator.artifact import export_artifact
+from generator.errors import ExportError
+from generator.export import MODEL_FILE
+from generator.export.exported import EXPORT_FILE, ExportRecord, write_export
+from generator.fingerprint import installed_packages, made_by
+from generator.repository.publish import hash_tree
+from generator.target import choose_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from generator.spec import ModelSpec
+
+__all__ = ["export_folder"]
+
+
+def export_folder(
+    spec: ModelSpec,
+    folder: Path,
+    *,
+    images: Path | None = None,
+    on_step: Callable[[str, str, float | None], None] = lambda _done, _detail, _seconds: None,
+) -> tuple[str, ...]:
+    """Write model.onnx, reference.npz and export.json into `folder`, which appears at once and complete.
+
+    Returns what the user should know.
+
+    Raises:
+        ExportError: No target was said, `folder` holds something else, or cannot be written.
+        SourceError, VerificationError: As `export_artifact`.
+    """
+    if spec.source == "export":
+        msg = f"{spec.onnx} is an export already"
+        raise ExportError(msg, hint="export from the source again")
+    choice = choose_target(spec)
+    if spec.target == "auto" and not choice.spec.is_tensorrt:
+        msg = f"{spec.name}: an export is made for a target, and none was given ({choice.reason})"
+        raise ExportError(msg, hint="--target tensorrt-10, or what is installed where the plan is built")
+    if choice.reason:
+        on_step("target", choice.reason, None)
+    spec = choice.spec
+    if folder.exists() and not (folder / EXPORT_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        msg = f"{folder} exists and is no export: it is left as it is"
+        raise ExportError(msg, hint="give another folder with --output")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
+            new = Path(place) / "new"
+            artifact = export_artifact(spec, new, shown=str(folder / MODEL_FILE), images=images, on_step=on_step)
+            record = ExportRecord(
+                made_by=made_by(),
+                name=spec.name,
+                description=artifact.description,
+                target=spec.target,
+                precision=spec.precision,
+                activation=spec.activation,
+                recipe=artifact.recipe.model_dump(mode="json"),
+                labels=list(artifact.labels),
+                notes=list(artifact.notes),
+                spec=spec.model_dump(mode="json"),
+                packages=installed_packages(),
+                files=hash_tree(new),
+            )
+            write_export(record, new)
+            new.chmod(0o755)
+            if folder.exists():
+                folder.rename(Path(place) / "old")
+            new.rename(folder)
+    except OSError as error:
+        msg = f"{folder} cannot be written: {error.strerror}"
+        raise ExportError(msg, hint="give a folder that you may write, with --output") from error
+    return artifact.notes

@@ -1,0 +1,1 @@
+"""The GPU: what it is, its memory, streams, graphs and energy."""

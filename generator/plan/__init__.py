@@ -1,0 +1,1 @@
+"""TensorRT plans: building, reading, running and checking them."""

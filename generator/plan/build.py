@@ -1,0 +1,289 @@
+"""OnnxModel -> Plan: parse, profiles, configuration, build, check, passport; nothing half-written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import PlanError
+from generator.onnx_model import hash_bytes
+from generator.plan.adapter import Fault, PlanTensor, open_adapter
+from generator.plan.profiles import check_profiles
+from generator.plan.progress import Progress, run_watched, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from generator.gpu.device import Gpu
+    from generator.onnx_model import OnnxModel
+    from generator.plan.adapter import Adapter
+    from generator.plan.options import PlanOptions
+    from generator.plan.passport import Passport
+    from generator.plan.profiles import OptimizationProfile
+    from generator.plan.timing_cache import TimingCache
+
+__all__ = ["BuildRequest", "Compiled", "Plan", "build_plan", "build_with", "compile_graph", "detect_precision"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """What to build. `precision` is the plan's: fp32, fp16, bf16 or int8; `command` makes it again."""
+
+    onnx: OnnxModel
+    precision: str
+    profiles: tuple[OptimizationProfile, ...]
+    max_batch_size: int | None
+    options: PlanOptions
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A plan file and the passport beside it."""
+
+    path: Path
+    passport: Passport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """What TensorRT made of a graph: `data` is the plan, empty where `faults` say why there is none."""
+
+    faults: tuple[Fault, ...] = ()
+    data: bytes = b""
+    seconds: float = 0.0
+    layers: int = 0
+    layer_types: dict[str, int] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    timing_cache: str = "off"
+    warnings: tuple[str, ...] = ()
+
+
+def build_plan(request: BuildRequest, path: Path, *, on_progress: Callable[[str, float], None] = silent) -> Plan:
+    """Build the plan on this machine's GPU and write it to `path`, its passport beside it.
+
+    `on_progress` gets what is being done and the part that is done from 0 to 1, which is nan where TensorRT does not
+    tell (8.6). Ctrl-C stops the build and leaves no file, and the files of an earlier build as they were.
+
+    Raises:
+        PlanError: The request does not fit the graph or the installed version, or TensorRT refuses it.
+        DeviceError: No GPU.
+        MissingDependencyError: No tensorrt.
+    """
+    from generator.gpu.device import find_gpu
+
+    _check_request(request, path)
+    adapter = open_adapter()
+    return build_with(adapter, find_gpu(), request, path, on_progress=on_progress)
+
+
+def build_with(
+    adapter: Adapter,
+    gpu: Gpu,
+    request: BuildRequest,
+    path: Path,
+    *,
+    on_progress: Callable[[str, float], None] = silent,
+) -> Plan:
+    """Do as `build_plan` does, with a TensorRT and a GPU that were found before."""
+    from generator.plan.plan_files import write_plan
+    from generator.plan.timing_cache import CacheKey, TimingCache
+
+    _check_request(request, path)
+    cache = TimingCache(CacheKey.of(gpu, str(adapter.version))) if request.options.timing_cache else None
+    compiled = compile_graph(adapter, request, cache=cache, on_progress=on_progress)
+    if compiled.faults:
+        raise refusal(adapter, request.onnx, compiled.faults)
+    passport = _make_passport(adapter, gpu, request, compiled)
+    write_plan(compiled.data, passport, path)
+    return Plan(path=path, passport=passport)
+
+
+def compile_graph(
+    adapter: Adapter,
+    request: BuildRequest,
+    *,
+    cache: TimingCache | None = None,
+    build: bool = True,
+    on_progress: Callable[[str, float], None] = silent,
+) -> Compiled:
+    """Parse the graph and, unless `build` is false, build its plan in memory; refusals of the graph are returned.
+
+    Raises:
+        PlanError: What was asked for does not fit the graph or this TensorRT, or the plan is not what the graph says.
+    """
+    check_profiles(request.onnx, request.profiles, max_batch_size=request.max_batch_size)
+    graph = detect_precision(request.onnx.path)
+    adapter.check_request(graph=graph, precision=request.precision, options=request.options, opset=request.onnx.opset)
+    progress = Progress()
+    return run_watched(lambda: _compile(adapter, request, cache, progress, build=build), progress, on_progress)
+
+
+def _compile(
+    adapter: Adapter, request: BuildRequest, cache: TimingCache | None, progress: Progress, *, build: bool
+) -> Compiled:
+    progress.stage = "parsing"
+    adapter.log.clear()
+    builder = adapter.create_builder()
+    network, network_flags = adapter.create_network(builder)
+    faults = adapter.parse(network, request.onnx.path)
+    warnings = list(adapter.log.warnings)
+    if faults:
+        return Compiled(faults=tuple(faults), warnings=tuple(dict.fromkeys(warnings)))
+    tensors = adapter.network_tensors(network)
+    _check_tensors(request.onnx, *tensors)
+    layers, layer_types = network.num_layers, _layer_types(network)
+    if not build or progress.cancelled.is_set():
+        return Compiled(layers=layers, layer_types=layer_types, warnings=tuple(dict.fromkeys(warnings)))
+    config = adapter.configure(builder, precision=request.precision, options=request.options)
+    adapter.add_profiles(builder, config, request.profiles)
+    loaded = cache.load() if cache else None
+    state = adapter.load_cache(config, loaded) if cache else "off"
+    progress.stage = "building"
+    progress.monitored = adapter.watch(config, progress)
+    start = time.monotonic()
+    plan = adapter.build(builder, network, config)
+    seconds = time.monotonic() - start
+    warnings += adapter.log.warnings
+    if isinstance(plan, Fault) or progress.cancelled.is_set():
+        faults = [plan] if isinstance(plan, Fault) else [Fault(node="", operator="", text="interrupted")]
+        return Compiled(faults=tuple(faults), layers=layers, layer_types=layer_types, warnings=tuple(warnings))
+    if cache and state != "off":
+        own = adapter.cache_bytes(config)
+        cache.save(own, loaded=loaded, merge=lambda other: adapter.cache_bytes(config, other))
+    if not adapter.rtx:  # an engine of RTX loads on a GPU only, and it may have been built without one
+        _check_plan(adapter, request, plan)
+    return Compiled(
+        data=plan,
+        seconds=seconds,
+        layers=layers,
+        layer_types=layer_types,
+        flags=(*network_flags, *adapter.flags_of(config)),
+        timing_cache=state,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _layer_types(network: Any) -> dict[str, int]:
+    """Return how many layers give each data type, in TensorRT's names."""
+    found: Counter[str] = Counter()
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        found[layer.get_output(0).dtype.name if layer.num_outputs else "none"] += 1
+    return dict(found.most_common())
+
+
+def _check_plan(adapter: Adapter, request: BuildRequest, plan: bytes) -> None:
+    inputs, outputs, profiles = adapter.plan_tensors(plan)
+    _check_tensors(request.onnx, inputs, outputs)
+    if profiles != (expected := max(len(request.profiles), 1)):
+        msg = f"the plan has {profiles} optimization profiles; {expected} were asked for"
+        raise PlanError(msg, hint="build again with -vv and read what TensorRT says about profiles")
+
+
+def _check_tensors(onnx: OnnxModel, inputs: Sequence[PlanTensor], outputs: Sequence[PlanTensor]) -> None:
+    """Compare inputs and outputs with the graph's. Where the graph leaves an axis open, TensorRT may know more."""
+    problems = []
+    for word, tensor, found in (("input", onnx.input, inputs), ("output", onnx.output, outputs)):
+        if [one.name for one in found] != [tensor.name]:
+            problems.append(f"{word}s {[one.name for one in found]}; the graph has {tensor.name}")
+            continue
+        kind, shape = found[0].data_type, found[0].shape
+        if kind != tensor.data_type.triton:
+            problems.append(f"{word} {tensor.name} is {kind}; the graph has {tensor.data_type.triton}")
+        if tensor.shape and not _fits(shape, tensor.shape):  # empty: the file does not say
+            problems.append(f"{word} {tensor.name} is {list(shape)}; the graph has {list(tensor.shape)}")
+    if problems:
+        msg = f"{onnx.path}: TensorRT made of it " + "; ".join(problems)
+        raise PlanError(msg, hint="export the graph again with UINT8 or FP32 input, FP32 output and a dynamic batch")
+
+
+def _fits(shape: Sequence[int], expected: Sequence[int]) -> bool:
+    if len(shape) != len(expected) or (expected[0] == -1 and shape[0] != -1):
+        return False
+    return all(size in (found, -1) for found, size in zip(shape, expected, strict=True))
+
+
+def refusal(adapter: Adapter, onnx: OnnxModel, faults: Sequence[Fault]) -> PlanError:
+    """Return the error that lists every reason, with what is known to help."""
+    lines = "\n".join(f"  {fault}" for fault in faults)
+    msg = f"{adapter.name} does not make a plan of {onnx.path} (opset {onnx.opset}):\n{lines}"
+    return PlanError(msg, hint="; or: ".join(dict.fromkeys(fault.hint for fault in faults)))
+
+
+def detect_precision(path: Path) -> str:
+    """Return what a graph holds: int8 where it quantises, else bf16 or fp16 where its weights do, else fp32."""
+    from onnx import TensorProto
+
+    from generator.onnx_model import load_proto
+
+    graph = load_proto(path, weights=False).graph
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
+        return "int8"
+    types = {tensor.data_type for tensor in graph.initializer}
+    for node in graph.node:
+        types.update(attribute.t.data_type for attribute in node.attribute if node.op_type == "Constant")
+    if TensorProto.BFLOAT16 in types:
+        return "bf16"
+    return "fp16" if TensorProto.FLOAT16 in types else "fp32"
+
+
+def _check_request(request: BuildRequest, path: Path) -> None:
+    check_profiles(request.onnx, request.profiles, max_batch_size=request.max_batch_size)
+    folder = path.parent
+    if not folder.is_dir():
+        raise PlanError(f"{folder} is no folder: the plan cannot be written there", hint=f"mkdir -p {folder}")
+    if path.is_dir() or path.resolve() == request.onnx.path.resolve():
+        raise PlanError(
+            f"{path} cannot be the plan: it is a folder or the graph itself", hint="give --output another name"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PlanError(f"nobody may write a plan into {folder}", hint="give --output a folder that you may write to")
+
+
+def _make_passport(adapter: Adapter, gpu: Gpu, request: BuildRequest, compiled: Compiled) -> Passport:
+    from generator.fingerprint import made_by
+    from generator.plan.passport import Passport
+
+    onnx = request.onnx
+    return Passport(
+        made_by=made_by(),
+        tensorrt=str(adapter.version),
+        gpu={
+            "name": gpu.name,
+            "compute_capability": gpu.compute_capability,
+            "multiprocessors": gpu.multiprocessors,
+            "memory_bytes": gpu.memory_bytes,
+        },
+        driver=gpu.driver,
+        cuda=gpu.cuda,
+        precision=request.precision,
+        profiles=[
+            {
+                name: {"min": list(shape.min), "opt": list(shape.opt), "max": list(shape.max)}
+                for name, shape in profile.shapes.items()
+            }
+            for profile in request.profiles
+        ],
+        inputs=[_describe(onnx.input)],
+        outputs=[_describe(onnx.output)],
+        flags=list(compiled.flags),
+        options=request.options.model_dump(mode="json"),
+        onnx_sha256=onnx.sha256,
+        plan_sha256=hash_bytes(compiled.data),
+        plan_bytes=len(compiled.data),
+        build_seconds=round(compiled.seconds, 2),
+        timing_cache=compiled.timing_cache,
+        command=request.command,
+    )
+
+
+def _describe(tensor: Any) -> dict[str, Any]:
+    return {"name": tensor.name, "data_type": tensor.data_type.triton, "shape": list(tensor.shape)}

@@ -1,0 +1,162 @@
+"""What the first bytes of a plan tell, without TensorRT and without a GPU.
+
+TensorRT's own `trtexec --getPlanVersionOnly` reads the same: b"ftrt", 0 as the version of the serialization, and
+major, minor, patch and build in bytes 24 to 27 (plans of 8.6 and later). Bytes 16 to 23 are the file's size in every
+plan of TensorRT-RTX, whose header differs in the first four bytes; TensorRT compares such a field as well.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from generator.errors import PlanError
+from generator.plan.library import TensorRTVersion
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["Kind", "PlanHeader", "read_header"]
+
+Kind = Literal["tensorrt", "tensorrt-rtx", "ultralytics"]
+
+_PLAN, _RTX = b"ftrt", b"vtrt"
+_HEADER_BYTES = 28
+_READ_BYTES = 4096
+_DEFAULT: tuple[Kind, ...] = ("tensorrt",)
+_MAJORS = {"tensorrt": range(8, 31), "tensorrt-rtx": range(1, 31)}
+_LARGEST = 2**42  # a size beyond this is no size
+_LARGEST_METADATA = 2**20
+_REBUILD = "build it again from its ONNX file: trtgen build-plan model.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanHeader:
+    """What made the plan; `version` is None where the header is laid out in a way that is not known."""
+
+    kind: Kind
+    version: TensorRTVersion | None
+    size_bytes: int
+
+
+def read_header(path: Path, *, accept: Sequence[Kind] = _DEFAULT) -> PlanHeader:
+    """Return what the header says.
+
+    Args:
+        path: The plan.
+        accept: Which kinds are no error. For `ultralytics` the version is that of the plan inside.
+
+    Raises:
+        PlanError: Unreadable, no plan, cut off, or of a kind that is not accepted, with the way out of it.
+    """
+    start, size = _read_start(path)
+    if start[:4] not in (_PLAN, _RTX):
+        offset = _find_wrapped(start, path)
+        if offset is None:
+            raise _not_a_plan(path, start)
+        if "ultralytics" not in accept:
+            raise _wrapped(path, offset)
+        inner = _read_at(path, offset)
+        return PlanHeader(kind="ultralytics", version=_version(inner, "tensorrt"), size_bytes=size)
+    kind: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt" if start[:4] == _PLAN else "tensorrt-rtx"
+    if kind not in accept:
+        raise _wrong_kind(path, kind)
+    if size < _HEADER_BYTES:
+        msg = f"{path} is cut off: {size} bytes, its header alone has {_HEADER_BYTES}"
+        raise PlanError(msg, hint=f"copy it again, or {_REBUILD}")
+    version = _version(start, kind)
+    stated: int = struct.unpack_from("<Q", start, 16)[0]
+    if version is not None and size < stated < _LARGEST:
+        msg = f"{path} is cut off: it has {size} bytes, and its header says {stated}"
+        raise PlanError(msg, hint=f"copy it again, or {_REBUILD}")
+    return PlanHeader(kind=kind, version=version, size_bytes=size)
+
+
+def _version(start: bytes, kind: str) -> TensorRTVersion | None:
+    """Return the version, or None unless the rest of the header looks as expected."""
+    if len(start) < _HEADER_BYTES or start[4:8] != bytes(4) or start[24] not in _MAJORS[kind]:
+        return None
+    return TensorRTVersion(*start[24:28])
+
+
+def _read_start(path: Path) -> tuple[bytes, int]:
+    try:
+        with path.open("rb") as file:
+            return file.read(_READ_BYTES), os.fstat(file.fileno()).st_size
+    except IsADirectoryError as error:
+        msg = f"{path} is a folder, a TensorRT plan was expected"
+        raise PlanError(msg, hint=f"give the file in it: {_guess(path)}") from error
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise PlanError(msg, hint="give the path of a plan, such as model.plan") from error
+
+
+def _read_at(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(_HEADER_BYTES)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise PlanError(msg, hint="give the path of a plan, such as model.plan") from error
+
+
+def _guess(path: Path) -> str:
+    plans = sorted(path.rglob("*.plan"))
+    return str(plans[0] if plans else path / "model.plan")
+
+
+def _find_wrapped(start: bytes, path: Path) -> int | None:
+    """Return where a plan begins behind Ultralytics' metadata: a length in four bytes, then that much JSON."""
+    if len(start) < 5:
+        return None
+    length: int = struct.unpack_from("<I", start)[0]
+    if not 2 <= length <= _LARGEST_METADATA or start[4:5] != b"{":
+        return None
+    return 4 + length if _read_at(path, 4 + length)[:4] == _PLAN else None
+
+
+def _wrapped(path: Path, offset: int) -> PlanError:
+    bare = shlex.quote(str(path.with_suffix(".plan")))
+    return PlanError(
+        f"{path} is an .engine file of Ultralytics: a plan behind {offset} bytes of metadata, which TensorRT refuses",
+        hint=f"take the plan out of it: tail -c +{offset + 1} {shlex.quote(str(path))} > {bare}",
+    )
+
+
+def _wrong_kind(path: Path, kind: str) -> PlanError:
+    if kind == "tensorrt-rtx":
+        return PlanError(
+            f"{path} was built by TensorRT-RTX; TensorRT does not load it, nor the other way round",
+            hint="build it with TensorRT: trtgen build-plan model.onnx",
+        )
+    return PlanError(
+        f"{path} was built by TensorRT, one of TensorRT-RTX was expected",
+        hint="build it with TensorRT-RTX: trtgen check model.onnx",
+    )
+
+
+def _not_a_plan(path: Path, start: bytes) -> PlanError:
+    quoted = shlex.quote(str(path))
+    if not start:
+        return PlanError(f"{path} is empty, a TensorRT plan was expected", hint=f"copy it again, or {_REBUILD}")
+    if start.startswith(b"version https://git-lfs"):
+        return PlanError(f"{path} is a pointer of Git LFS, not the plan itself", hint="git lfs pull")
+    if path.suffix == ".onnx" or _looks_like_onnx(start):
+        return PlanError(f"{path} is an ONNX file, not a plan", hint=f"build its plan: trtgen build-plan {quoted}")
+    if start.startswith(b"PK\x03\x04"):
+        return PlanError(
+            f"{path} is a zip archive, such as torch.save and np.savez write, not a TensorRT plan",
+            hint="export the model and build its plan: trtgen build-repo (see --help)",
+        )
+    begins = f"it begins with {start[:8]!r}, a plan with {_PLAN!r}"
+    return PlanError(f"{path} is not a TensorRT plan: {begins}", hint=_REBUILD)
+
+
+def _looks_like_onnx(start: bytes) -> bool:
+    """Say whether this is a ModelProto: ir_version first, then the producer's name, the opsets or the graph."""
+    return len(start) > 2 and start[0] == 0x08 and 3 <= start[1] <= 30 and start[2] in (0x12, 0x1A, 0x22, 0x3A, 0x42)

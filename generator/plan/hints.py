@@ -1,0 +1,82 @@
+"""What is known to help against what TensorRT says when it refuses a graph or does not build it."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["explain"]
+
+_NO_OPERATOR = (
+    "TensorRT has no such operator: replace it where the model is made, cut it off the graph and do it after the plan, "
+    "or serve this model with target: onnxruntime"
+)
+_MEMORY = (
+    "free GPU memory (nvidia-smi shows who has it), lower plan.workspace_mib (--workspace-mib), or build for a "
+    "smaller batch.max (--max-batch)"
+)
+_SYMMETRIC = (
+    "quantise with zero points of 0 and INT8, for onnxruntime: ActivationSymmetric, WeightSymmetric, QInt8; "
+    "trtgen's precision: int8 does"
+)
+_NO_BIAS = (
+    "TensorRT takes no quantised biases: quantise again without them, for onnxruntime: "
+    "extra_options={'QuantizeBias': False}; trtgen's precision: int8 does"
+)
+_NO_KERNEL = (
+    "raise plan.workspace_mib (--workspace-mib) or leave it out; if it stays, this TensorRT cannot run that node: "
+    "replace it, or keep it in FP32 (keep: in models.yaml)"
+)
+# The first pattern that is found wins: the special ones stand before the general ones.
+_KNOWN = (
+    (r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|Requested amount of GPU memory", _MEMORY),
+    (r"insufficient memory|Failed to allocate|could not allocate", _MEMORY),
+    (
+        r"type Int32 but must have type|Quantized (bias|INT32)|int32.{0,40}(bias|DequantizeLinear)",
+        _NO_BIAS,
+    ),
+    (r"shiftIsAllZeros|[Zz]ero[- ]point is not supported|[Nn]on-?zero zero ?point", _SYMMETRIC),
+    (
+        r"type UInt8 but must have type|UINT8.{0,60}(only supported|not supported|network input)",
+        "TensorRT takes UINT8 only as an input that is cast at once: put the Cast directly behind the input",
+    ),
+    (
+        r"must be of same type|have the same type|type mismatch|[Tt]ypes? .{0,40}do(es)? not match",
+        "a strongly typed network mixes no types: convert the whole graph, as trtgen's precision: fp16 does",
+    ),
+    (
+        r"build-time constant|must be an initializer|must be constant",
+        "fold the constants: export with fixed sizes, or simplify the graph with onnxsim before",
+    ),
+    (r"[Pp]lugin not found|No importer registered|UNSUPPORTED_NODE|[Uu]nsupported operator", _NO_OPERATOR),
+    (
+        r"no optimization profile has been defined",
+        "add a profile: plan.profiles in models.yaml, --profile on the command line",
+    ),
+    (
+        r"MIN<=OPT<=MAX|static dimensions that don't match|in profile",
+        "mend the profiles: plan.profiles in models.yaml, --profile on the command line",
+    ),
+    (
+        r"no runners that implement|[Cc]ould not find any implementation|no implementation",
+        _NO_KERNEL,
+    ),
+    (
+        r"Unable to load library|[Cc]annot open shared object|builder_resource",
+        "install tensorrt again: one of its libraries is missing or of another version",
+    ),
+    (
+        r"driver version is insufficient|CUDA initialization failure",
+        "update the driver: nvidia-smi must show a GPU and a CUDA version that this TensorRT knows",
+    ),
+    (
+        r"[Hh]ardware.?[Cc]ompatib|AMPERE_PLUS",
+        "leave plan.hardware_compatibility at none: this GPU or TensorRT does not have it",
+    ),
+    (r"No space left", "free disk space: TensorRT writes temporary files to TMPDIR"),
+)
+_UNKNOWN = "trtgen -vv shows everything TensorRT says; netron shows the node"
+
+
+def explain(text: str) -> str:
+    """Return the next step for a message of TensorRT; for one that is not known, where to look."""
+    return next((hint for pattern, hint in _KNOWN if re.search(pattern, text)), _UNKNOWN)

@@ -1,0 +1,153 @@
+"""Which TensorRT is installed, and its log as ours.
+
+The module is imported inside functions only: it loads hundreds of megabytes of libraries.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import re
+from collections import deque
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import MissingDependencyError, PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["TensorRTLog", "TensorRTVersion", "import_tensorrt", "installed_version", "open_log"]
+
+_LOG = logging.getLogger(__name__)
+# One of these holds the version: NVIDIA splits the package by the CUDA it is built for.
+_DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings")
+_BINDINGS = "tensorrt_bindings"
+_KEPT_MESSAGES = 50
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TensorRTVersion:
+    """major.minor.patch.build; a plan runs on exactly the version that built it. `build` is -1 where it is unknown."""
+
+    major: int
+    minor: int
+    patch: int
+    build: int = -1
+
+    @classmethod
+    def parse(cls, text: str) -> TensorRTVersion:
+        """Read `10.16.1.11`, `8.6.0` or `10.16.1.11.post1`; ValueError for anything else."""
+        match = re.match(r"(\d+)\.(\d+)\.(\d+)(?:\.(\d+))?(?:[.+-]?[A-Za-z].*)?$", text)
+        if match is None:
+            raise ValueError(f"{text!r} is no TensorRT version")
+        return cls(int(match[1]), int(match[2]), int(match[3]), -1 if match[4] is None else int(match[4]))
+
+    def __str__(self) -> str:
+        """Return the dotted form."""
+        return ".".join(str(part) for part in (self.major, self.minor, self.patch, self.build) if part >= 0)
+
+    @property
+    def target(self) -> str:
+        """The spec's word for graphs and plans of this version: `tensorrt-8.6`, `tensorrt-10`, `tensorrt-11`."""
+        return f"tensorrt-{self.major}.{self.minor}" if self.major < 10 else f"tensorrt-{self.major}"
+
+    def same_plans(self, other: TensorRTVersion) -> bool:
+        """Say whether one loads the other's plans: all parts equal, as far as both are known."""
+        known = -1 not in (self.build, other.build)
+        return self[:4] == other[:4] if known else self[:3] == other[:3]
+
+    def __getitem__(self, parts: slice) -> tuple[int, ...]:
+        """Return some of the four parts."""
+        every: tuple[int, ...] = (self.major, self.minor, self.patch, self.build)
+        return every[parts]
+
+
+def installed_version() -> TensorRTVersion | None:
+    """Return the version of the installed TensorRT without importing it, None where there is none."""
+    for name in _DISTRIBUTIONS:
+        try:
+            return TensorRTVersion.parse(version(name))
+        except (PackageNotFoundError, ValueError):
+            continue
+    return None
+
+
+def import_tensorrt(name: str = "tensorrt") -> Any:
+    """Return the module `tensorrt`, or `tensorrt_rtx`, which builds without a GPU.
+
+    Raises:
+        MissingDependencyError: Not installed.
+        PlanError: Installed, but its libraries do not load.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        if name == "tensorrt" and importlib.util.find_spec(_BINDINGS) is not None:
+            return import_tensorrt(_BINDINGS)  # NVIDIA's images hold the libraries: only the bindings are added
+        if name == "tensorrt_rtx":
+            raise MissingDependencyError(
+                "tensorrt-rtx", extra="preflight", why="its parser and builder check graphs without a GPU"
+            ) from error
+        raise MissingDependencyError("tensorrt", extra="tensorrt", why="it builds and runs plans") from error
+    except (ImportError, OSError) as error:
+        msg = f"the package {name} is installed, but does not load: {error}"
+        raise PlanError(msg, hint="install it again; its libraries must fit the driver (nvidia-smi)") from error
+
+
+class TensorRTLog:
+    """TensorRT's messages: handed on to our log, and kept, since its functions return None instead of raising.
+
+    `logger` is what TensorRT's functions take. `info` of TensorRT is our debug level: it reports every layer.
+    """
+
+    def __init__(self, trt: Any) -> None:
+        self.errors: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+        self.warnings: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+        severity = trt.ILogger.Severity
+        levels = {
+            severity.INTERNAL_ERROR: logging.ERROR,
+            severity.ERROR: logging.ERROR,
+            severity.WARNING: logging.INFO,
+            severity.INFO: logging.DEBUG,
+            severity.VERBOSE: logging.DEBUG,
+        }
+        keep = {severity.INTERNAL_ERROR: self.errors, severity.ERROR: self.errors, severity.WARNING: self.warnings}
+
+        class Bridge(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, level: Any, text: str) -> None:
+                if level == severity.VERBOSE and not _LOG.isEnabledFor(logging.DEBUG):
+                    return  # a builder says hundreds of thousands of these
+                if level in keep:
+                    keep[level].append(" ".join(text.split()))
+                # what goes wrong is raised with these words; printing it too would say it twice
+                _LOG.log(min(levels.get(level, logging.DEBUG), logging.INFO), "%s", text)
+
+        self.logger = Bridge()
+
+    def clear(self) -> None:
+        """Forget what was said so far: call before what may fail."""
+        self.errors.clear()
+        self.warnings.clear()
+
+    def last_error(self) -> str:
+        """Return the last error's text; empty where there was none."""
+        return self.errors[-1] if self.errors else ""
+
+    def all_errors(self) -> Iterable[str]:
+        """Return the errors since `clear`, oldest first."""
+        return tuple(self.errors)
+
+
+@functools.cache
+def open_log(name: str = "tensorrt") -> TensorRTLog:
+    """Return the process's one log of this module: TensorRT uses the first logger it is given for everything."""
+    return TensorRTLog(import_tensorrt(name))

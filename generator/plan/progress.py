@@ -1,0 +1,130 @@
+"""How far a build is, and the way out of one: TensorRT works in a thread of its own.
+
+Python sees Ctrl-C in the main thread only, and only between two of its own instructions; TensorRT's builder stays in
+C++ for minutes, and an exception raised inside one of its callbacks ends the process. So the main thread waits here,
+and the builder's thread only leaves notes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Progress", "run_watched", "silent"]
+
+_LOG = logging.getLogger(__name__)
+_POLL_S = 0.1
+_T = TypeVar("_T")
+
+
+def silent(_phase: str, _fraction: float) -> None:
+    """Tell nobody."""
+
+
+@dataclass(slots=True)
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+class Progress:
+    """What TensorRT's monitor noted, from any of its threads. `cancelled` makes it stop at the next step."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._phases: dict[str, _Phase] = {}
+        self._last = ("", 0.0)
+        self._told: tuple[str, float] | None = None
+        self._start = time.monotonic()
+        self.cancelled = threading.Event()
+        self.monitored = False
+        self.stage = "starting"
+
+    def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+        """Note that a phase of `steps` steps begins."""
+        with self._lock:
+            self._phases[name] = _Phase(parent, max(steps, 1))
+            self._last = (name, max(self._last[1], self._fraction()))
+
+    def step_complete(self, name: str, step: int) -> bool:
+        """Note that a step (from 0) is done; False asks TensorRT to stop."""
+        with self._lock:
+            if name in self._phases:
+                self._phases[name].done = step + 1
+            self._last = (self._last[0], max(self._last[1], self._fraction()))
+        return not self.cancelled.is_set()
+
+    def phase_finish(self, name: str) -> None:
+        """Note that a phase is over; with the outermost one everything is."""
+        with self._lock:
+            phase = self._phases.pop(name, None)
+            if phase is not None:
+                self._last = (phase.parent or name, self._last[1] if phase.parent else 1.0)
+
+    def now(self) -> tuple[str, float]:
+        """Return what is being done and the part that is done; nan where that is not known."""
+        with self._lock:
+            name, fraction = self._last
+        if name:
+            return name, fraction
+        seconds = int(time.monotonic() - self._start)
+        return (f"{self.stage}, {seconds} s" if seconds else self.stage), 0.0 if self.monitored else math.nan
+
+    def tell(self, on_progress: Callable[[str, float], None]) -> None:
+        """Hand the state on if it changed."""
+        state = self.now()
+        if repr(state) != repr(self._told):  # nan is not equal to itself
+            self._told = state
+            on_progress(*state)
+
+    def _fraction(self) -> float:
+        return max((self._part(name) for name, phase in self._phases.items() if phase.parent is None), default=0.0)
+
+    def _part(self, name: str) -> float:
+        phase = self._phases[name]
+        inner = max((self._part(child) for child, one in self._phases.items() if one.parent == name), default=0.0)
+        return min((phase.done + inner) / phase.steps, 1.0)
+
+
+def run_watched(work: Callable[[], _T], progress: Progress, on_progress: Callable[[str, float], None]) -> _T:
+    """Run `work` in a thread and return what it returns; meanwhile hand its progress on.
+
+    Ctrl-C (or an error of `on_progress`) asks the work to stop, waits for it, and is raised then. Where TensorRT
+    cannot be asked (8.6), that takes until the build is over; a second Ctrl-C kills the process at once.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="trtgen-build") as pool:
+        future = pool.submit(work)
+        try:
+            while not wait([future], timeout=_POLL_S).done:
+                progress.tell(on_progress)
+        finally:
+            if not future.done():
+                progress.cancelled.set()
+                with _next_interrupt_kills():
+                    _LOG.warning("stopping as soon as TensorRT lets go (Ctrl-C again kills at once)")
+                    wait([future])
+        progress.tell(on_progress)
+        return future.result()
+
+
+@contextmanager
+def _next_interrupt_kills() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

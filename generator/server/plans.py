@@ -1,0 +1,115 @@
+"""Whether the plans of a repository run where they are to be served; asked before a server starts.
+
+Triton would say so too, but later, in the words of TensorRT, and for a container only after its image was pulled.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from generator.errors import DeviceError, MissingDependencyError, PlanError
+from generator.repository.layout import numeric_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from generator.plan.passport import Host
+
+__all__ = ["PLAN_FILE", "check_container_plans", "check_local_plans", "check_plans", "find_plans"]
+
+_LOG = logging.getLogger(__name__)
+PLAN_FILE = "model.plan"
+
+
+def find_plans(root: Path, models: Sequence[str] = ()) -> list[Path]:
+    """Return the newest plan of each model below `root`, or only of `models` and the members named after them."""
+    plans = []
+    for directory in sorted(entry for entry in root.iterdir() if (entry / "config.pbtxt").is_file()):
+        if models and not any(directory.name in (name, f"{name}_classifier") for name in models):
+            continue
+        newest = max(numeric_versions(directory), default=0)
+        plan = directory / str(newest) / PLAN_FILE
+        if plan.is_file():
+            plans.append(plan)
+    return plans
+
+
+def check_local_plans(plans: Sequence[Path]) -> None:
+    """Refuse to start a server of this host whose plans cannot run here; do nothing where there is no plan.
+
+    Raises:
+        DeviceError: No GPU.
+        MissingDependencyError: No TensorRT.
+        PlanError: See `check_plans`.
+    """
+    from generator.gpu.device import why_no_gpu
+    from generator.plan.library import installed_version
+    from generator.plan.passport import local_host
+
+    if not plans:
+        return
+    if reason := why_no_gpu():
+        msg = f"{plans[0]} needs a GPU, but here {reason}"
+        name = plans[0].parent.parent.name.removesuffix("_classifier")
+        raise DeviceError(
+            msg,
+            hint=f"serve it where the GPU is, or build it for this host: trtgen build-repo {name} --target onnxruntime",
+        )
+    if installed_version() is None:
+        raise MissingDependencyError("tensorrt", extra="tensorrt", why=f"it runs {plans[0]}")
+    check_plans(plans, local_host())
+
+
+def check_container_plans(plans: Sequence[Path], image: str, *, gpus: bool) -> None:
+    """Refuse to start a container whose TensorRT, or this host's GPU, is not that of the plans.
+
+    Raises:
+        DeviceError: The container is to run without GPUs.
+        PlanError: See `check_plans`.
+    """
+    from generator.plan.passport import Host, container_tensorrt, local_host
+
+    if not plans:
+        return
+    if not gpus:
+        msg = f"{plans[0]} needs a GPU, and --cpu keeps them out of the container"
+        raise DeviceError(msg, hint="leave --cpu out, or build the model with --target onnxruntime")
+    found = container_tensorrt(image)
+    _LOG.info("%s: TensorRT %s (%s)", found.image, found.version or "unknown", found.source)
+    source = found.image if found.version else f"{found.image} ({found.source})"
+    check_plans(plans, Host(tensorrt=found.version, gpu=local_host().gpu, source=source))
+
+
+def check_plans(plans: Iterable[Path], host: Host) -> None:
+    """Refuse plans that cannot run on `host`, and warn of what is doubtful or unknown.
+
+    Raises:
+        PlanError: A plan is cut off, was changed, or was built for another TensorRT or GPU; all of them are named.
+    """
+    from generator.plan.header import read_header
+    from generator.plan.passport import check_fits, passport_path, read_passport
+
+    problems: list[str] = []
+    hints: list[str] = []
+    for plan in plans:
+        try:
+            read_header(plan)
+            if not passport_path(plan).is_file():
+                _LOG.warning("%s has no passport: whether it runs on %s is not known", plan, host.source)
+                continue
+            misfits = check_fits(read_passport(plan), host)
+        except PlanError as error:
+            problems.append(error.message)
+            hints += [error.hint] if error.hint else []
+            continue
+        for misfit in misfits:
+            text = f"{plan}: {misfit.found}, {misfit.expected}"
+            if misfit.severity == "refuse":
+                problems.append(text)
+                hints.append(misfit.hint)
+            else:
+                _LOG.warning("%s", text)
+    if problems:
+        raise PlanError("\n".join(problems), hint=hints[0] if hints else "build the plan again where it is to run")

@@ -1,0 +1,353 @@
+"""Stand-ins for the CUDA driver and TensorRT, on which the tensorrt backend runs where there is no GPU.
+
+The GPU's memory is host memory, and nothing happens before somebody waits for it, as on a GPU: what reads a buffer too
+early, or writes it too early, gives wrong numbers here too. A plan is the real header and a description in JSON; its
+network doubles each input. Addresses outside what was allocated raise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import struct
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from typing_extensions import Self
+
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+VERSION = (8, 6, 1, 6)
+Operation = Callable[[], object]
+Run = tuple[int, dict[str, tuple[int, ...]]]
+
+
+def make_plan(
+    inputs: dict[str, tuple[str, list[int]]],
+    outputs: dict[str, tuple[str, list[int]]] | None = None,
+    *,
+    profiles: list[dict[str, tuple[list[int], list[int], list[int]]]] | None = None,
+    version: tuple[int, int, int, int] = VERSION,
+    **behaviour: Any,
+) -> bytes:
+    """Return a plan; by default the outputs are Y, or Y_<input>, for X or X_<input>.
+
+    `behaviour`: `fail_rows` fails on batches of that many rows, `stale_graphs` runs recorded graphs with the context's
+    latest shapes, `plugin` needs the plugins first.
+    """
+    outputs = outputs or {name.replace("X", "Y", 1): value for name, value in inputs.items()}
+    text = json.dumps({"inputs": inputs, "outputs": outputs, "profiles": profiles or [], **behaviour}).encode()
+    head = b"ftrt" + struct.pack("<IQQ", 0, 0, 28 + len(text)) + bytes(version)
+    return head + text
+
+
+class Driver:
+    """`cuda.bindings.driver`, as far as the backend uses it."""
+
+    CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+    CUevent_flags = SimpleNamespace(CU_EVENT_BLOCKING_SYNC=1, CU_EVENT_DISABLE_TIMING=2)
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=9, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=0
+    )
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+
+    def __init__(self, *, gpus: int = 1, memory_bytes: int = 1 << 30) -> None:
+        self.gpus, self.memory_bytes = gpus, memory_bytes
+        self.memory: dict[int, Any] = {}  # address -> buffer, of GPU and pinned host memory alike
+        self.on_gpu: set[int] = set()
+        self.queue: list[Operation] = []
+        self.recording: list[Operation] | None = None
+        self.graphs: dict[int, list[Operation]] = {}
+        self.open = 0  # streams, events and contexts not yet closed
+        self.launched_graphs: list[int] = []
+        self.piece_bytes: list[int] = []
+        self._numbers = itertools.count(1)
+
+    def _used(self) -> int:
+        return sum(len(self.memory[address]) for address in self.on_gpu)
+
+    def _submit(self, operation: Operation) -> None:
+        (self.queue if self.recording is None else self.recording).append(operation)
+
+    def _check(self, address: int, size: int) -> None:
+        inside = any(
+            start <= address and address + size <= start + len(buffer) for start, buffer in self.memory.items()
+        )
+        assert inside, f"{size} bytes at {address:#x} are not allocated"
+
+    def cuInit(self, _flags: int) -> tuple[Any, ...]:  # noqa: N802
+        return (0,) if self.gpus else (SimpleError(100, "CUDA_ERROR_NO_DEVICE"),)
+
+    def cuDeviceGetCount(self) -> tuple[int, int]:  # noqa: N802
+        return 0, self.gpus
+
+    def cuDeviceGet(self, ordinal: int) -> tuple[int, int]:  # noqa: N802
+        return 0, ordinal
+
+    def cuDeviceGetAttribute(self, attribute: int, _device: int) -> tuple[int, int]:  # noqa: N802
+        return 0, attribute
+
+    def cuDevicePrimaryCtxRetain(self, _device: int) -> tuple[int, int]:  # noqa: N802
+        self.open += 1
+        return 0, 1
+
+    def cuDevicePrimaryCtxRelease(self, _device: int) -> tuple[int]:  # noqa: N802
+        self.open -= 1
+        return (0,)
+
+    def cuCtxSetCurrent(self, _context: int) -> tuple[int]:  # noqa: N802
+        return (0,)
+
+    def cuCtxGetStreamPriorityRange(self) -> tuple[int, int, int]:  # noqa: N802
+        return 0, 0, -5
+
+    def cuStreamCreateWithPriority(self, _flags: int, priority: int) -> tuple[int, int]:  # noqa: N802
+        self.priority = priority
+        self.open += 1
+        return 0, 7
+
+    def cuStreamDestroy(self, _stream: int) -> tuple[int]:  # noqa: N802
+        self.open -= 1
+        return (0,)
+
+    def cuEventCreate(self, flags: int) -> tuple[int, int]:  # noqa: N802
+        self.event_flags = flags
+        self.open += 1
+        return 0, 8
+
+    def cuEventRecord(self, _event: int, _stream: int) -> tuple[int]:  # noqa: N802
+        return (0,)
+
+    def cuEventSynchronize(self, _event: int) -> tuple[int]:  # noqa: N802
+        work, self.queue = self.queue, []
+        for operation in work:
+            operation()
+        return (0,)
+
+    def cuEventDestroy(self, _event: int) -> tuple[int]:  # noqa: N802
+        self.open -= 1
+        return (0,)
+
+    def cuMemGetInfo(self) -> tuple[int, int, int]:  # noqa: N802
+        return 0, self.memory_bytes - self._used(), self.memory_bytes
+
+    def _allocate(self, size: int) -> int:
+        buffer = (ctypes.c_uint8 * size)(*[255] * min(size, 64))
+        self.memory[ctypes.addressof(buffer)] = buffer
+        return ctypes.addressof(buffer)
+
+    def cuMemAlloc(self, size: int) -> tuple[Any, ...]:  # noqa: N802
+        if self._used() + size > self.memory_bytes:
+            return SimpleError(2, "CUDA_ERROR_OUT_OF_MEMORY"), 0
+        address = self._allocate(size)
+        self.on_gpu.add(address)
+        return 0, address
+
+    def cuMemFree(self, address: int) -> tuple[int]:  # noqa: N802
+        self.on_gpu.remove(address)
+        del self.memory[address]
+        return (0,)
+
+    def cuMemHostAlloc(self, size: int, _flags: int) -> tuple[int, int]:  # noqa: N802
+        return 0, self._allocate(size)
+
+    def cuMemFreeHost(self, address: int) -> tuple[int]:  # noqa: N802
+        del self.memory[address]
+        return (0,)
+
+    def _copy(self, target: int, source: int, size: int) -> tuple[int]:
+        self._check(target, size)
+        self._check(source, size)
+        self._submit(lambda: ctypes.memmove(target, source, size))
+        return (0,)
+
+    def cuMemcpyHtoDAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:  # noqa: N802
+        self.piece_bytes.append(size)
+        return self._copy(target, source, size)
+
+    def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:  # noqa: N802
+        return self._copy(target, source, size)
+
+    def cuStreamBeginCapture(self, _stream: int, _mode: int) -> tuple[int]:  # noqa: N802
+        assert not self.queue, "work was pending when a recording began"
+        self.recording = []
+        return (0,)
+
+    def cuStreamEndCapture(self, _stream: int) -> tuple[int, list[Operation]]:  # noqa: N802
+        recorded, self.recording = self.recording or [], None
+        return 0, recorded
+
+    def cuGraphInstantiate(self, graph: list[Operation], _flags: int) -> tuple[int, int]:  # noqa: N802
+        number = next(self._numbers)
+        self.graphs[number] = graph
+        return 0, number
+
+    def cuGraphDestroy(self, _graph: list[Operation]) -> tuple[int]:  # noqa: N802
+        return (0,)
+
+    def cuGraphLaunch(self, graph: int, _stream: int) -> tuple[int]:  # noqa: N802
+        self.launched_graphs.append(graph)
+        self.queue += self.graphs[graph]
+        return (0,)
+
+    def cuGraphExecDestroy(self, graph: int) -> tuple[int]:  # noqa: N802
+        del self.graphs[graph]
+        return (0,)
+
+
+class SimpleError(int):
+    """An error code with a name, like CUresult."""
+
+    def __new__(cls, value: int, name: str) -> Self:
+        error = super().__new__(cls, value)
+        error.name = name
+        return error
+
+    name: str
+
+
+class ILogger:
+    Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
+
+
+class Context:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.active_optimization_profile = 0
+        self.shapes = {name: tuple(shape) for name, (_, shape) in engine.plan["inputs"].items()}
+        self.addresses: dict[str, int] = {}
+        self.runs_now = False
+
+    def set_optimization_profile_async(self, number: int, _stream: int) -> bool:
+        self.active_optimization_profile = number
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert not self.runs_now, "the shapes of a context were changed while it ran"
+        least, _, most = self.engine.plan["profiles"][self.active_optimization_profile][name]
+        if not all(low <= dim <= high for low, dim, high in zip(least, shape, most, strict=True)):
+            self.engine.log.log(ILogger.Severity.ERROR, f"shape {list(shape)} does not satisfy the profile")
+            return False
+        self.shapes[name] = tuple(shape)
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shapes[self._feeding(name)]
+
+    def _feeding(self, output: str) -> str:
+        place = list(self.engine.plan["outputs"]).index(output)
+        return str(list(self.engine.plan["inputs"])[place])
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, _stream: int) -> bool:
+        shapes = dict(self.shapes)
+        if next(iter(shapes.values()))[:1] == (self.engine.plan.get("fail_rows"),):
+            self.engine.log.log(ILogger.Severity.ERROR, "the kernel is ill")
+            return False
+        if self.engine.gpu.recording is None:
+            self.engine.runs.append((self.active_optimization_profile, shapes))
+            self.runs_now = True
+        elif self.engine.plan.get("stale_graphs"):
+            shapes = self.shapes
+        self.engine.gpu._submit(lambda: self._double(shapes))
+        return True
+
+    def _double(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.runs_now = False
+        for output in self.engine.plan["outputs"]:
+            name = self._feeding(output)
+            dtype = np.dtype(DTYPES[self.engine.plan["inputs"][name][0]])
+            count = int(np.prod(shapes[name]))
+            arrays = []
+            for address in (self.addresses[name], self.addresses[output]):
+                self.engine.gpu._check(address, count * dtype.itemsize)
+                buffer = (ctypes.c_uint8 * (count * dtype.itemsize)).from_address(address)
+                arrays.append(np.ctypeslib.as_array(buffer).view(dtype))
+            arrays[1][:] = arrays[0] + arrays[0]
+
+
+class Engine:
+    def __init__(self, plan: dict[str, Any], log: Any, gpu: Driver, runs: list[Run]) -> None:
+        self.plan, self.log, self.gpu, self.runs = plan, log, gpu, runs
+        self.tensors = {**plan["inputs"], **plan["outputs"]}
+        self.num_io_tensors = len(self.tensors)
+        self.num_optimization_profiles = max(1, len(plan["profiles"]))
+        self.device_memory_size = 3 << 20
+
+    def get_tensor_name(self, number: int) -> str:
+        return str(list(self.tensors)[number])
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "in" if name in self.plan["inputs"] else "out"
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name=self.tensors[name][0])
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return list(self.tensors[name][1])
+
+    def get_tensor_profile_shape(self, name: str, number: int) -> list[list[int]]:
+        return list(self.plan["profiles"][number][name])
+
+    def is_shape_inference_io(self, _name: str) -> bool:
+        return False
+
+    def get_tensor_location(self, _name: str) -> int:
+        return 1
+
+    def get_tensor_format(self, _name: str) -> int:
+        return 0
+
+    def create_execution_context(self) -> Context:
+        return Context(self)
+
+
+class Runtime:
+    def __init__(self, log: Any, gpu: Driver, runs: list[Run], plugins: list[str]) -> None:
+        self.log, self.gpu, self.runs, self.plugins = log, gpu, runs, plugins
+
+    def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+        problem = ""
+        if plan[:4] != b"ftrt":
+            problem = "Serialization assertion magicTagRead == kMAGIC_TAG failed.Magic tag does not match"
+        elif plan[24:28] != bytes(VERSION):
+            problem = "The engine plan file is not compatible with this version of TensorRT"
+        elif not plan.endswith(b"}"):
+            problem = "Serialization assertion size failed."
+        elif json.loads(plan[28:]).get("plugin") and not self.plugins:
+            problem = "getPluginCreator could not find plugin"
+        elif json.loads(plan[28:]).get("too_large"):
+            problem = "Requested amount of GPU memory (1) could not be allocated."
+        if problem:
+            self.log.log(ILogger.Severity.ERROR, problem)
+            return None
+        return Engine(json.loads(plan[28:]), self.log, self.gpu, self.runs)
+
+
+def make_tensorrt(driver: Driver) -> Any:
+    """Return the module `tensorrt` on this driver; its `runs` are the profile and shapes of each enqueue."""
+    runs: list[Run] = []
+    plugins: list[str] = []
+    return SimpleNamespace(
+        __version__=".".join(map(str, VERSION)),
+        ILogger=ILogger,
+        Runtime=lambda log: Runtime(log, driver, runs, plugins),
+        TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
+        TensorLocation=SimpleNamespace(DEVICE=1, HOST=0),
+        TensorFormat=SimpleNamespace(LINEAR=0),
+        init_libnvinfer_plugins=lambda _log, _namespace: plugins.append("all"),
+        runs=runs,
+    )
