@@ -28,11 +28,14 @@ import yaml
 TREE = Path(__file__).resolve().parent.parent
 # name -> precision -> optimization profiles (min, opt, max); kernels are chosen for `opt`
 _SMALL, _LARGE = (1, 1, 8), (1, 64, 128)
+_DEMO = (1, 8, 32)
 MODELS: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
-    "demo": {"fp32": ((1, 8, 32),), "fp16": ((1, 8, 32),), "int8": ((1, 8, 32),)},
+    "demo": {"fp32": (_DEMO,), "fp16": (_DEMO,), "int8": (_DEMO,)},
     "resnet50": {"fp16": (_SMALL, _LARGE), "int8": (_LARGE,)},
     "efficientnet_b0": {"fp16": (_LARGE,)},
 }
+# Not published: with random weights the scores of a ResNet lie closer together than int8 rounds, and the gate says so.
+UNPROVED = {"resnet50_int8"}
 HELD_OUT = 1000
 
 
@@ -60,7 +63,7 @@ class Run:
         self.results[key] = value
         (self.work / "gpu.json").write_text(json.dumps(self.results, indent=2) + "\n")
 
-    def trtgen(self, *arguments: str, torch: bool = False, check: bool = True) -> str:
+    def trtgen(self, *arguments: str, torch: bool = False, check: bool = True, show: bool = True) -> str:
         """Run one trtgen command, show what it says, and return its stdout."""
         python = self.torch_python if torch else sys.executable
         print(f"$ trtgen {' '.join(arguments)}", flush=True)
@@ -70,11 +73,11 @@ class Run:
             env=self.torch_environment if torch else self.environment,
             cwd=self.work,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
             text=True,
             check=False,
         )
-        print(f"{done.stdout.rstrip()}\n# {time.monotonic() - started:.1f} s, exit code {done.returncode}", flush=True)
+        said = done.stdout.rstrip() if show else ""
+        print(f"{said}\n# {time.monotonic() - started:.1f} s, exit code {done.returncode}", flush=True)
         if check and done.returncode:
             raise SystemExit(done.returncode)
         return done.stdout
@@ -113,6 +116,9 @@ def build(run: Run, repository: Path, only: list[str]) -> None:
             served = f"{name}_{precision}"
             if only and served not in only:
                 continue
+            if served in UNPROVED:
+                build_unproved(run, served, precision, profiles)
+                continue
             model = {
                 "name": served,
                 "source": "export",
@@ -130,9 +136,25 @@ def build(run: Run, repository: Path, only: list[str]) -> None:
                 run.save(f"built {served}", {"proof": data["proof"], "plan": data["plan"], "passport": passport})
 
 
+def build_unproved(run: Run, served: str, precision: str, profiles: tuple[tuple[int, int, int], ...]) -> None:
+    """Build a plan without a repository around it."""
+    folder = run.work / "exported" / served
+    listed = [text for profile in profiles for text in ("--profile", ",".join(map(str, profile)))]
+    run.trtgen(
+        "build-plan", str(folder / "model.onnx"), "--output", str(folder / "model.plan"), "--precision", precision,
+        "--max-batch", str(max(profile[2] for profile in profiles)), *listed, check=False,
+    )  # fmt: skip
+    passport = folder / "model.plan.json"
+    if passport.is_file():
+        run.save(f"built {served}", {"passport": json.loads(passport.read_text())})
+
+
 def plan_of(repository: Path, served: str) -> Path:
     """Return the path of the newest plan of a model."""
-    return max((repository / f"{served}_classifier").glob("*/model.plan"), key=lambda path: int(path.parent.name))
+    if served in UNPROVED:
+        return repository.parent / "exported" / served / "model.plan"
+    plans = (repository / f"{served}_classifier").glob("*/model.plan")
+    return max(plans, key=lambda path: int(path.parent.name), default=repository / "absent")
 
 
 def rebuild(run: Run, repository: Path) -> None:
@@ -158,13 +180,14 @@ def rebuild(run: Run, repository: Path) -> None:
 def bench(run: Run, repository: Path) -> None:
     """Measure the plans beside PyTorch and onnxruntime."""
     for name in ("resnet50", "efficientnet_b0"):
-        plans = [plan_of(repository, f"{name}_{precision}") for precision in MODELS[name]]
+        plans = [plan for precision in MODELS[name] if (plan := plan_of(repository, f"{name}_{precision}")).is_file()]
         arguments = [text for plan in plans for text in ("--plan", str(plan))]
         onnx = run.work / "exported" / f"{name}_fp16" / "model.onnx"
         output = run.work / f"bench-{name}"
         run.trtgen(
-            "bench", str(onnx), *arguments, "--model", name, "--torch-python", run.torch_python, "--output", str(output)
-        )
+            "bench", str(onnx), *arguments, "--model", name, "--torch-python", run.torch_python,
+            "--output", str(output), "--rounds", "3", "--seconds", "0.3",
+        )  # fmt: skip
         run.save(f"bench {name}", json.loads((output / "bench.json").read_text()))
 
 
@@ -172,9 +195,11 @@ def inspect(run: Run, repository: Path) -> None:
     """Look into the ResNet-50 plans."""
     for precision in MODELS["resnet50"]:
         plan = plan_of(repository, f"resnet50_{precision}")
+        if not plan.is_file():
+            continue
         page = run.work / f"inspect-resnet50-{precision}.html"
-        run.trtgen("inspect", str(plan), "--batch", "64", "--html", str(page))
-        text = run.trtgen("inspect", str(plan), "--batch", "64", "--json")
+        run.trtgen("inspect", str(plan), "--batch", "128", "--html", str(page), "--top", "25", check=False)
+        text = run.trtgen("inspect", str(plan), "--batch", "128", "--json", check=False, show=False)
         (run.work / f"inspect-resnet50-{precision}.json").write_text(text)
 
 
@@ -190,8 +215,11 @@ def count_right(run: Run, repository: Path) -> None:
         for index, image in enumerate(draw_set(HELD_OUT, seed=HELD_OUT_SEED)):
             (folder / LABELS[index % len(LABELS)] / f"{index:05}.jpg").write_bytes(image.jpeg)
     names = [f"demo_{precision}" for precision in MODELS["demo"]]
-    text = run.trtgen("verify", *names, "--repository", str(repository), "--labelled", str(folder), "--json")
-    run.save("held-out", json.loads(text[text.index("[") :]))
+    names = [name for name in names if (repository / name).is_dir()]
+    text = run.trtgen(
+        "verify", *names, "--repository", str(repository), "--labelled", str(folder), "--json", check=False
+    )
+    run.save("held-out", json.loads(text))
 
 
 def main() -> None:

@@ -42,6 +42,7 @@ class Question:
     data: bytes
     scores: NDArray[np.float32] | None = None
     words: str = ""
+    tolerance: float = SCORE_TOLERANCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +164,7 @@ class Client:
         if question.scores is None:
             return "answered, a refusal was expected"
         error_size = float(np.abs(scores - question.scores).max())
-        return "" if error_size <= SCORE_TOLERANCE else f"scores are off by {error_size:.3g}"
+        return "" if error_size <= question.tolerance else f"scores are off by {error_size:.3g}"
 
 
 class Load:

@@ -8,7 +8,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["describe_machine"]
+__all__ = ["describe_machine", "measure_pss"]
 
 _PACKAGES = ("numpy", "pillow", "onnxruntime", "torch", "nvidia-pytriton")
 
@@ -19,6 +19,17 @@ def describe_machine() -> str:
     cores = len(os.sched_getaffinity(0))
     today = dt.datetime.now(tz=dt.timezone.utc).date()
     return f"{today}, {_name_processor()}, {cores} cores, Python {platform.python_version()}, {versions}"
+
+
+def measure_pss(pid: int) -> int:
+    """Return the proportional set size of a process and all its descendants, in bytes."""
+    total = 0
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+        if line.startswith("Pss:"):
+            total += int(line.split()[1]) * 1024
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += sum(measure_pss(int(child)) for child in (task / "children").read_text(encoding="ascii").split())
+    return total
 
 
 def _name_processor() -> str:

@@ -151,6 +151,8 @@ def open_onnx(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
     silent = 4  # what goes wrong is raised, and need not be on stderr as well
     options, run_options = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
     options.log_severity_level = run_options.log_severity_level = silent
+    # Q/DQ as they stand: onnxruntime would quantize the biases of convolutions too, which TensorRT leaves in float
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except failures as error:

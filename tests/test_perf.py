@@ -99,10 +99,10 @@ def test_table_and_files(tmp_path: Path) -> None:
     plain = report.read_measurement(ENSEMBLE, model="plain", members={})
     table = report.format_table([ensemble, plain]).splitlines()
     assert table[0].split() == [
-        *("model", "concurrency", "infer/s", "spread", "p50", "p95", "p99"),
+        *("model", "batch", "concurrency", "images/s", "spread", "p50", "p95", "p99"),
         *("queue", "input", "infer", "output", "other", "share"),
     ]
-    assert table[1].split()[:4] == ["tiny", "4", f"{ensemble.infer_per_s:.1f}", "25%"]
+    assert table[1].split()[:5] == ["tiny", "1", "4", f"{ensemble.infer_per_s:.1f}", "25%"]
     assert table[2].startswith("  preprocess")
     assert table[2].endswith(f"{ensemble.members[0].share:.0%}")
     assert len(table) == 5
@@ -275,7 +275,7 @@ def test_perf_over_http_with_images_of_ones_own(
     rows = list(csv.DictReader((tmp_path / "perf" / "perf.csv").read_text().splitlines()))
     assert [row["model"] for row in rows] == ["tiny", "tiny_preprocess", "tiny_classifier"]
     assert [row["ensemble"] for row in rows] == ["", "tiny", "tiny"]
-    assert "infer/s" in capsys.readouterr().out
+    assert "images/s" in capsys.readouterr().out
 
 
 @server
@@ -316,7 +316,17 @@ def test_requests_that_fail_are_an_error(program: Path, urls: dict[str, str]) ->
 
 
 def make_load(program: Path, url: str = "localhost:1", timeout_s: float = 60) -> sweep.Load:
-    return sweep.Load(analyzer=program, protocol="grpc", url=url, concurrencies=[1], requests=10, timeout_s=timeout_s)
+    return sweep.Load(
+        analyzer=program,
+        protocol="grpc",
+        url=url,
+        concurrencies=[1],
+        requests=10,
+        timeout_s=timeout_s,
+        batch_size=1,
+        shared_memory="none",
+        metrics_url="localhost:1",
+    )
 
 
 @pytest.mark.parametrize(

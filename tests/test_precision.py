@@ -157,15 +157,23 @@ def write_gated(path: Path) -> Path:
 
 
 def write_overflowing(path: Path, *, where: str) -> Path:
-    """Scales by 1e6 and back: as a `constant` beyond FP16, or in `values` only, with two constants of 1e3 each."""
+    """Scales by 1e6 and back: as a `constant` beyond FP16, or in `values` only, with two constants of 1e3 each.
+
+    With `fork`, two nodes read the large values.
+    """
     maker = GraphMaker()
     given = maker.add("Relu", maker.conv("image", (3, 8), name="stem"), name="stem_relu")
     if where == "constant":
         given = maker.add("Mul", given, maker.constant("huge", 1e6), name="up")
         given = maker.add("Mul", given, maker.constant("tiny", 1e-6), name="down")
     else:
-        for name, factor in (("up1", 1e3), ("up2", 1e3), ("down1", 1e-3), ("down2", 1e-3)):
+        for name, factor in (("up1", 1e3), ("up2", 1e3)):
             given = maker.add("Mul", given, maker.constant(f"{name}_factor", factor), name=name)
+        down = maker.add("Mul", given, maker.constant("down_factor", 1e-3), name="down1")
+        if where == "fork":
+            again = maker.add("Mul", given, maker.constant("again_factor", 3e-4), name="again")
+            down = maker.add("Add", down, again, name="joined")
+        given = maker.add("Mul", down, maker.constant("down2_factor", 1e-3), name="down2")
     maker.classify(maker.add("Relu", maker.conv(given, (8, 8), name="last"), name="last_relu"), 8)
     return maker.save(path)
 
@@ -339,21 +347,24 @@ def test_fp16_overflow_of_a_constant_without_our_search_fails_the_gate(tmp_path:
     assert not passes_gate(tmp_path / "overflow.onnx", reference, "fp16")
 
 
-def test_fp16_overflow_of_values_is_invisible_on_the_cpu_and_found_all_the_same(tmp_path: Path, noise: Pixels) -> None:
+@pytest.mark.parametrize("where", ["values", "fork"])
+def test_fp16_overflow_of_values_is_invisible_on_the_cpu_and_found_all_the_same(
+    tmp_path: Path, noise: Pixels, where: str
+) -> None:
     from onnx.reference import ReferenceEvaluator
 
-    source = write_overflowing(tmp_path / "source.onnx", where="values")
+    source = write_overflowing(tmp_path / "source.onnx", where=where)
     model = load_proto(source)
     normalise_names(model)
     onnx.save(half_module.to_fp16(model, []), tmp_path / "overflow.onnx")
     # onnxruntime's CPU kernels compute FP16 in FP32 and drop the casts between; numpy does what a GPU would
     assert np.isfinite(run(tmp_path / "overflow.onnx", noise)).all()
     with np.errstate(all="ignore"):
-        truth = ReferenceEvaluator(str(tmp_path / "overflow.onnx")).run(None, {"PIXELS": noise[:2]})[0]
-    assert not np.isfinite(truth).all()
+        truth: Any = ReferenceEvaluator(str(tmp_path / "overflow.onnx")).run(None, {"PIXELS": noise[:2]})
+    assert not np.isfinite(truth[0]).all()
     converted = convert_graph(source, tmp_path / "model.onnx", precision="fp16", target="tensorrt-10").path
-    kept = ReferenceEvaluator(str(converted)).run(None, {"PIXELS": noise[:2]})[0]
-    np.testing.assert_allclose(kept, run(source, noise[:2]), atol=5e-3)
+    kept: Any = ReferenceEvaluator(str(converted)).run(None, {"PIXELS": noise[:2]})
+    np.testing.assert_allclose(kept[0], run(source, noise[:2]), atol=5e-3)
 
 
 def test_constant_in_two_precisions(tmp_path: Path, noise: Pixels) -> None:

@@ -6,6 +6,7 @@ The driver and TensorRT are stand-ins (tests/tensorrt_standin.py). What needs a 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -288,6 +289,34 @@ def test_finalize_leaves_nothing(load: Load) -> None:
     assert not model.driver.graphs
     assert model.driver.open == 0
     model.finalize()
+
+
+FAULTS = """
+import importlib.util, resource, sys, types
+import numpy as np
+
+sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
+spec = importlib.util.spec_from_file_location("backend", sys.argv[1])
+backend = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(backend)
+if sys.argv[2] == "keep":
+    backend.keep_freed_memory()
+for round_ in range(12):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [np.ones(1_200_000, np.uint8) for _ in range(8)]
+    del arrays
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_the_memory_of_one_batch_serves_the_next() -> None:
+    def count_faults(mode: str) -> int:
+        command = [sys.executable, "-c", FAULTS, str(BACKEND), mode]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    if count_faults("default") < 1000:
+        pytest.skip("malloc keeps it by itself here")
+    assert count_faults("keep") < 100
 
 
 # --- CUDA graphs ------------------------------------------------------------------------------------------------------

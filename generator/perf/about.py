@@ -45,6 +45,14 @@ def describe_run(
             "url": load.url,
             "concurrencies": list(load.concurrencies),
             "requests_per_window": load.requests,
+            "batch_size": load.batch_size,
+            "shared_memory": load.shared_memory,
+            "metrics_url": load.metrics_url,
+        },
+        "units": {
+            "infer_per_s": "images (rows of a batch) per second, whatever the batch size",
+            "concurrency": "requests of batch_size images each, in flight",
+            "*_ms": "milliseconds per request",
         },
         "images": images.describe(),
     }

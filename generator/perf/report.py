@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import PerfError
+from generator.perf.gpu import GpuFigures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +31,14 @@ _STAGES = {
 }
 _OUTSIDE = ("Client Send", "Network+Server Send/Recv", "Client Recv")
 _LATENCIES = {"p50_ms": "p50 latency", "p95_ms": "p95 latency", "p99_ms": "p99 latency"}
+# Our column in perf.csv -> GpuFigures.
+_GPU_COLUMNS = {
+    "gpus": "gpus",
+    "gpu_utilization": "utilization",
+    "gpu_power_w": "power_w",
+    "gpu_memory_used_bytes": "memory_used_bytes",
+    "images_per_joule": "images_per_joule",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +69,8 @@ class Member:
 class Measurement:
     """One model at one concurrency.
 
+    `infer_per_s` counts inferences, which are rows: images per second, whatever the batch size. `concurrency` counts
+    requests of `batch_size` images, and times are per request.
     For an ensemble the stages are the sums over its members. `spread` is how far the best of the measurement windows
     lies above the worst, in throughput (0.1 = 10 %); None when perf_analyzer did not say.
     """
@@ -76,10 +87,18 @@ class Measurement:
     spread: float | None
     members: tuple[Member, ...]
     command: str
+    batch_size: int
+    gpu: GpuFigures
 
 
 def read_measurement(
-    text: str, *, model: str, members: Mapping[str, str], spread: float | None = None, command: str = ""
+    text: str,
+    *,
+    model: str,
+    members: Mapping[str, str],
+    spread: float | None = None,
+    command: str = "",
+    batch_size: int = 1,
 ) -> Measurement:
     """Read the CSV files of one run.
 
@@ -89,9 +108,12 @@ def read_measurement(
         members: For an ensemble, the file of each member.
         spread: See `Measurement`.
         command: The command line that measured, for the record.
+        batch_size: Images per request.
 
     Raises:
         PerfError: A column or the row is missing.
+
+    The GPU figures are all None: they are not in these files.
     """
     row = _read_row(text, model)
     own = _read_stages(row, model)
@@ -116,6 +138,8 @@ def read_measurement(
             for member, part in parts.items()
         ),
         command=command,
+        batch_size=batch_size,
+        gpu=GpuFigures(),
     )
 
 
@@ -125,18 +149,21 @@ def read_stages(text: str, model: str) -> Stages:
 
 
 def format_table(measurements: Sequence[Measurement]) -> str:
-    """Return the table that people read: times in milliseconds, an ensemble's members below it."""
+    """Return the table that people read: times in milliseconds, an ensemble's members below it, GPU figures if any."""
+    on_gpu = _format_gpu(measurements)
     stages = ["queue", "input", "infer", "output", "other"]
-    rows = [["model", "concurrency", "infer/s", "spread", "p50", "p95", "p99", *stages, "share"]]
-    for one in measurements:
+    rows = [
+        ["model", "batch", "concurrency", "images/s", "spread", "p50", "p95", "p99", *stages, "share", *on_gpu],
+    ]
+    for index, one in enumerate(measurements):
         spread = "" if one.spread is None else f"{one.spread:.0%}"
         latencies = [f"{value:.2f}" for value in (one.p50_ms, one.p95_ms, one.p99_ms)]
         times = [*latencies, *_format_stages(one.stages), f"{one.other_ms:.2f}"]
-        rows.append([one.model, str(one.concurrency), f"{one.infer_per_s:.1f}", spread, *times, ""])
-        rows.extend(
-            [f"  {part.model}", "", "", "", "", "", "", *_format_stages(part.stages), "", f"{part.share:.0%}"]
-            for part in one.members
-        )
+        load = [str(one.batch_size), str(one.concurrency), f"{one.infer_per_s:.1f}"]
+        rows.append([one.model, *load, spread, *times, "", *(cells[index] for cells in on_gpu.values())])
+        for part in one.members:
+            times = [*_format_stages(part.stages), "", f"{part.share:.0%}"]
+            rows.append([f"  {part.model}", *[""] * 7, *times, *[""] * len(on_gpu)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
@@ -153,11 +180,13 @@ def write_report(measurements: Sequence[Measurement], *, about: Mapping[str, Any
     """
     table = io.StringIO()
     names = ["model", "ensemble", "concurrency", "infer_per_s", "average_ms", *_LATENCIES, *_STAGES, "other_ms"]
-    writer = csv.DictWriter(table, [*names, "share", "spread"], restval="", lineterminator="\n")
+    names += ["share", "spread", "batch_size", *_GPU_COLUMNS]
+    writer = csv.DictWriter(table, names, restval="", lineterminator="\n")
     writer.writeheader()
     for one in measurements:
-        values = {name: value for name, value in asdict(one).items() if name not in {"stages", "members", "command"}}
-        writer.writerow(_round({**values, **asdict(one.stages)}))
+        gpu = {column: getattr(one.gpu, field) for column, field in _GPU_COLUMNS.items()}
+        values = {name: value for name, value in asdict(one).items() if name in names}
+        writer.writerow(_round({**values, **asdict(one.stages), **gpu}))
         for part in one.members:
             place = {"model": part.model, "ensemble": one.model, "concurrency": one.concurrency, "share": part.share}
             writer.writerow(_round({**place, **asdict(part.stages)}))
@@ -172,6 +201,21 @@ def write_report(measurements: Sequence[Measurement], *, about: Mapping[str, Any
             f"{folder} cannot be written: {error.strerror}", hint="choose a folder with --output"
         ) from error
     return written
+
+
+def _format_gpu(measurements: Sequence[Measurement]) -> dict[str, list[str]]:
+    """Return header -> a cell per measurement, for the figures that at least one of them has."""
+    gpus = max((one.gpu.gpus or 0 for one in measurements), default=0)
+    columns = {
+        "GPU" if gpus < 2 else f"{gpus} GPUs": [(one.gpu.utilization, "{:.0%}") for one in measurements],
+        "watts": [(one.gpu.power_w, "{:.1f}") for one in measurements],
+        "images/J": [(one.gpu.images_per_joule, "{:.2f}") for one in measurements],
+    }
+    return {
+        header: ["" if value is None else pattern.format(value) for value, pattern in cells]
+        for header, cells in columns.items()
+        if any(value is not None for value, _ in cells)
+    }
 
 
 def _format_stages(stages: Stages) -> list[str]:

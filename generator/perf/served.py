@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import PerfError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["ServedModel", "Server", "read_models"]
+__all__ = ["ServedModel", "Server", "check_batch_size", "read_models"]
 
 _TIMEOUT_S = 20.0
 
@@ -30,12 +30,15 @@ class ServedModel:
     """One model to measure.
 
     `image_input` is the name of its one BYTES input, None for a model that takes tensors. `members` are the models an
-    ensemble calls, in its order; empty for a plain model.
+    ensemble calls, in its order; empty for a plain model. `max_batch_size` is 0 for a model without a batch axis,
+    `has_open_outputs` whether its configuration leaves the size of an output open (strings, dims of -1).
     """
 
     name: str
     image_input: str | None
     members: tuple[str, ...]
+    max_batch_size: int = 0
+    has_open_outputs: bool = False
 
 
 def read_models(protocol: str, url: str, name: str | None) -> tuple[Server, list[ServedModel]]:
@@ -64,6 +67,22 @@ def read_models(protocol: str, url: str, name: str | None) -> tuple[Server, list
         ) from error
     finally:
         client.close()
+
+
+def check_batch_size(models: Sequence[ServedModel], batch_size: int) -> None:
+    """Refuse requests of more images than one of `models` takes.
+
+    Raises:
+        PerfError: Naming the model and its limit.
+    """
+    for model in models:
+        limit = max(model.max_batch_size, 1)
+        if batch_size > limit:
+            raise PerfError(
+                f"{model.name} takes at most {limit} images per request (max_batch_size: {model.max_batch_size}), "
+                f"--batch-size is {batch_size}",
+                hint=f"--batch-size {limit}, or build the model with a larger `batch: max`",
+            )
 
 
 def _read(ask: Callable[..., Any], url: str, name: str | None) -> tuple[Server, list[ServedModel]]:
@@ -101,4 +120,9 @@ def _read_config(config: dict[str, Any]) -> ServedModel:
         name=config["name"],
         image_input=inputs[0]["name"] if is_image else None,
         members=tuple(dict.fromkeys(step["model_name"] for step in steps)),
+        max_batch_size=int(config.get("max_batch_size", 0)),
+        has_open_outputs=any(
+            output["data_type"] == "TYPE_STRING" or any(int(dim) < 0 for dim in output["dims"])
+            for output in config["output"]
+        ),
     )

@@ -12,12 +12,13 @@ import re
 import shlex
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import PerfError
 from generator.perf.analyzer import library_environment
+from generator.perf.gpu import MetricsWatch
 from generator.perf.images import write_input
 from generator.perf.report import read_measurement
 
@@ -34,6 +35,13 @@ _WINDOWS = 3
 _ANY_SPREAD_PERCENT = 1_000_000
 _INPUT, _OUTPUT = "images.json", "out.csv"
 _TAIL_LINES = 12
+_HINT = "the lines above are perf_analyzer's own; the server's log may say more"
+_SHARED_MEMORY = re.compile("shared.memory", re.IGNORECASE)
+_SHARED_MEMORY_HINT = (
+    "--shared-memory system needs a server on this host that sees the same /dev/shm (a container: --ipc=host), "
+    "from Triton 26.04 on started with --allow-client-shm=true"
+)
+_OPEN_OUTPUT_BYTES = 16 * 2**20  # per image and output; pages that nobody writes to cost nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +49,9 @@ class Load:
     """What is sent where.
 
     `concurrencies` are numbers of requests in flight, `requests` the least number of them in a measurement window,
-    `timeout_s` the longest time that one model at one concurrency may take.
+    `timeout_s` the longest time that one model at one concurrency may take. A request has `batch_size` images.
+    `shared_memory` is `none` or `system`: with the latter, images and answers stay in shared memory of the server's
+    host. `metrics_url` is `host:port` of the server's metrics page.
     """
 
     analyzer: Path
@@ -50,13 +60,16 @@ class Load:
     concurrencies: Sequence[int]
     requests: int
     timeout_s: float
+    batch_size: int
+    shared_memory: str
+    metrics_url: str
 
 
 def measure(models: Sequence[ServedModel], images: ImageSet, load: Load) -> Iterator[Measurement]:
     """Yield a Measurement per model and concurrency as soon as it is there.
 
-    A model that takes encoded images gets `images` in turn. One that takes tensors gets random bytes: what a network
-    costs does not depend on the values.
+    A model that takes encoded images gets `images` in turn, `batch_size` of them per request. One that takes tensors
+    gets random bytes: what a network costs does not depend on the values.
 
     Raises:
         PerfError: A run that failed, measured nothing or did not end in time; with the last lines of its output.
@@ -75,20 +88,22 @@ def _measure_one(
 ) -> Measurement:
     arguments = _make_arguments(model, concurrency, load)
     what = f"perf_analyzer on {model.name} at concurrency {concurrency}"
+    watch = MetricsWatch(load.metrics_url, model.name)
     for old in folder.glob(f"*{_OUTPUT}"):
         old.unlink()
     try:
-        run = subprocess.run(
-            [load.analyzer, *arguments],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=load.timeout_s,
-            check=False,
-        )
+        with watch.run():
+            run = subprocess.run(
+                [load.analyzer, *arguments],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=load.timeout_s,
+                check=False,
+            )
     except subprocess.TimeoutExpired as error:
         said = error.stdout or b""
         raise PerfError(
@@ -102,22 +117,31 @@ def _measure_one(
     if run.returncode or not result.is_file():
         raise PerfError(
             f"{what} measured nothing (exit code {run.returncode}){_tail(run.stdout)}",
-            hint="the lines above are perf_analyzer's own; the server's log may say more",
+            hint=_SHARED_MEMORY_HINT if load.shared_memory != "none" and _SHARED_MEMORY.search(run.stdout) else _HINT,
         )
-    return read_measurement(
+    measurement = read_measurement(
         result.read_text(encoding="utf-8"),
         model=model.name,
         members={member: _read_member(folder, member, what, run.stdout) for member in model.members},
         spread=_find_spread(run.stdout),
         command=shlex.join(["perf_analyzer", *arguments]),
+        batch_size=load.batch_size,
     )
+    return replace(measurement, gpu=watch.summarize(measurement.infer_per_s))
 
 
 def _make_arguments(model: ServedModel, concurrency: int, load: Load) -> list[str]:
+    shared = []
+    if load.shared_memory != "none":
+        shared = ["--shared-memory", load.shared_memory]
+        if model.has_open_outputs:  # perf_analyzer works out the size of the others; its default is 100 KB
+            shared += ["--output-shared-memory-size", str(_OPEN_OUTPUT_BYTES)]
     return [
         *("-m", model.name),
         *("-i", load.protocol),
         *("-u", load.url),
+        *("-b", str(load.batch_size)),
+        *shared,
         *("--input-data", _INPUT if model.image_input else "random"),
         *("--concurrency-range", f"{concurrency}:{concurrency}:1"),
         *("--measurement-mode", "count_windows"),

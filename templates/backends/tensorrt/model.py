@@ -38,6 +38,8 @@ _TYPES = {
 _MIB = 1024 * 1024
 # What is staged goes to the GPU in pieces of at least this, so that the copies overlap with the staging of the rest.
 _PIECE_BYTES = 2 * _MIB
+# glibc's names for what mallopt sets; the largest value that it takes for the first is 32 MiB.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST_SHAPES = 4096  # remembered; then they are forgotten and looked up again
 _OUT_OF_MEMORY = re.compile(r"out[ _]?of[ _]?memory|could not be allocated", re.IGNORECASE)
 
@@ -104,6 +106,7 @@ class TritonPythonModel:
         if args["model_instance_kind"] != "GPU":
             raise EngineError(f"unable to load model '{self.model}', TensorRT backend supports only GPU device")
         check_parameters(config, model=self.model)
+        keep_freed_memory()
         ordinal = int(args["model_instance_device_id"])
         settings = config.get("optimization", {})
         cuda = settings.get("cuda", {})
@@ -663,6 +666,19 @@ class Engine:
         for host in (*self.host_inputs, *self.host_outputs):
             host.close()
         self.device.close()
+
+
+def keep_freed_memory():
+    """Let malloc keep what is freed, for the next execute.
+
+    The stub copies each input into a new array. Where glibc gives the memory of a batch back to the system after every
+    execute, which depends on what lies above it in the heap, the next batch pays a page fault per 4 KiB: 7.5 instead of
+    14 thousand images per second (requests of 8 images of 224x224, on two cores, with a network that does nothing).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1024 * _MIB)
 
 
 def import_driver(model):

@@ -1,0 +1,301 @@
+"""The plan behind the endpoint: JPEG in, label out, on a GPU, from one command.
+
+    python -m benchmarks.gpu --work /tmp/trtgen-gpu --steps export build --only resnet50_fp16
+    python -m benchmarks.gpu_serving --work /tmp/trtgen-gpu
+
+Takes the repository that benchmarks.gpu built. Served by the pip tritonserver and measured with perf_analyzer on the
+same machine: the JPEG ensemble with requests of 1 and of 8 images of 500x375, against what as many bare processes as
+there are cores decode, resize and crop; the network alone with requests of 8 uint8 images through shared memory,
+against the bare plan. Then a long run whose every answer is compared with the plan run directly, with memory of host
+and GPU, and what happens when the plan is deleted, a process of a model is killed, or the server is stopped under load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.load import Load, Question, Tally, make_bad_questions, mix
+from benchmarks.machine import measure_pss
+from benchmarks.preprocess import load_step, make_jpegs
+from generator.errors import ServerError
+from generator.gpu.memory import free_memory
+from generator.pixels import prepare_without_torch
+from generator.plan.engine import open_engine
+from generator.recipe import IMAGENET, Recipe
+from generator.repository import read_record
+from generator.server.embedded import EmbeddedServer
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Barrier
+
+    from generator.plan.engine import Engine
+
+TREE = Path(__file__).resolve().parent.parent
+MODEL = "resnet50_fp16"
+SIZE = (500, 375)
+# preprocessing processes, classifier processes
+CONFIGURATIONS = ((14, 2), (16, 2), (16, 3), (12, 1))
+_MIB = 2**20
+
+
+def decode_barely(files: list[bytes], seconds: float, ready: Barrier, results: Any) -> None:
+    """Decode, resize and crop in a loop; put the images per second into `results`."""
+    step = load_step()
+    recipe = step.Recipe({name: {"string_value": value} for name, value in IMAGENET.parameters().items()})
+    pixels = np.empty((224, 224, 3), np.uint8)
+    pixels[:] = step.decode(files[0], recipe)
+    ready.wait()
+    count, started = 0, time.monotonic()
+    while (spent := time.monotonic() - started) < seconds:
+        pixels[:] = step.decode(files[count % len(files)], recipe)
+        count += 1
+    results.put(count / spent)
+
+
+def measure_barely(files: list[bytes], *, processes: int, seconds: float = 3.0) -> float:
+    """Return the images per second of so many processes that do nothing but the preprocessing."""
+    context = multiprocessing.get_context("spawn")
+    ready, results = context.Barrier(processes), context.Queue()
+    children = [context.Process(target=decode_barely, args=(files, seconds, ready, results)) for _ in range(processes)]
+    for child in children:
+        child.start()
+    total = sum(results.get() for _ in children)
+    for child in children:
+        child.join()
+    return float(total)
+
+
+def measure_plan(engine: Engine, *, batch: int, seconds: float = 2.0) -> float:
+    """Return the images per second of the plan alone, as a CUDA graph, nothing copied."""
+    with engine.session(batch, cuda_graph=True) as session:
+        session.input[:] = np.random.default_rng(0).integers(0, 256, session.input.shape, dtype=np.uint8)
+        session.copy_in()
+        count, started = 0, time.monotonic()
+        while time.monotonic() - started < seconds:
+            for _ in range(20):
+                session.enqueue()
+            session.synchronize()
+            count += 20
+        return count * batch / (time.monotonic() - started)
+
+
+def with_instances(repository: Path, target: Path, *, preprocess: int, classifier: int) -> Path:
+    """Return a copy of the model with other instance counts; the large files are links."""
+    shutil.rmtree(target, ignore_errors=True)
+    for name, count in ((MODEL, 0), (f"{MODEL}_preprocess", preprocess), (f"{MODEL}_classifier", classifier)):
+        shutil.copytree(repository / name, target / name, copy_function=os.link)
+        config = target / name / "config.pbtxt"
+        text = config.read_text()
+        config.unlink()
+        config.write_text(re.sub(r"\bcount: \d+", f"count: {count}", text))
+    return target
+
+
+def perf(work: Path, server: EmbeddedServer, *arguments: str) -> list[dict[str, Any]]:
+    """Run `trtgen perf` and return its measurements."""
+    output = work / "perf"
+    command = [sys.executable, "-m", "generator", "perf", "--url", server.grpc_url, "--metrics-url", server.metrics_url]
+    done = subprocess.run(
+        [*command, "--no-members", "--output", str(output), *arguments],
+        cwd=work, env={**os.environ, "PYTHONPATH": str(TREE)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    print(f"$ trtgen perf {' '.join(arguments)}\n{done.stdout}{done.stderr if done.returncode else ''}", flush=True)
+    if done.returncode:
+        return []
+    measurements: list[dict[str, Any]] = json.loads((output / "perf.json").read_text())["measurements"]
+    return measurements
+
+
+def measure_served(work: Path, repository: Path, files: list[bytes], plan_images_per_s: float) -> list[dict[str, Any]]:
+    """Measure each configuration, and the bare processes before and after it."""
+    jpegs = work / "jpegs"
+    jpegs.mkdir(exist_ok=True)
+    for index, data in enumerate(files):
+        (jpegs / f"{index}.jpg").write_bytes(data)
+    cores = len(os.sched_getaffinity(0))
+    rows = []
+    bare = measure_barely(files, processes=cores)
+    for preprocess, classifier in CONFIGURATIONS:
+        tree = with_instances(repository, work / "served", preprocess=preprocess, classifier=classifier)
+        images = ["--images", str(jpegs)]
+        raw = ["--shared-memory", "system", "--batch-size", "8", "--measurement-requests", "3000"]
+        with EmbeddedServer(tree, log_path=work / "serving.log") as server:
+            singles = perf(work, server, "--model", MODEL, *images, "--concurrency", "64,128",
+                           "--measurement-requests", "3000")  # fmt: skip
+            eights = perf(work, server, "--model", MODEL, *images, "--batch-size", "8", "--concurrency", "16,32",
+                          "--measurement-requests", "400")  # fmt: skip
+            pixels = perf(work, server, "--model", f"{MODEL}_classifier", *raw, "--concurrency", "64")
+        after = measure_barely(files, processes=cores)
+        around = statistics.mean((bare, after))
+        row = {
+            "preprocess": preprocess, "classifier": classifier, "bare_images_per_s": around,
+            "bare_plan_images_per_s": plan_images_per_s,
+            **summarise("singles", singles, around), **summarise("eights", eights, around),
+            **summarise("raw", pixels, plan_images_per_s),
+        }  # fmt: skip
+        print(json.dumps({key: value for key, value in row.items() if not isinstance(value, list)}, indent=1))
+        rows.append(row)
+        bare = after
+    return rows
+
+
+def summarise(what: str, measurements: list[dict[str, Any]], against: float) -> dict[str, Any]:
+    """Return the best of the measurements and its share of `against`, and all of them."""
+    best = max((one["infer_per_s"] for one in measurements), default=0.0)
+    return {f"{what}_images_per_s": best, f"{what}_share": best / against, what: measurements}
+
+
+def soak(repository: Path, engine: Engine, work: Path, *, requests: int, concurrency: int) -> dict[str, Any]:
+    """Ask the ensemble so many times; every answer is compared with the plan run directly on that image alone."""
+    record = read_record(repository, MODEL)
+    assert record is not None, f"{repository} holds no {MODEL}"
+    from generator.demo.draw import draw_set
+
+    recipe = Recipe.model_validate(record.recipe)
+    drawn = draw_set(100, seed=4242)
+    scores = engine.run(prepare_without_torch(recipe, [image.jpeg for image in drawn]))
+    good = [
+        Question(name=image.name, data=image.jpeg, scores=row, tolerance=5e-3)
+        for image, row in zip(drawn, scores, strict=True)
+    ]
+    tally, host, gpu, seconds = Tally(), [], [], 0.0
+    with EmbeddedServer(repository, models=[MODEL], log_path=work / "soak.log") as server:
+        for phase in range(10):
+            questions = mix(good, make_bad_questions(), requests // 10, bad_share=0.01, seed=phase)
+            started = time.monotonic()
+            with Load("grpc", server.grpc_url, questions, concurrency=concurrency, model=MODEL) as load:
+                pass
+            seconds += time.monotonic() - started
+            tally.count(load.answers)
+            host.append(measure_pss(server.pid) / _MIB)
+            free, total = free_memory()
+            gpu.append((total - free) / _MIB)
+    result = {
+        "requests": tally.right + tally.refused + len(tally.problems), "right": tally.right, "refused": tally.refused,
+        "unexpected": tally.problems[:5], "images_per_s": requests / seconds, "host_mib": host, "gpu_mib": gpu,
+    }  # fmt: skip
+    print(json.dumps(result))
+    return result
+
+
+def harm(repository: Path, engine: Engine, work: Path) -> dict[str, Any]:
+    """Delete the plan while it is served, kill a process of the classifier, stop the server: each under load."""
+    record = read_record(repository, MODEL)
+    assert record is not None, f"{repository} holds no {MODEL}"
+    from generator.demo.draw import draw_set
+
+    recipe, (image,) = Recipe.model_validate(record.recipe), draw_set(1, seed=4242)
+    scores = engine.run(prepare_without_torch(recipe, [image.jpeg]))[0]
+    question = Question(name=image.name, data=image.jpeg, scores=scores, tolerance=5e-3)
+    found: dict[str, Any] = {}
+    for what in ("plan deleted", "process killed", "server stopped"):
+        tree = with_instances(repository, work / "harmed", preprocess=4, classifier=2)
+        words, tally = "", Tally()
+        with (
+            contextlib.suppress(ServerError),
+            EmbeddedServer(tree, models=[MODEL], log_path=work / "harmed.log") as server,
+        ):
+            load = Load("grpc", server.grpc_url, [question] * 100_000, concurrency=16, model=MODEL)
+            with load:
+                time.sleep(1)
+                before = len(load.answers)
+                if what == "plan deleted":
+                    next(tree.glob("*_classifier/*/model.plan")).unlink()
+                    time.sleep(1)
+                elif what == "process killed":
+                    kill_a_stub(server.pid, f"{MODEL}_classifier")
+                    try:
+                        server.wait()
+                    except ServerError as error:
+                        words = error.message
+                else:
+                    server.stop()
+                load.stop()
+            tally.count(load.answers)
+        found[what] = {
+            "before": before, "right": tally.right, "wrong scores": sum("off by" in one for one in tally.problems),
+            "errors": sorted({one.partition(": ")[2][:160] for one in tally.problems})[:6], "words": words,
+        }  # fmt: skip
+        print(what, json.dumps(found[what]))
+    return found
+
+
+def kill_a_stub(server: int, model: str) -> None:
+    """Kill one process of the model, found by its command line."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_text().replace("\0", " ") if entry.name.isdigit() else ""
+            if "triton_python_backend_stub" in words and model in words:
+                os.kill(int(entry.name), signal.SIGKILL)
+                return
+    raise RuntimeError(f"server {server} has no process of {model}")
+
+
+def chain(work: Path, repository: Path) -> None:
+    """The user's way once: verify, then the client over both protocols, of every model that was built."""
+    environment = {**os.environ, "PYTHONPATH": str(TREE)}
+    names = sorted(path.parent.name for path in repository.glob("*/trtgen.json"))
+    star = str(TREE / "clients/samples/star.jpg")
+    commands = [["verify", "--repository", str(repository)]]
+    for protocol in ("grpc", "http"):
+        port = "8001" if protocol == "grpc" else "8000"
+        for name in names:
+            client = [sys.executable, str(TREE / "clients/classify.py"), "--protocol", protocol, "--model", name,
+                      "--url", f"localhost:{port}", star]  # fmt: skip
+            if name.startswith("demo_fp16") or name == MODEL:
+                commands.append(["serve", "--repository", str(repository), "--", *client])
+    for command in commands:
+        print(f"$ trtgen {' '.join(command)}", flush=True)
+        subprocess.run([sys.executable, "-m", "generator", *command], cwd=work, env=environment, check=False)
+
+
+def main() -> None:
+    """Run the steps that are asked for and keep the figures in gpu_serving.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("gpu-run"))
+    parser.add_argument("--requests", type=int, default=20_000)
+    steps = ("measure", "soak", "harm", "chain")
+    parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
+    arguments = parser.parse_args()
+    work = arguments.work.resolve()
+    repository = work / "model_repository"
+    path = work / "gpu_serving.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    plan = max((repository / f"{MODEL}_classifier").glob("*/model.plan"))
+    files = make_jpegs(*SIZE)
+    for step in arguments.steps:
+        print(f"## {step}", flush=True)
+        if step == "chain":
+            chain(work, repository)
+            continue
+        with open_engine(plan) as engine:
+            if step == "measure":
+                bare = {batch: measure_plan(engine, batch=batch) for batch in (8, 64, 128)}
+                print("bare plan, images/s by batch:", bare, flush=True)
+                results["bare plan"] = bare
+            elif step == "soak":
+                results[step] = soak(repository, engine, work, requests=arguments.requests, concurrency=32)
+            else:
+                results[step] = harm(repository, engine, work)
+        if step == "measure":
+            results[step] = measure_served(work, repository, files, max(bare.values()))
+        path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
