@@ -48,8 +48,7 @@ if TYPE_CHECKING:
 TREE = Path(__file__).resolve().parent.parent
 MODEL = "resnet50_fp16"
 SIZE = (500, 375)
-# preprocessing processes, classifier processes
-CONFIGURATIONS = ((14, 2), (16, 2), (16, 3), (12, 1))
+CONFIGURATIONS = "14:2 16:2 16:3 12:1"
 _MIB = 2**20
 
 
@@ -121,7 +120,9 @@ def perf(work: Path, server: EmbeddedServer, *arguments: str) -> list[dict[str, 
     return measurements
 
 
-def measure_served(work: Path, repository: Path, files: list[bytes], plan_images_per_s: float) -> list[dict[str, Any]]:
+def measure_served(
+    work: Path, repository: Path, files: list[bytes], plan_images_per_s: float, configurations: list[str]
+) -> list[dict[str, Any]]:
     """Measure each configuration, and the bare processes before and after it."""
     jpegs = work / "jpegs"
     jpegs.mkdir(exist_ok=True)
@@ -130,7 +131,8 @@ def measure_served(work: Path, repository: Path, files: list[bytes], plan_images
     cores = len(os.sched_getaffinity(0))
     rows = []
     bare = measure_barely(files, processes=cores)
-    for preprocess, classifier in CONFIGURATIONS:
+    for configuration in configurations:
+        preprocess, classifier = map(int, configuration.split(":"))
         tree = with_instances(repository, work / "served", preprocess=preprocess, classifier=classifier)
         images = ["--images", str(jpegs)]
         raw = ["--shared-memory", "system", "--batch-size", "8", "--measurement-requests", "3000"]
@@ -271,6 +273,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     steps = ("measure", "soak", "harm", "chain")
     parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
+    parser.add_argument(
+        "--configurations", nargs="*", default=CONFIGURATIONS.split(),
+        help="processes of preprocessing and of the classifier, such as 14:2",
+    )  # fmt: skip
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     repository = work / "model_repository"
@@ -293,7 +299,7 @@ def main() -> None:
             else:
                 results[step] = harm(repository, engine, work)
         if step == "measure":
-            results[step] = measure_served(work, repository, files, max(bare.values()))
+            results[step] = measure_served(work, repository, files, max(bare.values()), arguments.configurations)
         path.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -51,6 +51,7 @@ def export_artifact(
     from generator.verify import default_images, make_reference, read_images
     from generator.verify.reference import save_reference
 
+    chosen = read_images(images) if images else default_images()  # first: it is soon said what is wrong with them
     start = time.monotonic()
     network = load_network(spec)
     on_step("loaded", network.description, time.monotonic() - start)
@@ -60,7 +61,6 @@ def export_artifact(
     if spec.is_tensorrt:
         detail += f", for {spec.target} in {spec.precision}"
     on_step("exported", detail, time.monotonic() - start)
-    chosen = read_images(images) if images else default_images()
     save_reference(make_reference(network, chosen), folder / REFERENCE_FILE)
     return Artifact(
         onnx=onnx,

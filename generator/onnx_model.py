@@ -86,11 +86,16 @@ def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        # said outright: onnx would take the name's ending for the format, and .json for text
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except OSError as error:
         msg = f"{path} cannot be read: {error.strerror or error}"
         raise SourceError(msg, hint="give the path of an ONNX file") from error
     except DecodeError as error:
+        if _is_plan(path):
+            msg = f"{path} is a TensorRT plan, an ONNX file was expected"
+            hint = "give the graph that it was built from; trtgen inspect and classify-plan take plans"
+            raise SourceError(msg, hint=hint) from error
         msg = f"{path} is not an ONNX file: {error}"
         raise SourceError(msg, hint="export it again; it may be cut off, or of another format") from error
     if not model.graph.node or not model.graph.output:
@@ -103,6 +108,19 @@ def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     if weights:
         onnx.load_external_data_for_model(model, str(path.parent))
     return model
+
+
+def _is_plan(path: Path) -> bool:
+    from generator.errors import PlanError
+    from generator.plan.header import read_header
+
+    with path.open("rb") as stream:
+        if stream.read(4) in (b"ftrt", b"vtrt"):  # even one that is cut off
+            return True
+    try:
+        return read_header(path, accept=("ultralytics",)).kind == "ultralytics"
+    except PlanError:
+        return False
 
 
 def external_data_files(model: onnx.ModelProto) -> list[str]:

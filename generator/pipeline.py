@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.artifact import Artifact, add_plan, export_artifact, take_export
+from generator.errors import SpecError
 from generator.fingerprint import fingerprint, installed_packages, made_by
 from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, recover, staging
 from generator.repository.layout import RECORD_FILE, numeric_versions
@@ -60,6 +61,9 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
     Raises:
         TrtgenError: Any stage; nothing is published then.
     """
+    if options.images is not None and spec.source == "export":
+        msg = f"{spec.name}: --images was settled when the graph was exported: its reference.npz holds the answers"
+        raise SpecError(msg, hint="leave --images out, or export again with it")
     choice = choose_target(spec)
     spec = choice.spec
     inputs = fingerprint(spec)

@@ -261,7 +261,7 @@ def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
 
 
 def _from_file(path: Path) -> dict[str, object]:
-    """Return what an ONNX file on the command line says itself: an export states its name, target and precision."""
+    """Return what an ONNX file on the command line says itself; target and precision of an export: see `target.py`."""
     from generator.export.exported import is_export, read_export
 
     if not is_export(path):
@@ -270,8 +270,6 @@ def _from_file(path: Path) -> dict[str, object]:
     return {
         "name": record.name,
         "source": "export",
-        "target": record.target,
-        "precision": record.precision,
         "activation": record.activation,
         "batch": record.spec["batch"],
         "plan": record.spec["plan"],

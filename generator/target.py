@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from generator.errors import DeviceError, MissingDependencyError, PlanError
+from generator.errors import DeviceError, MissingDependencyError, PlanError, SpecError
 from generator.plan.library import installed_version
 
 if TYPE_CHECKING:
@@ -35,14 +36,12 @@ def choose_target(spec: ModelSpec) -> Choice:
         target, reason = _target_of_this_host()
         if target == "onnxruntime" and spec.precision not in ("auto", "fp32"):
             msg = f"{spec.name}: precision {spec.precision} needs TensorRT, but {reason}"
-            raise PlanError(msg, hint=_export_hint(spec, "tensorrt-10"))
+            raise PlanError(msg, hint=_export_hint(spec, "tensorrt-10", precision=spec.precision))
     if precision == "auto":
         precision = "fp32" if target == "onnxruntime" else "fp16"
     if reason:
         reason = f"{target}, {precision}: {reason}"
-    # validated anew: what `auto` became must agree with the other fields
-    data = {**spec.model_dump(), "target": target, "precision": precision}
-    return Choice(spec=type(spec).model_validate(data), reason=reason)
+    return Choice(spec=_settle(spec, {"target": target, "precision": precision}), reason=reason)
 
 
 def _choice_of_export(spec: ModelSpec) -> Choice:
@@ -56,8 +55,25 @@ def _choice_of_export(spec: ModelSpec) -> Choice:
         default = type(spec).model_fields[field].default
         if getattr(spec, field) not in (default, value):
             msg = f"{spec.name}: {field} is {getattr(spec, field)}, but {spec.onnx} was exported for {value}"
-            raise PlanError(msg, hint=f"leave {field} out, or export again with --{field} {getattr(spec, field)}")
-    return Choice(spec=type(spec).model_validate({**spec.model_dump(), **settled}), reason="")
+            raise PlanError(msg, hint=f"leave {field} out, or export again with {field}: {getattr(spec, field)}")
+    return Choice(spec=_settle(spec, settled), reason="")
+
+
+def _settle(spec: ModelSpec, settled: dict[str, str]) -> ModelSpec:
+    """Return the spec with what `auto` became, validated anew: that must agree with the other fields.
+
+    Raises:
+        SpecError: It does not.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return type(spec).model_validate({**spec.model_dump(), **settled})
+    except ValidationError as error:
+        words = " and ".join(f"{field} {value}" for field, value in settled.items() if getattr(spec, field) == "auto")
+        problems = "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in error.errors())
+        msg = f"{spec.name}: {f'with {words}: ' if words else ''}{problems}"
+        raise SpecError(msg, hint="say target and precision in the spec; docs/spec.md lists every field") from error
 
 
 def check_target(spec: ModelSpec) -> None:
@@ -99,11 +115,13 @@ def _target_of_this_host() -> tuple[str, str]:
     return installed.target, f"TensorRT {installed} and {find_gpu().name} are here"
 
 
-def _export_hint(spec: ModelSpec, target: str) -> str:
+def _export_hint(spec: ModelSpec, target: str, *, precision: str = "auto") -> str:
     """The way for a host without a GPU: export here, build there."""
     if spec.source == "export":
-        return f"build it on the GPU host: trtgen build-repo --onnx {spec.onnx}"
+        return f"build it on the GPU host: trtgen build-repo --onnx {shlex.quote(str(spec.onnx))}"
+    source = shlex.quote(str(spec.onnx)) if spec.source == "onnx" else spec.name
+    words = f"{source} --target {target}" + (f" --precision {precision}" if precision != "auto" else "")
     return (
-        f"export here: trtgen export {spec.name} --target {target} --output exported/{spec.name}; "
+        f"export here: trtgen export {words} --output exported/{spec.name}; "
         f"build on the GPU host: trtgen build-repo --onnx exported/{spec.name}/model.onnx"
     )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import dataclasses
+import http.server
 import json
 import shutil
 import struct
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +22,11 @@ import pytest
 
 from generator.cli import main
 from generator.errors import PerfError
-from generator.perf import analyzer, images, report, served, sweep
+from generator.perf import analyzer, gpu, images, report, served, sweep
 from tests.tiny_repository import build_tiny_repository, make_image, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 DATA = Path(__file__).parent / "data" / "perf_analyzer"  # perf_analyzer 2.50's files for tiny at concurrency 4
 ENSEMBLE = (DATA / "ensemble.csv").read_text()
@@ -49,6 +54,42 @@ def make_program(folder: Path, *lines: str) -> Path:
     path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
     path.chmod(0o755)
     return path
+
+
+@contextlib.contextmanager
+def answer_metrics(make_page: Callable[[], str], status: int = 200) -> Iterator[str]:
+    """Answer every request with the page that is made for it; yield `host:port`."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = make_page().encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as answering:
+        thread = threading.Thread(target=answering.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"127.0.0.1:{answering.server_port}"
+        answering.shutdown()
+        thread.join()
+
+
+def write_gpu(name: str, *, utilization: float, power_w: float | None, joules: float | None, used: float) -> str:
+    """What Triton's page says of one GPU."""
+    values = {
+        "nv_gpu_utilization": utilization,
+        "nv_gpu_power_usage": power_w,
+        "nv_gpu_memory_used_bytes": used,
+        "nv_gpu_memory_total_bytes": 1e12,
+        "nv_energy_consumption": joules,
+    }
+    known = {metric: value for metric, value in values.items() if value is not None}
+    return "".join(f'# TYPE {metric} gauge\n{metric}{{gpu_uuid="{name}"}} {value}\n' for metric, value in known.items())
 
 
 # --- its files
@@ -276,6 +317,235 @@ def test_perf_over_http_with_images_of_ones_own(
     assert [row["model"] for row in rows] == ["tiny", "tiny_preprocess", "tiny_classifier"]
     assert [row["ensemble"] for row in rows] == ["", "tiny", "tiny"]
     assert "images/s" in capsys.readouterr().out
+
+
+@server
+def test_batches_in_shared_memory_beside_two_gpus(
+    program: Path,
+    urls: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The server's own page, with lines for two GPUs of 60 and 40 W added: there is none here."""
+    started = time.monotonic()
+
+    def make_page() -> str:
+        with urllib.request.urlopen(f"http://{urls['metrics']}/metrics", timeout=10) as response:
+            page: str = response.read().decode()
+        spent = 60 * (time.monotonic() - started)
+        first = write_gpu("GPU-a", utilization=0.5, power_w=60, joules=spent, used=3e9)
+        return page + first + write_gpu("GPU-b", utilization=0.25, power_w=40, joules=spent * 2 / 3, used=1e9)
+
+    monkeypatch.setenv("PERF_ANALYZER", str(program))
+    arguments = ["--url", urls["grpc"], "--concurrency", "2", "--measurement-requests", "20", "--batch-size", "4"]
+    with answer_metrics(make_page) as metrics_url:
+        more = ["--shared-memory", "system", "--metrics-url", metrics_url, "--output", str(tmp_path)]
+        before = count_inferences(urls["grpc"])
+        assert main(["perf", *arguments, *more]) == 0
+    after = count_inferences(urls["grpc"])
+    counts = {model: [new - old for new, old in zip(after[model], before[model], strict=True)] for model in after}
+    for inferences, requests in counts.values():
+        assert inferences == 4 * requests > 0
+
+    document = json.loads((tmp_path / "perf.json").read_text())
+    assert document["load"]["batch_size"] == 4
+    assert document["load"]["shared_memory"] == "system"
+    for one in document["measurements"]:
+        assert "--shared-memory system" in one["command"]
+        # Little's law in images: what is in flight = images per second x latency.
+        assert one["infer_per_s"] * one["average_ms"] / 1000 == pytest.approx(2 * 4, rel=0.1)
+        found = one["gpu"]
+        assert (found["gpus"], found["utilization"], found["memory_used_bytes"]) == (2, 0.375, 4e9)
+        assert found["power_w"] == 100
+        assert found["energy_j"] / found["seconds"] == pytest.approx(100, rel=0.05)
+        assert 2 < found["seconds"] < 30
+        assert found["samples"] > 5
+        assert found["images_per_joule"] == pytest.approx(one["infer_per_s"] / 100, abs=1e-5)
+        assert found["unknown"] is None
+    said = capsys.readouterr()
+    header, first, *_ = said.out.splitlines()
+    assert header.endswith("share  2 GPUs  watts  images/J")
+    assert first.split()[-3:-1] == ["38%", "100.0"]
+    rows = list(csv.DictReader((tmp_path / "perf.csv").read_text().splitlines()))
+    assert (rows[0]["batch_size"], rows[0]["gpus"], rows[0]["gpu_power_w"]) == ("4", "2", "100.0")
+    assert rows[1]["gpus"] == ""
+    assert "GPU figures" not in said.err
+
+
+def count_inferences(url: str) -> dict[str, list[int]]:
+    """How many images and requests each model has answered, in the server's words."""
+    from tritonclient.grpc import InferenceServerClient
+
+    with InferenceServerClient(url) as client:
+        models = client.get_inference_statistics(as_json=True)["model_stats"]
+    return {
+        model["name"]: [int(model.get("inference_count", 0)), int(model["inference_stats"]["success"].get("count", 0))]
+        for model in models
+    }
+
+
+@server
+def test_batch_larger_than_the_models_is_refused(
+    program: Path,
+    urls: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PERF_ANALYZER", str(program))
+    for protocol in ("grpc", "http"):
+        arguments = ["--protocol", protocol, "--url", urls[protocol], "--batch-size", "5", "--output", str(tmp_path)]
+        assert main(["perf", *arguments]) == 1
+        said = capsys.readouterr().err
+        assert "error: tiny takes batches of at most 4 (max_batch_size: 4), --batch-size is 5" in said
+        assert "hint: --batch-size 4, or" in said
+    assert "measuring" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_model_without_batches_takes_one_image() -> None:
+    model = served.ServedModel(name="single", image_input=None, members=(), max_batch_size=0)
+    served.check_batch_size([model], 1)
+    with pytest.raises(PerfError, match=r"single takes batches of at most 1 \(max_batch_size: 0\)"):
+        served.check_batch_size([model], 2)
+
+
+@server
+def test_outputs_of_open_size_get_a_size_in_shared_memory(program: Path, tmp_path: Path) -> None:
+    root = build_tiny_repository(tmp_path / "repository")
+    shutil.rmtree(root / "tiny")
+    shutil.rmtree(root / "tiny_classifier")
+    config, code = root / "tiny_preprocess" / "config.pbtxt", root / "tiny_preprocess" / "1" / "model.py"
+    config.write_text(config.read_text().replace("dims: [ 8, 8, 3 ]", "dims: [ -1, -1, 3 ]"))
+    code.write_text(code.read_text().replace("resize((8, 8))", "resize((256, 256))"))  # more than the default 100 KB
+    with serve(root) as addresses:
+        models = served.read_models("grpc", addresses["grpc"], "tiny_preprocess")[1]
+        assert models == served.read_models("http", addresses["http"], "tiny_preprocess")[1]
+        load = dataclasses.replace(make_load(program, addresses["grpc"]), batch_size=2, shared_memory="system")
+        source = images.ImageSet(source="red", images=(make_image("red"),))
+        one = next(sweep.measure(models, source, load))
+    assert one.infer_per_s > 0
+    assert one.gpu.gpus is None
+    assert "http://localhost:1/metrics cannot be read" in str(one.gpu.unknown)
+
+
+def test_shared_memory_that_the_server_does_not_see(tmp_path: Path) -> None:
+    said = "failed to register shared memory region: Unable to open shared memory region: '/PIXELS'"
+    model = served.ServedModel(name="tiny", image_input=None, members=())
+    load = make_load(make_program(tmp_path, f'echo "{said}"; exit 99'))
+    for shared_memory, hint in (("system", "sees the same /dev/shm"), ("none", "perf_analyzer's own")):
+        with pytest.raises(PerfError, match="Unable to open") as caught:
+            next(
+                sweep.measure(
+                    [model],
+                    images.ImageSet(source="none", images=()),
+                    dataclasses.replace(load, shared_memory=shared_memory),
+                )
+            )
+        assert hint in str(caught.value.hint)
+
+
+# --- what the GPUs did
+
+
+def watch_pages(pages: list[str], status: int = 200) -> gpu.GpuFigures:
+    """Let the watch read each page once, the last one again until the end."""
+    left = list(pages)
+    done = threading.Event()
+
+    def next_page() -> str:
+        if len(left) == 1:
+            done.set()
+            return left[0]
+        return left.pop(0)
+
+    with answer_metrics(next_page, status) as url:
+        watch = gpu.MetricsWatch(url, "tiny", interval_s=0.01)
+        with watch.run():
+            assert done.wait(20)
+    return watch.summarize(1000)
+
+
+def write_page(count: int, *gpus: str, model: str = "tiny") -> str:
+    other = 'nv_inference_count{model="other",version="1"} 5\n'
+    return f'# HELP nv\n{other}nv_inference_count{{model="{model}",version="1"}} {count}\n{"".join(gpus)}'
+
+
+def test_only_the_load_counts() -> None:
+    """Idle at 50 W, then figures that are still those of before, then 300 and 500 W, then idle again."""
+
+    def at(power_w: float, utilization: float, joules: float) -> str:
+        return write_gpu("GPU-a", utilization=utilization, power_w=power_w, joules=joules, used=2e9)
+
+    found = watch_pages(
+        [
+            write_page(10, at(50, 0, 1)),
+            write_page(10, at(50, 0, 2)),
+            write_page(20, at(50, 0, 2)),
+            write_page(30, at(300, 0.6, 10)),
+            write_page(30, at(300, 0.6, 10)),  # a slow model: nothing was finished meanwhile
+            write_page(40, at(600, 0.9, 30)),
+            write_page(40, at(60, 0, 40)),
+        ]
+    )
+    assert (found.gpus, found.samples, found.power_w, found.energy_j) == (1, 3, 400, 20)
+    assert found.utilization == pytest.approx(0.7)
+    assert found.images_per_joule == 2.5
+    assert found.memory_used_bytes == 2e9
+
+
+def test_power_from_energy() -> None:
+    started = time.monotonic()
+
+    def at(count: int) -> str:
+        joules = 200 * (time.monotonic() - started)
+        return write_page(count, write_gpu("GPU-a", utilization=1, power_w=None, joules=joules, used=2e9))
+
+    counts = iter(range(1000))
+    with answer_metrics(lambda: at(next(counts))) as url:
+        watch = gpu.MetricsWatch(url, "tiny", interval_s=0.05)
+        with watch.run():
+            while next(counts) < 40:
+                time.sleep(0.01)
+    found = watch.summarize(1000)
+    assert found.power_w == pytest.approx(200, rel=0.2)
+    assert found.images_per_joule == pytest.approx(5, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("pages", "gpus", "reason"),
+    [
+        ([write_page(1), write_page(2)], 0, "has no GPU figures (no GPU, or no DCGM"),
+        (
+            [
+                write_page(count, write_gpu("a", utilization=1, power_w=1, joules=1, used=1), model="more")
+                for count in (1, 2, 3)
+            ],
+            1,
+            "counts no request of tiny meanwhile: another server's?",
+        ),
+        (
+            [write_page(count, write_gpu("a", utilization=1, power_w=None, joules=None, used=1)) for count in (1, 2)],
+            1,
+            "has neither power nor energy",
+        ),
+    ],
+)
+def test_why_gpu_figures_are_unknown(pages: list[str], gpus: int, reason: str) -> None:
+    found = watch_pages(pages)
+    assert found.gpus == gpus
+    assert (found.power_w, found.energy_j, found.images_per_joule) == (None, None, None)
+    assert reason in str(found.unknown)
+
+
+def test_page_that_is_not_there() -> None:
+    assert "/metrics cannot be read: HTTP 404" in str(watch_pages([""], status=404).unknown)
+    assert watch_pages(["nv_gpu_power_usage{gpu_uuid="]).gpus == 0
+    assert "cannot be read: could not convert" in str(watch_pages(['nv_inference_count{model="tiny"} x']).unknown)
+
+
+# --- the choice
 
 
 @server

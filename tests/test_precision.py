@@ -342,7 +342,13 @@ def test_fp16_overflow_of_a_constant_without_our_search_fails_the_gate(tmp_path:
     normalise_names(model)
     onnx.save(half_module.to_fp16(model, []), tmp_path / "overflow.onnx")
     scores = np.log(run(source, noise))
-    reference = Reference(names=("",) * len(noise), files=(b"",) * len(noise), pixels=noise, scores=scores)
+    reference = Reference(
+        names=("",) * len(noise),
+        files=(b"",) * len(noise),
+        pixels=noise,
+        scores=scores,
+        decided=np.ones(len(noise), bool),
+    )
     assert passes_gate(source, reference, "fp32")
     assert not passes_gate(tmp_path / "overflow.onnx", reference, "fp16")
 

@@ -70,6 +70,8 @@ def bench(  # noqa: PLR0917 - the command line
     from generator.onnx_model import read_onnx
 
     wanted = _parse_batches(batches)
+    if not (nearest := next(one for one in (output, *output.absolute().parents) if one.exists())).is_dir():
+        raise typer.BadParameter(f"--output {output}: {nearest} is no folder")  # minutes before it is needed
     chosen = device if device != "auto" else ("cpu" if why_no_gpu() else "cuda")
     graph = read_onnx(onnx)
     contenders = make_contenders(

@@ -123,7 +123,10 @@ def read_profiles(
             raise typer.BadParameter(f"--profile {text} is not MIN,OPT,MAX, such as 1,8,32") from error
     largest = max_batch or max((one.max for one in batches), default=DEFAULT_MAX_BATCH)
     if not batches:
-        batches = [BatchProfile(min=1, opt=min(DEFAULT_OPT_BATCH, largest), max=largest)]
+        try:
+            batches = [BatchProfile(min=1, opt=min(DEFAULT_OPT_BATCH, largest), max=largest)]
+        except ValidationError as error:
+            raise typer.BadParameter(f"--max-batch {largest}: {error.errors()[0]['msg']}") from error
     return make_profiles(onnx, batches), largest
 
 

@@ -65,6 +65,10 @@ def build_repo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build the model repository: export, build the plan, configure, prove, publish."""
+    if wrong := [path for path in onnx or [] if path.suffix != ".onnx"]:
+        what = "is a folder" if wrong[0].is_dir() else "does not end in .onnx"
+        msg = f"--onnx takes the path of an ONNX file, and {wrong[0]} {what}"
+        raise SpecError(msg, hint="trtgen build-repo --onnx exported/NAME/model.onnx")
     specs = specs_from(
         [*(names or []), *(str(path) for path in onnx or [])],
         spec,

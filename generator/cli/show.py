@@ -10,7 +10,9 @@ import typer
 from generator.cli.console import say
 from generator.cli.options import (
     ArchitectureOption,
+    CalibrationOption,
     ClassesOption,
+    ExperimentalOption,
     ImageSizeOption,
     LabelsOption,
     MaxBatchOption,
@@ -37,6 +39,8 @@ def show(
     max_batch: MaxBatchOption = None,
     target: TargetOption = None,
     precision: PrecisionOption = None,
+    experimental: ExperimentalOption = None,
+    calibration: CalibrationOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
 ) -> None:
     """Print the resolved spec and the recipe of each model; nothing is downloaded or built."""
@@ -57,6 +61,8 @@ def show(
         max_batch=max_batch,
         target=target,
         precision=precision,
+        experimental=experimental,
+        calibration=calibration,
     )
     models: list[dict[str, Any]] = []
     for asked in specs:

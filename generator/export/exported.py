@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["EXPORT_FILE", "REFERENCE_FILE", "ExportRecord", "is_export", "read_export", "write_export"]
@@ -58,7 +58,7 @@ def read_export(onnx: Path) -> ExportRecord:
     """Read the export.json beside `onnx` and check that the files are those it names.
 
     Raises:
-        SourceError: Absent, of another format, or a file is missing or was changed.
+        SourceError: Absent, of another format, damaged, not of this graph, or a file is missing or was changed.
     """
     from generator.onnx_model import hash_file
 
@@ -70,9 +70,12 @@ def read_export(onnx: Path) -> ExportRecord:
             msg = f"{path} has format {data.get('format')}, this version of trtgen reads {FORMAT}"
             raise SourceError(msg, hint="export again with this version of trtgen")
         record = ExportRecord(**data)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         msg = f"{path} cannot be read: {error}"
         raise SourceError(msg, hint=hint) from error
+    if problems := list(_problems(record, onnx.name)):
+        msg = f"{path} does not hold: {'; '.join(problems)}"
+        raise SourceError(msg, hint=hint)
     for name, digest in record.files.items():
         file = onnx.parent / name
         if not file.is_file() or hash_file(file) != digest:
@@ -80,3 +83,30 @@ def read_export(onnx: Path) -> ExportRecord:
             msg = f"{file} {what}"
             raise SourceError(msg, hint=hint)
     return record
+
+
+def _problems(record: ExportRecord, graph: str) -> Iterator[str]:
+    """Say what keeps a record from being one: it came with the files, and readers rely on each field's form."""
+    from pydantic import ValidationError
+
+    from generator.recipe import Recipe
+
+    for name in ("made_by", "name", "description", "target", "precision", "activation"):
+        if not isinstance(getattr(record, name), str):
+            yield f"{name} is no text"
+    for name in ("labels", "notes"):
+        value = getattr(record, name)
+        if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+            yield f"{name} is no list of texts"
+    if not isinstance(record.spec, dict) or not {"batch", "plan"} <= set(record.spec):
+        yield "spec does not have batch and plan"
+    try:
+        Recipe.model_validate(record.recipe)
+    except ValidationError:
+        yield "recipe is no recipe"
+    if not isinstance(record.files, dict):
+        yield "files is no object"
+    else:
+        # they are copied by these names, so none may lead out of the folder
+        yield from (f"{name!r} is no name of a file" for name in record.files if name in ("", "..") or "/" in name)
+        yield from (f"{name} is not among its files" for name in (graph, REFERENCE_FILE) if name not in record.files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,10 +72,26 @@ def export_folder(
             )
             write_export(record, new)
             new.chmod(0o755)
-            if folder.exists():
-                folder.rename(Path(place) / "old")
-            new.rename(folder)
+            _put(new, folder, Path(place) / "old")
     except OSError as error:
-        msg = f"{folder} cannot be written: {error.strerror}"
-        raise ExportError(msg, hint="give a folder that you may write, with --output") from error
+        msg = f"{folder} cannot be written: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = f"free disk space there, or in {tempfile.gettempdir()}, where the graph is converted"
+        else:
+            hint = "give a folder that you may write, with --output"
+        raise ExportError(msg, hint=hint) from error
     return artifact.notes
+
+
+def _put(new: Path, folder: Path, old: Path) -> None:
+    """Let `new` take the place of `folder`, which stays as it was if that fails or is interrupted."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    try:
+        folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise

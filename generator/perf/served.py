@@ -79,7 +79,7 @@ def check_batch_size(models: Sequence[ServedModel], batch_size: int) -> None:
         limit = max(model.max_batch_size, 1)
         if batch_size > limit:
             raise PerfError(
-                f"{model.name} takes at most {limit} images per request (max_batch_size: {model.max_batch_size}), "
+                f"{model.name} takes batches of at most {limit} (max_batch_size: {model.max_batch_size}), "
                 f"--batch-size is {batch_size}",
                 hint=f"--batch-size {limit}, or build the model with a larger `batch: max`",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -185,7 +186,7 @@ def _check_plan(adapter: Adapter, request: BuildRequest, plan: bytes) -> None:
     _check_tensors(request.onnx, inputs, outputs)
     if profiles != (expected := max(len(request.profiles), 1)):
         msg = f"the plan has {profiles} optimization profiles; {expected} were asked for"
-        raise PlanError(msg, hint="build again with -vv and read what TensorRT says about profiles")
+        raise PlanError(msg, hint="trtgen -vv build-plan says what TensorRT makes of profiles")
 
 
 def _check_tensors(onnx: OnnxModel, inputs: Sequence[PlanTensor], outputs: Sequence[PlanTensor]) -> None:
@@ -239,7 +240,9 @@ def _check_request(request: BuildRequest, path: Path) -> None:
     check_profiles(request.onnx, request.profiles, max_batch_size=request.max_batch_size)
     folder = path.parent
     if not folder.is_dir():
-        raise PlanError(f"{folder} is no folder: the plan cannot be written there", hint=f"mkdir -p {folder}")
+        raise PlanError(
+            f"{folder} is no folder: the plan cannot be written there", hint=f"mkdir -p {shlex.quote(str(folder))}"
+        )
     if path.is_dir() or path.resolve() == request.onnx.path.resolve():
         raise PlanError(
             f"{path} cannot be the plan: it is a folder or the graph itself", hint="give --output another name"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from pydantic import ValidationError
 
     from generator.plan.shapes import EngineTensor
     from generator.recipe import Recipe
@@ -46,7 +47,7 @@ def find_meaning(plan: Path) -> Meaning:
     """Return what the record of its repository says, else the export.json beside the plan, else nothing.
 
     Raises:
-        PlanError: The export.json cannot be read.
+        PlanError: The export.json cannot be read, or it or the record does not say recipe and labels.
         RepositoryError: The record cannot be read.
     """
     from generator.recipe import Recipe
@@ -61,18 +62,23 @@ def find_meaning(plan: Path) -> Meaning:
                 recipe=Recipe.model_validate(data["recipe"]), labels=_labels(data["labels"]), source=str(export)
             )
         except (KeyError, TypeError, ValueError) as error:
-            msg = f"{export} does not say recipe and labels: {error}"
+            msg = f"{export} does not say recipe and labels"
             raise PlanError(msg, hint="export again, or give --recipe and --labels") from error
     model = plan.parent.parent
     root, name = model.parent, model.name.removesuffix(_SUFFIX)
     if model.name.endswith(_SUFFIX) and name and (root / name / "trtgen.json").is_file():
         record = read_record(root, name)
         if record is not None:
-            return Meaning(
-                recipe=Recipe.model_validate(record.recipe),
-                labels=_labels(record.contract["labels"]),
-                source=str(root / name / "trtgen.json"),
-            )
+            path = root / name / "trtgen.json"
+            try:
+                return Meaning(
+                    recipe=Recipe.model_validate(record.recipe),
+                    labels=_labels(record.contract["labels"]),
+                    source=str(path),
+                )
+            except (KeyError, TypeError, ValueError) as error:
+                msg = f"{path} does not say recipe and labels"
+                raise PlanError(msg, hint="build the model again, or copy its trtgen.json again") from error
     return Meaning(recipe=None, labels=None, source="")
 
 
@@ -84,6 +90,8 @@ def read_recipe(text: str, tensor: EngineTensor) -> Recipe:
     """
     from pathlib import Path
 
+    from pydantic import ValidationError
+
     from generator.recipe import IMAGENET, Recipe
 
     if text == "imagenet":
@@ -94,11 +102,16 @@ def read_recipe(text: str, tensor: EngineTensor) -> Recipe:
     data = _read_json(path)
     try:
         return Recipe.model_validate(data.get("recipe", data) if isinstance(data, dict) else data)
-    except ValueError as error:
-        msg = f"{path} holds no recipe: {error}"
+    except ValidationError as error:
+        msg = f"{path} holds no recipe: {_first_problem(error)}"
         raise PlanError(
             msg, hint="--recipe imagenet, or a JSON file with resize, crop, interpolation, mean, std"
         ) from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    detail = error.errors()[0]
+    return ": ".join([*(str(part) for part in detail["loc"]), str(detail["msg"])])
 
 
 def check_meaning(recipe: Recipe, labels: Sequence[str] | None, given: EngineTensor, made: EngineTensor) -> None:
@@ -146,7 +159,7 @@ def _labels(value: Any) -> tuple[str, ...]:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         msg = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
         raise PlanError(
             msg, hint="--recipe imagenet, or a JSON file with resize, crop, interpolation, mean, std"

@@ -106,7 +106,9 @@ def _read_at(path: Path, offset: int) -> bytes:
 
 
 def _guess(path: Path) -> str:
-    plans = sorted(path.rglob("*.plan"))
+    # not deeper than from a model repository down to its versions: the folder may be a whole disk
+    patterns = ("*.plan", "*/*.plan", "*/*/*.plan")
+    plans = next((found for pattern in patterns if (found := sorted(path.glob(pattern)))), [])
     return str(plans[0] if plans else path / "model.plan")
 
 

@@ -123,7 +123,7 @@ def read_passport(plan: Path, *, check_hash: bool = False) -> Passport:
     except FileNotFoundError as error:
         msg = f"{plan} has no passport: {path.name} is not beside it"
         raise PlanError(msg, hint=f"copy it from where the plan was built, or {_REBUILD}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         msg = f"the passport {path} cannot be read: {getattr(error, 'strerror', None) or error}"
         raise PlanError(msg, hint=f"copy it from where the plan was built, or {_REBUILD}") from error
     if problems := list(_problems(data)):
@@ -207,7 +207,7 @@ def _is_tensor(one: Any) -> bool:
 
 def _is_profile(one: Any) -> bool:
     return isinstance(one, dict) and all(
-        isinstance(ranges, dict) and all(_is_shape(ranges.get(key)) for key in ("min", "opt", "max"))
+        isinstance(ranges, dict) and all(ranges.get(key) and _is_shape(ranges[key]) for key in ("min", "opt", "max"))
         for ranges in one.values()
     )
 

@@ -90,7 +90,7 @@ class TimingCache:
             return None
         try:
             facts = json.loads(head) if separator else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             facts = {}
         if not isinstance(facts, dict) or facts.get("sha256") != hash_bytes(data):
             _LOG.warning("the timing cache %s is damaged; starting anew", self.path)

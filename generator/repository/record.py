@@ -68,7 +68,7 @@ def read_record(root: Path, name: str) -> Record | None:
             msg = f"{path} has format {data.get('format')}, this version of trtgen reads {FORMAT}"
             raise RepositoryError(msg, hint=f"move {directory} and its members away and build it again")
         return Record(**data)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         msg = f"{path} cannot be read: {error}"
         raise RepositoryError(msg, hint=f"move {directory} away and build it again") from error
 

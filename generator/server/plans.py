@@ -5,16 +5,19 @@ Triton would say so too, but later, in the words of TensorRT, and for a containe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
 from generator.errors import DeviceError, MissingDependencyError, PlanError
+from generator.plan.library import TensorRTVersion
 from generator.repository.layout import numeric_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from generator.plan.header import PlanHeader
     from generator.plan.passport import Host
 
 __all__ = ["PLAN_FILE", "check_container_plans", "check_local_plans", "check_plans", "find_plans"]
@@ -52,10 +55,10 @@ def check_local_plans(plans: Sequence[Path]) -> None:
         return
     if reason := why_no_gpu():
         msg = f"{plans[0]} needs a GPU, but here {reason}"
-        name = plans[0].parent.parent.name.removesuffix("_classifier")
+        # the backend is part of what clients rely on: the same name takes --replace
         raise DeviceError(
             msg,
-            hint=f"serve it where the GPU is, or build it for this host: trtgen build-repo {name} --target onnxruntime",
+            hint="serve it where the GPU is, or build for here: trtgen build-repo NAME --target onnxruntime --replace",
         )
     if installed_version() is None:
         raise MissingDependencyError("tensorrt", extra="tensorrt", why=f"it runs {plans[0]}")
@@ -75,7 +78,7 @@ def check_container_plans(plans: Sequence[Path], image: str, *, gpus: bool) -> N
         return
     if not gpus:
         msg = f"{plans[0]} needs a GPU, and --cpu keeps them out of the container"
-        raise DeviceError(msg, hint="leave --cpu out, or build the model with --target onnxruntime")
+        raise DeviceError(msg, hint="leave --cpu out, or build the model with --target onnxruntime --replace")
     found = container_tensorrt(image)
     _LOG.info("%s: TensorRT %s (%s)", found.image, found.version or "unknown", found.source)
     source = found.image if found.version else f"{found.image} ({found.source})"
@@ -86,7 +89,7 @@ def check_plans(plans: Iterable[Path], host: Host) -> None:
     """Refuse plans that cannot run on `host`, and warn of what is doubtful or unknown.
 
     Raises:
-        PlanError: A plan is cut off, was changed, or was built for another TensorRT or GPU; all of them are named.
+        PlanError: A plan is cut off, not that of its passport, or built for another TensorRT or GPU; all are named.
     """
     from generator.plan.header import read_header
     from generator.plan.passport import check_fits, passport_path, read_passport
@@ -95,11 +98,14 @@ def check_plans(plans: Iterable[Path], host: Host) -> None:
     hints: list[str] = []
     for plan in plans:
         try:
-            read_header(plan)
+            header = read_header(plan)
             if not passport_path(plan).is_file():
-                _LOG.warning("%s has no passport: whether it runs on %s is not known", plan, host.source)
+                _check_header(plan, header, host)
                 continue
-            misfits = check_fits(read_passport(plan), host)
+            passport = read_passport(plan)
+            if passport.plan_bytes != header.size_bytes:  # only then is the whole plan worth reading
+                passport = read_passport(plan, check_hash=True)
+            misfits = check_fits(passport, host)
         except PlanError as error:
             problems.append(error.message)
             hints += [error.hint] if error.hint else []
@@ -113,3 +119,22 @@ def check_plans(plans: Iterable[Path], host: Host) -> None:
                 _LOG.warning("%s", text)
     if problems:
         raise PlanError("\n".join(problems), hint=hints[0] if hints else "build the plan again where it is to run")
+
+
+def _check_header(plan: Path, header: PlanHeader, host: Host) -> None:
+    """Warn of a plan without passport, of which only the version is known.
+
+    Raises:
+        PlanError: It is of a later TensorRT, whose plans no earlier one loads, not even version-compatible ones.
+    """
+    made, runs = header.version, None
+    with contextlib.suppress(ValueError):
+        runs = TensorRTVersion.parse(host.tensorrt or "")
+    if made is None or runs is None or made.same_plans(runs):
+        _LOG.warning("%s has no passport: whether it runs on %s is not known", plan, host.source)
+        return
+    if made > runs:
+        msg = f"{plan}: the plan was built with TensorRT {made}, {host.source} has {runs}, which loads no later plans"
+        raise PlanError(msg, hint="build the plan on the GPU that serves it, with the TensorRT that serves it")
+    text = "%s has no passport: built with TensorRT %s, it runs on the %s of %s only if it is version-compatible"
+    _LOG.warning(text, plan, made, runs, host.source)

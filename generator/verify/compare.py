@@ -50,7 +50,8 @@ def ensemble_limit(artifact: Limit) -> Limit:
 class Comparison:
     """The outcome over all images; `differing` holds the index of each whose first class differs.
 
-    `worst_cosine` is lowered where lengths differ, see `compare`.
+    `worst_cosine` is lowered where lengths differ, see `compare`. `top1` is the share among the images that count, nan
+    where none does.
     """
 
     worst_cosine: float
@@ -59,8 +60,8 @@ class Comparison:
     differing: tuple[int, ...]
 
     def meets(self, limit: Limit) -> bool:
-        """Say whether both limits are reached (NaN never is)."""
-        return self.worst_cosine >= limit.cosine and self.top1 >= limit.top1
+        """Say whether both limits are reached (a cosine of NaN never is)."""
+        return self.worst_cosine >= limit.cosine and not self.top1 < limit.top1
 
 
 def is_distribution(scores: NDArray[np.float32]) -> bool:
@@ -95,18 +96,24 @@ def comparable(scores: NDArray[np.float32], activation: str, *, served: bool) ->
     return centred
 
 
-def compare(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> Comparison:
-    """Compare rows of `comparable` values, image by image: cosine, lowered where the lengths of two rows differ."""
+def compare(
+    expected: NDArray[np.float64], actual: NDArray[np.float64], counted: NDArray[np.bool_] | None = None
+) -> Comparison:
+    """Compare rows of `comparable` values, image by image: cosine, lowered where the lengths of two rows differ.
+
+    `counted`, bool (N,), says which images' first classes count; all by default.
+    """
     import numpy as np
 
     similarities = _similarities(expected, actual)
-    differing = np.flatnonzero(expected.argmax(axis=1) != actual.argmax(axis=1))
+    differs = expected.argmax(axis=1) != actual.argmax(axis=1)
+    counted = np.ones(len(expected), np.bool_) if counted is None else counted
     worst = int(np.argmin(np.where(np.isnan(similarities), -np.inf, similarities)))
     return Comparison(
         worst_cosine=float(similarities[worst]),
         worst_image=worst,
-        top1=1 - len(differing) / len(expected),
-        differing=tuple(int(index) for index in differing),
+        top1=1 - float(differs[counted].mean()) if counted.any() else float("nan"),
+        differing=tuple(int(index) for index in np.flatnonzero(differs)),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import MissingDependencyError, ServerError, VerificationError
 from generator.verify import stages
 from generator.verify.compare import LIMITS, Limit, comparable, discriminates, plan_limit
-from generator.verify.plan_stage import check_plan
+from generator.verify.plan_stage import check_plan, why_not_here
 from generator.verify.served import ServedModel
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _served_stages(
         return _ask(subject, reference, limit, direct, grpc_url)
     from generator.server.embedded import EmbeddedServer
 
-    if reason := why_not_served():
+    if reason := why_not_served(subject):
         return [stages.not_proved(stage, reason) for stage in SERVED_STAGES]
     try:
         with EmbeddedServer(subject.repository, models=[subject.layout.ensemble]) as server:
@@ -113,9 +113,12 @@ def _served_stages(
         return _stopped_at(0, error)
 
 
-def why_not_served() -> str:
-    """Return why no server can be started on this machine, empty where one can."""
+def why_not_served(subject: Subject) -> str:
+    """Return why no server can be started on this machine for the model, empty where one can."""
     from generator.server import embedded
+
+    if subject.plan is not None and (reason := why_not_here()):
+        return reason
 
     try:
         embedded.check_embedded()

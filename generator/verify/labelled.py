@@ -85,7 +85,7 @@ def _run_plan(subject: Subject, pixels: NDArray[np.uint8]) -> NDArray[np.float32
 def _ask_server(subject: Subject, labelled: LabelledImages, grpc_url: str | None) -> NDArray[np.float32] | str:
     from generator.server.embedded import EmbeddedServer
 
-    if grpc_url is None and (reason := why_not_served()):
+    if grpc_url is None and (reason := why_not_served(subject)):
         return reason
     with contextlib.ExitStack() as stack:
         if grpc_url is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from generator.errors import RepositoryError
 from generator.recipe import Recipe
 from generator.repository import Layout, Record, find_records, read_record, recover
+from generator.repository.layout import RECORD_FILE
 from generator.spec import ModelSpec
 from generator.verify.gate import GateReport, run_gate
 from generator.verify.images import read_images, read_labelled
@@ -64,12 +65,18 @@ def _find(root: Path, names: Sequence[str]) -> list[Record]:
 
 
 def _subject(root: Path, record: Record) -> Subject:
-    spec = ModelSpec.model_validate(record.spec)
+    try:
+        spec = ModelSpec.model_validate(record.spec)
+        recipe = Recipe.model_validate(record.recipe)
+        labels = tuple(record.contract["labels"])
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"{root / record.name / RECORD_FILE} does not say spec, recipe and labels"
+        raise RepositoryError(msg, hint=f"move {root / record.name} away and build it again") from error
     return Subject(
         repository=root,
         layout=Layout.of(spec, max(spec.versions) if isinstance(spec.versions, list) else record.version),
-        recipe=Recipe.model_validate(record.recipe),
-        labels=tuple(record.contract["labels"]),
+        recipe=recipe,
+        labels=labels,
         activation=spec.activation,
         target=spec.target,
         precision=spec.precision,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from generator.errors import VerificationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -22,23 +22,61 @@ if TYPE_CHECKING:
     from generator.sources import Network
     from generator.verify.images import ImageSet
 
-__all__ = ["Reference", "load_reference", "make_reference", "save_reference"]
+__all__ = ["Reference", "find_decided", "load_reference", "make_reference", "save_reference"]
+
+_NOISE_SEED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """`pixels` is uint8 (N, H, W, 3); `scores` FP32 (N, classes), the source's output before any added activation."""
+    """`pixels` is uint8 (N, H, W, 3); `scores` FP32 (N, classes), the source's output before any added activation.
+
+    `decided`, bool (N,), says for which images the source's first class leads by more than its scores move when pixels
+    change by one level of 255. On the others any rounding decides, so no first class can be asked for.
+    """
 
     names: tuple[str, ...]
     files: tuple[bytes, ...]
     pixels: NDArray[np.uint8]
     scores: NDArray[np.float32]
+    decided: NDArray[np.bool_]
 
 
 def make_reference(network: Network, images: ImageSet) -> Reference:
     """Prepare the images as training would have done and let the source itself answer."""
     pixels = prepare(network.recipe, images.files)
-    return Reference(names=images.names, files=images.files, pixels=pixels, scores=network.run(pixels))
+    scores = network.run(pixels)
+    return Reference(
+        names=images.names,
+        files=images.files,
+        pixels=pixels,
+        scores=scores,
+        decided=find_decided(network.run, pixels, scores),
+    )
+
+
+def find_decided(
+    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], pixels: NDArray[np.uint8], scores: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """Say for which images the lead of the first class is more than twice what one level of pixel noise moves it.
+
+    One level is what the gate allows served pixels to differ by. Twice, since two draws do not see the worst noise.
+    """
+    import numpy as np
+
+    rows = np.arange(len(scores))
+    if scores.shape[1] < 2:
+        return np.ones(len(scores), np.bool_)
+    second, first = np.argsort(scores, axis=1)[:, -2:].T
+    lead = scores[rows, first] - scores[rows, second]
+    moved = np.zeros_like(lead)
+    rng = np.random.default_rng(_NOISE_SEED)
+    for _ in range(2):
+        noise = rng.integers(-1, 2, pixels.shape, dtype=np.int16)
+        noisy = run(np.clip(pixels.astype(np.int16) + noise, 0, 255).astype(np.uint8))
+        moved = np.maximum(moved, np.abs(noisy[rows, first] - noisy[rows, second] - lead))
+    decided: NDArray[np.bool_] = lead > 2 * moved
+    return decided
 
 
 def prepare(recipe: Recipe, files: Sequence[bytes]) -> NDArray[np.uint8]:
@@ -67,6 +105,7 @@ def save_reference(reference: Reference, path: Path) -> None:
         file_sizes=np.array([len(data) for data in reference.files]),
         pixels=reference.pixels,
         scores=reference.scores,
+        decided=reference.decided,
     )
 
 
@@ -90,6 +129,7 @@ def load_reference(path: Path) -> Reference:
                 files=files,
                 pixels=arrays["pixels"],
                 scores=arrays["scores"],
+                decided=arrays["decided"],
             )
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         msg = f"{path} cannot be read: {error}"

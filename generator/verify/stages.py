@@ -176,33 +176,46 @@ def judge(
         reason = f"the scores of an image sum to {scores.sum(axis=1)[0]:.4g}, probabilities sum to 1"
         return StageResult(stage=stage, status="failed", reason=reason, cause="the Softmax is missing")
     expected = comparable(reference.scores, subject.activation, served=False)
-    comparison = compare(expected, comparable(scores, subject.activation, served=True))
-    measured = f"cosine {comparison.worst_cosine:.6f}, top-1 {comparison.top1:.1%}"
+    # a graph in FP32 rounds so little that every first class must be the source's
+    counted = None if limit.top1 == 1 else reference.decided
+    comparison = compare(expected, comparable(scores, subject.activation, served=True), counted)
+    measured = f"cosine {comparison.worst_cosine:.6f}, {_first_classes(comparison, counted)}"
+    top1 = None if np.isnan(comparison.top1) else comparison.top1
     if comparison.meets(limit):
         if comparison.differing:
             measured += f", other first class: {_differing(comparison, reference)}"
         return StageResult(
-            stage=stage, status="proved", measured=measured, worst_cosine=comparison.worst_cosine, top1=comparison.top1
+            stage=stage, status="proved", measured=measured, worst_cosine=comparison.worst_cosine, top1=top1
         )
     return StageResult(
         stage=stage,
         status="failed",
         measured=measured,
         worst_cosine=comparison.worst_cosine,
-        top1=comparison.top1,
+        top1=top1,
         reason=_reason(comparison, reference, limit),
         cause=cause(),
     )
 
 
 def _reason(comparison: Comparison, reference: Reference, limit: Limit) -> str:
+    counted = None if limit.top1 == 1 else reference.decided
     text = (
         f"cosine {comparison.worst_cosine:.6f} on {reference.names[comparison.worst_image]} "
-        f"(limit {limit.cosine:.5f}), first class agrees on {comparison.top1:.1%} (limit {limit.top1:.1%})"
+        f"(limit {limit.cosine:.5f}), {_first_classes(comparison, counted)} (limit {limit.top1:.1%})"
     )
     if comparison.differing:
         text += f"; other first class: {_differing(comparison, reference)}"
     return text
+
+
+def _first_classes(comparison: Comparison, counted: NDArray[np.bool_] | None) -> str:
+    """Tell the agreement of first classes, and over which images."""
+    if counted is None or counted.all():
+        return f"top-1 {comparison.top1:.1%}"
+    if not counted.any():
+        return "top-1 not judged: the source is undecided on every image"
+    return f"top-1 {comparison.top1:.1%} of the {int(counted.sum())} images that the source is decided on"
 
 
 def _differing(comparison: Comparison, reference: Reference) -> str:
@@ -212,7 +225,8 @@ def _differing(comparison: Comparison, reference: Reference) -> str:
     parts = []
     for index in comparison.differing[:5]:
         second, first = np.sort(reference.scores[index])[-2:]
-        parts.append(f"{reference.names[index]} (margin {first - second:.3g})")
+        undecided = "" if reference.decided[index] else ", undecided"
+        parts.append(f"{reference.names[index]} (margin {first - second:.3g}{undecided})")
     more = len(comparison.differing) - len(parts)
     return ", ".join(parts) + (f" and {more} more" if more > 0 else "")
 

@@ -1,0 +1,111 @@
+"""First classes count where the source is decided: rounding may not fail a gate, and a wrong plan may not pass it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from generator.recipe import IMAGENET
+from generator.repository import Layout
+from generator.verify.compare import LIMITS
+from generator.verify.reference import Reference, find_decided, load_reference, save_reference
+from generator.verify.stages import StageResult, judge
+from generator.verify.subject import Subject
+
+IMAGES, CLASSES = 40, 50
+PIXELS = np.random.default_rng(0).integers(125, 132, (IMAGES, 8, 8, 3), dtype=np.uint8)
+WEIGHTS = np.random.default_rng(1).normal(0, 0.05, (8 * 8 * 3, CLASSES))
+SUBJECT = Subject(
+    repository=Path(),
+    layout=Layout(ensemble="m", preprocess="m_preprocess", classifier="m_classifier", version=1),
+    recipe=IMAGENET,
+    labels=(),
+    activation="none",
+    target="tensorrt-10",
+    precision="fp16",
+    max_batch_size=8,
+)
+
+
+def source(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    scores: NDArray[np.float32] = ((pixels.reshape(len(pixels), -1) - 128.0) @ WEIGHTS).astype(np.float32)
+    return scores
+
+
+def reference(scores: NDArray[np.float32]) -> Reference:
+    decided = find_decided(source, PIXELS, scores)
+    return Reference(
+        names=tuple(f"{n}.jpg" for n in range(IMAGES)),
+        files=(b"",) * IMAGES,
+        pixels=PIXELS,
+        scores=scores,
+        decided=decided,
+    )
+
+
+def gate(expected: Reference, scores: NDArray[np.float32], precision: str = "fp16") -> StageResult:
+    return judge("plan", SUBJECT, expected, scores, LIMITS[precision], lambda: "")
+
+
+def with_first_and_second_swapped(scores: NDArray[np.float32], images: NDArray[np.int64]) -> NDArray[np.float32]:
+    swapped = scores.copy()
+    second, first = np.argsort(scores, axis=1)[:, -2:].T
+    swapped[images, first[images]], swapped[images, second[images]] = (
+        scores[images, second[images]], scores[images, first[images]],
+    )  # fmt: skip
+    return swapped
+
+
+def test_some_images_are_decided_and_some_are_not() -> None:
+    decided = reference(source(PIXELS)).decided
+    assert 5 < decided.sum() < IMAGES - 5
+    lead = np.diff(np.sort(source(PIXELS), axis=1)[:, -2:])[:, 0]
+    assert lead[decided].min() > lead[~decided].min()
+
+
+def test_a_first_class_that_noise_decides_does_not_count() -> None:
+    expected = reference(source(PIXELS))
+    lead = np.diff(np.sort(expected.scores, axis=1)[:, -2:])[:, 0]
+    closest = np.argsort(lead)[:1]
+    assert not expected.decided[closest].any()
+    result = gate(expected, with_first_and_second_swapped(expected.scores, closest))
+    assert (result.status, result.top1) == ("proved", 1.0)
+    assert f"top-1 100.0% of the {expected.decided.sum()} images that the source is decided on" in result.measured
+    assert f"{closest[0]}.jpg (margin " in result.measured
+    assert "undecided)" in result.measured
+
+
+def test_a_graph_in_fp32_must_agree_on_every_image() -> None:
+    expected = reference(source(PIXELS))
+    closest = np.argsort(np.diff(np.sort(expected.scores, axis=1)[:, -2:])[:, 0])[:1]
+    result = gate(expected, with_first_and_second_swapped(expected.scores, closest), precision="fp32")
+    assert (result.status, result.top1) == ("failed", 1 - 1 / IMAGES)
+
+
+def test_a_first_class_that_the_source_is_decided_on_counts() -> None:
+    expected = reference(source(PIXELS))
+    lead = np.diff(np.sort(expected.scores, axis=1)[:, -2:])[:, 0]
+    narrow = np.array([min(np.flatnonzero(expected.decided), key=lambda image: lead[image])])
+    result = gate(expected, with_first_and_second_swapped(expected.scores, narrow))
+    assert result.status == "failed"
+    assert result.top1 == pytest.approx(1 - 1 / expected.decided.sum())
+    assert f"{narrow[0]}.jpg (margin" in result.reason
+
+
+def test_without_a_decided_image_the_cosine_alone_judges() -> None:
+    flat = np.random.default_rng(2).normal(0, 1e-4, (IMAGES, CLASSES)).astype(np.float32)
+    expected = reference(flat)
+    assert not expected.decided.any()
+    result = gate(expected, flat)
+    assert (result.status, result.top1) == ("proved", None)
+    assert "top-1 not judged" in result.measured
+    assert gate(expected, -flat).status == "failed"
+
+
+def test_what_is_decided_is_kept_with_the_reference(tmp_path: Path) -> None:
+    expected = reference(source(PIXELS))
+    save_reference(expected, tmp_path / "reference.npz")
+    assert (load_reference(tmp_path / "reference.npz").decided == expected.decided).all()
