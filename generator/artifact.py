@@ -24,7 +24,10 @@ __all__ = ["Artifact", "add_plan", "export_artifact", "take_export"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """Made just now, taken from an export, or taken over from the published version. `notes` are for the user."""
+    """Made just now, taken from an export, or taken over from the published version.
+
+    `notes` are for the user, `keep` the names of the nodes that were asked to stay in FP32.
+    """
 
     onnx: OnnxModel
     recipe: Recipe
@@ -32,6 +35,7 @@ class Artifact:
     description: str
     passport: Passport | None = None
     notes: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
 
 def export_artifact(
@@ -56,7 +60,7 @@ def export_artifact(
     network = load_network(spec)
     on_step("loaded", network.description, time.monotonic() - start)
     start = time.monotonic()
-    onnx, notes = _export_graph(spec, network, folder)
+    onnx, notes, keep = _export_graph(spec, network, folder)
     detail = f"{shown}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
     if spec.is_tensorrt:
         detail += f", for {spec.target} in {spec.precision}"
@@ -68,14 +72,18 @@ def export_artifact(
         labels=network.labels,
         description=network.description,
         notes=notes,
+        keep=keep,
     )
 
 
-def _export_graph(spec: ModelSpec, network: Network, folder: Path) -> tuple[OnnxModel, tuple[str, ...]]:
+def _export_graph(
+    spec: ModelSpec, network: Network, folder: Path
+) -> tuple[OnnxModel, tuple[str, ...], tuple[str, ...]]:
+    """Write the graph; return it, what the user should know, and the names of the nodes that `keep` fits."""
     from generator.export import MODEL_FILE, export_onnx
 
-    if _is_plain(spec):
-        return export_onnx(spec, network, folder), ()
+    if _is_plain(spec) and not spec.keep:
+        return export_onnx(spec, network, folder), (), ()
     from generator.precision import convert_graph
     from generator.precision.calibration import read_calibration
 
@@ -97,7 +105,8 @@ def _export_graph(spec: ModelSpec, network: Network, folder: Path) -> tuple[Onnx
             calibration=calibration,
         )
     notes += converted.warnings
-    return read_onnx(folder / MODEL_FILE), tuple(notes)
+    keep = tuple(name for name, reason in converted.kept_nodes.items() if reason == "keep")
+    return read_onnx(folder / MODEL_FILE), tuple(notes), keep
 
 
 def _is_plain(spec: ModelSpec) -> bool:
@@ -128,6 +137,7 @@ def take_export(spec: ModelSpec, folder: Path) -> Artifact:
         labels=tuple(record.labels),
         description=record.description,
         notes=tuple(record.notes),
+        keep=tuple(record.keep),
     )
 
 
@@ -153,6 +163,7 @@ def add_plan(
         max_batch_size=spec.batch.max,
         options=spec.plan,
         command=command,
+        keep=artifact.keep,
     )
     plan = build_plan(request, path)
     passport = plan.passport

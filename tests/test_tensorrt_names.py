@@ -63,7 +63,7 @@ OBJECTS = (
     Row("cache", "ITimingCache", _ADAPTER),
     Row("theirs", "ITimingCache", _ADAPTER),
     Row("tensor", "ITensor", _ADAPTER),
-    Row("layer", "ILayer", ("generator/plan/build.py", "generator/inspection/network.py")),
+    Row("layer", "ILayer", (*_ADAPTER, "generator/plan/build.py", "generator/inspection/network.py")),
     Row("runtime", "Runtime"),
     Row("engine", "ICudaEngine", ours=("Engine",)),
     Row("context", "IExecutionContext"),
@@ -96,6 +96,9 @@ FACTORIES = {
 LIMITED = {
     ("BuilderFlag", "FP16"): {"11.4"},  # a flag where networks are weakly typed: 8.6
     ("BuilderFlag", "INT8"): {"11.4"},
+    ("BuilderFlag", "OBEY_PRECISION_CONSTRAINTS"): {"11.4"},
+    ("ILayer", "precision"): {"11.4"},
+    ("ILayer", "set_output_type"): {"11.4"},
     ("IBuilderConfig", "progress_monitor"): {"8.6"},  # behind hasattr
     ("trt", "IProgressMonitor"): {"8.6"},
     ("ParserError", "node_name"): {"8.6"},  # behind hasattr

@@ -227,5 +227,6 @@ def _cosine(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> tuple
 
     if expected.shape != actual.shape:
         return 0.0, 0.0
-    found = compare(*(comparable(scores, "softmax", served=True) for scores in (expected, actual)))
+    one, other = (comparable(scores, "softmax", served=True) for scores in (expected, actual))
+    found = compare(one, other)
     return found.worst_cosine, found.top1

@@ -25,7 +25,10 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRecord:
-    """The content of export.json. `files` maps the names of the other files in the folder to their SHA-256."""
+    """The content of export.json.
+
+    `keep` names the nodes that stay in FP32, `files` maps the names of the folder's other files to their SHA-256.
+    """
 
     made_by: str
     name: str
@@ -36,6 +39,7 @@ class ExportRecord:
     recipe: Mapping[str, Any]
     labels: list[str]
     notes: list[str]
+    keep: list[str]
     spec: Mapping[str, Any]
     packages: Mapping[str, str]
     files: Mapping[str, str]
@@ -94,7 +98,7 @@ def _problems(record: ExportRecord, graph: str) -> Iterator[str]:
     for name in ("made_by", "name", "description", "target", "precision", "activation"):
         if not isinstance(getattr(record, name), str):
             yield f"{name} is no text"
-    for name in ("labels", "notes"):
+    for name in ("labels", "notes", "keep"):
         value = getattr(record, name)
         if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
             yield f"{name} is no list of texts"

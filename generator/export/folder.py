@@ -66,6 +66,7 @@ def export_folder(
                 recipe=artifact.recipe.model_dump(mode="json"),
                 labels=list(artifact.labels),
                 notes=list(artifact.notes),
+                keep=list(artifact.keep),
                 spec=spec.model_dump(mode="json"),
                 packages=installed_packages(),
                 files=hash_tree(new),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import PlanError
@@ -206,6 +207,26 @@ class Adapter:
         if options.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         return config
+
+    def hold_fp32(self, network: Any, config: Any, *, precision: str, keep: Sequence[str] = ()) -> None:
+        """Hold layers in FP32 where the builder would choose for itself: the Softmax, and those named in `keep`.
+
+        In FP16 a probability below 6e-8 becomes 0, which says something else than the 1e-7 that it was. `keep` holds
+        patterns of layer names, which are those of the ONNX nodes.
+        """
+        if not self.weakly_typed or precision not in ("fp16", "int8"):
+            return
+        held = 0
+        for index in range(network.num_layers):
+            layer = network.get_layer(index)
+            named = any(fnmatchcase(layer.name, pattern) for pattern in keep)
+            if (named or layer.type == self.trt.LayerType.SOFTMAX) and layer.num_outputs:
+                layer.precision = self.trt.DataType.FLOAT
+                if layer.get_output(0).dtype in (self.trt.DataType.FLOAT, self.trt.DataType.HALF):
+                    layer.set_output_type(0, self.trt.DataType.FLOAT)
+                held += 1
+        if held:
+            config.set_flag(self.trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
 
     def add_profiles(self, builder: Any, config: Any, profiles: Sequence[OptimizationProfile]) -> None:
         """Add the profiles, which `check_profiles` has accepted, in their order.

@@ -35,7 +35,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
-    """What to build. `precision` is the plan's: fp32, fp16, bf16 or int8; `command` makes it again."""
+    """What to build. `precision` is the plan's: fp32, fp16, bf16 or int8; `command` makes it again.
+
+    `keep` are patterns of names of nodes to hold in FP32, for TensorRT 8.6; later versions find that in the graph.
+    """
 
     onnx: OnnxModel
     precision: str
@@ -43,6 +46,7 @@ class BuildRequest:
     max_batch_size: int | None
     options: PlanOptions
     command: str
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +148,7 @@ def _compile(
     if not build or progress.cancelled.is_set():
         return Compiled(layers=layers, layer_types=layer_types, warnings=tuple(dict.fromkeys(warnings)))
     config = adapter.configure(builder, precision=request.precision, options=request.options)
+    adapter.hold_fp32(network, config, precision=request.precision, keep=request.keep)
     adapter.add_profiles(builder, config, request.profiles)
     loaded = cache.load() if cache else None
     state = adapter.load_cache(config, loaded) if cache else "off"

@@ -91,8 +91,7 @@ def convert_graph(
     kept = dict.fromkeys(find_kept(view, keep), "keep")
     if in_graph == "fp32":
         _copy(source, destination)
-        useless = ("keep has no effect on an FP32 graph; TensorRT 8.6 chooses FP16 layers by itself",) if kept else ()
-        return ConvertedGraph(path=destination, precision_of_graph=in_graph, warnings=useless)
+        return ConvertedGraph(path=destination, precision_of_graph=in_graph, kept_nodes=kept)
     if in_graph == "int8":
         return _convert_to_int8(model, before, destination, kept, calibration, half=target != "tensorrt-8.6")
     return _convert_to_half(model, before, destination, kept, calibration, in_graph)
@@ -130,7 +129,7 @@ def _convert_to_int8(
     half: bool,
 ) -> ConvertedGraph:
     from generator.precision.half import find_overflows
-    from generator.precision.quantize import to_int8
+    from generator.precision.quantize import size_global_pools, to_int8
 
     pixels = _check_calibration(before, calibration)
     overflows = find_overflows(model, pixels[:_PROBED_IMAGES]) if half else {}
@@ -139,6 +138,8 @@ def _convert_to_int8(
         notes.append(f"INT8 scales come from {len(pixels)} images only: take 100 or more")
     kept = {**overflows, **kept}
     quantized = to_int8(model, pixels, kept=kept, fp32=kept, half=half)
+    if not half:
+        size_global_pools(quantized.model)
     _write(quantized.model, destination, before, load=True)
     return ConvertedGraph(
         path=destination,

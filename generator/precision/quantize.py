@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["Quantized", "to_int8"]
+__all__ = ["Quantized", "size_global_pools", "to_int8"]
 
 # QuantizeLinear takes FP16 from this version on.
 _FP16_OPSET = 19
@@ -206,3 +206,24 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
         copies.append(copy)
     del graph.initializer[:]
     graph.initializer.extend(copies)
+
+
+def size_global_pools(model: onnx.ModelProto) -> None:
+    """Give each global average pooling that reads INT8 its size: TensorRT 8.6 pools INT8 in windows only.
+
+    It takes the global one for a reduction, hands that to its compiler together with the residual Add before it, and
+    then finds no INT8 kernel ("cannot be quantized by ..._QuantizeLinear"). Of an unknown size it stays as it is.
+    """
+    import onnx
+
+    makers = {output: node for node in model.graph.node for output in node.output}
+    shapes = {
+        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        for info in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    for node in model.graph.node:
+        maker = makers.get(node.input[0]) if node.op_type == "GlobalAveragePool" else None
+        edges = shapes.get(node.input[0], [])[2:]
+        if maker is not None and maker.op_type == "DequantizeLinear" and edges and all(edges):
+            node.op_type = "AveragePool"
+            node.attribute.append(onnx.helper.make_attribute("kernel_shape", edges))
