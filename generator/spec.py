@@ -74,9 +74,14 @@ class Instances(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preprocess: int | None = Field(
-        default=None, ge=1, le=256, description="Preprocessing processes; default half of the usable cores."
+        default=None,
+        ge=1,
+        le=256,
+        description="Preprocessing processes; default half of the usable cores, beside a GPU all but two.",
     )
-    classifier: int | None = Field(default=None, ge=1, le=64, description="Classifier instances; default 1.")
+    classifier: int | None = Field(
+        default=None, ge=1, le=64, description="Classifier instances; default 1, with a plan 3."
+    )
 
 
 class ModelSpec(BaseModel):
@@ -225,9 +230,10 @@ class ModelSpec(BaseModel):
     def classifier_instances(self) -> int:
         """Classifier instances.
 
-        With onnxruntime one, which uses all cores for a batch; with a plan two, so that one copies while one computes.
+        With onnxruntime one, which uses all cores for a batch. With a plan three, so that others copy while one
+        computes: on an H200 they serve a third more images than two (docs/benchmarks.md).
         """
-        return self.instances.classifier or (2 if self.is_tensorrt else 1)
+        return self.instances.classifier or (3 if self.is_tensorrt else 1)
 
 
 _MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, Instances, RecipeSpec, PlanOptions, BatchProfile)
@@ -273,6 +279,7 @@ def _from_file(path: Path) -> dict[str, object]:
         "activation": record.activation,
         "batch": record.spec["batch"],
         "plan": record.spec["plan"],
+        "experimental": bool(record.spec.get("experimental")),
     }
 
 

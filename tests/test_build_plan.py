@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -625,3 +626,47 @@ def test_building_takes_no_time_to_import() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
     assert time.monotonic() - start < 20
+
+
+class OldLayer:
+    """What hold_fp32 touches of a layer of TensorRT 8.6, which does not run here; test_tensorrt_names has the names."""
+
+    def __init__(self, name: str, kind: str, data_type: str = "FLOAT") -> None:
+        self.name, self.type, self.num_outputs = name, kind, 1
+        self.precision = ""
+        self.output = SimpleNamespace(dtype=data_type)
+        self.set_types: list[tuple[int, str]] = []
+
+    def get_output(self, _index: int) -> SimpleNamespace:
+        return self.output
+
+    def set_output_type(self, index: int, data_type: str) -> None:
+        self.set_types.append((index, data_type))
+
+
+@pytest.mark.parametrize(
+    ("version", "precision", "keep", "held"),
+    [
+        ("8.6.0", "fp16", (), {"soft"}),
+        ("8.6.0", "int8", ("conv*",), {"soft", "conv1", "conv2"}),
+        ("8.6.0", "fp32", ("conv1",), set()),
+        ("10.16.1.11", "fp16", ("conv1",), set()),
+    ],
+)
+def test_tensorrt_8_is_told_what_stays_in_fp32(
+    rtx: Adapter, version: str, precision: str, keep: tuple[str, ...], held: set[str]
+) -> None:
+    adapter = as_version(rtx, version)
+    adapter.trt = SimpleNamespace(
+        LayerType=SimpleNamespace(SOFTMAX="softmax"),
+        DataType=SimpleNamespace(FLOAT="FLOAT", HALF="HALF"),
+        BuilderFlag=SimpleNamespace(OBEY_PRECISION_CONSTRAINTS="obey"),
+    )
+    layers = [OldLayer("conv1", "conv"), OldLayer("conv2", "conv", "INT8"), OldLayer("soft", "softmax")]
+    network = SimpleNamespace(num_layers=len(layers), get_layer=lambda index: layers[index])
+    flags: list[str] = []
+    adapter.hold_fp32(network, SimpleNamespace(set_flag=flags.append), precision=precision, keep=keep)
+    assert {layer.name for layer in layers if layer.precision == "FLOAT"} == held
+    assert flags == (["obey"] if held else [])
+    # only floating-point outputs can be asked to be FP32
+    assert {layer.name for layer in layers if layer.set_types == [(0, "FLOAT")]} == held - {"conv2"}

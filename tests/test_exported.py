@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 from generator.errors import DeviceError, ExportError, MissingDependencyError, PlanError, SourceError
@@ -114,6 +115,15 @@ def test_tensorrt_8_gets_opset_17(tmp_path: Path) -> None:
     export_folder(make_spec(["demo"], target="tensorrt-8.6", precision="fp16")[0], tmp_path / "demo")
     assert read_onnx(tmp_path / "demo" / "model.onnx").opset == 17
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_nodes_to_keep_travel_with_the_export(tmp_path: Path) -> None:
+    """The graph for 8.6 is FP32, so that only the record can say which layers must stay so."""
+    spec = make_spec(["demo"], target="tensorrt-8.6", precision="fp16", keep=["Gemm"])[0]
+    export_folder(spec, tmp_path / "demo")
+    (name,) = read_export(tmp_path / "demo" / "model.onnx").keep
+    (node,) = [one for one in onnx.load(tmp_path / "demo" / "model.onnx").graph.node if one.op_type == "Gemm"]
+    assert name == node.name
 
 
 def test_a_file_too_new_for_tensorrt_8_is_refused(tmp_path: Path) -> None:

@@ -95,6 +95,12 @@ def test_the_spec_reaches_the_configuration() -> None:
     assert preprocess.parameters["resize"].string_value == "256"
 
 
+def test_waiting_requests_are_preprocessed_together_but_nobody_waits_for_others() -> None:
+    batching = parsed(rendered(), "net_preprocess").dynamic_batching
+    assert (list(batching.preferred_batch_size), batching.max_queue_delay_microseconds) == ([4], 0)
+    assert not parsed(rendered(batch={"max": 3}), "net_preprocess").HasField("dynamic_batching")
+
+
 def test_a_model_without_batches_has_no_batcher() -> None:
     assert not parsed(rendered(batch={"max": 1}), "net_classifier").HasField("dynamic_batching")
 
@@ -169,7 +175,7 @@ def test_a_plan_is_served_by_the_tensorrt_backend_with_all_its_profiles() -> Non
     assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
     group = config.instance_group[0]
     assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
-    assert (list(group.profile), group.count) == (["0", "1"], 2)
+    assert (list(group.profile), group.count) == (["0", "1"], 3)
 
 
 def test_small_batches_share_cuda_graphs_and_large_ones_have_their_own() -> None:

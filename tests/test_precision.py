@@ -762,3 +762,18 @@ def test_drawn_images_come_with_a_warning_and_are_not_the_gates(demo: Demo) -> N
     assert calibration.pixels.shape == (128, 96, 96, 3)
     gate = {image.tobytes() for image in demo.reference.pixels}
     assert not gate & {image.tobytes() for image in calibration.pixels}
+
+
+@pytest.mark.parametrize(
+    ("target", "operator"), [("tensorrt-8.6", "AveragePool"), ("tensorrt-10", "GlobalAveragePool")]
+)
+def test_tensorrt_8_pools_int8_in_windows(tmp_path: Path, noise: Pixels, target: str, operator: str) -> None:
+    source = write_residual(tmp_path / "source.onnx", opset=17)
+    path = tmp_path / "model.onnx"
+    convert_graph(source, path, precision="int8", target=target, calibration=noise)
+    (pool,) = [node for node in onnx.load(path).graph.node if node.name == "global_pool"]
+    assert pool.op_type == operator
+    if operator == "AveragePool":
+        assert [list(one.ints) for one in pool.attribute] == [[SIZE // 2, SIZE // 2]]
+    else:
+        assert not pool.attribute

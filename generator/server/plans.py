@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from typing import TYPE_CHECKING
 
 from generator.errors import DeviceError, MissingDependencyError, PlanError
@@ -24,19 +25,33 @@ __all__ = ["PLAN_FILE", "check_container_plans", "check_local_plans", "check_pla
 
 _LOG = logging.getLogger(__name__)
 PLAN_FILE = "model.plan"
+_POLICY = re.compile(
+    r"version_policy\s*:?\s*\{\s*(?:all\b|latest\s*:?\s*\{\s*num_versions\s*:\s*(?P<newest>[1-9]\d*)"
+    r"|specific\s*:?\s*\{\s*versions\s*:\s*\[?(?P<specific>[\d\s,]+))"
+)
 
 
 def find_plans(root: Path, models: Sequence[str] = ()) -> list[Path]:
-    """Return the newest plan of each model below `root`, or only of `models` and the members named after them."""
+    """Return the plans below `root` that Triton would load; with `models`, those of them and of their members."""
     plans = []
     for directory in sorted(entry for entry in root.iterdir() if (entry / "config.pbtxt").is_file()):
         if models and not any(directory.name in (name, f"{name}_classifier") for name in models):
             continue
-        newest = max(numeric_versions(directory), default=0)
-        plan = directory / str(newest) / PLAN_FILE
-        if plan.is_file():
-            plans.append(plan)
+        plans += [plan for number in _served(directory) if (plan := directory / str(number) / PLAN_FILE).is_file()]
     return plans
+
+
+def _served(directory: Path) -> list[int]:
+    """Return the versions that the configuration's policy serves; the newest where it has none."""
+    versions = numeric_versions(directory)
+    text = (directory / "config.pbtxt").read_text(encoding="utf-8", errors="replace")
+    match = _POLICY.search(text)
+    if match is None:
+        return versions[-1:]
+    if match["specific"] is not None:
+        listed = {int(number) for number in re.findall(r"\d+", match["specific"])}
+        return [number for number in versions if number in listed]
+    return versions if match["newest"] is None else versions[-int(match["newest"]) :]
 
 
 def check_local_plans(plans: Sequence[Path]) -> None:

@@ -1,0 +1,56 @@
+"""Which plans a server would load: what the configuration's version policy says, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from generator.server.plans import find_plans
+from generator.spec import make_spec
+from tests.test_model_config import rendered, with_plan
+
+
+def repository(
+    root: Path, config: str, *, name: str = "net_classifier", versions: tuple[int, ...] = (1, 2, 10)
+) -> Path:
+    (root / name).mkdir(parents=True)
+    (root / name / "config.pbtxt").write_text(config)
+    for version in versions:
+        (root / name / str(version)).mkdir()
+        (root / name / str(version) / "model.plan").touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("policy", "served"),
+    [
+        ("", [10]),
+        ("version_policy { latest { num_versions: 1 } }", [10]),
+        ("version_policy: { latest: { num_versions: 2}}", [2, 10]),
+        ("version_policy { all { } }", [1, 2, 10]),
+        ("version_policy {\n  all {}\n}", [1, 2, 10]),
+        ("version_policy { specific { versions: [ 1, 10 ] } }", [1, 10]),
+        ("version_policy { specific { versions: 2 } }", [2]),
+        ("version_policy { specific { versions: [ 7 ] } }", []),
+    ],
+)
+def test_the_version_policy_decides(tmp_path: Path, policy: str, served: list[int]) -> None:
+    found = find_plans(repository(tmp_path, f'name: "net_classifier"\n{policy}\n'))
+    assert [int(plan.parent.name) for plan in found] == served
+
+
+@pytest.mark.parametrize(("versions", "served"), [(1, [10]), (2, [2, 10]), ("all", [1, 2, 10]), ([1, 2], [1, 2])])
+def test_what_trtgen_writes_is_understood(tmp_path: Path, versions: object, served: list[int]) -> None:
+    assert make_spec(["net"], versions=versions)
+    config = rendered(with_plan((1, 8, 32)), target="tensorrt-10", versions=versions)["net_classifier"]
+    assert [int(plan.parent.name) for plan in find_plans(repository(tmp_path, config))] == served
+
+
+def test_only_the_models_that_are_loaded_count(tmp_path: Path) -> None:
+    repository(tmp_path, "", name="one_classifier")
+    repository(tmp_path, "", name="two_classifier")
+    (tmp_path / "notes").mkdir()
+    assert {plan.parts[-3] for plan in find_plans(tmp_path)} == {"one_classifier", "two_classifier"}
+    assert {plan.parts[-3] for plan in find_plans(tmp_path, ["two"])} == {"two_classifier"}
+    assert find_plans(tmp_path, ["three"]) == []
