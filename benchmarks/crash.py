@@ -29,7 +29,7 @@ from generator.pipeline import BuildOptions, build_repository
 from generator.repository import Layout, journal, publish, read_record, recover
 from generator.repository.publish import hash_tree
 from generator.server.embedded import EmbeddedServer
-from generator.spec import ModelSpec, make_spec
+from generator.spec_file import make_spec
 from generator.verify.reference import load_reference
 from generator.verify.served import ServedModel
 from tests.tiny_onnx import write_tiny_onnx
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+
+    from generator.spec import ModelSpec
 
 NAME = "tiny"
 RECIPE = {"resize": 36, "crop": 32, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.25] * 3}

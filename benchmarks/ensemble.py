@@ -32,7 +32,7 @@ from generator.recipe import Recipe
 from generator.render import template_root
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
-from generator.spec import make_spec
+from generator.spec_file import make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,28 +1,19 @@
-"""What the user asks for: models.yaml or names on the command line -> validated `ModelSpec` values.
-
-Loading is parse, validate, resolve. Validation reports every problem at once, with file and field. Nothing here
-imports torch or reads a model.
-"""
+"""What the user asks for: `ModelSpec`, one model to serve. Nothing here imports torch or reads a model."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from generator.errors import SpecError
 from generator.plan.options import BatchProfile, PlanOptions
 from generator.recipe import Edge, RecipeSpec
-from generator.spec_problems import describe_problems
 from generator.spec_rules import CHECKPOINT_SUFFIXES, disagreements
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-__all__ = ["Batch", "Instances", "ModelSpec", "Target", "load_spec", "make_spec", "usable_cores"]
+__all__ = ["MEMBERS", "Batch", "Instances", "ModelSpec", "Target", "usable_cores"]
 
 Source = Literal["torchvision", "checkpoint", "onnx", "export", "demo"]
 Target = Literal["auto", "onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
@@ -32,7 +23,7 @@ Version = Annotated[int, Field(ge=1, le=1_000_000)]
 
 # Letters that neither a shell, nor a protobuf, nor the Python backend (which refuses shell characters) trips over.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_MEMBERS = ("_preprocess", "_classifier")
+MEMBERS = ("_preprocess", "_classifier")
 
 
 def _expand(value: Any) -> Any:
@@ -236,113 +227,6 @@ class ModelSpec(BaseModel):
         return self.instances.classifier or (3 if self.is_tensorrt else 1)
 
 
-_MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, Instances, RecipeSpec, PlanOptions, BatchProfile)
-
-
-class _SpecFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    models: Annotated[list[ModelSpec], Field(min_length=1)]
-
-
 def usable_cores() -> int:
     """Return how many cores this process may use, which is fewer than the machine's in a container or a cpuset."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
-    """Return specs for names of models or ONNX files from the command line; `options` hold for each of them.
-
-    Raises:
-        SpecError: An option or a name is invalid.
-    """
-    given = {key: value for key, value in options.items() if value is not None}
-    models = []
-    for name in names:
-        if name.endswith(".onnx"):
-            models.append({**_from_file(Path(name)), "onnx": name, **given})
-        else:
-            models.append({"name": name, **given})
-    return _validate({"models": models}, where="command line", folder=Path())
-
-
-def _from_file(path: Path) -> dict[str, object]:
-    """Return what an ONNX file on the command line says itself; target and precision of an export: see `target.py`."""
-    from generator.export.exported import is_export, read_export
-
-    if not is_export(path):
-        return {"name": path.stem}
-    record = read_export(path)
-    return {
-        "name": record.name,
-        "source": "export",
-        "activation": record.activation,
-        "batch": record.spec["batch"],
-        "plan": record.spec["plan"],
-        "experimental": bool(record.spec.get("experimental")),
-    }
-
-
-# What PyYAML lets through besides its own errors: dates that do not exist, numbers of 5000 digits, empty tags, depth.
-_YAML_SLIPS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-
-
-def load_spec(path: Path) -> list[ModelSpec]:
-    """Read models.yaml, or the trtgen.json of a built model. Relative paths in it are relative to its folder.
-
-    Raises:
-        SpecError: Unreadable, not YAML, or invalid; with every problem found.
-    """
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"{path} cannot be read: {error}"
-        raise SpecError(msg, hint="trtgen init writes a commented models.yaml") from error
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, *_YAML_SLIPS) as error:
-        msg = f"{path} is not valid YAML: {' '.join(str(error).split())}"
-        raise SpecError(msg, hint="trtgen init writes a commented models.yaml to start from") from error
-    if not isinstance(data, dict):
-        msg = f"{path} holds {type(data).__name__}, but a mapping with the key `models` was expected"
-        raise SpecError(msg, hint="trtgen init writes a commented models.yaml to start from")
-    if "made_by" in data and isinstance(data.get("spec"), dict):  # a trtgen.json: build the same model again
-        data = {"models": [data["spec"]]}
-    return _validate(data, where=str(path), folder=path.parent)
-
-
-def _validate(data: dict[str, Any], *, where: str, folder: Path) -> list[ModelSpec]:
-    try:
-        models = _SpecFile.model_validate(data).models
-    except ValidationError as error:
-        fields = {name for model in _MODELS for name in model.model_fields} | {"models"}
-        problems = describe_problems(where, error.errors(), fields)
-        raise SpecError(problems, hint="docs/spec.md lists every field") from error
-    if clashes := list(_clashes(models)):
-        raise SpecError([f"{where}: {clash}" for clash in clashes], hint="give each model a name of its own")
-    return [_with_absolute_paths(model, folder) for model in models]
-
-
-def _clashes(models: Iterable[ModelSpec]) -> Iterable[str]:
-    """Directories of the model repository that two models would both write."""
-    owners: dict[str, str] = {}
-    for model in models:
-        for directory in (model.name, *(model.name + member for member in _MEMBERS)):
-            if directory in owners:
-                yield f"models {owners[directory]!r} and {model.name!r} both need the directory {directory}"
-            owners.setdefault(directory, model.name)
-
-
-def _with_absolute_paths(model: ModelSpec, folder: Path) -> ModelSpec:
-    changes: dict[str, object] = {}
-    if model.onnx is not None:
-        changes["onnx"] = (folder / model.onnx).resolve()
-    if model.calibration is not None:
-        changes["calibration"] = (folder / model.calibration).resolve()
-    if isinstance(model.labels, Path):
-        changes["labels"] = (folder / model.labels).resolve()
-    if model.source == "checkpoint":
-        changes["weights"] = str((folder / Path(model.weights).expanduser()).resolve())
-    return model.model_copy(update=changes)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from generator.pipeline import BuildOptions, build_repository
-from generator.spec import make_spec
+from generator.spec_file import make_spec
 
 # A shell lets what it starts in the background ignore Ctrl-C, and every child of ours would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -27,7 +27,7 @@ from generator.plan.header import read_header
 from generator.plan.passport import Host, passport_path, write_passport
 from generator.plan.timing_cache import CacheKey, TimingCache
 from generator.server.plans import check_plans
-from generator.spec import make_spec
+from generator.spec_file import make_spec
 from generator.target import choose_target
 from tests.test_passport import H200
 from tests.test_passport import make as make_passport

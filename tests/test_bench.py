@@ -120,7 +120,7 @@ def test_torch_with_the_graphs_weights_agrees(tmp_path: Path) -> None:
 
     from generator.export import export_onnx
     from generator.sources import load_network
-    from generator.spec import make_spec
+    from generator.spec_file import make_spec
 
     spec = make_spec(["squeezenet1_1"], weights="random", image_size=48, target="tensorrt-8.6")[0]  # quickly exported
     network = load_network(spec)

@@ -15,7 +15,8 @@ from generator.errors import RepositoryError
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import journal, recover
 from generator.repository.publish import hash_tree
-from generator.spec import ModelSpec, make_spec
+from generator.spec import ModelSpec
+from generator.spec_file import make_spec
 from tests.tiny_onnx import write_tiny_onnx
 
 QUICK = BuildOptions(verify=False)

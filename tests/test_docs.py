@@ -15,8 +15,9 @@ from generator.cli import app
 from generator.errors import SpecError
 from generator.export.dynamic_batch import ROW_TOLERANCE
 from generator.recipe import RecipeSpec
-from generator.spec import Batch, Instances, ModelSpec, load_spec
+from generator.spec import Batch, Instances, ModelSpec
 from generator.spec_docs import RULES, render_page
+from generator.spec_file import load_spec
 from generator.verify.compare import LIMITS, ensemble_limit
 from generator.verify.gate import SERVED_STAGES
 from generator.verify.stages import _SERVED_TOLERANCE

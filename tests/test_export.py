@@ -16,7 +16,8 @@ from generator.onnx_model import ends_in_softmax, open_onnx, read_onnx
 from generator.recipe import IMAGENET
 from generator.sources import Network, load_network
 from generator.sources.network import torch_runner
-from generator.spec import ModelSpec, make_spec
+from generator.spec import ModelSpec
+from generator.spec_file import make_spec
 from generator.verify.compare import comparable, compare
 from tests.tiny_onnx import CLASSES, write_tiny_onnx
 

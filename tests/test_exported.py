@@ -18,7 +18,7 @@ from generator.export.folder import export_folder
 from generator.onnx_model import read_onnx
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record
-from generator.spec import load_spec, make_spec
+from generator.spec_file import load_spec, make_spec
 from generator.target import choose_target
 from tests.tiny_onnx import write_tiny_onnx
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from generator.server.plans import find_plans
-from generator.spec import make_spec
+from generator.spec_file import make_spec
 from tests.test_model_config import rendered, with_plan
 
 

@@ -27,7 +27,7 @@ from generator.onnx_model import read_onnx
 from generator.pipeline import BuildOptions, build_repository
 from generator.render import read_static
 from generator.server.embedded import EmbeddedServer
-from generator.spec import load_spec
+from generator.spec_file import load_spec
 from tests.tiny_onnx import write_tiny_onnx
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -33,7 +33,7 @@ from generator.pipeline import BuildOptions, build_repository
 from generator.recipe import IMAGENET, Recipe, make_pixels
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
-from generator.spec import make_spec
+from generator.spec_file import make_spec
 from tests.server_parts import find_processes
 from tests.test_preprocess import read, step
 

@@ -342,7 +342,7 @@ def test_demo_model_goes_through_the_parser(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     from generator.export import export_onnx
     from generator.sources.demo import load_demo
-    from generator.spec import make_spec
+    from generator.spec_file import make_spec
 
     spec = make_spec(["demo"], batch={"max": 2}, target="onnxruntime", precision="fp32")[0]
     model = export_onnx(spec, load_demo(spec), tmp_path)

@@ -19,7 +19,7 @@ from generator.model_config import make_model_configs, render_configs
 from generator.onnx_model import OnnxModel, OnnxTensor
 from generator.plan.passport import Passport
 from generator.recipe import IMAGENET
-from generator.spec import make_spec
+from generator.spec_file import make_spec
 
 GRAPH = OnnxModel(
     path=Path("model.onnx"),

@@ -27,7 +27,7 @@ from generator.precision.placement import place
 from generator.precision.scales import choose_threshold, weight_scales
 from generator.recipe import Recipe
 from generator.sources import load_network
-from generator.spec import make_spec
+from generator.spec_file import make_spec
 from generator.verify import default_images, make_reference
 from generator.verify.compare import LIMITS, comparable, compare
 from generator.verify.reference import Reference, prepare

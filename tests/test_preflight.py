@@ -19,7 +19,7 @@ from generator.plan.options import BatchProfile, PlanOptions
 from generator.plan.preflight import PreflightReport, check_graph
 from generator.plan.profiles import make_profiles
 from generator.sources import load_network
-from generator.spec import make_spec
+from generator.spec_file import make_spec
 from tests.test_build_plan import asymmetric, custom_domain, int32_bias, late_cast, no_kernel, unsupported
 from tests.tiny_onnx import write_tiny_onnx
 

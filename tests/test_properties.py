@@ -34,7 +34,8 @@ from generator.model_config import make_model_configs, render_configs
 from generator.pipeline import BuildOptions, build_repository
 from generator.recipe import IMAGENET, Recipe
 from generator.server.embedded import EmbeddedServer
-from generator.spec import ModelSpec, load_spec, make_spec
+from generator.spec import ModelSpec
+from generator.spec_file import load_spec, make_spec
 from tests.test_images import ANSWERED, STATUS, Caller, encode, stubs
 from tests.test_model_config import GRAPH
 from tests.test_preprocess import read, step

@@ -15,7 +15,8 @@ from generator.onnx_model import hash_file
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import find_records, journal, read_record
 from generator.repository.publish import hash_tree
-from generator.spec import ModelSpec, make_spec
+from generator.spec import ModelSpec
+from generator.spec_file import make_spec
 from generator.verify.published import verify_published
 from tests.tiny_onnx import write_tiny_onnx
 
@@ -229,7 +230,7 @@ def test_two_builders_at_once(tmp_path: Path) -> None:
 
 
 def test_a_record_can_be_built_again(tmp_path: Path) -> None:
-    from generator.spec import load_spec
+    from generator.spec_file import load_spec
 
     words(tmp_path, tiny(tmp_path))
     (spec,) = load_spec(tmp_path / "repo/tiny/trtgen.json")

@@ -19,7 +19,7 @@ from generator.demo.draw import draw_set
 from generator.errors import SourceError
 from generator.recipe import IMAGENET, make_pixels
 from generator.sources import describe_source, load_network
-from generator.spec import make_spec
+from generator.spec_file import make_spec
 from tests.tiny_onnx import CLASSES, write_tiny_onnx
 
 LABELS = [f"class {index}" for index in range(CLASSES)]

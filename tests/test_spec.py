@@ -9,7 +9,8 @@ import yaml
 
 from generator.errors import SpecError
 from generator.render import read_static
-from generator.spec import ModelSpec, load_spec, make_spec
+from generator.spec import ModelSpec
+from generator.spec_file import load_spec, make_spec
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -341,7 +341,7 @@ def test_a_gate_without_a_server_says_what_it_did_not_prove(built_demo: Path, mo
 
 def test_a_reference_is_made_by_the_source() -> None:
     from generator.sources import load_network
-    from generator.spec import make_spec
+    from generator.spec_file import make_spec
 
     network = load_network(make_spec(["demo"])[0])
     drawn = draw_set(10, seed=5)

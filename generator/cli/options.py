@@ -97,7 +97,7 @@ def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) 
     Raises:
         SpecError: Neither names nor a file, both, or an invalid spec.
     """
-    from generator.spec import load_spec, make_spec
+    from generator.spec_file import load_spec, make_spec
 
     given = {key: value for key, value in options.items() if value is not None}
     if "calibration" in given:
