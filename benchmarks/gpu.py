@@ -1,6 +1,6 @@
 """Every figure of docs/benchmarks.md that needs a GPU, from one command.
 
-    python -m benchmarks.gpu --work /tmp/trtgen-gpu
+    python -m benchmarks.gpu --work gpu-run
 
 Exports, builds and proves ResNet-50, EfficientNet-B0 and the demo model for the installed TensorRT, builds once more
 with the warm timing cache, measures the plans beside PyTorch and onnxruntime, looks into the ResNet-50 plan and counts
@@ -240,7 +240,7 @@ def main() -> None:
 
     version = installed_version()
     if version is None:
-        raise SystemExit("TensorRT is not installed: pip install 'trtgen[tensorrt]'")
+        raise SystemExit("TensorRT is not installed: pip install -e '.[tensorrt]'")
     for step in arguments.steps:
         print(f"## {step}", flush=True)
         if step == "export":

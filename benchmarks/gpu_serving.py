@@ -1,7 +1,7 @@
 """The plan behind the endpoint: JPEG in, label out, on a GPU, from one command.
 
-    python -m benchmarks.gpu --work /tmp/trtgen-gpu --steps export build --only resnet50_fp16
-    python -m benchmarks.gpu_serving --work /tmp/trtgen-gpu
+    python -m benchmarks.gpu --work gpu-run --steps export build --only resnet50_fp16
+    python -m benchmarks.gpu_serving --work gpu-run
 
 Takes the repository that benchmarks.gpu built. Served by the pip tritonserver and measured with perf_analyzer on the
 same machine: the JPEG ensemble with requests of 1 and of 8 images of 500x375, against what as many bare processes as

@@ -90,7 +90,7 @@ def test_servers_are_closed(services: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_no_service_has_rights_it_does_not_need(services: dict[str, Any], name: str) -> None:
     service = services[name]
-    assert service["user"] == ("${UID:-1000}:${GID:-1000}" if name == "build" else "1000:1000")
+    assert service["user"] == ("${TRTGEN_USER:-1000:1000}" if name == "build" else "1000:1000")
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges"]
     assert service["read_only"] is True
