@@ -44,6 +44,8 @@ class Run:
 
     def __init__(self, work: Path, torch_python: str, torch_path: str) -> None:
         self.work = work
+        self.failed = False
+        self.failures: list[str] = []
         self.torch_python = torch_python
         self.environment = {**os.environ, "PYTHONPATH": str(TREE), "XDG_CACHE_HOME": str(work / "cache")}
         self.torch_environment = dict(self.environment)
@@ -78,7 +80,9 @@ class Run:
         )
         said = done.stdout.rstrip() if show else ""
         print(f"{said}\n# {time.monotonic() - started:.1f} s, exit code {done.returncode}", flush=True)
-        if check and done.returncode:
+        self.failed = done.returncode != 0
+        self.failures += [f"trtgen {' '.join(arguments)}"] if self.failed else []
+        if check and self.failed:
             raise SystemExit(done.returncode)
         return done.stdout
 
@@ -129,6 +133,8 @@ def build(run: Run, repository: Path, only: list[str]) -> None:
             spec = run.work / f"{served}.yaml"
             spec.write_text(yaml.safe_dump({"models": [model]}))
             run.trtgen("build-repo", "--spec", str(spec), "--repository", str(repository), check=False)
+            if run.failed:
+                continue
             record = repository / served / "trtgen.json"
             if record.is_file():
                 data = json.loads(record.read_text())
@@ -255,6 +261,10 @@ def main() -> None:
             bench(run, repository)
         else:
             count_right(run, repository)
+    for failure in run.failures:
+        print(f"failed: {failure}")
+    if run.failures:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def perf(work: Path, server: EmbeddedServer, *arguments: str) -> list[dict[str, 
     )  # fmt: skip
     print(f"$ trtgen perf {' '.join(arguments)}\n{done.stdout}{done.stderr if done.returncode else ''}", flush=True)
     if done.returncode:
-        return []
+        raise SystemExit("perf_analyzer measured nothing")
     measurements: list[dict[str, Any]] = json.loads((output / "perf.json").read_text())["measurements"]
     return measurements
 
@@ -192,6 +192,8 @@ def soak(repository: Path, engine: Engine, work: Path, *, requests: int, concurr
         "unexpected": tally.problems[:5], "images_per_s": requests / seconds, "host_mib": host, "gpu_mib": gpu,
     }  # fmt: skip
     print(json.dumps(result))
+    if tally.problems:
+        raise SystemExit("answers that were not expected")
     return result
 
 
@@ -207,11 +209,11 @@ def harm(repository: Path, engine: Engine, work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for what in ("plan deleted", "process killed", "server stopped"):
         tree = with_instances(repository, work / "harmed", preprocess=4, classifier=2)
+        server = EmbeddedServer(tree, models=[MODEL], log_path=work / "harmed.log")
         words, tally = "", Tally()
-        with (
-            contextlib.suppress(ServerError),
-            EmbeddedServer(tree, models=[MODEL], log_path=work / "harmed.log") as server,
-        ):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(server)  # a server that does not start ends the run
+            stack.enter_context(contextlib.suppress(ServerError))  # that a harmed one complains is what is looked at
             load = Load("grpc", server.grpc_url, [question] * 100_000, concurrency=16, model=MODEL)
             with load:
                 time.sleep(1)
@@ -228,7 +230,7 @@ def harm(repository: Path, engine: Engine, work: Path) -> dict[str, Any]:
                 else:
                     server.stop()
                 load.stop()
-            tally.count(load.answers)
+        tally.count(load.answers)
         found[what] = {
             "before": before, "right": tally.right, "wrong scores": sum("off by" in one for one in tally.problems),
             "errors": sorted({one.partition(": ")[2][:160] for one in tally.problems})[:6], "words": words,
@@ -259,11 +261,10 @@ def chain(work: Path, repository: Path) -> None:
         for name in names:
             client = [sys.executable, str(TREE / "clients/classify.py"), "--protocol", protocol, "--model", name,
                       "--url", f"localhost:{port}", star]  # fmt: skip
-            if name.startswith("demo_fp16") or name == MODEL:
-                commands.append(["serve", "--repository", str(repository), "--", *client])
+            commands.append(["serve", "--repository", str(repository), "--", *client])
     for command in commands:
         print(f"$ trtgen {' '.join(command)}", flush=True)
-        subprocess.run([sys.executable, "-m", "generator", *command], cwd=work, env=environment, check=False)
+        subprocess.run([sys.executable, "-m", "generator", *command], cwd=work, env=environment, check=True)
 
 
 def main() -> None:

@@ -153,6 +153,11 @@ class Driver:
         self.on_gpu.add(address)
         return 0, address
 
+    def cuMemsetD8Async(self, address: int, value: int, size: int, _stream: int) -> tuple[int]:  # noqa: N802
+        self._check(address, size)
+        self._submit(lambda: ctypes.memset(address, value, size))
+        return (0,)
+
     def cuMemFree(self, address: int) -> tuple[int]:  # noqa: N802
         self.on_gpu.remove(address)
         del self.memory[address]

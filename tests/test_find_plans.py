@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from generator.plan.passport import write_passport
+from generator.server.container import Container
 from generator.server.plans import find_plans
+from generator.server.ports import Ports
 from generator.spec_file import make_spec
 from tests.test_model_config import rendered, with_plan
+from tests.test_passport import make as make_passport
 
 
 def repository(
@@ -54,3 +58,12 @@ def test_only_the_models_that_are_loaded_count(tmp_path: Path) -> None:
     assert {plan.parts[-3] for plan in find_plans(tmp_path)} == {"one_classifier", "two_classifier"}
     assert {plan.parts[-3] for plan in find_plans(tmp_path, ["two"])} == {"two_classifier"}
     assert find_plans(tmp_path, ["three"]) == []
+
+
+@pytest.mark.parametrize(("options", "flag"), [({"version_compatible": True}, True), ({}, False)])
+def test_the_container_is_told_of_plans_that_carry_code(tmp_path: Path, options: dict[str, bool], flag: bool) -> None:
+    root = repository(tmp_path / "models", "", versions=(1,))
+    plan = root / "net_classifier" / "1" / "model.plan"
+    write_passport(make_passport(options=options), plan)
+    argv = Container(root, ports=Ports(http=1, grpc=2, metrics=3)).argv
+    assert ("--backend-config=tensorrt,version-compatible=true" in argv) == flag

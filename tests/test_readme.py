@@ -34,7 +34,7 @@ def console_commands() -> list[tuple[str, list[str]]]:
 
 def without_measurements(text: str) -> str:
     """Take out what differs from run to run: seconds, and the width of columns."""
-    without_seconds = re.sub(r"\d+\.\d s\b", "# s", text)
+    without_seconds = re.sub(r"\d+\.\d s\b", "# s", re.sub(r"of the \d+ images", "of the # images", text))
     return re.sub(
         r"\s+", " ", re.sub(r"identical,|within \S+,|rows (identical|within \S+)", "#", without_seconds)
     ).strip()

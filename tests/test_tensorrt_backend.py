@@ -407,6 +407,32 @@ def test_a_spec_may_name_the_dims(load: Load) -> None:
     assert len(model.driver.launched_graphs) == 1
 
 
+def test_graphs_have_the_dims_of_the_configuration(load: Load) -> None:
+    """Its dims are what the buffers are made for; the profile's optimum may be larger."""
+    profiles = [{"X": ([1, 1], [4, 6], [8, 9])}]
+    plan = make_plan({"X": ("FLOAT", [-1, -1])}, profiles=profiles)
+    model = load(plan, dims=[3], optimization=with_graphs({"batch_size": 2}))
+    ask(model, np.ones((2, 3), np.float32))
+    assert len(model.driver.launched_graphs) == 1
+    # a spec beyond the configuration would be recorded beyond the buffers
+    spec = {"batch_size": 2, "input": {"X": {"dim": ["9"]}}}
+    model = load(plan, dims=[3], optimization=with_graphs(spec))
+    ask(model, np.ones((2, 3), np.float32))
+    assert not model.driver.launched_graphs
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"), [('{"options": {"version_compatible": true}}', True), ("{}", False), ("", False)]
+)
+def test_plans_that_carry_code_say_so_in_their_passport(
+    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, allowed: bool
+) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "model.plan.json").write_text(text)
+    model = load(plan_of())
+    assert getattr(model.engine.runtime, "engine_host_code_allowed", False) == allowed
+
+
 # --- refusals at load -------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from generator.recipe import IMAGENET
 from generator.repository import Layout
 from generator.verify.compare import LIMITS
+from generator.verify.plan_stage import check_rows
 from generator.verify.reference import Reference, find_decided, load_reference, save_reference
 from generator.verify.stages import StageResult, judge
 from generator.verify.subject import Subject
@@ -109,3 +111,38 @@ def test_what_is_decided_is_kept_with_the_reference(tmp_path: Path) -> None:
     expected = reference(source(PIXELS))
     save_reference(expected, tmp_path / "reference.npz")
     assert (load_reference(tmp_path / "reference.npz").decided == expected.decided).all()
+
+
+# --- other batches of a plan ------------------------------------------------------------------------------------------
+
+PROVED = StageResult(stage="plan", status="proved")
+
+
+def rows_of(run: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> StageResult:
+    expected = reference(source(PIXELS))
+    return check_rows(PROVED, SUBJECT, expected, run, expected.scores, sizes=[1, 3, 8], limit=LIMITS["fp16"])
+
+
+def test_batches_that_give_each_image_its_answer_are_proved() -> None:
+    assert rows_of(source) is PROVED
+
+
+def test_a_nan_in_one_batch_size_is_found() -> None:
+    """In Python max(0, nan) is 0."""
+
+    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.full_like(source(pixels), np.nan) if len(pixels) == 3 else source(pixels)
+
+    result = rows_of(run)
+    assert (result.status, result.reason) == ("failed", "NaN or infinity in a batch of 3")
+
+
+def test_rows_that_are_mixed_up_are_found() -> None:
+    result = rows_of(lambda pixels: source(pixels)[::-1])
+    assert result.status == "failed"
+    assert "gets another answer in a batch of 3: cosine" in result.reason
+
+
+def test_large_scores_may_round_as_their_precision_does() -> None:
+    """FP16 has steps of 0.016 at 16 and more: no absolute limit would do."""
+    assert rows_of(lambda pixels: source(pixels).astype(np.float16).astype(np.float32)) is PROVED

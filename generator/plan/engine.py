@@ -212,9 +212,12 @@ class Engine:
             DeviceError: The GPU's memory is exhausted.
             PlanError: TensorRT refuses the profile, the shapes or the addresses.
         """
+        from generator.gpu.device import use_gpu
+
         self._check_open()
         if self._prepared.get(session.profile) is session:
             return self._contexts[session.profile]
+        use_gpu(self.gpu.index)
         context = self.bare_context(session.profile)
         session.prepare(context)
         self._prepared[session.profile] = session

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
 from generator.server.failures import explain_end, find_failures, tail
-from generator.server.plans import check_container_plans, find_plans
+from generator.server.plans import check_container_plans, find_plans, has_version_compatible
 from generator.server.ports import LOOPBACK, Ports
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def docker_argv(
     address: str = LOOPBACK,
     gpus: bool = True,
     name: str = "trtgen-serve",
+    version_compatible: bool = False,
 ) -> list[str]:
     """Return the `docker run` command line that serves `repository`.
 
@@ -94,6 +95,8 @@ def docker_argv(
         "--model-repository=/models",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
+        # such plans carry code, which Triton runs only if it is told to
+        *(["--backend-config=tensorrt,version-compatible=true"] if version_compatible else []),
         "--exit-on-error=true",
         "--strict-readiness=true",
         f"--http-address={_ANY_ADDRESS}",
@@ -123,7 +126,15 @@ class Container:
         self.repository = repository
         self.image, self.gpus = image, gpus
         self.name = f"trtgen-serve-{uuid.uuid4().hex[:8]}"
-        self.argv = docker_argv(repository, ports=ports, image=image, address=address, gpus=gpus, name=self.name)
+        self.argv = docker_argv(
+            repository,
+            ports=ports,
+            image=image,
+            address=address,
+            gpus=gpus,
+            name=self.name,
+            version_compatible=has_version_compatible(repository),
+        )
 
     def run(self, *, show: Callable[[str], None], log_path: Path) -> None:
         """Run until the server ends; every line of its log goes to `show` and to `log_path`.

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from generator.plan.header import PlanHeader
     from generator.plan.passport import Host
 
-__all__ = ["PLAN_FILE", "check_container_plans", "check_local_plans", "check_plans", "find_plans"]
+__all__ = [
+    "PLAN_FILE",
+    "check_container_plans",
+    "check_local_plans",
+    "check_plans",
+    "find_plans",
+    "has_version_compatible",
+]
 
 _LOG = logging.getLogger(__name__)
 PLAN_FILE = "model.plan"
@@ -52,6 +59,15 @@ def _served(directory: Path) -> list[int]:
         listed = {int(number) for number in re.findall(r"\d+", match["specific"])}
         return [number for number in versions if number in listed]
     return versions if match["newest"] is None else versions[-int(match["newest"]) :]
+
+
+def has_version_compatible(root: Path) -> bool:
+    """Say whether a plan below `root` was built for later versions of TensorRT too, as its passport says."""
+    from generator.plan.fits import is_version_compatible
+    from generator.plan.passport import passport_path, read_passport
+
+    plans = find_plans(root) if root.is_dir() else []
+    return any(is_version_compatible(read_passport(plan)) for plan in plans if passport_path(plan).is_file())
 
 
 def check_local_plans(plans: Sequence[Path]) -> None:

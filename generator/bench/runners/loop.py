@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_NOT_FOUND = 6  # NVML_ERROR_NOT_FOUND
 # One stretch of iterations between two synchronisations: long enough to keep a GPU busy, short enough to stop in time.
 _STRETCH_S = 0.05
 _LONGEST_STRETCH = 200
@@ -95,7 +96,9 @@ class Nvml:
         first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
         if first.startswith("GPU-"):
             return int(library.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(self._device)))
-        index = ctypes.c_uint(int(first) if first.isdigit() else 0)
+        if first and not first.isdigit():  # part of a GPU (MIG-...): the board's figures would say nothing
+            return _NOT_FOUND
+        index = ctypes.c_uint(int(first or 0))
         return int(library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(self._device)))
 
     def joules(self) -> float | None:

@@ -121,7 +121,7 @@ class TritonPythonModel:
         if cuda.get("graphs"):
             batches = find_graph_batches(config)
             for number, profile in enumerate(self.engine.profiles):
-                specs = make_graph_specs(batches, self.engine.inputs, profile, batched=self.batched)
+                specs = make_graph_specs(batches, self.engine.inputs, profile, limit)
                 self.engine.record_graphs(number, specs)
             self.engine.check_graphs()
         pb_utils.Logger.log_info(f"{self.instance}: {self.engine.describe(numbers)}")
@@ -361,6 +361,11 @@ class Device:
         free, total = self.call("cuMemGetInfo")
         return int(free), int(total)
 
+    def fill(self, pointer, value, size_bytes):
+        """Fill memory on the GPU, in the order of the stream."""
+        if size_bytes:
+            self.call("cuMemsetD8Async", pointer, value, size_bytes, self.stream)
+
     def wait(self):
         """Return when everything on the stream is done."""
         self.call("cuEventRecord", self.event, self.stream)
@@ -416,6 +421,8 @@ class Engine:
         plan = read_plan(path)
         self.plan_bytes = len(plan)
         self.runtime = self.trt.Runtime(self.log)
+        if is_version_compatible(path):
+            self.runtime.engine_host_code_allowed = True
         self.engine = self._deserialize(plan)
         self._read_tensors()
         self.host_inputs = [Pinned(device) for _ in self.inputs]
@@ -487,11 +494,17 @@ class Engine:
                 words = "model configuration specified invalid shape for input"
                 raise EngineError(problem.replace("request specifies invalid shape for input", words, 1))
             largest.append((*shapes, *self.find_output_shapes(place, shapes)))
+        self._allocate(largest)
+
+    def _allocate(self, largest):
+        """Take buffers for the largest shapes, one list per context, and tell the contexts where they are."""
         tensors = (*self.inputs, *self.outputs)
         self.sizes = [
             max(count_bytes(shapes[number], tensor) for shapes in largest) for number, tensor in enumerate(tensors)
         ]
         pointers = [int(self.device.call("cuMemAlloc", max(size, 1))) for size in self.sizes]
+        for pointer, size in zip(pointers, self.sizes, strict=True):
+            self.device.fill(pointer, 0, size)  # graphs are recorded on it: no wild indices
         self.device_inputs, self.device_outputs = pointers[: len(self.inputs)], pointers[len(self.inputs) :]
         for host, size in zip((*self.host_inputs, *self.host_outputs), self.sizes, strict=True):
             host.reserve(max(size, 1))
@@ -606,8 +619,9 @@ class Engine:
                     self.stage_input(number, size).view(tensor.dtype)[:] = draw(random, tensor, size)
                     self.send(number, 0, 0, size)
                 for other in (*graphs, tuple(range_.min for range_ in self.profiles[context])):
-                    self._set_shapes(context, other)
-                # The graph goes first: after the context, what it leaves unwritten would be right.
+                    self.enqueue(context, other)  # other shapes take effect when something runs with them
+                for number, pointer in enumerate(self.device_outputs, len(self.inputs)):
+                    self.device.fill(pointer, 255, self.sizes[number])  # what the graph leaves unwritten is seen
                 self.device.call("cuGraphLaunch", graph, self.device.stream)
                 got = self._fetch(context, shapes)
                 self.enqueue(context, shapes)
@@ -885,6 +899,15 @@ def is_between(shape, least, most):
     return len(shape) == len(least) and all(a <= dim <= b for a, dim, b in zip(least, shape, most, strict=True))
 
 
+def is_version_compatible(path):
+    """Tell whether the passport beside the plan says that it carries code for later versions of TensorRT."""
+    try:
+        passport = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
+        return passport["options"]["version_compatible"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def split_rows(rows, ranges):
     """Return [(start, stop)]: as few chunks as the ranges of the profiles allow; None where some rows remain."""
     chunks, start = [], 0
@@ -953,16 +976,22 @@ def find_graph_batches(config):
     return found
 
 
-def make_graph_specs(batches, inputs, profile, *, batched):
-    """Return the specs with full shapes that the profile takes; what a spec leaves open is the profile's optimum."""
-    specs = []
-    for batch, dims, lower in batches:
-        rows = [
-            dims.get(tensor.name, range_.opt[bool(batched) :]) for tensor, range_ in zip(inputs, profile, strict=True)
-        ]
+def make_graph_specs(batches, inputs, profile, limit):
+    """Return the specs with full shapes that the profile and the buffers take.
+
+    What a spec leaves open is what the configuration says, or else the profile's optimum.
+    """
+    batched, specs = bool(limit.rows), []
+    most = tuple(limit.cut(*pair) for pair in zip(profile, limit.dims, strict=True))
+    for batch, given, lower in batches:
+        rows = []
+        for tensor, range_, dims in zip(inputs, profile, limit.dims, strict=True):
+            best = range_.opt[batched:]
+            assumed = tuple(dim if dim >= 0 else opt for dim, opt in zip(dims[batched:], best, strict=True))
+            rows.append(given.get(tensor.name, assumed))
         shapes = tuple((batch, *row) if batched else tuple(row) for row in rows)
         least = tuple((lower, *row) if batched else tuple(row) for row in rows)
-        if all(is_between(shape, r.min, r.max) for shape, r in zip(shapes, profile, strict=True)):
+        if all(is_between(shape, r.min, m) for shape, r, m in zip(shapes, profile, most, strict=True)):
             specs.append(GraphSpec(shapes, least))
     return specs
 
