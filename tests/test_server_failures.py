@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from generator.errors import ServerError
+from generator.render import template_root
 from generator.server import embedded
 from generator.server.embedded import EmbeddedServer, check_embedded
 from generator.server.failure_rules import explain_words
@@ -96,6 +100,20 @@ def ensemble_of_doubling(model: Path, **options: str | int) -> None:
 
 # model -> (how it is broken, what the cause must say, what the hint must say). One server start reports all of them.
 # Not among them: a model without model.py (tritonserver hangs), a warmup that fails (it may crash when others load).
+def load_backend() -> Any:
+    """The Python-based `tensorrt` backend, for the words that it writes."""
+    path = template_root() / "backends" / "tensorrt" / "model.py"
+    spec = importlib.util.spec_from_file_location("tensorrt_backend_words", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+        spec.loader.exec_module(module)
+    return module
+
+
+BACKEND = load_backend()
 BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "missing_module": (
         lambda m: add_python_model(m, "import surely_absent\n" + ECHO),
@@ -484,6 +502,17 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
             "--shm-size=1g",
         ),
         ("unable to find backend library for backend 'tensorrt', try", "needs the TensorRT backend", "--container"),
+        (
+            "unable to create TensorRT context for m_0_3: could not be allocated"
+            + BACKEND.explain_memory(3 << 30, 1 << 30, 8 << 30, gpu=1),
+            "memory of GPU 1 is exhausted: an instance needs 3072 MiB, 1024 MiB of 8192 MiB are free",
+            r"lower instances\.classifier \(at most 2 fit",
+        ),
+        (
+            BACKEND.no_gpu("m", "there is no driver"),
+            "needs a GPU, and there is none: there is no driver",
+            "onnxruntime",
+        ),
     ],
 )
 def test_words_of_other_servers_are_explained(words: str, cause: str, hint: str) -> None:

@@ -105,7 +105,8 @@ _RULES = (
     _Rule(
         r"kind KIND_GPU but no GPUs are available",
         "its instance_group asks for a GPU (KIND_GPU), and none is available here",
-        "set kind: KIND_CPU in {model}/config.pbtxt, or serve on a machine with a GPU",
+        "serve on a machine with a GPU; for the CPU set kind: KIND_CPU in {model}/config.pbtxt, or if it is a plan build "
+        "the model again with --target onnxruntime",
     ),
     _Rule(
         r"TensorRT backend supports only GPU device",
@@ -117,6 +118,13 @@ _RULES = (
         r"--shm-size|shared memory.*No space left on device",
         "there is too little shared memory in /dev/shm: each instance of a Python model takes 1 MB and more",
         "in a container give --shm-size=1g; elsewhere free space in /dev/shm (df -h /dev/shm)",
+    ),
+    _Rule(
+        r"out of memory on GPU (?P<gpu>\d+): an instance needs at least (?P<need>\d+ MiB), (?P<free>\d+ MiB) of "
+        r"(?P<total>\d+ MiB) are free; at most (?P<most>\d+) of them fit",
+        "the memory of GPU {gpu} is exhausted: an instance needs {need}, {free} of {total} are free",
+        "lower instances.classifier (at most {most} fit when nothing else is there), or end what else uses the GPU: "
+        "{rebuild}",
     ),
     _Rule(
         r"[Oo]ut of memory|CUDA_ERROR_OUT_OF_MEMORY|MemoryError|bad_alloc",
@@ -196,6 +204,11 @@ _RULES = (
         r"unable to find '(?P<path>[^']+)' for model",
         "its file is missing: {path}",
         _REBUILD,
+    ),
+    _Rule(
+        r"no GPU for model '[^']*' \((?P<detail>.*?)\): a TensorRT plan runs on an NVIDIA GPU only",
+        "its plan needs a GPU, and there is none: {detail}",
+        "serve it where the GPU is, or build it for this host: {rebuild} after setting target: onnxruntime",
     ),
     _Rule(
         r"unable to create TensorRT engine: (?P<detail>.*)",
