@@ -105,8 +105,8 @@ _RULES = (
     _Rule(
         r"kind KIND_GPU but no GPUs are available",
         "its instance_group asks for a GPU (KIND_GPU), and none is available here",
-        "serve on a machine with a GPU; for the CPU set kind: KIND_CPU in {model}/config.pbtxt, or if it is a plan build "
-        "the model again with --target onnxruntime",
+        "serve on a machine with a GPU; for the CPU set kind: KIND_CPU in {model}/config.pbtxt, or, if it is a plan, "
+        "build the model again with --target onnxruntime",
     ),
     _Rule(
         r"TensorRT backend supports only GPU device",
