@@ -89,7 +89,9 @@ def make_questions(repository: Path, *, name: str = "demo", drawn: int = 200, se
     files = [(image.name, image.jpeg) for image in draw_set(drawn, seed=seed)]
     files += zip(photos.names, photos.files, strict=True)
     pixels = (to_pixels(Image.open(io.BytesIO(data))) for _, data in files)
-    return [Question(name=file[0], data=file[1], scores=run(one[None])[0]) for file, one in zip(files, pixels)]  # noqa: B905
+    return [
+        Question(name=file[0], data=file[1], scores=run(one[None])[0]) for file, one in zip(files, pixels, strict=True)
+    ]
 
 
 def make_bad_questions(*, seed: int = 4242) -> list[Question]:

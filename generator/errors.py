@@ -105,7 +105,8 @@ class MissingDependencyError(TrtgenError):
     """A package that belongs to an optional extra is not installed."""
 
     def __init__(self, package: str, *, extra: str | None, why: str) -> None:
-        install = f"pip install 'trtgen[{extra}]'" if extra else f"pip install {package}"
+        # not `pip install trtgen[...]`: on an index that name would be somebody else's
+        install = f"in trtgen's checkout: pip install -e '.[{extra}]'" if extra else f"pip install {package}"
         super().__init__(f"the package {package} is not installed: {why}", hint=install)
         self.package = package
         self.extra = extra

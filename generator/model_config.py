@@ -24,7 +24,7 @@ IMAGE = "IMAGE"
 PIXELS = "PIXELS"
 LABELS_FILE = "labels.txt"
 WARMUP_FILE = "image.bin"
-# Waiting requests that a preprocessing process takes at once: 6 to 9 % more images of 500x375 than one by one, as the
+# Waiting requests that a preprocessing process takes at once: 7 to 9 % more images of 500x375 than one by one, as the
 # way to the process and back is paid once; with 8, requests wait for each other (docs/benchmarks.md).
 _PREFERRED_IMAGES = 4
 

@@ -25,5 +25,5 @@ def test_an_error_keeps_what_it_was_given() -> None:
     error = errors.SpecError(["one", "two"], hint="edit")
     assert (str(error), error.problems, error.hint) == ("one\ntwo", ["one", "two"], "edit")
     missing = errors.MissingDependencyError("nvidia-pytriton", extra="server", why="it serves")
-    assert missing.hint == "pip install 'trtgen[server]'"
+    assert missing.hint == "in trtgen's checkout: pip install -e '.[server]'"
     assert errors.ServerError("x", log_tail=["a"]).log_tail == ["a"]

@@ -405,7 +405,7 @@ def test_an_absent_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingDependencyError, match="nvidia-pytriton") as caught:
         check_embedded()
-    assert caught.value.hint == "pip install 'trtgen[server]'"
+    assert caught.value.hint == "in trtgen's checkout: pip install -e '.[server]'"
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,7 @@ def test_a_gate_without_a_server_says_what_it_did_not_prove(built_demo: Path, mo
     monkeypatch.setattr(embedded, "check_embedded", absent)
     report = gate(built_demo)
     assert [result.stage for result in report.unproved] == ["served pixels", "served classifier", "served ensemble"]
-    assert "pip install 'trtgen[server]'" in report.unproved[0].reason
+    assert "pip install -e '.[server]'" in report.unproved[0].reason
     report.raise_for_status(require_all=False)
     with pytest.raises(VerificationError, match="--require all, but not proved"):
         report.raise_for_status(require_all=True)

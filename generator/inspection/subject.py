@@ -62,7 +62,7 @@ def inspect_onnx(path: Path) -> Report:
     network = parse_network(path)
     if network is not None:
         return report_network(network, graph, title=path.name, facts=facts)
-    note = "neither TensorRT-RTX (pip install 'trtgen[preflight]') nor TensorRT can parse here: these are ONNX's nodes"
+    note = "neither TensorRT-RTX (pip install -e '.[preflight]') nor TensorRT can parse here: these are ONNX's nodes"
     return report_graph(graph, title=path.name, facts=facts, notes=[note])
 
 

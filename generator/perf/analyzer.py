@@ -122,7 +122,7 @@ def check_analyzer(path: Path) -> str:
     if missing:
         raise PerfError(
             f"{path} needs the shared library {missing[1]}, which is not here",
-            hint="pip install 'trtgen[server]' brings libb64 and libcudart; the rest is in Debian's libssl3 and zlib1g",
+            hint="pip install -e '.[server]' brings libb64 and libcudart; the rest is in Debian's libssl3 and zlib1g",
         )
     version = (run.stdout + run.stderr).strip()
     if not version.startswith("Perf Analyzer"):

@@ -83,7 +83,7 @@ def open_adapter(name: str = "tensorrt") -> Adapter:
     rtx = name == "tensorrt_rtx"
     if not rtx and (version[:2] < (8, 6) or (8, 6) < version[:2] < _OLDEST_10):
         msg = f"TensorRT {version} is installed; 8.6, 10.12 and later, or 11 was expected"
-        raise PlanError(msg, hint="pip install 'trtgen[tensorrt]'")
+        raise PlanError(msg, hint="in trtgen's checkout: pip install -e '.[tensorrt]'")
     return Adapter(trt, open_log(name), version, rtx=rtx)
 
 

@@ -80,7 +80,7 @@ def _check_platform() -> None:
     if sys.version_info[:2] > _MAXIMUM_PYTHON:
         raise ServerError(
             f"this is Python {platform.python_version()}; the pip tritonserver with trtgen needs 3.10 to 3.12",
-            hint="make a virtual environment with Python 3.12 and install 'trtgen[server]' there",
+            hint="make a virtual environment with Python 3.12 and pip install -e '.[server]' there",
         )
 
 
