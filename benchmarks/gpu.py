@@ -36,6 +36,7 @@ MODELS: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
 }
 # Not published: with random weights the scores of a ResNet lie closer together than int8 rounds, and the gate says so.
 UNPROVED = {"resnet50_int8"}
+BENCH_BATCHES = {"resnet50": "1,8,32,64,128", "efficientnet_b0": "1,64"}
 HELD_OUT = 1000
 
 
@@ -183,16 +184,18 @@ def rebuild(run: Run, repository: Path) -> None:
     print(times)
 
 
-def bench(run: Run, repository: Path) -> None:
+def bench(run: Run, repository: Path, only: list[str]) -> None:
     """Measure the plans beside PyTorch and onnxruntime."""
-    for name in ("resnet50", "efficientnet_b0"):
+    for name, batches in BENCH_BATCHES.items():
         plans = [plan for precision in MODELS[name] if (plan := plan_of(repository, f"{name}_{precision}")).is_file()]
+        if not plans or (only and not any(one.startswith(f"{name}_") for one in only)):
+            continue
         arguments = [text for plan in plans for text in ("--plan", str(plan))]
         onnx = run.work / "exported" / f"{name}_fp16" / "model.onnx"
         output = run.work / f"bench-{name}"
         run.trtgen(
             "bench", str(onnx), *arguments, "--model", name, "--torch-python", run.torch_python,
-            "--output", str(output), "--rounds", "3", "--seconds", "0.3",
+            "--batches", batches, "--output", str(output), "--rounds", "3", "--seconds", "0.3",
         )  # fmt: skip
         run.save(f"bench {name}", json.loads((output / "bench.json").read_text()))
 
@@ -234,7 +237,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("gpu-run"))
     parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--torch-path", default="", help="PYTHONPATH of the Python that has torch")
-    parser.add_argument("--only", nargs="*", default=[], help="export and build only these, such as demo_fp16")
+    parser.add_argument("--only", nargs="*", default=[], help="export, build and bench only these, such as demo_fp16")
     steps = ("export", "build", "rebuild", "inspect", "bench", "held-out")
     parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
     arguments = parser.parse_args()
@@ -258,7 +261,7 @@ def main() -> None:
         elif step == "inspect":
             inspect(run, repository)
         elif step == "bench":
-            bench(run, repository)
+            bench(run, repository, arguments.only)
         else:
             count_right(run, repository)
     for failure in run.failures:

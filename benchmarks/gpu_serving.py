@@ -1,13 +1,13 @@
 """The plan behind the endpoint: JPEG in, label out, on a GPU, from one command.
 
-    python -m benchmarks.gpu --work gpu-run --steps export build --only resnet50_fp16
     python -m benchmarks.gpu_serving --work gpu-run
 
-Takes the repository that benchmarks.gpu built. Served by the pip tritonserver and measured with perf_analyzer on the
-same machine: the JPEG ensemble with requests of 1 and of 8 images of 500x375, against what as many bare processes as
-there are cores decode, resize and crop; the network alone with requests of 8 uint8 images through shared memory,
-against the bare plan. Then a long run whose every answer is compared with the plan run directly, with memory of host
-and GPU, and what happens when the plan is deleted, a process of a model is killed, or the server is stopped under load.
+Builds and proves the models with benchmarks.gpu, or takes the repository that it left in `--work`. Served by the pip
+tritonserver and measured with perf_analyzer on the same machine: the JPEG ensemble with requests of 1 and of 8 images
+of 500x375, against what as many bare processes as there are cores decode, resize and crop; the network alone with
+requests of 8 uint8 images through shared memory, against the bare plan. Then a long run whose every answer is compared
+with the plan run directly, with memory of host and GPU; what happens when the plan is deleted, a process of a model is
+killed, or the server is stopped under load; and the user's commands for every model.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import statistics
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 TREE = Path(__file__).resolve().parent.parent
 MODEL = "resnet50_fp16"
 SIZE = (500, 375)
-CONFIGURATIONS = "14:2 16:2 16:3 12:1"
+CONFIGURATIONS = "14:3 16:3 14:2"
 _MIB = 2**20
 
 
@@ -250,21 +251,37 @@ def kill_a_stub(server: int, model: str) -> None:
     raise RuntimeError(f"server {server} has no process of {model}")
 
 
+def build(work: Path, torch_python: str, torch_path: str) -> None:
+    """Export, build and prove ResNet-50, EfficientNet-B0 and the demo model, unless that was done."""
+    if list((work / "model_repository").glob("*/trtgen.json")):
+        print(f"taken as it is: {work / 'model_repository'}", flush=True)
+        return
+    command = [sys.executable, "-m", "benchmarks.gpu", "--work", str(work), "--steps", "export", "build"]
+    more = ["--torch-python", torch_python, "--torch-path", torch_path]
+    subprocess.run([*command, *more], cwd=TREE, env={**os.environ, "PYTHONPATH": str(TREE)}, check=True)
+
+
 def chain(work: Path, repository: Path) -> None:
-    """The user's way once: verify, then the client over both protocols, of every model that was built."""
-    environment = {**os.environ, "PYTHONPATH": str(TREE)}
+    """The user's way once, for every model that was built: verify, serve, the client over both protocols, perf."""
+    trtgen = [sys.executable, "-m", "generator"]
     names = sorted(path.parent.name for path in repository.glob("*/trtgen.json"))
-    star = str(TREE / "clients/samples/star.jpg")
-    commands = [["verify", "--repository", str(repository)]]
-    for protocol in ("grpc", "http"):
-        port = "8001" if protocol == "grpc" else "8000"
-        for name in names:
-            client = [sys.executable, str(TREE / "clients/classify.py"), "--protocol", protocol, "--model", name,
-                      "--url", f"localhost:{port}", star]  # fmt: skip
-            commands.append(["serve", "--repository", str(repository), "--", *client])
-    for command in commands:
-        print(f"$ trtgen {' '.join(command)}", flush=True)
-        subprocess.run([sys.executable, "-m", "generator", *command], cwd=work, env=environment, check=True)
+    commands = []
+    for name in names:
+        for protocol, port in (("grpc", 8001), ("http", 8000)):
+            commands.append(
+                [sys.executable, str(TREE / "clients/classify.py"), "--protocol", protocol, "--model", name,
+                 "--url", f"localhost:{port}", str(TREE / "clients/samples/star.jpg")]
+            )  # fmt: skip
+        commands.append(
+            [*trtgen, "perf", "--model", name, "--no-members", "--concurrency", "32", "--measurement-requests", "2000",
+             "--output", str(work / f"perf-{name}")]
+        )  # fmt: skip
+    lines = [f"echo {shlex.quote('$ ' + shlex.join(command))} && {shlex.join(command)}" for command in commands]
+    serve = ["serve", "--repository", str(repository), "--", "sh", "-e", "-c", "\n".join(lines)]
+    for arguments in (["verify", "--repository", str(repository)], serve):
+        print(f"$ trtgen {' '.join(arguments[:3])}", flush=True)
+        environment = {**os.environ, "PYTHONPATH": str(TREE)}
+        subprocess.run([*trtgen, *arguments], cwd=work, env=environment, check=True)
 
 
 def main() -> None:
@@ -272,7 +289,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("gpu-run"))
     parser.add_argument("--requests", type=int, default=20_000)
-    steps = ("measure", "soak", "harm", "chain")
+    parser.add_argument("--torch-python", default=sys.executable, help="as for benchmarks.gpu, for the export")
+    parser.add_argument("--torch-path", default="", help="as for benchmarks.gpu")
+    steps = ("build", "measure", "soak", "harm", "chain")
     parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
     parser.add_argument(
         "--configurations", nargs="*", default=CONFIGURATIONS.split(),
@@ -283,13 +302,16 @@ def main() -> None:
     repository = work / "model_repository"
     path = work / "gpu_serving.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    plan = max((repository / f"{MODEL}_classifier").glob("*/model.plan"))
     files = make_jpegs(*SIZE)
     for step in arguments.steps:
         print(f"## {step}", flush=True)
+        if step == "build":
+            build(work, arguments.torch_python, arguments.torch_path)
+            continue
         if step == "chain":
             chain(work, repository)
             continue
+        plan = max((repository / f"{MODEL}_classifier").glob("*/model.plan"))
         with open_engine(plan) as engine:
             if step == "measure":
                 bare = {batch: measure_plan(engine, batch=batch) for batch in (8, 64, 128)}
