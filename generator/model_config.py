@@ -24,9 +24,6 @@ IMAGE = "IMAGE"
 PIXELS = "PIXELS"
 LABELS_FILE = "labels.txt"
 WARMUP_FILE = "image.bin"
-# Waiting requests that a preprocessing process takes at once: 7 to 9 % more images of 500x375 than one by one, as the
-# way to the process and back is paid once; with 8, requests wait for each other (docs/benchmarks.md).
-_PREFERRED_IMAGES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +94,6 @@ class PreprocessConfig(ModelConfig):
 
     instance_count: int
     parameters: Mapping[str, str]
-    preferred_batch_size: int | None
     warmup_file: str = WARMUP_FILE
 
 
@@ -146,7 +142,6 @@ def make_model_configs(spec: ModelSpec, artifact: Artifact, *, pillow_version: s
         outputs=(made_pixels,),
         instance_count=spec.preprocess_instances(),
         parameters={**recipe.parameters(), "pillow": pillow_version},
-        preferred_batch_size=_PREFERRED_IMAGES if maximum >= _PREFERRED_IMAGES else None,
     )
     ensemble = EnsembleConfig(
         ensemble=spec.name,

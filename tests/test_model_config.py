@@ -95,10 +95,9 @@ def test_the_spec_reaches_the_configuration() -> None:
     assert preprocess.parameters["resize"].string_value == "256"
 
 
-def test_waiting_requests_are_preprocessed_together_but_nobody_waits_for_others() -> None:
-    batching = parsed(rendered(), "net_preprocess").dynamic_batching
-    assert (list(batching.preferred_batch_size), batching.max_queue_delay_microseconds) == ([4], 0)
-    assert not parsed(rendered(batch={"max": 3}), "net_preprocess").HasField("dynamic_batching")
+def test_each_request_is_preprocessed_as_soon_as_a_process_is_free() -> None:
+    """Waiting requests taken together keep the first of them until the last is decoded (docs/benchmarks.md)."""
+    assert not parsed(rendered(), "net_preprocess").HasField("dynamic_batching")
 
 
 def test_a_model_without_batches_has_no_batcher() -> None:

@@ -522,6 +522,24 @@ def test_words_of_other_servers_are_explained(words: str, cause: str, hint: str)
     assert re.search(hint, explanation.hint or ""), explanation
 
 
+def test_a_full_gpu_is_told_with_the_instances_that_had_found_room(tmp_path: Path) -> None:
+    loaded = [
+        f'2026-11-22T18:39:49Z I 1 model.py:127] "m_0_{index}: TensorRT 8.6.0 on GPU 0 with stream priority 0"'
+        for index in (0, 2)
+    ]
+    words = (
+        "TritonModelException: cuDevicePrimaryCtxRetain failed: CUDA_ERROR_OUT_OF_MEMORY; out of memory on GPU 0: not "
+        "even the CUDA context of another process fits: lower `count` in the model's instance_group"
+    )
+    log = [*loaded, f"2026-11-22T18:39:50Z E 1 model_lifecycle.cc:642] \"failed to load 'm' version 1: {words}\""]
+    error = explain_end(1, "\n".join(log), log_path=tmp_path / "server.log", ready=False)
+    assert error.message == (
+        "tritonserver did not start: m: the memory of GPU 0 is exhausted: not even the CUDA context of another process "
+        "fits (2 of its instances had found room)"
+    )
+    assert "lower instances.classifier" in (error.hint or "")
+
+
 def test_unknown_words_are_shown_as_they_are_with_the_logs_path(tmp_path: Path) -> None:
     log = (
         "2026-11-22T12:31:28Z E 1 model_lifecycle.cc:642] "

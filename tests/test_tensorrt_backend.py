@@ -1,6 +1,7 @@
 """The Python-based tensorrt backend without a GPU: its rules, and its way through a real tritonserver.
 
-The driver and TensorRT are stand-ins (tests/tensorrt_standin.py). What needs a real plan on a real GPU is in tests/gpu.
+The driver and TensorRT are stand-ins (tests/tensorrt_standin.py). What needs a real plan on a real GPU is in
+tests/test_backend_gpu.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from generator.errors import TrtgenError
 from generator.render import template_root
 from generator.server.embedded import EmbeddedServer
 from tests.server_parts import write_config
-from tests.tensorrt_standin import DTYPES, Driver, make_plan, make_tensorrt
+from tests.tensorrt_standin import DTYPES, Driver, SimpleError, make_plan, make_tensorrt
 
 Load = Callable[..., Any]
 BACKEND = template_root() / "backends" / "tensorrt" / "model.py"
@@ -451,6 +452,13 @@ def test_a_host_without_gpu_is_told_what_to_do(load: Load) -> None:
         "no GPU for model 'm' (cuInit failed: CUDA_ERROR_NO_DEVICE): a TensorRT plan runs on an NVIDIA GPU only; "
         "rebuild with --target onnxruntime for this host"
     )
+
+
+def test_a_gpu_without_room_for_another_context_is_told(load: Load) -> None:
+    driver = Driver()
+    driver.cuDevicePrimaryCtxRetain = lambda _device: (SimpleError(2, "CUDA_ERROR_OUT_OF_MEMORY"), 0)  # type: ignore[method-assign]
+    words = refuse(load, plan_of(), driver=driver)
+    assert "out of memory on GPU 0: not even the CUDA context of another process fits" in words
 
 
 def test_the_real_driver_module_without_a_driver_gives_the_same_words(backend: Any) -> None:

@@ -127,6 +127,11 @@ _RULES = (
         "{rebuild}",
     ),
     _Rule(
+        r"out of memory on GPU (?P<gpu>\d+): not even the CUDA context",
+        "the memory of GPU {gpu} is exhausted: not even the CUDA context of another process fits",
+        "lower instances.classifier, or end what else uses the GPU (nvidia-smi shows it): {rebuild}",
+    ),
+    _Rule(
         r"[Oo]ut of memory|CUDA_ERROR_OUT_OF_MEMORY|MemoryError|bad_alloc",
         "there is too little memory to load it",
         "lower `count` of instance_group in {model}/config.pbtxt, or free memory",

@@ -73,6 +73,7 @@ _LOADER = re.compile(r"^\S*triton_python_backend_stub: (?P<words>error while loa
 _FATAL_LINE = re.compile(r"^error: (?P<words>.*)$")
 _LOADING = re.compile(r"\"loading: (?P<model>[^\"]+):\d+\"$")
 _LOADED = re.compile(r"\"successfully loaded '(?P<model>[^']+)'\"$")
+_MEMORY = re.compile(r"the memory of GPU \d+ is exhausted")
 # tritonserver goes on waiting, or serves without the port, after it said one of these.
 _HUNG = ("Failed to preinitialize Python stub", "triton_python_backend_stub: error while loading", "failed to start ")
 
@@ -87,13 +88,22 @@ def find_failures(log: str, *, rebuild: Callable[[str], str] = name_rebuild) -> 
         if model in findings:
             continue
         explanation = explain_words(words, model=model, rebuild=rebuild)
+        cause = explanation.cause if explanation else None
+        if cause and _MEMORY.search(cause):
+            cause += _count_loaded(log, model)
         findings[model] = Finding(
             model=model,
             words=words,
-            cause=explanation.cause if explanation else None,
+            cause=cause,
             hint=explanation.hint if explanation else None,
         )
     return list(findings.values())
+
+
+def _count_loaded(log: str, model: str) -> str:
+    """Say how many instances of a plan had found room before one did not; each logs a line once it is loaded."""
+    loaded = len(set(re.findall(rf"\"({re.escape(model)}_\d+_\d+): TensorRT ", log)))
+    return f" ({loaded} of its instances had found room)"
 
 
 def has_hung(log: str) -> bool:

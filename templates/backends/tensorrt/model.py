@@ -329,7 +329,7 @@ class Device:
         if ordinal >= count:
             raise EngineError(no_gpu(model, f"GPU {ordinal} was asked for, there are {count}"))
         self.device = self.call("cuDeviceGet", ordinal)
-        self.context = self.call("cuDevicePrimaryCtxRetain", self.device)
+        self.context = self._open_context()
         self.call("cuCtxSetCurrent", self.context)
         least, greatest = self.call("cuCtxGetStreamPriorityRange")
         self.priority = {"PRIORITY_MAX": greatest, "PRIORITY_MIN": least}.get(priority, 0)
@@ -340,6 +340,18 @@ class Device:
         kinds = self.driver.CUevent_flags
         sleep = 0 if spin else int(kinds.CU_EVENT_BLOCKING_SYNC)
         self.event = self.call("cuEventCreate", sleep | int(kinds.CU_EVENT_DISABLE_TIMING))
+
+    def _open_context(self):
+        """Return the GPU's primary context: what each process takes before it loads anything."""
+        try:
+            return self.call("cuDevicePrimaryCtxRetain", self.device)
+        except EngineError as error:
+            if not _OUT_OF_MEMORY.search(str(error)):
+                raise
+            raise EngineError(
+                f"{error}; out of memory on GPU {self.ordinal}: not even the CUDA context of another process fits: "
+                "lower `count` in the model's instance_group, or end what else uses the GPU"
+            ) from error
 
     def call(self, function, *arguments):
         """Call the driver, return what it returns; EngineError with the name of what went wrong."""
@@ -649,24 +661,29 @@ class Engine:
         return (
             f"TensorRT {self.trt.__version__} on GPU {self.device.ordinal} with stream priority {self.device.priority} "
             f"and optimization profile {names} {sum(map(len, self.graphs))} CUDA graphs; "
-            f"about {(self.free_before - free) // _MIB} MiB of GPU memory for this instance's own copy of the plan "
-            f"({self.plan_bytes // _MIB} MiB), {free // _MIB} MiB are free"
+            f"{self._need() // _MIB} MiB of GPU memory for this instance's own copy of the plan "
+            f"({self.plan_bytes // _MIB} MiB), its contexts and buffers, besides the CUDA context; "
+            f"{free // _MIB} MiB are free"
         )
 
-    def _explain_memory(self, words):
-        """Return how much memory one instance takes and how much there is; nothing for another error."""
-        if not any(_OUT_OF_MEMORY.search(text) for text in (words, *self.log.errors)):
-            return ""
+    def _need(self):
+        """Return the bytes of GPU memory for plan, contexts and buffers, as far as they are known yet."""
         need = self.plan_bytes + sum(getattr(self, "sizes", []))
         engine = getattr(self, "engine", None)
         if engine is not None:
             context = getattr(engine, "device_memory_size_v2", None) or getattr(engine, "device_memory_size", 0)
             need += context * max(len(self.profiles), 1)
+        return need
+
+    def _explain_memory(self, words):
+        """Return how much memory one instance takes and how much there is; nothing for another error."""
+        if not any(_OUT_OF_MEMORY.search(text) for text in (words, *self.log.errors)):
+            return ""
         try:
             free, _ = self.device.free_memory()
         except EngineError:
             free = 0
-        return explain_memory(need, min(free, self.free_before), self.total, gpu=self.device.ordinal)
+        return explain_memory(self._need(), min(free, self.free_before), self.total, gpu=self.device.ordinal)
 
     def close(self):
         """Release everything, in the order in which it depends on each other."""
