@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +228,34 @@ def test_a_folder_in_which_nobody_may_write(tmp_path: Path) -> None:
 def test_two_builders_at_once(tmp_path: Path) -> None:
     with journal.lock(tmp_path / "repo"), pytest.raises(RepositoryError, match="another trtgen is writing"):
         build_repository(tiny(tmp_path), tmp_path / "repo", QUICK)
+
+
+def test_a_first_build_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    with journal.staging(tmp_path / "new/models/repo"):
+        assert (tmp_path / "new/models/repo").is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_or_holds_something_stays(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with journal.lock(tmp_path / "there"):
+        pass
+    with journal.lock(tmp_path / "made/repo"):
+        (tmp_path / "made/notes").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["made", "notes", "there"]
+
+
+def test_a_repository_that_is_removed_in_the_moment_of_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "repo"
+    flock = fcntl.flock
+
+    def lose_the_race(handle: int, operation: int) -> None:
+        root.rmdir()
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lose_the_race)
+    with pytest.raises(RepositoryError, match="another trtgen is writing"), journal.lock(root):
+        pytest.fail("a folder that is gone was locked")
 
 
 def test_a_record_can_be_built_again(tmp_path: Path) -> None:

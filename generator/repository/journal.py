@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from generator.errors import RepositoryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["Move", "carry_out", "lock", "recover", "staging", "staging_folder"]
@@ -52,14 +52,15 @@ def lock(root: Path) -> Iterator[None]:
     Raises:
         RepositoryError: The repository cannot be made or written, or another trtgen is writing.
     """
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        handle = _open_directory(root)
     except OSError as error:
+        _remove_empty(made)
         msg = f"the model repository {root} cannot be used: {error.strerror}"
         raise RepositoryError(msg, hint="give a folder that you may write, with --repository") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(root, handle)
     except BlockingIOError as error:
         os.close(handle)
         msg = f"another trtgen is writing to {root}"
@@ -67,7 +68,28 @@ def lock(root: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if not (staging_folder(root) / _JOURNAL).exists():
+            _remove_empty(made)
         os.close(handle)
+
+
+def _open_directory(root: Path) -> int:
+    root.mkdir(parents=True, exist_ok=True)
+    return os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _take(root: Path, handle: int) -> None:
+    """Lock the open folder; BlockingIOError where another holds it, or removed it in this moment as its build failed."""
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not root.exists() or not os.path.samestat(root.stat(), os.fstat(handle)):
+        raise BlockingIOError
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, innermost first, until one holds something: a build that failed leaves nothing behind."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextlib.contextmanager
