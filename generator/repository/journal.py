@@ -79,7 +79,7 @@ def _open_directory(root: Path) -> int:
 
 
 def _take(root: Path, handle: int) -> None:
-    """Lock the open folder; BlockingIOError where another holds it, or removed it in this moment as its build failed."""
+    """Lock the open folder; BlockingIOError where another holds it, or removed it just now as its build failed."""
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if not root.exists() or not os.path.samestat(root.stat(), os.fstat(handle)):
         raise BlockingIOError
