@@ -108,6 +108,7 @@ def bench(  # noqa: PLR0917 - the command line
             _report(result, output)
     if not result.usable():
         _refuse(result)
+    _refuse_silent(result)
 
 
 def _report(result: BenchResult, output: Path) -> None:
@@ -137,3 +138,15 @@ def _refuse(result: BenchResult) -> None:
 
     failures = "\n".join(f"{one.label}, batch {one.batch}: {one.failure}" for one in result.measured)
     raise PerfError(f"no runner could be measured\n{failures}", hint="run with --batches 1 and one runner to see more")
+
+
+def _refuse_silent(result: BenchResult) -> None:
+    """Refuse a run in which a runner measured nothing; what the others measured is written already."""
+    from generator.errors import PerfError
+
+    heard = {one.label for one in result.usable()}
+    silent = {one.label: one for one in reversed(result.measured) if one.label not in heard}  # with its first failure
+    if silent:
+        failures = "\n".join(f"{label}, batch {one.batch}: {one.failure}" for label, one in sorted(silent.items()))
+        msg = f"{len(silent)} of the runners measured nothing\n{failures}"
+        raise PerfError(msg, hint=f"mend it, or leave it out: --skip {min(silent)}")
