@@ -41,6 +41,7 @@ from generator.plan.engine import open_engine
 from generator.recipe import IMAGENET, Recipe
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
+from generator.spec import usable_cores
 from generator.verify.compare import plan_limit
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 TREE = Path(__file__).resolve().parent.parent
 MODEL = "resnet50_fp16"
 SIZE = (500, 375)
-CONFIGURATIONS = "16:3 16:4"
 _MIB = 2**20
 # What the gate asks of an FP16 plan: its kernels for other batch sizes round otherwise.
 LEAST_COSINE = plan_limit("fp16").cosine
@@ -133,7 +133,7 @@ def measure_served(
     jpegs.mkdir(exist_ok=True)
     for index, data in enumerate(files):
         (jpegs / f"{index}.jpg").write_bytes(data)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     rows = []
     bare = measure_barely(files, processes=cores)
     for configuration in configurations:
@@ -302,8 +302,9 @@ def main() -> None:
     steps = ("build", "measure", "soak", "harm", "chain")
     parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
     parser.add_argument(
-        "--configurations", nargs="*", default=CONFIGURATIONS.split(),
-        help="processes of preprocessing and of the classifier, such as 14:2",
+        "--configurations", nargs="*",
+        default=[f"{usable_cores()}:{count}" for count in (3, 4)],
+        help="processes of preprocessing and of the classifier, such as 14:2; all cores and 3 or 4 by default",
     )  # fmt: skip
     arguments = parser.parse_args()
     work = arguments.work.resolve()
