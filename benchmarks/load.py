@@ -195,7 +195,8 @@ class Load:
             ...
         load.answers
 
-    Leaving the context waits until all questions are answered, or, after `stop`, those under way.
+    Leaving the context waits until all questions are answered, or, after `stop`, those under way. A client that fails
+    otherwise than by an answer ends the load with its error: a load of which a part was never sent proves nothing.
     """
 
     def __init__(
@@ -205,6 +206,7 @@ class Load:
         self._questions = iter(questions)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._failure: BaseException | None = None
         self._protocol, self._url, self._model = protocol, url, model
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(concurrency)]
 
@@ -218,12 +220,21 @@ class Load:
             self.stop()
         for thread in self._threads:
             thread.join()
+        if self._failure is not None and kind is None:
+            raise self._failure
 
     def stop(self) -> None:
         """Ask nothing more."""
         self._stopped.set()
 
     def _work(self) -> None:
+        try:
+            self._ask_on()
+        except BaseException as error:  # noqa: BLE001 - raised again by __exit__
+            self._failure = error
+            self.stop()
+
+    def _ask_on(self) -> None:
         with Client(self._protocol, self._url, model=self._model) as client:
             while not self._stopped.is_set():
                 with self._lock:

@@ -104,9 +104,10 @@ class PerfError(TrtgenError):
 class MissingDependencyError(TrtgenError):
     """A package that belongs to an optional extra is not installed."""
 
-    def __init__(self, package: str, *, extra: str | None, why: str) -> None:
+    def __init__(self, package: str, *, extra: str | None, why: str, install: str | None = None) -> None:
         # not `pip install trtgen[...]`: on an index that name would be somebody else's
-        install = f"in trtgen's checkout: pip install -e '.[{extra}]'" if extra else f"pip install {package}"
+        if install is None:
+            install = f"in trtgen's checkout: pip install -e '.[{extra}]'" if extra else f"pip install {package}"
         super().__init__(f"the package {package} is not installed: {why}", hint=install)
         self.package = package
         self.extra = extra

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OnnxModel",
     "OnnxTensor",
+    "broken_weights",
     "ends_in_softmax",
     "external_data_files",
     "hash_file",
@@ -28,6 +30,10 @@ __all__ = [
     "run_graph",
 ]
 
+# onnxruntime's words for an operator that it does not have.
+_UNKNOWN_OPERATOR = re.compile(r"(\S*):(\w+)\(-?\d+\) is not a registered function/op")
+# Their initializers are weights: an infinity elsewhere may be meant, as the mask before a Softmax or a bound of a Clip.
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization"})
 # These hand their first input on with other dims or another type: a Softmax before them is still the last word.
 _TRANSPARENT = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
 
@@ -132,6 +138,22 @@ def external_data_files(model: onnx.ModelProto) -> list[str]:
     return sorted(found)
 
 
+def broken_weights(model: onnx.ModelProto) -> list[str]:
+    """Return the initializers that hold NaN, or infinity as the weights of a layer; the weights must be loaded."""
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    weights = {name for node in model.graph.node if node.op_type in _WEIGHTED for name in node.input}
+    broken = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type in floats:
+            values = numpy_helper.to_array(tensor)
+            if np.isnan(values).any() or (tensor.name in weights and not np.isfinite(values).all()):
+                broken.append(tensor.name)
+    return broken
+
+
 def graph_inputs(model: onnx.ModelProto) -> list[Any]:
     """Return the real inputs: old files list their weights as inputs too."""
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -174,6 +196,13 @@ def open_onnx(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except failures as error:
+        if unknown := _UNKNOWN_OPERATOR.search(str(error)):
+            domain, operator = unknown.groups()
+            node = _find_node(load_proto(path, weights=False), domain, operator)
+            msg = (
+                f"{path} has the operator {operator} of the domain {domain or 'ai.onnx'}{node}, which onnxruntime lacks"
+            )
+            raise SourceError(msg, hint="export it again with ONNX's standard operators only") from error
         msg = f"onnxruntime cannot load {path}: {' '.join(str(error).split())}"
         raise SourceError(msg, hint="check it with onnx.checker.check_model(path, full_check=True)") from error
     name = session.get_inputs()[0].name
@@ -187,6 +216,15 @@ def open_onnx(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
         return result
 
     return run
+
+
+def _find_node(model: onnx.ModelProto, domain: str, operator: str) -> str:
+    """Say which is the first node of an operator, in brackets; empty where it is inside another node's graph."""
+    standard = ("", "ai.onnx")
+    for node in model.graph.node:
+        if node.op_type == operator and (node.domain == domain or {node.domain, domain} <= set(standard)):
+            return f" (node {node.name or node.output[0]})"
+    return ""
 
 
 def run_graph(model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ from generator.repository import Change, Layout, Record, plan_changes, publish, 
 from generator.repository.layout import RECORD_FILE, numeric_versions
 from generator.repository.publish import check_contract, check_owner, hash_tree
 from generator.staging import stage_files, stage_listed_versions, take_over
-from generator.target import check_target, choose_target
+from generator.target import Asked, check_target, choose_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -34,13 +34,14 @@ UNVERIFIED: Mapping[str, Any] = {"stage": "all", "status": "not proved", "reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """How to build, as opposed to what: the same for all models of one command."""
+    """How to build, as opposed to what: the same for all models of one command; `spec_file` is for hints only."""
 
     verify: bool = True
     require_all: bool = False
     replace: bool = False
     dry_run: bool = False
     images: Path | None = None
+    spec_file: Path | None = None
     on_step: Callable[[str, str, float | None], None] = lambda _done, _detail, _seconds: None
 
 
@@ -64,7 +65,8 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
     if options.images is not None and spec.source == "export":
         msg = f"{spec.name}: --images was settled when the graph was exported: its reference.npz holds the answers"
         raise SpecError(msg, hint="leave --images out, or export again with it")
-    choice = choose_target(spec)
+    asked = Asked(spec_file=options.spec_file, images=options.images)
+    choice = choose_target(spec, asked)
     spec = choice.spec
     inputs = fingerprint(spec)
     if not options.dry_run:
@@ -80,7 +82,7 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         )
     if choice.reason:
         options.on_step("target", choice.reason, None)
-    check_target(spec)
+    check_target(spec, asked)
     with _staging(root, dry_run=options.dry_run) as staged:
         old = read_record(root, spec.name)  # again, now that nobody else can write
         reusable = old is not None and _is_reusable(root, old, inputs)

@@ -67,8 +67,10 @@ def _from_file(path: Path) -> dict[str, object]:
 _YAML_SLIPS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
-def load_spec(path: Path) -> list[ModelSpec]:
+def load_spec(path: Path, *, target: str | None = None) -> list[ModelSpec]:
     """Read models.yaml, or the trtgen.json of a built model. Relative paths in it are relative to its folder.
+
+    `target` replaces what the file says for its models: one file describes them for several hosts.
 
     Raises:
         SpecError: Unreadable, not YAML, or invalid; with every problem found.
@@ -90,6 +92,8 @@ def load_spec(path: Path) -> list[ModelSpec]:
         raise SpecError(msg, hint="trtgen init writes a commented models.yaml to start from")
     if "made_by" in data and isinstance(data.get("spec"), dict):  # a trtgen.json: build the same model again
         data = {"models": [data["spec"]]}
+    if target is not None and isinstance(data.get("models"), list):
+        data["models"] = [{**model, "target": target} if isinstance(model, dict) else model for model in data["models"]]
     return _validate(data, where=str(path), folder=path.parent)
 
 

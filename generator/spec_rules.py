@@ -55,7 +55,7 @@ def _of_precision(spec: ModelSpec) -> Iterable[str]:
     if spec.target == "tensorrt-8.6" and spec.precision == "bf16":
         yield "precision: bf16 needs tensorrt-10 or later"
     if spec.precision == "bf16" and not spec.experimental:
-        yield "precision: bf16 is experimental: it needs experimental: true"
+        yield "precision: bf16 is experimental: it needs experimental: true (--experimental)"
     if spec.calibration is not None and spec.precision != "int8":
         yield f"calibration goes with precision: int8 only, it is {spec.precision}"
     if spec.keep and spec.precision not in ("auto", "fp16", "int8"):

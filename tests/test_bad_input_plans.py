@@ -9,6 +9,8 @@ import errno
 import json
 import logging
 import os
+import re
+import shlex
 import shutil
 import struct
 from collections.abc import Callable
@@ -23,10 +25,12 @@ from generator.export import folder as export_module
 from generator.export.exported import EXPORT_FILE
 from generator.export.folder import export_folder
 from generator.onnx_model import hash_file
+from generator.pipeline import BuildOptions
 from generator.plan.header import read_header
 from generator.plan.passport import Host, passport_path, write_passport
 from generator.plan.timing_cache import CacheKey, TimingCache
 from generator.server.plans import check_plans
+from generator.spec import ModelSpec
 from generator.spec_file import make_spec
 from generator.target import choose_target
 from tests.test_passport import H200
@@ -104,6 +108,74 @@ class TestSpecs:
             choose_target(spec)
         assert f"trtgen export {source} --target tensorrt-10 --precision int8" in (caught.value.hint or "")
 
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "squeezenet1_1 --weights sq.pt --classes 5 --labels 'my labels.txt' --max-batch 64 --target tensorrt-10",
+            "birds --architecture squeezenet1_1 --weights sq.pt --image-size 96 --target tensorrt-11 --images photos",
+            "net.onnx --recipe imagenet --labels index --target tensorrt-8.6 --precision fp16",
+            "net.onnx --recipe imagenet --labels index --precision int8 --calibration photos",
+            "demo --precision bf16 --experimental",
+            "resnet18 --weights random --target tensorrt-10",
+            "--spec models.yaml",
+            "--spec models.yaml --target tensorrt-11 --images photos",
+        ],
+    )
+    def test_the_export_that_the_hint_gives_is_of_the_same_model(
+        self, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+    ) -> None:
+        """What it exports is the spec that was to be built, for the target that is missing."""
+        monkeypatch.chdir(tmp_path)
+        Path("models.yaml").write_text("models: [{name: one, precision: int8, keep: [Conv], batch: {opt: 3, max: 6}}]")
+        write_tiny_onnx(Path("net.onnx"))
+        Path("sq.pt").write_bytes(b"weights")
+        Path("my labels.txt").write_text("a")
+        asked: list[tuple[ModelSpec, Path | None]] = []
+
+        def stop(spec: ModelSpec, _: Path, options: BuildOptions) -> None:
+            asked.append((spec, options.images))
+            raise PlanError("seen", hint="none")
+
+        def keep(spec: ModelSpec, _: Path, *, images: Path | None, **__: Any) -> tuple[str, ...]:
+            asked.append((spec, images))
+            return ()
+
+        with monkeypatch.context() as patch:
+            patch.setattr("generator.pipeline.build_repository", stop)
+            run("build-repo", *shlex.split(words))
+        code, _, err = run("build-repo", *shlex.split(words))
+        assert code == 1
+        (command,) = re.findall(r"export here: trtgen (export .*?); build on the GPU host", err)
+        monkeypatch.setattr("generator.export.folder.export_folder", keep)
+        assert run(*shlex.split(command))[0] == 0
+        (wanted, images), (exported, exported_images) = asked
+        wanted = wanted if wanted.target != "auto" else wanted.model_copy(update={"target": "tensorrt-10"})
+        precision = "fp16" if wanted.precision == "auto" else wanted.precision
+        assert exported == wanted.model_copy(update={"precision": precision}) or exported == wanted
+        assert exported_images == images
+
+    @pytest.mark.parametrize(
+        ("target", "words"),
+        [
+            ("tensorrt-8.6", "install NVIDIA's libraries and Python package of TensorRT 8.6"),
+            ("tensorrt-10", "pip install -e '.[tensorrt]' 'tensorrt<11'\n"),
+            ("tensorrt-11", "pip install -e '.[tensorrt]'\n"),
+        ],
+    )
+    def test_the_tensorrt_of_the_target_is_to_be_installed(
+        self, run: Callable[..., Any], tmp_path: Path, target: str, words: str
+    ) -> None:
+        code, _, err = run("build-repo", "demo", "--target", target, "-r", tmp_path / "r")
+        assert (code, "TensorRT 8.6" in err) == (1, target == "tensorrt-8.6")
+        assert words in err
+
+    def test_options_are_named_beside_fields(self, run: Callable[..., Any], tmp_path: Path) -> None:
+        code, _, err = run("build-repo", "demo", "--target", "tensorrt-10", "--precision", "bf16")
+        assert (code, "experimental: true (--experimental)" in err) == (1, True)
+        source = write_tiny_onnx(tmp_path / "net.onnx", size=48)
+        code, _, err = run("build-repo", source, "--recipe", "imagenet", "--labels", "index", "-r", tmp_path / "r")
+        assert (code, "set image_size: [48, 48] (--image-size 48)" in err) == (1, True)
+
     def test_show_takes_what_the_rules_of_a_precision_ask_for(self, run: Callable[..., Any]) -> None:
         code, out, _ = run("show", "demo", "--target", "tensorrt-10", "--precision", "bf16", "--experimental", "--json")
         assert code == 0
@@ -111,6 +183,13 @@ class TestSpecs:
 
 
 class TestExports:
+    def test_a_graph_without_its_record(self, run: Callable[..., Any], graph: Path) -> None:
+        graph.with_name(EXPORT_FILE).unlink()
+        code, _, err = run("build-repo", "--onnx", graph, "-r", graph.parent / "repo")
+        assert code == 1
+        assert "is a graph that trtgen export wrote, but export.json is missing beside it" in err
+        assert "hint: copy the whole folder" in err
+
     @pytest.mark.parametrize(
         "changes",
         [
@@ -258,8 +337,8 @@ class TestGraphs:
     def test_bench_asks_for_its_folder_first(self, run: Callable[..., Any], exported: Path, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         code, _, err = run("bench", exported / "model.onnx", "--output", tmp_path / "file" / "x")
-        assert code == 2
-        assert "file is no folder" in err
+        assert code == 1
+        assert "cannot be written: Not a directory" in err
         assert "measuring" not in err
 
 

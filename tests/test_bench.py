@@ -22,7 +22,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from generator.bench import plot, report
-from generator.bench.contender import Contender, make_contenders
+from generator.bench.contender import Contender, count_weights, make_contenders
 from generator.bench.measure import Schedule, count_input_sets, run_bench
 from generator.bench.process import RunnerError, RunnerProcess, runner_command, runner_environment
 from generator.bench.result import Agreement, BenchResult, Energy, Measured, Round
@@ -37,16 +37,22 @@ if "bench" not in {command.name for command in app.registered_commands}:
     app.command("bench")(bench)
 
 QUICK = Schedule(batches=(1, 2), rounds=2, seconds=0.02, iterations=5, warm_s=0.01, energy_s=0, timeout_s=60)
+SHUFFLENET_PARAMETERS = 345_892  # of shufflenet_v2_x0_5 with the 4 classes of the tiny graph
 QUICK_OPTIONS = ["--device=cpu", "--rounds=2", "--seconds=0.05", "--iterations=5"]
 
 
-def write_graph(path: Path, *, seed: int = 0, break_weights: bool = False) -> Path:
-    """Write a tiny classifier from uint8 pixels (batch, 32, 32, 3) to probabilities, as `trtgen` exports graphs."""
+def write_graph(path: Path, *, seed: int = 0, break_weights: bool = False, ballast: int = 0) -> Path:
+    """Write a tiny classifier from uint8 pixels (batch, 32, 32, 3) to probabilities, as `trtgen` exports graphs.
+
+    `ballast` numbers that nothing reads make it as large as another network.
+    """
     model = onnx.load(write_tiny_onnx(path, layout="NHWC", tail="softmax", seed=seed))
     graph = model.graph
     graph.input[0].CopyFrom(helper.make_tensor_value_info("PIXELS", TensorProto.UINT8, ["batch", 32, 32, 3]))
     scale = np.array(np.nan if break_weights else 1 / 255, np.float32)
     graph.initializer.append(numpy_helper.from_array(scale, "scale"))
+    if ballast:
+        graph.initializer.append(numpy_helper.from_array(np.zeros(ballast, np.int8), "ballast"))
     head = [
         helper.make_node("Cast", ["PIXELS"], ["float_pixels"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["float_pixels", "scale"], ["image"]),
@@ -84,9 +90,8 @@ def measure(*contenders: Contender, schedule: Schedule = QUICK) -> BenchResult:
 # --- whole runs
 
 
-def test_command_measures_torch_and_onnxruntime(
-    graph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_measures_torch_and_onnxruntime(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = write_graph(tmp_path / "model.onnx", ballast=SHUFFLENET_PARAMETERS)
     output = tmp_path / "out"
     options = [*QUICK_OPTIONS, "--batches=2,1", "--model=shufflenet_v2_x0_5", f"--output={output}"]
     assert main(["bench", str(graph), *options]) == 0
@@ -170,22 +175,21 @@ def test_a_runner_that_measures_nothing_is_an_error_and_the_others_are_kept(
     graph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    given = ["--model=resnet19", "--batches=1,2", f"--output={output}"]
+    full = """if request['do'] == 'prepare': answer = '{"error": "OutOfMemoryError: 3 GiB"}'"""
+    python = write_runner(tmp_path / "python", then=full)
+    given = ["--model=resnet18", f"--torch-python={python}", "--batches=1,2", f"--output={output}"]
     assert main(["bench", str(graph), *QUICK_OPTIONS, *given]) == 1
     said = capsys.readouterr()
     assert "onnxruntime-cpu" in said.out
-    assert "1 of the runners measured nothing\ntorch-fp32, batch 1: " in said.err
-    assert "resnet19" in said.err
+    assert "1 of the runners measured nothing\ntorch-fp32, batch 1: OutOfMemoryError: 3 GiB" in said.err
     assert "--skip torch-fp32" in said.err
     assert len(json.loads((output / "bench.json").read_text())["figures"]) == 4
 
 
-def test_ctrl_c_keeps_what_was_measured_and_no_process(graph: Path, tmp_path: Path) -> None:
-    start = "import sys; from generator.cli import main; import tests.test_bench; sys.exit(main(sys.argv[1:]))"
-    options = ["--device=cpu", "--batches=1,2", "--rounds=3", "--seconds=20", f"--output={tmp_path / 'out'}"]
-    short = [*options[:2], "--rounds=200", "--seconds=0.05", options[-1]]
+def start_bench(graph: Path, output: Path, *options: str, until: str) -> subprocess.Popen[str]:
+    """Start the command and wait until it says `until`."""
     process = subprocess.Popen(
-        [sys.executable, "-c", start, "bench", str(graph), *short],
+        [sys.executable, "-m", "generator", "bench", str(graph), "--device=cpu", *options, f"--output={output}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -193,18 +197,118 @@ def test_ctrl_c_keeps_what_was_measured_and_no_process(graph: Path, tmp_path: Pa
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if "round 3 of" in line:
+        if until in line:
             break
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_keeps_what_was_measured_and_no_process(
+    graph: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    options = ["--batches=1,2", "--rounds=200", "--seconds=0.05"]
+    process = start_bench(graph, tmp_path / "out", *options, until="round 3 of")
     runners = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
+    if number == signal.SIGTERM:
+        process.send_signal(number)  # `timeout` sends it to the process and then to its group
     said = process.communicate(timeout=30)
-    assert process.returncode == 130, said
+    assert process.returncode == code, said
     assert runners
     assert not any(one.is_running() for one in runners)
     document = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert not document["finished"]
     assert len(document["figures"][0]["rounds"]) >= 2
     assert "interrupted" in (tmp_path / "out" / "bench.html").read_text()
+
+
+def test_each_batch_is_kept_at_once(graph: Path, tmp_path: Path) -> None:
+    options = ["--batches=1,2", "--rounds=2", "--seconds=0.05"]
+    process = start_bench(graph, tmp_path / "out", *options, until="batch 2: round 1")
+    runners = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate(timeout=30)
+    psutil.wait_procs(runners, timeout=30)  # the end of their input ends them
+    document = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert not document["finished"]
+    assert [one["batch"] for one in document["figures"]] == [1]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["bench.json"]
+
+
+# --- what is refused before anything is measured
+
+
+def test_another_network_is_refused(graph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--model=shufflenet_v2_x0_5", f"--output={tmp_path / 'out'}"]
+    assert main(["bench", str(graph), *QUICK_OPTIONS, *given]) == 1
+    said = capsys.readouterr()
+    assert f"with 4 classes has {SHUFFLENET_PARAMETERS:,} parameters, model.onnx holds 1,285 numbers" in said.err
+    assert "batch 1" not in said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_are_counted_in_every_form(tmp_path: Path) -> None:
+    def node(name: str, length: int) -> onnx.NodeProto:
+        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.zeros((length, 2), np.int8)))
+
+    path = write_graph(tmp_path / "model.onnx", ballast=10)
+    model = onnx.load(path)
+    model.graph.node.insert(0, node("more", 50))
+    onnx.save(model, path)
+    assert count_weights(read_onnx(path)) == 1285 + 10 + 100
+
+
+@pytest.mark.parametrize(
+    ("factor", "refused"), [(0.5, True), (0.82, False), (1.0, False), (1.2, False), (1.5, True), (0.0, False)]
+)
+def test_a_graph_may_hold_a_few_numbers_more_or_less(factor: float, refused: bool) -> None:
+    import torch
+
+    from generator.bench.runners import torch_runner
+
+    network = torch.nn.Module()
+    network.body, network.aux1 = torch.nn.Linear(99, 10), torch.nn.Linear(99, 100)  # 1000 numbers, and a head to train
+    settings = {"model": "x", "classes": 10, "graph": "x.onnx", "graph_weights": int(1000 * factor)}
+    if refused:
+        with pytest.raises(ValueError, match=r"has 1,000 parameters, x.onnx holds [15]\S*00 numbers"):
+            torch_runner._check_count(network, settings)
+    else:
+        torch_runner._check_count(network, settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model=resnet19"], "torchvision has no classification model 'resnet19'; did you mean resnet1"),
+        (["--state-dict={graph}"], "--state-dict holds weights for PyTorch, which is measured with --model only"),
+        (["--skip=plan"], "--skip plan means none of onnxruntime-cpu"),
+        (["--output={graph}"], "model.onnx is no folder"),
+        (["--output={graph}/out"], "model.onnx/out cannot be written: Not a directory"),
+        (["--output=/proc/out"], "--output /proc/out cannot be written"),
+    ],
+)
+def test_wrong_options_are_told_at_once(
+    graph: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [one.format(graph=graph) for one in options]
+    assert main(["bench", str(graph), *QUICK_OPTIONS, "--batches=1", *given]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert "hint: " in said
+    assert "measuring" not in said
+
+
+def test_runner_that_does_not_start_ends_the_run(
+    graph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = write_runner(tmp_path / "python", then="sys.exit('ModuleNotFoundError: no torch')")
+    given = ["--model=resnet18", f"--torch-python={python}", f"--output={tmp_path / 'out'}"]
+    assert main(["bench", str(graph), *QUICK_OPTIONS, *given]) == 1
+    said = capsys.readouterr().err
+    assert f"the runner torch-fp32 does not start under {python}: " in said
+    assert "ModuleNotFoundError: no torch" in said
+    assert "--torch-python" in said.partition("hint: ")[2]
+    assert "batch 1" not in said
 
 
 # --- what is measured
@@ -311,10 +415,6 @@ def test_runners_take_turns(tmp_path: Path) -> None:
         ("if request['do'] == 'warm': answer = 'hello there'", r"answered 'hello there' to `warm`, which is no JSON"),
         ("if request['do'] == 'warm': answer = '[1]'", r"answered '\[1\]' to `warm`, which is no JSON object"),
         ("if request['do'] == 'check': time.sleep(60)", r"did not answer `check` within 2 s and was killed"),
-        (
-            "if count == 1: sys.exit('ImportError: no torch')",
-            r"ended during `start`: exit code 1, ImportError: no torch",
-        ),
         (
             """if request['do'] == 'measure': answer = '{"error": "OutOfMemoryError: 3 GiB"}'""",
             r"^OutOfMemoryError: 3 GiB$",

@@ -70,6 +70,11 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["build-repo", "resnet5", "--no-verify"], "did you mean resnet50", "hint: use a name of that list"),
         (["build-repo", "a;b"], "'a;b' is no model name", "hint: docs/spec.md lists every field"),
         (["build-repo", "x", "--spec", "none.yaml"], "names and options of models do not go with it", "hint: write"),
+        (
+            ["build-repo", "--spec", "none.yaml", "--classes", "2"],
+            "--spec states everything but --target",
+            "hint: write",
+        ),
         (["build-repo", "--spec", "none.yaml"], "none.yaml cannot be read", "hint: trtgen init"),
         (["build-repo", "none.onnx"], "none.onnx cannot be read", "hint: give the path of an existing file"),
         (["build-repo", "demo", "--require", "all", "--no-verify"], "asks for every stage", "hint: leave one"),

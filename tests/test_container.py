@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from generator.cli import main
 from generator.errors import ServerError
 from generator.server.container import (
     DEFAULT_IMAGE,
@@ -232,6 +233,45 @@ def test_the_command_ends_in_order_with_0(repository: Path, tmp_path: Path, monk
     process.communicate(timeout=30)
     assert process.returncode == 0
     assert record.read_text().splitlines()[1].startswith("stop --time=30 trtgen-serve-")
+
+
+def serve_here(repository: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    """Run the command in this process, its temporary files in `folder`, on free ports."""
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    free = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+    return main(["serve", "--container", "--repository", str(repository), *free, *options])
+
+
+def test_a_failed_start_leaves_no_folder(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_docker(tmp_path, monkeypatch, output="Cannot connect to the Docker daemon", code="125")
+    assert serve_here(repository, tmp_path / "temporary", monkeypatch) == 1
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_log_that_the_error_names_is_kept(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_docker(tmp_path, monkeypatch, output="out of luck", code="1")
+    assert serve_here(repository, tmp_path / "temporary", monkeypatch) == 1
+    (log,) = (tmp_path / "temporary").glob("*/tritonserver.log")
+    assert log.read_text() == "out of luck\n"
+    assert str(log) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_plans_are_checked_before_the_command_is_printed(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(tmp_path / "repository" / "model")
+    (tmp_path / "repository" / "model" / "1").mkdir(exist_ok=True)
+    (tmp_path / "repository" / "model" / "1" / "model.plan").touch()
+    put_docker(tmp_path, monkeypatch)
+    assert serve_here(tmp_path / "repository", tmp_path / "temporary", monkeypatch, "--cpu", *options) == 1
+    said = capsys.readouterr()
+    assert "--cpu keeps them out of the container" in said.err
+    assert "docker run" not in said.out + said.err
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_another_address_needs_the_flag(repository: Path) -> None:

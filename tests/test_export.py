@@ -146,6 +146,50 @@ def test_an_onnx_file_with_a_baked_batch_is_refused_with_the_node(
     assert "with a batch of 3" in caught.value.message
 
 
+def test_a_node_without_a_name_is_named_by_its_output(tmp_path: Path) -> None:
+    path = write_tiny_onnx(tmp_path / "own.onnx", reshape_batch=1)
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, path)
+    spec = tiny_spec(path)
+    with pytest.raises(ExportError, match=r"baked in by the node of output features \(Reshape\): with"):
+        export_onnx(spec, load_network(spec), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("divisor", "words"),
+    [
+        ("zero", "output PROBABILITIES is NaN or infinite for single images"),
+        ("rows", "row 0 is NaN or infinite, which"),
+    ],
+)
+def test_nan_is_not_taken_for_a_baked_batch(tmp_path: Path, divisor: str, words: str) -> None:
+    """0 / 0 for every image, or from two rows on: the second is the batch's fault."""
+    path = write_tiny_onnx(tmp_path / "own.onnx")
+    model = onnx.load(path)
+    graph, node = model.graph, onnx.helper.make_node
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.float32), "zero"))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(1, np.float32), "one"))
+    last = graph.node.pop()
+    graph.node.extend(
+        [
+            node("Shape", ["raw"], ["count"], start=0, end=1),
+            node("Cast", ["count"], ["float_count"], to=onnx.TensorProto.FLOAT),
+            node("Equal", ["float_count", "one"], ["alone"]),
+            node("Cast", ["alone"], ["rows"], to=onnx.TensorProto.FLOAT),
+            node("Mul", ["raw", divisor], ["up"]),
+            node("Div", ["up", divisor], [last.output[0]]),
+        ]
+    )
+    onnx.save(model, path)
+    spec = tiny_spec(path)
+    with pytest.raises(ExportError) as caught:
+        export_onnx(spec, load_network(spec), tmp_path / "out")
+    assert words in caught.value.message
+    assert ("baked in" in caught.value.message) is (divisor == "rows")
+
+
 def test_a_broken_graph_is_refused(tmp_path: Path) -> None:
     path = write_tiny_onnx(tmp_path / "own.onnx")
     spec = tiny_spec(path)

@@ -37,6 +37,16 @@ def repository(
         ("version_policy { specific { versions: [ 1, 10 ] } }", [1, 10]),
         ("version_policy { specific { versions: 2 } }", [2]),
         ("version_policy { specific { versions: [ 7 ] } }", []),
+        ("version_policy { specific { versions: 1 versions: 2 } }", [1, 2]),
+        ("# version_policy { all { } }", [10]),
+        ("version_policy { # all { }\n specific { # 10\n versions: 1 } }", [1]),
+        (
+            (
+                'parameters { key: "#" value { string_value: "version_policy {all}" } } '
+                "version_policy { latest { num_versions: 2 } }"
+            ),
+            [2, 10],
+        ),
     ],
 )
 def test_the_version_policy_decides(tmp_path: Path, policy: str, served: list[int]) -> None:

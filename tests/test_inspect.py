@@ -26,9 +26,10 @@ from generator.errors import PlanError, SourceError, SpecError
 from generator.inspection import Report, inspect_onnx, inspect_plan, is_plan, network, subject, to_json
 from generator.inspection.formats import data_type_of, layout_of
 from generator.inspection.graph import OnnxGraph, read_graph
-from generator.inspection.join import report_engine
+from generator.inspection.join import report_engine, report_network
 from generator.inspection.layers import read_information
 from generator.inspection.mapping import find_eliminated, map_layers, split_name
+from generator.inspection.network import Network, NetworkLayer
 from generator.inspection.page import make_page
 from generator.inspection.text import format_report
 from generator.inspection.timing import Timing, measure, summarise
@@ -336,6 +337,20 @@ def test_network_is_what_the_parser_makes(tmp_path: Path) -> None:
     assert report.macs == by_node["conv"].macs + 16 * 4
     assert by_node["relu"].kind == "elementwise"
     assert any(not row.nodes for row in report.rows)  # constants and shapes of the parser's own
+
+
+def test_nodes_without_names_are_found_by_the_parsers_names(tmp_path: Path) -> None:
+    graph = tiny_graph(tmp_path, helper.make_node("Relu", ["x"], ["c"]), helper.make_node("Sigmoid", ["c"], ["y"]))
+    layers = [
+        NetworkLayer(name="node_of_c", type="ACTIVATION", node="node_of_c", inputs=(), outputs=()),
+        NetworkLayer(name="node_of_y", type="ACTIVATION", node="", inputs=(), outputs=()),
+    ]
+    report = report_network(Network(parser="p", layers=tuple(layers)), graph, title="t", facts=[])
+    assert [row.nodes for row in report.rows] == [("c",), ("y",)]
+    assert [row.operators for row in report.rows] == [("Relu",), ("Sigmoid",)]
+    assert not any("became no layer" in note for note in report.notes)
+    report = report_network(Network(parser="p", layers=(layers[0],)), graph, title="t", facts=[])
+    assert any("1 ONNX nodes became no layer of the network: y (Sigmoid)" in note for note in report.notes)
 
 
 def test_demo_model_goes_through_the_parser(tmp_path: Path) -> None:

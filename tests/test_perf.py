@@ -23,6 +23,7 @@ import pytest
 from generator.cli import main
 from generator.errors import PerfError
 from generator.perf import analyzer, gpu, images, report, served, sweep
+from generator.perf.folder import check_folder
 from tests.tiny_repository import build_tiny_repository, make_image, serve
 
 if TYPE_CHECKING:
@@ -642,6 +643,16 @@ def test_concurrency_is_checked(text: str, capsys: pytest.CaptureFixture[str]) -
 def test_address_is_checked(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["perf", "--url", text]) == 2
     assert f"{text!r} is not HOST:PORT" in capsys.readouterr().err
+
+
+def test_folder_is_tried_before_the_server_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["perf", "--url", "localhost:1", "--output", str(tmp_path / "file")]) == 1
+    assert "file is no folder" in capsys.readouterr().err
+    assert main(["perf", "--url", "localhost:1", "--output", "/proc/perf"]) == 1
+    assert "--output /proc/perf cannot be written" in capsys.readouterr().err
+    check_folder(tmp_path / "a" / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @server

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,6 +262,93 @@ def test_a_repository_that_is_removed_in_the_moment_of_locking(tmp_path: Path, m
     monkeypatch.setattr(fcntl, "flock", lose_the_race)
     with pytest.raises(RepositoryError, match="another trtgen is writing"), journal.lock(root):
         pytest.fail("a folder that is gone was locked")
+
+
+def test_folders_that_were_made_go_though_the_innermost_never_came_to_be(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RepositoryError, match="File name too long"),
+        journal.lock(tmp_path / "new/models" / ("x" * 300)),
+    ):
+        pytest.fail("a folder that cannot be was locked")
+    assert list(tmp_path.iterdir()) == []
+
+
+def deny(*_arguments: object, **_options: object) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def leave_behind(tmp_path: Path, *, decided: bool) -> tuple[Path, Path]:
+    """A repository with the staging folder of a build that died, before or after it had decided."""
+    root = tmp_path / "repo"
+    root.mkdir()
+    folder = journal.staging_folder(root)
+    (folder / "staged/tiny").mkdir(parents=True)
+    if decided:
+        (folder / "journal.json").write_text(json.dumps([{"kind": "publish", "path": "tiny"}]))
+    return root, folder
+
+
+def test_a_staging_folder_that_may_not_be_removed_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, folder = leave_behind(tmp_path, decided=False)
+    monkeypatch.setattr(shutil, "rmtree", deny)
+    words = f"{folder}, left by a build that did not finish, cannot be removed: Permission denied"
+    assert journal.recover(root) == [words]
+    with pytest.raises(RepositoryError, match="cannot be removed: Permission denied") as caught, journal.staging(root):
+        pytest.fail("a folder that is not empty was given")
+    assert caught.value.hint == f"remove it as its owner: {folder}"
+
+
+def test_a_decided_change_that_may_not_be_finished_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, folder = leave_behind(tmp_path, decided=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", deny)
+        with pytest.raises(RepositoryError, match="cannot be finished: Permission denied") as caught:
+            journal.recover(root)
+        assert str(folder) in str(caught.value.hint)
+        with pytest.raises(RepositoryError, match="cannot be finished: Permission denied"), journal.staging(root):
+            pytest.fail("a folder that is not empty was given")
+    assert journal.recover(root) == ["finished publishing tiny"]
+
+
+def test_recovery_says_why_it_could_not_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, _ = leave_behind(tmp_path, decided=False)
+    with journal.lock(root):
+        assert journal.recover(root) == [f"another trtgen is writing to {root}; served as it is"]
+    monkeypatch.setattr(os, "open", deny)
+    (words,) = journal.recover(root)
+    assert words == f"the model repository {root} cannot be used: Permission denied; served as it is"
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from generator.errors import TrtgenError
+from generator.repository import journal
+from generator.server.launch import open_repository
+os.seteuid(65534)
+root = Path(sys.argv[1])
+print(journal.recover(root))
+for use in (lambda: journal.lock(root).__enter__(), lambda: open_repository(root)):
+    try:
+        use()
+    except TrtgenError as error:
+        print(error.message)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_may_not_be_searched() -> None:
+    with tempfile.TemporaryDirectory() as closed:  # 0700
+        root = Path(closed) / "repo"
+        root.mkdir()
+        run = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, str(root)], capture_output=True, text=True, check=False, timeout=60
+        )
+    assert run.stdout.splitlines() == [
+        "[]",
+        f"the model repository {root} cannot be used: Permission denied",
+        f"there is no model repository at {root}",
+    ], run.stderr
 
 
 def test_a_record_can_be_built_again(tmp_path: Path) -> None:

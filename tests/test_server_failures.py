@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 import socket
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -27,6 +28,7 @@ from generator.server.failures import (
     is_port_conflict,
     is_silent_crash,
 )
+from generator.server.launch import assemble_python
 from generator.server.ports import Ports, choose_ports
 from tests.server_parts import (
     ECHO,
@@ -513,6 +515,63 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
             "needs a GPU, and there is none: there is no driver",
             "onnxruntime",
         ),
+        (
+            BACKEND.no_gpu("m", "cuInit failed: CUDA_ERROR_NO_DEVICE"),
+            "needs a GPU, and there is none: cuInit failed: CUDA_ERROR_NO_DEVICE",
+            "onnxruntime",
+        ),
+        *(
+            (f"TritonModelException: {words}", cause, hint)
+            for words, cause, hint in (
+                (
+                    (
+                        "the Python that serves plans has no working tensorrt (No module named 'tensorrt'): install "
+                        "trtgen's extra 'tensorrt' there, or rebuild the model with --target onnxruntime"
+                    ),
+                    "no working TensorRT: No module named 'tensorrt'$",
+                    r"^give trtgen's extra tensorrt to the Python that serves: .*'\.\[tensorrt\]'$",
+                ),
+                (
+                    "the Python that serves 'm' lacks cuda-python: pip install cuda-python",
+                    "lacks cuda-python",
+                    "^pip install cuda-python$",
+                ),
+                (
+                    "unable to read '/models/m/1/model.plan': Permission denied",
+                    r"^its file cannot be read \(Permission denied\): /models/m/1/model.plan$",
+                    "^let the user that runs the server read /models/m/1/model.plan$",
+                ),
+                *(
+                    (text, f"^its plan cannot be served here: {text[:20]}", "^trtgen build-repo m$")
+                    for text in (
+                        (
+                            "tensor 'x' uses a non-linear IO format, which is not supported, for m_0_0: build the plan "
+                            "with linear inputs and outputs"
+                        ),
+                        "tensor 'x' is a shape tensor, which is not supported, for m_0_0",
+                        "unsupported datatype BF16 of tensor 'x' for m_0_0",
+                        "the shape of output 'y' depends on data, which is not supported",
+                    )
+                ),
+                (
+                    "cuStreamCreateWithPriority failed: CUDA_ERROR_UNKNOWN",
+                    "^the GPU or its driver fails: cuStreamCreateWithPriority failed: CUDA_ERROR_UNKNOWN$",
+                    "^nvidia-smi",
+                ),
+                (
+                    "TensorRT does not start: CUDA initialization failure with error: 35",
+                    "^the GPU or its driver fails: TensorRT does not start: CUDA init",
+                    "^nvidia-smi",
+                ),
+                ("cuMemAlloc failed: CUDA_ERROR_OUT_OF_MEMORY", "too little memory to load it", "lower `count`"),
+                (
+                    "TensorRT does not start: could not be allocated"
+                    + BACKEND.explain_memory(3 << 30, 1 << 30, 8 << 30, gpu=1),
+                    "memory of GPU 1 is exhausted",
+                    r"lower instances\.classifier",
+                ),
+            )
+        ),
     ],
 )
 def test_words_of_other_servers_are_explained(words: str, cause: str, hint: str) -> None:
@@ -520,6 +579,22 @@ def test_words_of_other_servers_are_explained(words: str, cause: str, hint: str)
     assert explanation is not None
     assert re.search(cause, explanation.cause), explanation
     assert re.search(hint, explanation.hint or ""), explanation
+
+
+def test_packages_that_pip_installed_elsewhere_are_found_by_the_stub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, other = tmp_path / "target", tmp_path / "other"
+    for folder, name in ((target, "of_target"), (other, "of_other")):
+        folder.mkdir()
+        (folder / f"{name}.py").touch()
+    (target / "of_target-1.0.dist-info").mkdir()
+    monkeypatch.setattr(sys, "path", [str(target), str(other), str(tmp_path / "absent"), *sys.path])
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    python = assemble_python(cast(Any, SimpleNamespace(python_version=version)), tmp_path)
+    code = "import importlib.util as u, numpy; print(*(bool(u.find_spec(n)) for n in ('of_target', 'of_other')))"
+    run = subprocess.run([python / "python3", "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.split() == ["True", "False"], run.stderr
 
 
 def test_a_full_gpu_is_told_with_the_instances_that_had_found_room(tmp_path: Path) -> None:

@@ -228,6 +228,42 @@ def test_onnx_files_that_cannot_be_served(tmp_path: Path) -> None:
     onnx.save(model, path)
     assert "inputs ['image', 'mask']" in message()
     model = onnx.load(write_tiny_onnx(path, size=224))
+    model.graph.node[1].op_type, model.graph.node[1].domain = "FooBar", "com.microsoft"
+    onnx.save(model, path)
+    error = failing([str(path)], labels="index", recipe="imagenet")
+    assert "has the operator FooBar of the domain com.microsoft (node relu)" in error.message
+    assert "standard operators" in (error.hint or "")
+    model = onnx.load(write_tiny_onnx(path, size=224, layout="NHWC"))
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    onnx.save(model, path)
+    error = failing([str(path)], labels="index", recipe="imagenet")
+    assert "input image is uint8, float32 was expected" in error.message
+    assert "the field raw: true in a spec (--spec FILE" in (error.hint or "")
+    model = onnx.load(write_tiny_onnx(path, size=224))
     onnx.save(model, path, save_as_external_data=True, location="w.data", size_threshold=0)
     (tmp_path / "w.data").unlink()
     assert "keeps weights in w.data, which is not beside it" in message()
+
+
+@pytest.mark.parametrize(("name", "value"), [("conv_bias", np.nan), ("linear_weight", np.inf)])
+def test_an_onnx_file_with_weights_that_are_no_numbers(tmp_path: Path, name: str, value: float) -> None:
+    path = write_tiny_onnx(tmp_path / "own.onnx", size=224)
+    model = onnx.load(path)
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    weights = onnx.numpy_helper.to_array(tensor).copy()
+    weights.flat[0] = value
+    tensor.CopyFrom(onnx.numpy_helper.from_array(weights, name))
+    onnx.save(model, path)
+    error = failing([str(path)], labels="index", recipe="imagenet")
+    assert error.message == f"{path} holds NaN or infinity in {name}"
+
+
+def test_an_infinity_that_is_no_weight_may_be_meant(tmp_path: Path) -> None:
+    """As the bound of a Clip, or the mask before a Softmax."""
+    path = write_tiny_onnx(tmp_path / "own.onnx", size=224)
+    model = onnx.load(path)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(np.inf, np.float32), "bound"))
+    model.graph.node[1].CopyFrom(onnx.helper.make_node("Clip", ["conv", "", "bound"], ["relu"], name="relu"))
+    onnx.save(model, path)
+    spec = make_spec([str(path)], labels="index", recipe="imagenet")[0]
+    assert np.isfinite(load_network(spec).run(np.zeros((1, 224, 224, 3), np.uint8))).all()

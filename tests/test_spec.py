@@ -124,6 +124,13 @@ def test_a_file_as_a_whole(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in "\n".join(problems_of(tmp_path, text))
 
 
+def test_a_target_goes_with_a_file(tmp_path: Path) -> None:
+    """Before the fields are checked: with target auto, or another one, the file may not hold."""
+    path = write(tmp_path, "models: [{name: a, target: onnxruntime}, {name: b}]")
+    assert [spec.target for spec in load_spec(path, target="tensorrt-10")] == ["tensorrt-10"] * 2
+    assert [spec.target for spec in load_spec(path)] == ["onnxruntime", "auto"]
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="cannot be read"):
         load_spec(tmp_path / "none.yaml")

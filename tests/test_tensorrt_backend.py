@@ -6,6 +6,7 @@ tests/test_backend_gpu.py.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -240,6 +241,22 @@ def test_a_failing_run_is_told_to_all_its_requests_and_the_next_one_works(load: 
     words = "TensorRT failed on model 'm' in a batch of 2 requests: unable to enqueue for inference m_0_0: "
     assert ask(model, rows(1), rows(2)) == [f"{words}the kernel is ill"] * 2
     check(ask(model, rows(2)), [rows(2)])
+
+
+def test_words_of_an_earlier_failure_are_not_said_again(load: Load) -> None:
+    model = load(plan_of(fail_rows=3, silent_rows=4))
+    for count, said in ((3, "the kernel is ill"), (4, "TensorRT did not say why"), (4, "TensorRT did not say why")):
+        (answer,) = model.execute([make_request(rows(count))])
+        assert answer.error.t.endswith(said)
+        model.engine.log.errors.append("of an earlier request")
+    context = model.engine.contexts[0]
+    context.set_input_shape = lambda *_: False
+    (answer,) = model.execute([make_request(rows(5))])
+    assert answer.error.t.endswith("of input 'X': TensorRT did not say why")
+    model.engine.log.errors.append("of an earlier request")
+    model.engine.engine.create_execution_context = lambda: None
+    with pytest.raises(Exception, match="unable to create TensorRT context for m_0_0: TensorRT did not say why"):
+        model.engine.open_contexts((0,), None)
 
 
 def test_a_batch_below_the_profiles_least_is_refused(load: Load) -> None:
@@ -500,6 +517,50 @@ def test_a_version_with_fewer_parts_is_compared_as_far_as_it_goes(backend: Any, 
     plan = plan_of(version=(8, 6, 0, 12))
     assert backend.explain_plan(tmp_path, plan, "8.6.0") == ""
     assert "built by TensorRT 8.6.0.12" in backend.explain_plan(tmp_path, plan, "8.6.1")
+
+
+def test_a_suffix_is_no_fourth_number(backend: Any, tmp_path: Path) -> None:
+    plan = plan_of(version=(8, 6, 1, 6))
+    assert backend.explain_plan(tmp_path, plan, "8.6.1.post1") == ""
+    assert "this is TensorRT 8.6.1.7.post6" in backend.explain_plan(tmp_path, plan, "8.6.1.7.post6")
+
+
+@pytest.mark.parametrize(("made", "blamed"), [((8, 5, 3, 1), False), ((10, 3, 0, 26), True)])
+def test_a_version_compatible_plan_is_only_too_new(
+    backend: Any, tmp_path: Path, made: tuple[int, int, int, int], blamed: bool
+) -> None:
+    path = tmp_path / "model.plan"
+    assert "built by TensorRT" in backend.explain_plan(path, plan_of(version=made), "8.6.1.6")
+    path.with_name("model.plan.json").write_text('{"options": {"version_compatible": true}}')
+    assert ("built by TensorRT" in backend.explain_plan(path, plan_of(version=made), "8.6.1.6")) == blamed
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("CUDA initialization failure with error: 35", ""),
+        ("CUDA error: out of memory", "; out of memory on GPU 0: an instance needs at least"),
+    ],
+)
+def test_a_tensorrt_that_does_not_start_is_a_refusal(load: Load, said: str, words: str) -> None:
+    driver = Driver()
+    driver.refusal = said
+    refusal = refuse(load, plan_of(), driver=driver)
+    assert refusal.startswith(f"TensorRT does not start: {said}{words}")
+    assert bool(words) == ("; out of memory" in refusal)
+
+
+def test_the_bindings_alone_will_do(backend: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(backend.EngineError, match=r"no working tensorrt \(import of tensorrt halted"):
+        backend.import_tensorrt()
+    (tmp_path / "tensorrt_bindings.py").touch()
+    importlib.invalidate_caches()
+    try:
+        assert backend.import_tensorrt().__file__ == str(tmp_path / "tensorrt_bindings.py")
+    finally:
+        sys.modules.pop("tensorrt_bindings", None)
 
 
 def test_plugins_are_registered_when_a_plan_needs_them(load: Load) -> None:

@@ -316,6 +316,30 @@ def test_the_command_fails_with_the_cause(demo: Path, edit: Edit, capsys: pytest
     assert "likely cause: the channels are in BGR order" in captured.err
 
 
+def test_a_server_that_is_not_there_is_not_the_models_fault(
+    built_demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", "demo", "-r", str(built_demo), "--url", "localhost:1"]) == 1
+    said = capsys.readouterr().err
+    assert "no Triton server answers gRPC at localhost:1" in said
+    assert f"hint: start one with `trtgen serve -r {built_demo}`, or give another --url" in said
+    assert "is not what its source is" not in said
+
+
+@pytest.mark.server
+def test_a_server_of_other_models_is_not_the_models_fault(
+    built_demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from generator.server.embedded import EmbeddedServer
+
+    shutil.copytree(built_demo / "demo_preprocess", tmp_path / "demo_preprocess")
+    with EmbeddedServer(tmp_path) as server:
+        assert main(["verify", "demo", "-r", str(built_demo), "--url", server.grpc_url]) == 1
+    said = capsys.readouterr().err
+    assert f"the server at {server.grpc_url} does not serve demo_classifier; it serves demo_preprocess" in said
+    assert "another --url" in said
+
+
 def test_models_that_are_not_there(built_demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "resnet50", "-r", str(built_demo)]) == 1
     assert "holds no model 'resnet50'; it has demo" in capsys.readouterr().err

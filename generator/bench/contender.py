@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from generator.onnx_model import OnnxModel
 
-__all__ = ["Contender", "image_size", "make_contenders"]
+__all__ = ["Contender", "count_weights", "image_size", "make_contenders"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +57,23 @@ def make_contenders(
         skip: Beginnings of labels.
 
     Raises:
-        PerfError: The graph takes something else, plans without a GPU, or nothing is left to measure.
+        PerfError: The graph takes something else, plans without a GPU, an unknown `model`, a state dict without one,
+            or `skip` leaves nothing or means nothing.
     """
     height, width = image_size(onnx)
+    if state_dict is not None and model is None:
+        msg = "--state-dict holds weights for PyTorch, which is measured with --model only"
+        raise PerfError(msg, hint="name the network with --model, or leave --state-dict out")
     common = {"height": height, "width": width}
     found = []
     if model is not None:
         given = {**common, "model": model, "classes": onnx.output.shape[-1], "seed": seed}
         given["state_dict"] = None if state_dict is None else str(state_dict.absolute())
-        found += _torch_contenders(given, "graph" if state_dict else "random", _find_torch(torch_python), device)
+        given |= {"graph": onnx.path.name, "graph_weights": count_weights(onnx)}
+        python = _find_torch(torch_python)
+        if python is None:
+            _check_name(model)
+        found += _torch_contenders(given, "graph" if state_dict else "random", python, device)
     graph = {**common, "onnx": str(onnx.path.absolute())}
     found.append(_onnxruntime(graph, "cpu"))
     if device == "cuda" and "CUDAExecutionProvider" in _providers():
@@ -73,8 +82,12 @@ def make_contenders(
         raise PerfError("plans do not run on the CPU", hint="leave --plan out, or run on a host with a GPU")
     found += _plan_contenders(plans, common)
     left = [one for one in found if not any(one.label.startswith(start) for start in skip)]
+    labels = ", ".join(one.label for one in found)
+    if idle := [start for start in skip if not any(one.label.startswith(start) for one in found)]:
+        raise PerfError(
+            f"--skip {idle[0]} means none of {labels}", hint="give the beginning of one of these, or leave --skip out"
+        )
     if not left:
-        labels = ", ".join(one.label for one in found)
         raise PerfError(f"--skip leaves nothing of {labels}", hint="skip less")
     return left
 
@@ -91,6 +104,29 @@ def image_size(onnx: OnnxModel) -> tuple[int, int]:
         hint = "export it with `trtgen export`, which puts cast and normalisation into the graph"
         raise PerfError(f"{what}: expected uint8 pixels (batch, height, width, 3) of a fixed size", hint=hint)
     return shape[1], shape[2]
+
+
+def count_weights(onnx: OnnxModel) -> int:
+    """Return how many numbers the graph holds, in initializers and `Constant` nodes; they are not loaded."""
+    from generator.onnx_model import load_proto
+
+    graph = load_proto(onnx.path, weights=False).graph
+    constants = [each.t for node in graph.node if node.op_type == "Constant" for each in node.attribute]
+    return sum(math.prod(tensor.dims) for tensor in (*graph.initializer, *constants))
+
+
+def _check_name(model: str) -> None:
+    """Refuse a name that this Python's torchvision does not know; another Python's tells when its runner starts."""
+    import torchvision
+
+    from generator.spelling import near
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if model.lower() not in known:  # torchvision itself takes any case
+        similar = near(model, known)
+        listed = f"did you mean {', '.join(similar)}?" if similar else f"known are {', '.join(known)}"
+        msg = f"torchvision has no classification model {model!r}; {listed}"
+        raise PerfError(msg, hint="give --model the name of the graph's network, or leave it out")
 
 
 def _torch_contenders(given: dict[str, Any], weights: str, python: Path | None, device: str) -> list[Contender]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.bench.process import RunnerError, RunnerProcess, runner_command, runner_environment
 from generator.bench.result import Agreement, BenchResult, Energy, Measured, Round
+from generator.errors import PerfError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -67,7 +68,7 @@ class _Lane:
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Pass a request on; RunnerError where it fails."""
         if self._process is None:
-            self._start()
+            self.start()
         assert self._process is not None
         try:
             return self._process.ask(do, **arguments)
@@ -85,7 +86,8 @@ class _Lane:
             self._process.stop(patience_s=patience_s)
             self._process = None
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the process and let it load what it runs; RunnerError where that fails."""
         if self._deaths >= _DEATHS:
             raise RunnerError(f"not started again: {self._last_words}", alive=False)
         python = self.contender.python
@@ -116,17 +118,40 @@ def run_bench(
     result: BenchResult,
     *,
     on_progress: Callable[[str], None] = lambda _line: None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> None:
-    """Measure and put everything into `result`, which holds what was found even if this is interrupted."""
+    """Measure and put everything into `result`, which holds what was found even if this is interrupted.
+
+    `on_batch` is called after each batch.
+
+    Raises:
+        PerfError: A runner does not start: what it was given is wrong, and nothing was measured.
+    """
     lanes = [_Lane(contender, schedule.timeout_s) for contender in contenders]
     patience_s = 0.0
     try:
+        for lane in lanes:
+            on_progress(f"starting {lane.contender.label}")
+            _start(lane)
         for batch in schedule.batches:
             _run_batch(lanes, batch, schedule, result, on_progress)
+            on_batch()
         patience_s, result.finished = 5.0, True
     finally:
         for lane in lanes:
             lane.close(patience_s=patience_s)
+
+
+def _start(lane: _Lane) -> None:
+    """Start a runner before anything is measured."""
+    one = lane.contender
+    try:
+        lane.start()
+    except RunnerError as error:
+        msg = f"the runner {one.label} does not start under {one.python or 'this Python'}: {error.message}"
+        options = "--model, --state-dict or --torch-python"
+        hint = f"mend {options}, or leave --model out" if one.kind == "torch" else f"leave it out: --skip {one.label}"
+        raise PerfError(msg, hint=hint) from error
 
 
 def _run_batch(

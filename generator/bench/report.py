@@ -65,7 +65,7 @@ def to_document(result: BenchResult) -> dict[str, Any]:
 
 
 def write_files(files: Mapping[str, str], folder: Path) -> list[Path]:
-    """Write name -> text into `folder`, which is made where it is absent.
+    """Write name -> text into `folder`, which is made where it is absent; a file is whole or the one before.
 
     Raises:
         PerfError: The folder cannot be written.
@@ -74,7 +74,9 @@ def write_files(files: Mapping[str, str], folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in written:
-            path.write_text(files[path.name], encoding="utf-8")
+            part = path.with_name(f".{path.name}.part")
+            part.write_text(files[path.name], encoding="utf-8")
+            part.replace(path)
     except OSError as error:
         raise PerfError(
             f"{folder} cannot be written: {error.strerror}", hint="choose a folder with --output"

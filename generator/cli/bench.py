@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +13,8 @@ import typer
 from generator.cli.console import say
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from generator.bench.result import BenchResult
 
 SPREAD_WORTH_A_NOTE = 0.05
@@ -68,10 +72,10 @@ def bench(  # noqa: PLR0917 - the command line
     from generator.bench.result import BenchResult
     from generator.gpu.device import why_no_gpu
     from generator.onnx_model import read_onnx
+    from generator.perf.folder import check_folder
 
     wanted = _parse_batches(batches)
-    if not (nearest := next(one for one in (output, *output.absolute().parents) if one.exists())).is_dir():
-        raise typer.BadParameter(f"--output {output}: {nearest} is no folder")  # minutes before it is needed
+    check_folder(output)
     chosen = device if device != "auto" else ("cpu" if why_no_gpu() else "cuda")
     graph = read_onnx(onnx)
     contenders = make_contenders(
@@ -101,14 +105,50 @@ def bench(  # noqa: PLR0917 - the command line
     turn_s = schedule.seconds + schedule.energy_s
     least_s = len(labels) * len(wanted) * (rounds * turn_s + schedule.warm_s)
     say(f"measuring {', '.join(labels)} on the {'GPU' if chosen == 'cuda' else 'CPU'}: at least {least_s:.0f} s")
-    try:
-        run_bench(contenders, schedule, result, on_progress=say)
-    finally:  # what was measured before Ctrl-C is worth keeping
-        if result.usable():
-            _report(result, output)
+    with _ending_signals():
+        try:
+            run_bench(contenders, schedule, result, on_progress=say, on_batch=lambda: _keep(result, output))
+        finally:  # what was measured before Ctrl-C is worth keeping
+            if result.usable():
+                _report(result, output)
     if not result.usable():
         _refuse(result)
     _refuse_silent(result)
+
+
+@contextlib.contextmanager
+def _ending_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the run as Ctrl-C does, with the exit code 128 + their number.
+
+    Only the first raises KeyboardInterrupt, for `timeout` sends it twice; what was measured is written undisturbed.
+    """
+    heard: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        heard.append(number)
+        if len(heard) == 1:
+            raise KeyboardInterrupt
+
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)  # nohup keeps it running
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, *hangup)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not heard:
+            raise
+        say(f"ended by {signal.Signals(heard[0]).name}")
+        raise typer.Exit(128 + heard[0]) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _keep(result: BenchResult, output: Path) -> None:
+    """Write the figures of the batches so far, for an end without a chance to do it."""
+    from generator.bench import report
+
+    if result.usable():
+        report.write_files({"bench.json": report.to_json(report.to_document(result))}, output)
 
 
 def _report(result: BenchResult, output: Path) -> None:

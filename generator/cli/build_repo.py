@@ -95,6 +95,7 @@ def build_repo(
         replace=replace,
         dry_run=dry_run,
         images=images,
+        spec_file=spec,
         on_step=lambda done, detail, seconds: step(f"{done:8}", detail=detail, seconds=seconds),
     )
     results = []

@@ -74,6 +74,7 @@ def export(
             model,
             folder,
             images=images,
+            spec_file=spec,
             on_step=lambda done, detail, seconds: step(f"{done:8}", detail=detail, seconds=seconds),
         )
         for note in notes:

@@ -92,7 +92,7 @@ ImagesOption = Annotated[
 
 
 def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) -> list[ModelSpec]:
-    """Return the specs that the command line asks for.
+    """Return the specs that the command line asks for. `target` goes with a file too, and replaces what that says.
 
     Raises:
         SpecError: Neither names nor a file, both, or an invalid spec.
@@ -103,11 +103,11 @@ def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) 
     if "calibration" in given:
         given.setdefault("precision", "int8")
         given["calibration"] = str(given["calibration"])
-    if spec_file is not None and (names or given):
-        msg = "--spec states everything: names and options of models do not go with it"
+    if spec_file is not None and (names or given.keys() - {"target"}):
+        msg = "--spec states everything but --target: names and options of models do not go with it"
         raise SpecError(msg, hint=f"write them into {spec_file}")
     if spec_file is not None:
-        return load_spec(spec_file)
+        return load_spec(spec_file, target=given.get("target"))
     if not names:
         msg = "no model was named"
         raise SpecError(msg, hint="trtgen build-repo demo, trtgen build-repo resnet50, or --spec models.yaml")

@@ -77,11 +77,13 @@ def perf(
     from generator.perf import analyzer, report, served, sweep
     from generator.perf import images as image_sets
     from generator.perf.about import describe_run
+    from generator.perf.folder import check_folder
 
     if install:
         print(analyzer.install_analyzer(Path(sys.prefix) / "bin"))
         return
     concurrencies = _parse_concurrencies(concurrency)
+    check_folder(output)
     program = analyzer.find_analyzer()
     version = analyzer.check_analyzer(program)
     url = url or {"grpc": "localhost:8001", "http": "localhost:8000"}[protocol]

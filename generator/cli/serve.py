@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -140,6 +141,7 @@ def _serve_container(
     # Printing must not depend on which ports happen to be taken now.
     ports = wish if dry_run and not wish.any_free else choose_ports(wish, address=address)
     run = Container(root, ports=ports, image=image or DEFAULT_IMAGE, address=address, gpus=gpus)
+    run.check()
     if dry_run:
         print(shlex.join(run.argv))
         return
@@ -150,6 +152,11 @@ def _serve_container(
             run.run(show=say, log_path=log_path)
     except KeyboardInterrupt:
         say(f"stopped (log: {log_path})")
+    except ServerError as error:
+        said = (error.message, error.hint or "", *error.log_tail)
+        if log is None and not any(str(log_path) in text for text in said):  # nobody would look for it
+            shutil.rmtree(log_path.parent, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager

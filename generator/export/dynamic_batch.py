@@ -28,7 +28,8 @@ def prove_dynamic_batch(
     The images are `pixels` (N, H, W, 3), repeated as often as needed, or noise where there are none yet.
 
     Raises:
-        ExportError: A batch does not run, has another number of rows, or its rows differ by more than `tolerance`.
+        ExportError: A batch does not run, has another number of rows, its rows differ by more than `tolerance`, or the
+            answer is NaN or infinite.
     """
     import numpy as np
 
@@ -46,13 +47,19 @@ def prove_dynamic_batch(
 
     probes = sorted({0, 1, 2, maximum // 2, maximum - 1} & set(range(maximum)))
     single = {row: run(images[row : row + 1])[0] for row in probes}
+    if broken := [row for row, scores in single.items() if not np.isfinite(scores).all()]:
+        msg = f"{model.path.name}: output {model.output.name} is NaN or infinite for single images (image {broken[0]})"
+        raise ExportError(msg, hint="look for NaN, infinity or huge values in the source's weights")
     worst = 0.0
     for size in sorted({1, min(3, maximum), maximum}):
         batch = run(images[:size])
         for row in (row for row in probes if row < size):
             difference = float(np.abs(batch[row] - single[row]).max())
             if not difference <= tolerance:
-                raise _baked_in(model, size, f"row {row} differs from the same image alone by {difference:.2g}")
+                by = f"differs from the same image alone by {difference:.2g}"
+                if not np.isfinite(batch[row]).all():
+                    by = "is NaN or infinite, which the same image alone is not"
+                raise _baked_in(model, size, f"row {row} {by}")
             worst = max(worst, difference)
     return worst
 
@@ -67,15 +74,22 @@ def _run_batch(session: Any, batch: NDArray[np.uint8], model: OnnxModel) -> NDAr
 
 def _baked_in(model: OnnxModel, size: int, what: str) -> ExportError:
     named = re.search(r"running (\w+) node\. Name:'([^']*)'", what)
-    node = _first_node_without_batch(load_proto(model.path, weights=False))
+    proto = load_proto(model.path, weights=False)
+    node = _first_node_without_batch(proto)
     if named:
-        place = f"node {named[2]} ({named[1]})"
+        place = f"node {named[2]} ({named[1]})" if named[2] else _nameless(proto, named[1])
     elif node:
         place = f"node {node.name or node.output[0]} ({node.op_type})"
     else:
         place = "a node that mixes the rows of a batch"
     msg = f"{model.path.name}: the batch is baked in by {place}: with a batch of {size}, {what}"
     return ExportError(msg, hint=DYNAMIC_HINT)
+
+
+def _nameless(model: onnx.ModelProto, operator: str) -> str:
+    """Say which node without a name ran: by its output where it is the only one of its operator."""
+    outputs = [node.output[0] for node in model.graph.node if node.op_type == operator and not node.name]
+    return f"the node of output {outputs[0]} ({operator})" if len(outputs) == 1 else f"a node {operator} without a name"
 
 
 def _first_node_without_batch(model: onnx.ModelProto) -> Any:

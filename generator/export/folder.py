@@ -13,7 +13,7 @@ from generator.export import MODEL_FILE
 from generator.export.exported import EXPORT_FILE, ExportRecord, write_export
 from generator.fingerprint import installed_packages, made_by
 from generator.repository.publish import hash_tree
-from generator.target import choose_target
+from generator.target import Asked, choose_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,11 +28,12 @@ def export_folder(
     folder: Path,
     *,
     images: Path | None = None,
+    spec_file: Path | None = None,
     on_step: Callable[[str, str, float | None], None] = lambda _done, _detail, _seconds: None,
 ) -> tuple[str, ...]:
     """Write model.onnx, reference.npz and export.json into `folder`, which appears at once and complete.
 
-    Returns what the user should know.
+    Returns what the user should know. `spec_file` is where the spec stands, for hints.
 
     Raises:
         ExportError: No target was said, `folder` holds something else, or cannot be written.
@@ -41,7 +42,7 @@ def export_folder(
     if spec.source == "export":
         msg = f"{spec.onnx} is an export already"
         raise ExportError(msg, hint="export from the source again")
-    choice = choose_target(spec)
+    choice = choose_target(spec, Asked(spec_file=spec_file, images=images))
     if spec.target == "auto" and not choice.spec.is_tensorrt:
         msg = f"{spec.name}: an export is made for a target, and none was given ({choice.reason})"
         raise ExportError(msg, hint="--target tensorrt-10, or what is installed where the plan is built")

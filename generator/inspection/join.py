@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from generator.inspection.layers import Tensor, kind_of_operators, kind_of_type, traffic_bytes
-from generator.inspection.mapping import find_eliminated, map_layers
+from generator.inspection.mapping import find_eliminated, map_layers, name_nodes
 from generator.inspection.report import Report, Row, finish
 
 if TYPE_CHECKING:
@@ -86,10 +86,11 @@ def report_engine(
 def report_network(network: Network, graph: OnnxGraph, *, title: str, facts: Sequence[tuple[str, str]]) -> Report:
     """Join the parsed network's layers with the ONNX nodes they come from; shares are of multiply-accumulates."""
     nodes = {node.name: node for node in graph.nodes}
+    names = name_nodes(graph)
     taken: set[str] = set()
     rows = []
     for index, layer in enumerate(network.layers):
-        name = layer.node or (layer.name if layer.name in nodes else "")
+        name = names.get(layer.node, layer.node) or names.get(layer.name, "")
         node = nodes.get(name)
         kind = kind_of_type(layer.type)
         macs = (node.macs or 0) if node and name not in taken and kind in _ARITHMETIC else 0

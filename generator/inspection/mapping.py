@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from generator.inspection.graph import OnnxGraph, OnnxNode
     from generator.inspection.layers import EngineLayer
 
-__all__ = ["Eliminated", "Origin", "find_eliminated", "map_layers", "split_name"]
+__all__ = ["Eliminated", "Origin", "find_eliminated", "map_layers", "name_nodes", "split_name"]
 
 _FOREIGN = re.compile(r"^\{ForeignNode\[(.*)\]\}$", re.DOTALL)
 _REFORMAT = re.compile(r"^Reformatting CopyNode for (?:Input|Output) Tensor \d+ to |^Reformatting CopyNode for ")
@@ -74,10 +74,8 @@ class _Names:
 
     def __post_init__(self) -> None:
         counts = Counter(_plain(node.name) for node in self.graph.nodes)
+        self.exact = name_nodes(self.graph)
         for node in self.graph.nodes:
-            self.exact[node.name] = node.name
-            for output in node.outputs:  # the parser's names for a node that has none
-                self.exact.setdefault(f"node_of_{output}", node.name)
             if counts[_plain(node.name)] == 1:
                 self.plain[_plain(node.name)] = node.name
 
@@ -91,6 +89,15 @@ class _Names:
                     return found
             tried = {_BEHIND.sub("", candidate) for candidate in tried} - tried
         return None
+
+
+def name_nodes(graph: OnnxGraph) -> dict[str, str]:
+    """Return the nodes' names by themselves, and by the parser's names for nodes that have none."""
+    found = {node.name: node.name for node in graph.nodes}
+    for node in graph.nodes:
+        for output in node.outputs:
+            found.setdefault(f"node_of_{output}", node.name)
+    return found
 
 
 def split_name(name: str) -> list[str]:

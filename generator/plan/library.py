@@ -20,7 +20,7 @@ from generator.errors import MissingDependencyError, PlanError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["TensorRTLog", "TensorRTVersion", "import_tensorrt", "installed_version", "open_log"]
+__all__ = ["TensorRTLog", "TensorRTVersion", "how_to_install", "import_tensorrt", "installed_version", "open_log"]
 
 _LOG = logging.getLogger(__name__)
 # One of these holds the version: NVIDIA splits the package by the CUDA it is built for.
@@ -74,6 +74,14 @@ def installed_version() -> TensorRTVersion | None:
         except (PackageNotFoundError, ValueError):
             continue
     return None
+
+
+def how_to_install(target: str) -> str:
+    """Return what to do for the TensorRT of `target`: the extra alone installs the newest."""
+    if target == "tensorrt-8.6":
+        return "install NVIDIA's libraries and Python package of TensorRT 8.6; the extra installs a newer one"
+    older = " 'tensorrt<11'" if target == "tensorrt-10" else ""
+    return f"in trtgen's checkout: pip install -e '.[tensorrt]'{older}"
 
 
 def import_tensorrt(name: str = "tensorrt") -> Any:

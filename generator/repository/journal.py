@@ -52,7 +52,7 @@ def lock(root: Path) -> Iterator[None]:
     Raises:
         RepositoryError: The repository cannot be made or written, or another trtgen is writing.
     """
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    made = [folder for folder in (root, *root.parents) if not _exists(folder)]
     try:
         handle = _open_directory(root)
     except OSError as error:
@@ -68,7 +68,7 @@ def lock(root: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not (staging_folder(root) / _JOURNAL).exists():
+        if not _exists(staging_folder(root) / _JOURNAL):
             _remove_empty(made)
         os.close(handle)
 
@@ -81,14 +81,19 @@ def _open_directory(root: Path) -> int:
 def _take(root: Path, handle: int) -> None:
     """Lock the open folder; BlockingIOError where another holds it, or removed it just now as its build failed."""
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if not root.exists() or not os.path.samestat(root.stat(), os.fstat(handle)):
+    if not _exists(root) or not os.path.samestat(root.stat(), os.fstat(handle)):
         raise BlockingIOError
 
 
+def _exists(path: Path) -> bool:
+    """Say whether it is there, as far as can be seen: `Path.exists` raises where a folder may not be searched."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def _remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders, innermost first, until one holds something: a build that failed leaves nothing behind."""
-    with contextlib.suppress(OSError):
-        for folder in folders:
+    """Remove folders that hold nothing, innermost first: a build that failed leaves nothing behind."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it holds something, or never came to be
             folder.rmdir()
 
 
@@ -97,11 +102,17 @@ def staging(root: Path) -> Iterator[Path]:
     """Hold the lock, recover what an earlier run left, and give an empty folder on the repository's file system.
 
     Raises:
-        RepositoryError: As `lock`; or the folder beside the repository cannot be written or is on another device.
+        RepositoryError: As `lock`; or the folder beside the repository cannot be written or is on another device, or
+            holds what an earlier run left and this user may not finish or remove.
     """
     folder = staging_folder(root)
     with lock(root), _disk_errors(root):
-        _recover_locked(root)
+        try:
+            _recover_locked(root)
+        except PermissionError as error:
+            if _exists(folder / _JOURNAL):
+                raise _not_finished(root, error) from error
+            raise RepositoryError(_not_removed(folder, error), hint=f"remove it as its owner: {folder}") from error
         staged = folder / _STAGED
         try:
             staged.mkdir(parents=True)
@@ -158,14 +169,35 @@ def recover(root: Path) -> list[str]:
     """Finish or forget what an interrupted build left; return a line for each thing done.
 
     While another trtgen is writing, nothing is touched: at each moment of publishing the repository answers right.
+
+    Raises:
+        RepositoryError: A change that was decided cannot be finished.
     """
-    if not staging_folder(root).exists():
+    folder = staging_folder(root)
+    if not _exists(folder):
         return []
-    try:
-        with lock(root):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock(root))
+        except RepositoryError as error:
+            return [f"{error.message}; served as it is"]
+        try:
             return _recover_locked(root)
-    except RepositoryError:
-        return [f"{root} is being written by another trtgen; served as it is"]
+        except OSError as error:
+            if _exists(folder / _JOURNAL):
+                raise _not_finished(root, error) from error
+            return [_not_removed(folder, error)]
+
+
+def _not_finished(root: Path, error: OSError) -> RepositoryError:
+    msg = f"publishing in {root} was interrupted and cannot be finished: {error.strerror or error}"
+    if error.errno in _DISK_ERRORS:
+        return RepositoryError(msg, hint=f"make room on the disk of {root.parent} and run the same command")
+    return RepositoryError(msg, hint=f"run it as a user who may write there and in {staging_folder(root)}")
+
+
+def _not_removed(folder: Path, error: OSError) -> str:
+    return f"{folder}, left by a build that did not finish, cannot be removed: {error.strerror or error}"
 
 
 def _recover_locked(root: Path) -> list[str]:

@@ -136,18 +136,25 @@ class Container:
             version_compatible=has_version_compatible(repository),
         )
 
-    def run(self, *, show: Callable[[str], None], log_path: Path) -> None:
-        """Run until the server ends; every line of its log goes to `show` and to `log_path`.
-
-        An exception that a signal raises in here, such as KeyboardInterrupt, stops the container on its way out.
+    def check(self) -> None:
+        """Refuse what would fail in the container; docker itself is not needed.
 
         Raises:
-            ServerError: docker is absent or fails, a file cannot be read in there, or tritonserver ends with an error.
+            ServerError: A file cannot be read in there.
             PlanError: A plan was built for another TensorRT or GPU.
             DeviceError: There is a plan, but the container gets no GPU.
         """
         check_container_plans(find_plans(self.repository), self.image, gpus=self.gpus)
         check_readable(self.repository)
+
+    def run(self, *, show: Callable[[str], None], log_path: Path) -> None:
+        """Run until the server ends, after `check`; every line of its log goes to `show` and to `log_path`.
+
+        An exception that a signal raises in here, such as KeyboardInterrupt, stops the container on its way out.
+
+        Raises:
+            ServerError: docker is absent or fails, or tritonserver ends with an error.
+        """
         if shutil.which("docker") is None:
             raise ServerError(
                 "docker was not found on PATH",

@@ -151,6 +151,38 @@ _RULES = (
         "the temporary directory {folder} does not allow programs to run (noexec)",
         "name another one: TMPDIR=/var/tmp trtgen serve",
     ),
+    # our TensorRT backend
+    _Rule(
+        r"no GPU for model '[^']*' \((?P<detail>.*?)\): a TensorRT plan runs on an NVIDIA GPU only",
+        "its plan needs a GPU, and there is none: {detail}",
+        "serve it where the GPU is, or build it for this host: {rebuild} after setting target: onnxruntime",
+    ),
+    _Rule(
+        r"no working tensorrt \((?P<detail>.*)\): install",
+        "the Python that serves plans has no working TensorRT: {detail}",
+        "give trtgen's extra tensorrt to the Python that serves: in trtgen's checkout: pip install -e '.[tensorrt]'",
+    ),
+    _Rule(
+        r"lacks cuda-python",
+        "the Python that serves plans lacks cuda-python, through which they reach the GPU",
+        "pip install cuda-python",
+    ),
+    _Rule(
+        r"unable to read '(?P<path>.+?)': (?P<detail>.*)",
+        "its file cannot be read ({detail}): {path}",
+        "let the user that runs the server read {path}",
+    ),
+    _Rule(
+        r"non-linear IO format, which is not supported|is a shape tensor, which|unsupported datatype \w+ of tensor|"
+        r"depends on data, which",
+        "its plan cannot be served here: {words}",
+        _REBUILD,
+    ),
+    _Rule(
+        r"\bcu[A-Z]\w+ failed: CUDA_ERROR_(?!OUT_OF_MEMORY)|TensorRT does not start",
+        "the GPU or its driver fails: {words}",
+        "nvidia-smi shows whether both work, and what else uses the GPU",
+    ),
     # Python models
     _Rule(
         r"Python model file not found in '(?P<path>[^']+)'",
@@ -209,11 +241,6 @@ _RULES = (
         r"unable to find '(?P<path>[^']+)' for model",
         "its file is missing: {path}",
         _REBUILD,
-    ),
-    _Rule(
-        r"no GPU for model '[^']*' \((?P<detail>.*?)\): a TensorRT plan runs on an NVIDIA GPU only",
-        "its plan needs a GPU, and there is none: {detail}",
-        "serve it where the GPU is, or build it for this host: {rebuild} after setting target: onnxruntime",
     ),
     _Rule(
         r"unable to create TensorRT engine: (?P<detail>.*)",

@@ -48,7 +48,7 @@ def open_repository(repository: Path) -> Path:
     """
     root = repository.expanduser().resolve()
     hint = f"trtgen build-repo resnet50 --repository {shlex.quote(str(repository))}"
-    if not root.is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises where a folder may not be searched
         raise ServerError(f"there is no model repository at {root}", hint=hint)
     from generator.repository import recover
 
@@ -117,7 +117,7 @@ def assemble_python(triton: EmbeddedTriton, directory: Path) -> Path:
     (home / "bin" / "python3").symlink_to(sys.executable)
     base = Path(sys.base_prefix) / "bin"
     (home / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = false\n", encoding="utf-8")
-    packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    packages = [str(folder) for path in sys.path if _holds_packages(folder := Path(path).absolute())]
     lines = [
         # Else byte code of model.py files would be written into the model repository.
         "import sys; sys.dont_write_bytecode = True",
@@ -125,6 +125,13 @@ def assemble_python(triton: EmbeddedTriton, directory: Path) -> Path:
     ]
     (site_packages / "trtgen.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return home / "bin"
+
+
+def _holds_packages(folder: Path) -> bool:
+    """Say whether pip installs there: by its name, or by what it holds, as after `pip install --target`."""
+    if folder.name in ("site-packages", "dist-packages"):
+        return True
+    return os.path.isdir(folder) and any(folder.glob("*.dist-info"))  # noqa: PTH112 - as in open_repository
 
 
 def make_argv(

@@ -34,8 +34,10 @@ _LOG = logging.getLogger(__name__)
 PLAN_FILE = "model.plan"
 _POLICY = re.compile(
     r"version_policy\s*:?\s*\{\s*(?:all\b|latest\s*:?\s*\{\s*num_versions\s*:\s*(?P<newest>[1-9]\d*)"
-    r"|specific\s*:?\s*\{\s*versions\s*:\s*\[?(?P<specific>[\d\s,]+))"
+    r"|specific\s*:?\s*\{(?P<specific>[^}]*)\})"
 )
+# a comment, or a string, in which `#` is no comment
+_COMMENT = re.compile(r"#[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'")
 
 
 def find_plans(root: Path, models: Sequence[str] = ()) -> list[Path]:
@@ -52,7 +54,7 @@ def _served(directory: Path) -> list[int]:
     """Return the versions that the configuration's policy serves; the newest where it has none."""
     versions = numeric_versions(directory)
     text = (directory / "config.pbtxt").read_text(encoding="utf-8", errors="replace")
-    match = _POLICY.search(text)
+    match = _POLICY.search(_COMMENT.sub(lambda found: " " if found[0].startswith("#") else '""', text))
     if match is None:
         return versions[-1:]
     if match["specific"] is not None:

@@ -39,7 +39,9 @@ def load_state_dict(module: torch.nn.Module, path: Path, *, architecture: str, c
     if problems:
         shown = problems[:6] + ([f"and {len(problems) - 6} more"] if len(problems) > 6 else [])
         msg = f"{path} does not fit {architecture} with {classes} classes:\n  " + "\n  ".join(shown)
-        raise SourceError(msg, hint="set architecture and classes to what the checkpoint was trained with")
+        raise SourceError(
+            msg, hint="set architecture and classes (--architecture, --classes) to what the checkpoint was trained with"
+        )
     if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]:
         msg = f"{path} holds NaN or infinity in {', '.join(broken[:3])}"
         raise SourceError(msg, hint="take an earlier checkpoint: the training diverged")

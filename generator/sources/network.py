@@ -76,7 +76,7 @@ def resolve_labels(spec: ModelSpec, own: Sequence[str] | None, classes: int) -> 
     """
     if spec.classes not in (None, classes):
         msg = f"{spec.name}: classes is {spec.classes}, but the model has {classes}"
-        raise SourceError(msg, hint=f"set classes: {classes}, or leave it out")
+        raise SourceError(msg, hint=f"set classes: {classes} (--classes {classes}), or leave it out")
     if spec.labels == "index":
         return tuple(str(index) for index in range(classes))
     if isinstance(spec.labels, Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
-from generator.onnx_model import OnnxModel, default_opset, load_proto, open_onnx, read_onnx
+from generator.onnx_model import OnnxModel, broken_weights, default_opset, load_proto, open_onnx, read_onnx
 from generator.recipe import IMAGENET
 from generator.sources.network import Network, resolve_labels, resolve_recipe
 
@@ -23,13 +23,18 @@ __all__ = ["image_axes", "load_onnx_file"]
 
 # Softmax over one axis only, and what onnxruntime and every TensorRT since 8.6 read.
 _OLDEST_OPSET = 13
+_RAW_HINT = (
+    "where it takes uint8 [batch, height, width, 3] pixels as they are, set the field raw: true in a spec "
+    "(--spec FILE; trtgen init writes one)"
+)
 
 
 def load_onnx_file(spec: ModelSpec) -> Network:
     """Check the file of `spec` and return it as a network.
 
     Raises:
-        SourceError: Corrupt, several inputs, a fixed batch, no image input, no vector of scores, an opset too old.
+        SourceError: Corrupt, several inputs, a fixed batch, no image input, no vector of scores, an opset too old,
+            weights that are no numbers.
     """
     path = spec.onnx
     assert path is not None, "the spec's own rules see to it"
@@ -38,11 +43,14 @@ def load_onnx_file(spec: ModelSpec) -> Network:
     _check_batch(model)
     classes = _classes(model)
     recipe = _recipe(spec, model)
+    labels = resolve_labels(spec, None, classes)
+    run = _runner(path, model, recipe, raw=spec.raw)
+    _check_weights(path)
     return Network(
         description=f"ONNX file {path.name}",
         recipe=recipe,
-        labels=resolve_labels(spec, None, classes),
-        run=_runner(path, model, recipe, raw=spec.raw),
+        labels=labels,
+        run=run,
         onnx=path,
     )
 
@@ -91,7 +99,15 @@ def _classes(model: OnnxModel) -> int:
     return shape[1]
 
 
+def _check_weights(path: Path) -> None:
+    if broken := broken_weights(load_proto(path)):
+        msg = f"{path} holds NaN or infinity in {', '.join(broken[:3])}"
+        raise SourceError(msg, hint="export it again from an earlier checkpoint: the training diverged")
+
+
 def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
+    from generator.export.names import INPUT_NAME
+
     layout, size = image_axes(model)
     if spec.raw:
         if layout != "NHWC" or model.input.data_type.numpy != "uint8":
@@ -103,13 +119,18 @@ def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
     else:
         if model.input.data_type.numpy != "float32":
             found = model.input.data_type.numpy
+            if found == "uint8" and model.input.name == INPUT_NAME:
+                msg = f"{model.path} is a graph that trtgen export wrote, but export.json is missing beside it"
+                hint = "copy the whole folder; where the graph is your own, set raw: true in a spec (--spec)"
+                raise SourceError(msg, hint=hint)
             msg = f"{model.path}: input {model.input.name} is {found}, float32 was expected"
-            raise SourceError(msg, hint="set raw: true if it takes uint8 [batch, height, width, 3] pixels as they are")
+            raise SourceError(msg, hint=_RAW_HINT)
         recipe = resolve_recipe(spec, None)
     for axis, fixed, wanted in zip(("height", "width"), size, recipe.crop, strict=True):
         if fixed not in (-1, wanted):
             msg = f"{model.path}: {model.input.name} has {axis} {fixed}, but the recipe crops to {list(recipe.crop)}"
-            raise SourceError(msg, hint=f"set image_size: [{size[0]}, {size[1]}] or another crop")
+            option = f" (--image-size {size[0]})" if size[0] == size[1] else " in a spec (--spec)"
+            raise SourceError(msg, hint=f"set image_size: [{size[0]}, {size[1]}]{option} or another crop")
     return recipe
 
 

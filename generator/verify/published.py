@@ -13,6 +13,7 @@ from generator.verify.gate import GateReport, run_gate
 from generator.verify.images import read_images, read_labelled
 from generator.verify.labelled import measure_accuracies
 from generator.verify.reference import Reference, load_reference, make_reference
+from generator.verify.served import check_server
 from generator.verify.subject import Subject
 
 if TYPE_CHECKING:
@@ -34,11 +35,14 @@ def verify_published(
 
     Raises:
         RepositoryError: No such model.
+        ServerError: No server at `grpc_url`, or it does not serve one of the models.
         VerificationError: The images cannot be used.
     """
     recover(root)
-    for record in _find(root, names):
-        subject = _subject(root, record)
+    subjects = [(record, _subject(root, record)) for record in _find(root, names)]
+    if grpc_url is not None:
+        check_server(grpc_url, [subject.layout for _, subject in subjects], root)
+    for record, subject in subjects:
         reference = _ask_source(record, images) if images else load_reference(root / subject.layout.reference)
         report = run_gate(subject, reference, grpc_url=grpc_url)
         if labelled is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     import numpy as np
@@ -16,9 +19,34 @@ if TYPE_CHECKING:
 
     from generator.repository import Layout
 
-__all__ = ["ServedModel"]
+__all__ = ["ServedModel", "check_server"]
 
 _TIMEOUT_S = 300.0
+_ASK_TIMEOUT_S = 20.0
+
+
+def check_server(grpc_url: str, layouts: Sequence[Layout], repository: Path) -> None:
+    """Refuse a server that cannot be asked about these models, before anything is said about the models themselves.
+
+    Raises:
+        ServerError: Nothing answers there, or it does not serve one of them.
+    """
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
+
+    serve = f"trtgen serve -r {shlex.quote(str(repository))}"
+    try:
+        with contextlib.closing(InferenceServerClient(grpc_url)) as client:
+            index = client.get_model_repository_index(client_timeout=_ASK_TIMEOUT_S)
+    except InferenceServerException as error:
+        msg = f"no Triton server answers gRPC at {grpc_url}: {error.message()}"
+        raise ServerError(msg, hint=f"start one with `{serve}`, or give another --url HOST:PORT") from error
+    ready = sorted({entry.name for entry in index.models if entry.state == "READY"})
+    for layout in layouts:
+        for name in (layout.preprocess, layout.classifier, layout.ensemble):
+            if name not in ready:
+                msg = f"the server at {grpc_url} does not serve {name}; it serves {', '.join(ready) or 'no model'}"
+                raise ServerError(msg, hint=f"serve it with `{serve}`, give another --url, or name what it serves")
 
 
 class ServedModel:

@@ -24,13 +24,18 @@ if TYPE_CHECKING:
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # PyTorch's documentation asks for a few iterations on a side stream before a capture; they also let cuDNN choose.
 _BEFORE_CAPTURE = 5
+# How far a graph's count of numbers may be from the network's: BatchNorm folded or not, scales, constants of shapes.
+_SAME_COUNT = (0.8, 1.25)
 
 
 def open_runner(settings: dict[str, Any]) -> TorchRunner:
     """Build the network that `settings` describe and place it on the device.
 
     Keys: model, classes, device ("cuda" or "cpu"), precision ("fp32" or "fp16"), channels_last, cuda_graph, state_dict
-    (a path or None), seed, height, width.
+    (a path or None), seed, height, width; `graph_weights`, the count of numbers in the file `graph`, 0 if not known.
+
+    Raises:
+        ValueError: That count is far from the network's, so that the two are different networks.
     """
     return TorchRunner(settings)
 
@@ -176,6 +181,7 @@ def _load_network(settings: dict[str, Any]) -> torch.nn.Module:
     network: torch.nn.Module = torchvision.models.get_model(
         settings["model"], weights=None, num_classes=settings["classes"]
     ).eval()
+    _check_count(network, settings)
     path = settings["state_dict"]
     if path is None:
         _set_statistics(network, settings["height"], settings["width"])
@@ -186,6 +192,19 @@ def _load_network(settings: dict[str, Any]) -> torch.nn.Module:
     else:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network
+
+
+def _check_count(network: torch.nn.Module, settings: dict[str, Any]) -> None:
+    """Refuse a network that cannot be the graph's."""
+    expected = settings.get("graph_weights", 0)
+    # auxiliary heads (aux1, AuxLogits) serve training and are in no graph
+    named = network.named_parameters()
+    count = sum(one.numel() for name, one in named if not name.lower().startswith("aux"))
+    least, most = _SAME_COUNT
+    if expected and not least <= expected / count <= most:
+        what = f"torchvision's {settings['model']} with {settings['classes']} classes has {count:,} parameters"
+        msg = f"{what}, {settings['graph']} holds {expected:,} numbers: they are different networks"
+        raise ValueError(msg)
 
 
 @torch.no_grad()

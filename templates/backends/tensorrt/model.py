@@ -15,6 +15,8 @@ numpy and cuda-python.
 """
 
 import ctypes
+import importlib
+import importlib.util
 import json
 import re
 import struct
@@ -432,13 +434,20 @@ class Engine:
         self.free_before, self.total = device.free_memory()
         plan = read_plan(path)
         self.plan_bytes = len(plan)
-        self.runtime = self.trt.Runtime(self.log)
+        self.runtime = self._open_runtime()
         if is_version_compatible(path):
             self.runtime.engine_host_code_allowed = True
         self.engine = self._deserialize(plan)
         self._read_tensors()
         self.host_inputs = [Pinned(device) for _ in self.inputs]
         self.host_outputs = [Pinned(device) for _ in self.outputs]
+
+    def _open_runtime(self):
+        try:
+            return self.trt.Runtime(self.log)
+        except TypeError as error:  # what the bindings raise where TensorRT gives them nothing
+            why = self.log.last()
+            raise EngineError(f"TensorRT does not start: {why}{self._explain_memory(why)}") from error
 
     def _deserialize(self, plan):
         engine = self.runtime.deserialize_cuda_engine(plan)
@@ -491,6 +500,7 @@ class Engine:
         self.profiles = tuple(self.all_profiles[number] for number in numbers)
         largest = []
         for place, number in enumerate(numbers):
+            self.log.errors.clear()
             context = self.engine.create_execution_context()
             if context is None:
                 raise EngineError(f"unable to create TensorRT context for {self.instance}: {self.log.last()}")
@@ -545,6 +555,7 @@ class Engine:
         if self.running:  # the shapes are those of what runs, too
             self.wait()
         self.current[context] = None
+        self.log.errors.clear()
         for tensor, shape in zip(self.inputs, shapes, strict=True):
             if -1 in tensor.shape and not self.contexts[context].set_input_shape(tensor.name, shape):
                 raise EngineError(f"unable to set shape {list(shape)} of input '{tensor.name}': {self.log.last()}")
@@ -574,6 +585,7 @@ class Engine:
     def enqueue(self, context, shapes):
         """Start the network without a graph."""
         self._set_shapes(context, shapes)
+        self.log.errors.clear()  # those of an earlier request
         if not self.contexts[context].execute_async_v3(self.device.stream_number):
             raise EngineError(f"unable to enqueue for inference {self.instance}: {self.log.last()}")
         self.running = True
@@ -722,15 +734,19 @@ def import_driver(model):
 
 
 def import_tensorrt():
-    """Return the module tensorrt."""
+    """Return the module tensorrt, or its bindings where they stand alone, as NVIDIA's images let one add them."""
     try:
-        import tensorrt
+        try:
+            return importlib.import_module("tensorrt")
+        except ModuleNotFoundError as error:
+            if error.name != "tensorrt" or importlib.util.find_spec("tensorrt_bindings") is None:
+                raise
+            return importlib.import_module("tensorrt_bindings")
     except (ImportError, OSError) as error:
         raise EngineError(
             f"the Python that serves plans has no working tensorrt ({error}): install trtgen's extra 'tensorrt' there, "
             "or rebuild the model with --target onnxruntime"
         ) from error
-    return tensorrt
 
 
 def make_log(trt):
@@ -797,8 +813,10 @@ def explain_plan(path, plan, version):
     size = struct.unpack_from("<Q", plan, 16)[0]
     if len(plan) < size < 2**40:
         return f"; '{path}' is truncated: {len(plan)} of {size} bytes"
-    built, here = plan[24:28], tuple(int(part) for part in re.findall(r"\d+", version)[:4])
-    if tuple(built[: len(here)]) != here:
+    digits = re.match(r"[\d.]*", version)[0]  # 8.6.1.post1 says nothing of the fourth number
+    built, here = plan[24:28], tuple(int(part) for part in re.findall(r"\d+", digits)[:4])
+    compared = tuple(built[: len(here)])
+    if compared > here or (compared < here and not is_version_compatible(path)):
         words = f"built by TensorRT {'.'.join(map(str, built))} and this is TensorRT {version}"
         return f"; '{path}' was {words}: build the plan again with this one"
     return ""
