@@ -631,14 +631,15 @@ def test_building_takes_no_time_to_import() -> None:
 class OldLayer:
     """What hold_fp32 touches of a layer of TensorRT 8.6, which does not run here; test_tensorrt_names has the names."""
 
-    def __init__(self, name: str, kind: str, data_type: str = "FLOAT") -> None:
-        self.name, self.type, self.num_outputs = name, kind, 1
+    def __init__(self, name: str, kind: str, *data_types: str, is_shape: bool = False) -> None:
+        self.name, self.type = name, kind
         self.precision = ""
-        self.output = SimpleNamespace(dtype=data_type)
+        self.outputs = [SimpleNamespace(dtype=one, is_shape_tensor=is_shape) for one in data_types or ("FLOAT",)]
+        self.num_outputs = len(self.outputs)
         self.set_types: list[tuple[int, str]] = []
 
-    def get_output(self, _index: int) -> SimpleNamespace:
-        return self.output
+    def get_output(self, index: int) -> SimpleNamespace:
+        return self.outputs[index]
 
     def set_output_type(self, index: int, data_type: str) -> None:
         self.set_types.append((index, data_type))
@@ -648,7 +649,7 @@ class OldLayer:
     ("version", "precision", "keep", "held"),
     [
         ("8.6.0", "fp16", (), {"soft"}),
-        ("8.6.0", "int8", ("conv*",), {"soft", "conv1", "conv2"}),
+        ("8.6.0", "int8", ("conv*",), {"soft", "conv1", "conv1_split"}),
         ("8.6.0", "fp32", ("conv1",), set()),
         ("10.16.1.11", "fp16", ("conv1",), set()),
     ],
@@ -662,11 +663,20 @@ def test_tensorrt_8_is_told_what_stays_in_fp32(
         DataType=SimpleNamespace(FLOAT="FLOAT", HALF="HALF"),
         BuilderFlag=SimpleNamespace(OBEY_PRECISION_CONSTRAINTS="obey"),
     )
-    layers = [OldLayer("conv1", "conv"), OldLayer("conv2", "conv", "INT8"), OldLayer("soft", "softmax")]
+    layers = [
+        OldLayer("conv1", "conv"),
+        OldLayer("conv1_split", "plugin", "FLOAT", "HALF"),
+        OldLayer("conv1_QuantizeLinear", "quantize", "INT8"),
+        OldLayer("conv1_indices", "top-k", "FLOAT", "INT32"),
+        OldLayer("conv1_shape", "constant", is_shape=True),
+        OldLayer("soft", "softmax"),
+    ]
     network = SimpleNamespace(num_layers=len(layers), get_layer=lambda index: layers[index])
     flags: list[str] = []
     adapter.hold_fp32(network, SimpleNamespace(set_flag=flags.append), precision=precision, keep=keep)
     assert {layer.name for layer in layers if layer.precision == "FLOAT"} == held
     assert flags == (["obey"] if held else [])
-    # only floating-point outputs can be asked to be FP32
-    assert {layer.name for layer in layers if layer.set_types == [(0, "FLOAT")]} == held - {"conv2"}
+    # every output, and only of layers whose outputs are all floating-point values
+    for layer in layers:
+        wanted = [(number, "FLOAT") for number in range(layer.num_outputs)] if layer.name in held else []
+        assert layer.set_types == wanted, layer.name

@@ -220,13 +220,20 @@ class Adapter:
         for index in range(network.num_layers):
             layer = network.get_layer(index)
             named = any(fnmatchcase(layer.name, pattern) for pattern in keep)
-            if (named or layer.type == self.trt.LayerType.SOFTMAX) and layer.num_outputs:
-                layer.precision = self.trt.DataType.FLOAT
-                if layer.get_output(0).dtype in (self.trt.DataType.FLOAT, self.trt.DataType.HALF):
-                    layer.set_output_type(0, self.trt.DataType.FLOAT)
-                held += 1
+            if not named and layer.type != self.trt.LayerType.SOFTMAX:
+                continue
+            outputs = [layer.get_output(number) for number in range(layer.num_outputs)]
+            if not outputs or not all(self._is_float(tensor) for tensor in outputs):
+                continue  # indices, shapes and what is quantised have no other precision to take
+            layer.precision = self.trt.DataType.FLOAT
+            for number in range(layer.num_outputs):
+                layer.set_output_type(number, self.trt.DataType.FLOAT)
+            held += 1
         if held:
             config.set_flag(self.trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+
+    def _is_float(self, tensor: Any) -> bool:
+        return tensor.dtype in (self.trt.DataType.FLOAT, self.trt.DataType.HALF) and not tensor.is_shape_tensor
 
     def add_profiles(self, builder: Any, config: Any, profiles: Sequence[OptimizationProfile]) -> None:
         """Add the profiles, which `check_profiles` has accepted, in their order.
