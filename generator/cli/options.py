@@ -79,7 +79,9 @@ ExperimentalOption = Annotated[
 ]
 CalibrationOption = Annotated[
     Path | None,
-    typer.Option("--calibration", metavar="DIR", help="Images that int8 scales are taken from. [default: drawn]"),
+    typer.Option(
+        "--calibration", metavar="DIR", help="Images that int8 scales are taken from; means int8. [default: drawn]"
+    ),
 ]
 ImagesOption = Annotated[
     Path | None,

@@ -66,11 +66,18 @@ def read_record(root: Path, name: str) -> Record | None:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get("format") != FORMAT:
             msg = f"{path} has format {data.get('format')}, this version of trtgen reads {FORMAT}"
-            raise RepositoryError(msg, hint=f"move {directory} and its members away and build it again")
+            raise RepositoryError(msg, hint=_start_anew(directory))
         return Record(**data)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         msg = f"{path} cannot be read: {error}"
-        raise RepositoryError(msg, hint=f"move {directory} away and build it again") from error
+        raise RepositoryError(msg, hint=_start_anew(directory)) from error
+
+
+def _start_anew(directory: Path) -> str:
+    from generator.spec import MEMBERS
+
+    members = " and ".join(f"{directory}{suffix}" for suffix in MEMBERS)
+    return f"move {directory}, {members} away and build it again"
 
 
 def find_records(root: Path) -> list[Record]:

@@ -75,7 +75,7 @@ def _subject(root: Path, record: Record) -> Subject:
         labels = tuple(record.contract["labels"])
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{root / record.name / RECORD_FILE} does not say spec, recipe and labels"
-        raise RepositoryError(msg, hint=f"move {root / record.name} away and build it again") from error
+        raise RepositoryError(msg, hint=f"move {root / record.name} and its members away and build it again") from error
     return Subject(
         repository=root,
         layout=Layout.of(spec, max(spec.versions) if isinstance(spec.versions, list) else record.version),
