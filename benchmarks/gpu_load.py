@@ -14,7 +14,6 @@ import shutil
 import signal
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,10 +27,12 @@ from generator.pixels import prepare_without_torch
 from generator.recipe import Recipe
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
+from generator.server.stubs import find_stubs
 from generator.verify.compare import plan_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from generator.plan.engine import Engine
 
@@ -124,7 +125,8 @@ def harm(repository: Path, engine: Engine, work: Path) -> Iterator[tuple[str, di
                         plan.write_bytes(beginning)
                     time.sleep(1)
                 elif what == "process killed":
-                    kill_a_stub(server.pid, f"{MODEL}_classifier")
+                    stubs = find_stubs(server.pid)
+                    os.kill(next(one for one in stubs if stubs[one] == f"{MODEL}_classifier"), signal.SIGKILL)
                     try:
                         server.wait()
                     except ServerError as error:
@@ -139,17 +141,6 @@ def harm(repository: Path, engine: Engine, work: Path) -> Iterator[tuple[str, di
                  "words": words}  # fmt: skip
         print(what, json.dumps(found), flush=True)
         yield what, found
-
-
-def kill_a_stub(server: int, model: str) -> None:
-    """Kill one process of the model, found by its command line."""
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_text().replace("\0", " ") if entry.name.isdigit() else ""
-            if "triton_python_backend_stub" in words and model in words:
-                os.kill(int(entry.name), signal.SIGKILL)
-                return
-    raise RuntimeError(f"server {server} has no process of {model}")
 
 
 def find_faults(results: dict[str, Any]) -> Iterator[str]:

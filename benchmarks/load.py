@@ -206,7 +206,7 @@ class Load:
         self._questions = iter(questions)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._protocol, self._url, self._model = protocol, url, model
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(concurrency)]
 
@@ -230,7 +230,7 @@ class Load:
     def _work(self) -> None:
         try:
             self._ask_on()
-        except BaseException as error:  # noqa: BLE001 - raised again by __exit__
+        except Exception as error:  # noqa: BLE001 - raised again by __exit__
             self._failure = error
             self.stop()
 

@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from benchmarks.ensemble import load_backend
+from benchmarks.gpu_load import find_faults
 from benchmarks.load import Client, Load, Question, Tally, make_bad_questions, make_questions, mix
 from benchmarks.soak import PHASES, find_identifier, soak
 from generator.errors import ServerError
@@ -141,6 +143,36 @@ def test_stubs_that_end_in_order_are_not_reported(demo: Path) -> None:
         with pytest.raises(ServerError, match="tritonserver stopped: it ended with exit code 0"):
             server.wait()
     server.log_path.unlink()
+
+
+def test_a_client_that_fails_ends_the_load(good: list[Question], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that dies would otherwise leave its questions unasked, and nobody would know."""
+    monkeypatch.setattr(Client, "ask", lambda _client, _question: 1 / 0)
+    with pytest.raises(ZeroDivisionError), Load("grpc", "127.0.0.1:1", good, concurrency=2):
+        pass
+
+
+def test_scores_may_be_compared_as_the_gate_does() -> None:
+    scores = np.array([0.5, 0.3, 0.2], np.float32)
+    question = Question(name="", data=b"", scores=scores, least_cosine=0.999)
+    assert question.find_difference(np.array([0.501, 0.2995, 0.1995], np.float32)) == ""
+    assert "cosine" in question.find_difference(np.array([0.3, 0.5, 0.2], np.float32))
+
+
+def test_what_a_long_run_on_a_gpu_must_show() -> None:
+    soaked = {"asked": 100, "right": 99, "refused": 1, "unexpected": 0, "host_mib": [100, 104], "gpu_mib": [50, 50]}
+    harmed = {"before": 10, "right": 30, "wrong scores": 0, "errors": {}, "words": "a process has ended"}
+    assert not list(find_faults({"soak": soaked, "harm": {"plan deleted": harmed, "process killed": harmed}}))
+    for change in ({"unexpected": 1}, {"right": 98}, {"host_mib": [100, 106]}, {"gpu_mib": [50, 53]}):
+        assert len(list(find_faults({"soak": {**soaked, **change}}))) == 1, change
+    for what, other in (
+        ("plan deleted", {"errors": {"gone": 1}}),
+        ("plan truncated", {"right": 10}),
+        ("process killed", {"words": ""}),
+        ("server stopped", {"right": 5}),
+        ("server stopped", {"wrong scores": 1}),
+    ):
+        assert len(list(find_faults({"harm": {what: {**harmed, **other}}}))) == 1, (what, other)
 
 
 def test_the_load_finds_wrong_answers(server: EmbeddedServer, good: list[Question]) -> None:
