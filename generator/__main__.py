@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -9,7 +10,13 @@ def run() -> None:
     """Run the command line and leave with its exit code."""
     from generator.cli import main
 
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    progress = sys.modules.get("generator.plan.progress")  # nobody builds without it, and --help need not import it
+    if progress is not None and progress.left_behind():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

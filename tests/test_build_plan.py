@@ -463,6 +463,40 @@ def test_an_error_while_telling_cancels_the_work() -> None:
     assert progress.cancelled.is_set()
 
 
+LEFT = """
+import sys, time
+from generator import __main__, cli
+from generator.plan.progress import Progress, run_watched
+
+def tell(*_):
+    print("building", flush=True)
+
+def build(_arguments):
+    try:
+        run_watched(lambda: time.sleep(120), Progress(), tell)
+    except KeyboardInterrupt:
+        return 130
+
+cli.main = build
+__main__.run()
+"""
+
+
+def test_a_builder_that_cannot_be_asked_does_not_hold_ctrl_c_up() -> None:
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", LEFT], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "building\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (
+        130,
+        "TensorRT cannot be asked to stop now: it is left behind, and nothing is written\n",
+    )
+
+
 def test_part_that_is_done_counts_nested_phases() -> None:
     progress = Progress()
     progress.phase_start("outer", None, 2)

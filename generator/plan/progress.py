@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Progress", "run_watched", "silent"]
+__all__ = ["Progress", "left_behind", "run_watched", "silent"]
 
 _LOG = logging.getLogger(__name__)
+_THREAD = "trtgen-build"
 _POLL_S = 0.1
+# A builder without a monitor may be done with this; EfficientNet-B0 in 8.6 went on for 376 s.
+_PATIENCE_S = 2.0
 _T = TypeVar("_T")
 
 
@@ -100,22 +103,46 @@ class Progress:
 def run_watched(work: Callable[[], _T], progress: Progress, on_progress: Callable[[str, float], None]) -> _T:
     """Run `work` in a thread and return what it returns; meanwhile hand its progress on.
 
-    Ctrl-C (or an error of `on_progress`) asks the work to stop, waits for it, and is raised then. Where TensorRT
-    cannot be asked (8.6), that takes until the build is over; a second Ctrl-C kills the process at once.
+    Ctrl-C (or an error of `on_progress`) asks the work to stop, waits for it, and is raised then; a second Ctrl-C kills
+    the process at once. Where TensorRT cannot be asked (8.6) the work is left behind: see `left_behind`.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="trtgen-build") as pool:
-        future = pool.submit(work)
-        try:
-            while not wait([future], timeout=_POLL_S).done:
-                progress.tell(on_progress)
-        finally:
-            if not future.done():
-                progress.cancelled.set()
-                with _next_interrupt_kills():
-                    _LOG.warning("stopping as soon as TensorRT lets go (Ctrl-C again kills at once)")
-                    wait([future])
-        progress.tell(on_progress)
-        return future.result()
+    future: Future[_T] = Future()
+    thread = threading.Thread(target=_fulfil, args=(future, work), name=_THREAD, daemon=True)
+    thread.start()
+    try:
+        while not wait([future], timeout=_POLL_S).done:
+            progress.tell(on_progress)
+    finally:
+        if not future.done():
+            progress.cancelled.set()
+            with _next_interrupt_kills():
+                _wait_or_leave(thread, progress)
+    progress.tell(on_progress)
+    thread.join()
+    return future.result()
+
+
+def left_behind() -> bool:
+    """Say whether a build is still at work that was interrupted.
+
+    It writes nothing any more. An ordinary exit would pull the libraries away under it: leave with os._exit.
+    """
+    return any(thread.name == _THREAD for thread in threading.enumerate())
+
+
+def _fulfil(future: Future[_T], work: Callable[[], _T]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+        future.set_exception(error)
+
+
+def _wait_or_leave(thread: threading.Thread, progress: Progress) -> None:
+    if progress.monitored:
+        _LOG.warning("stopping as soon as TensorRT lets go (Ctrl-C again kills at once)")
+    thread.join(None if progress.monitored else _PATIENCE_S)
+    if thread.is_alive():
+        _LOG.warning("TensorRT cannot be asked to stop now: it is left behind, and nothing is written")
 
 
 @contextmanager

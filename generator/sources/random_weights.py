@@ -17,7 +17,8 @@ __all__ = ["calibrate"]
 _IMAGES = 24
 _IMAGES_SEED = 7
 # Residual branches at full strength make an untrained ResNet-50 chaotic: one level in 0.5 % of the pixels then turns
-# its scores by 11 degrees. At this scale, by less than one.
+# its scores by 11 degrees. At this scale, by less than one. Squeeze-excitation gates multiply: at full strength an
+# untrained EfficientNet-B0 gives some images scores 80 times as large as others, and FP16 turns one's by 5 degrees.
 _BRANCH_SCALE = 0.2
 
 
@@ -44,8 +45,8 @@ def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int) -> None:
         if head is not None and not head.weight.any():
             generator = torch.Generator().manual_seed(seed)
             head.weight.normal_(0, 0.02, generator=generator)
-        for norm in _ends_of_branches(module):
-            norm.weight.mul_(_BRANCH_SCALE)
+        for layer in (*_ends_of_branches(module), *_gates(module)):
+            layer.weight.mul_(_BRANCH_SCALE)
         _set_statistics(module, batch)
         if head is not None:
             scores = _output_of(head, module, batch)
@@ -75,6 +76,13 @@ def _ends_of_branches(module: torch.nn.Module) -> list[Any]:
             if branch.op == "call_module" and isinstance(layers[branch.target], _BatchNorm):
                 found.append(layers[branch.target])
     return found
+
+
+def _gates(module: torch.nn.Module) -> list[Any]:
+    """The layers whose output a squeeze-excitation turns into the factors of its channels."""
+    from torchvision.ops import SqueezeExcitation
+
+    return [layer.fc2 for layer in module.modules() if isinstance(layer, SqueezeExcitation)]
 
 
 def _set_statistics(module: torch.nn.Module, batch: torch.Tensor) -> None:
