@@ -28,6 +28,7 @@ import numpy as np
 
 from benchmarks.gpu import plan_of
 from benchmarks.gpu_load import MODEL, find_faults, harm, soak, with_instances
+from benchmarks.gpu_targets import describe, of_serving
 from benchmarks.preprocess import load_step, make_jpegs
 from generator.plan.engine import open_engine
 from generator.recipe import IMAGENET
@@ -227,7 +228,10 @@ def main() -> None:
             results.save(step, chain(work, repository))
         else:
             run_step(step, work, repository, results, arguments)
-    if faults := [*find_faults(results.new), *find_chain_faults(results.new)]:
+    targets = [*of_serving(results.new)]
+    print("\n".join(describe(targets)))
+    faults = [f"missed: {one.what}" for one in targets if not one.reaches(one.must)]
+    if faults := [*faults, *find_faults(results.new), *find_chain_faults(results.new)]:
         raise SystemExit("\n".join(faults))
 
 

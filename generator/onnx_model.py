@@ -102,9 +102,11 @@ def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
             msg = f"{path} is a TensorRT plan, an ONNX file was expected"
             hint = "give the graph that it was built from; trtgen inspect and classify-plan take plans"
             raise SourceError(msg, hint=hint) from error
+        _refuse_other_kind(path)
         msg = f"{path} is not an ONNX file: {error}"
         raise SourceError(msg, hint="export it again; it may be cut off, or of another format") from error
     if not model.graph.node or not model.graph.output:
+        _refuse_other_kind(path)
         msg = f"{path} holds no graph: not an ONNX file, or an empty one"
         raise SourceError(msg, hint="export it again; it may be cut off, or of another format")
     missing = [name for name in external_data_files(model) if not (path.parent / name).is_file()]
@@ -127,6 +129,15 @@ def _is_plan(path: Path) -> bool:
         return read_header(path, accept=("ultralytics",)).kind == "ultralytics"
     except PlanError:
         return False
+
+
+def _refuse_other_kind(path: Path) -> None:
+    from generator.file_kind import name_kind
+
+    kind, hint = name_kind(path)
+    if kind:
+        msg = f"{path} is {kind}; an ONNX file was expected"
+        raise SourceError(msg, hint=hint)
 
 
 def external_data_files(model: onnx.ModelProto) -> list[str]:

@@ -5,6 +5,7 @@ Loading is parse, validate, resolve. Every problem of a file is reported at once
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,7 +52,7 @@ def _from_file(path: Path) -> dict[str, object]:
     from generator.export.exported import is_export, read_export
 
     if not is_export(path):
-        return {"name": path.stem}
+        return {"name": re.sub(r"[^A-Za-z0-9_.-]+|\.(?=\.)", "_", path.stem).lstrip("_.-") or path.stem}
     record = read_export(path)
     return {
         "name": record.name,
@@ -83,7 +84,7 @@ def load_spec(path: Path, *, target: str | None = None) -> list[ModelSpec]:
         msg = f"{path} cannot be read: {error}"
         raise SpecError(msg, hint="trtgen init writes a commented models.yaml") from error
     try:
-        data = yaml.safe_load(text)
+        data = _parse(text)
     except (yaml.YAMLError, *_YAML_SLIPS) as error:
         msg = f"{path} is not valid YAML: {' '.join(str(error).split())}"
         raise SpecError(msg, hint="trtgen init writes a commented models.yaml to start from") from error
@@ -95,6 +96,23 @@ def load_spec(path: Path, *, target: str | None = None) -> list[ModelSpec]:
     if target is not None and isinstance(data.get("models"), list):
         data["models"] = [{**model, "target": target} if isinstance(model, dict) else model for model in data["models"]]
     return _validate(data, where=str(path), folder=path.parent)
+
+
+def _parse(text: str) -> Any:
+    """Parse YAML, in which a key stands once: PyYAML would take the last one and forget the others."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: dict[object, int] = {}
+            for key, _ in node.value:
+                line = key.start_mark.line + 1
+                if key.tag != "tag:yaml.org,2002:merge" and seen.setdefault(key.value, line) != line:
+                    problem = f"the key {key.value} stands in line {seen[key.value]} already"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
 
 
 def _validate(data: dict[str, Any], *, where: str, folder: Path) -> list[ModelSpec]:

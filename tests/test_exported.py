@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from generator.errors import DeviceError, ExportError, MissingDependencyError, PlanError, SourceError
+from generator.errors import DeviceError, ExportError, MissingDependencyError, PlanError, SourceError, VerificationError
 from generator.export.exported import EXPORT_FILE, read_export
 from generator.export.folder import export_folder
 from generator.onnx_model import read_onnx
@@ -101,6 +101,20 @@ def test_an_export_needs_a_target_where_no_tensorrt_is(tmp_path: Path) -> None:
         export_folder(make_spec(["demo"])[0], tmp_path / "x")
     assert "--target tensorrt-10" in (caught.value.hint or "")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_network_that_answers_alike_for_all_images_is_not_exported(tmp_path: Path) -> None:
+    path = write_tiny_onnx(tmp_path / "own.onnx", size=224)
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) > 1:
+            values = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values * 0, tensor.name))
+    onnx.save(model, path)
+    spec = make_spec([str(path)], labels="index", recipe="imagenet", target="onnxruntime")[0]
+    with pytest.raises(VerificationError, match="images do not discriminate"):
+        export_folder(spec, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -142,6 +142,16 @@ def test_command_prints_the_report(tmp_path: Path, command: typer.Typer) -> None
     assert json.loads(result.stdout)["profiles"] == ["image 1x3x32x32 4x3x32x32 4x3x32x32"]
 
 
+def test_command_says_what_build_repo_would_not_take(tmp_path: Path, command: typer.Typer) -> None:
+    path = write_tiny_onnx(tmp_path / "fixed.onnx", batch=2)
+    result = CliRunner().invoke(command, [str(path), "--no-build"])
+    assert result.exit_code == 0
+    assert "! build-repo does not take this graph" in result.stderr
+    assert "the batch is baked in" in result.stderr
+    result = CliRunner().invoke(command, [str(write_tiny_onnx(path)), "--no-build"])
+    assert "build-repo" not in result.stderr
+
+
 def test_command_fails_on_refusal(tmp_path: Path, command: typer.Typer) -> None:
     result = CliRunner().invoke(command, [str(unsupported(tmp_path / "planted.onnx"))])
     assert isinstance(result.exception, PlanError)

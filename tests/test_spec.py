@@ -51,6 +51,26 @@ def test_a_file_name_is_an_onnx_source(tmp_path: Path, monkeypatch: pytest.Monke
     assert (spec.name, spec.onnx) == ("defects", tmp_path / "exports/defects.onnx")
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("my model (2).onnx", "my_model_2_"), ("..a..b.onnx", "a_.b"), ("_x.onnx", "x"), ("größe.onnx", "gr_e")],
+)
+def test_a_file_name_becomes_a_model_name(file: str, name: str) -> None:
+    assert make_spec([file])[0].name == name
+
+
+def test_a_file_name_of_which_nothing_is_left() -> None:
+    with pytest.raises(SpecError, match="is no model name"):
+        make_spec(["__.onnx"])
+
+
+def test_a_key_that_stands_twice(tmp_path: Path) -> None:
+    text = "models:\n- name: resnet50\n  weights: random\n  seed: 1\n  weights: default\n"
+    assert "the key weights stands in line 3 already" in problems_of(tmp_path, text)[0]
+    merged = "base: &base {seed: 1}\nmodels:\n- <<: *base\n  name: resnet50\n  seed: 2\n"
+    assert "base: " in problems_of(tmp_path, merged)[0], "a merge may be overruled; the key base is what is refused"
+
+
 def test_paths_are_relative_to_the_spec_file(tmp_path: Path) -> None:
     path = write(
         tmp_path,
@@ -85,6 +105,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ("{name: 'a b'}", "is no model name"),
         ("{name: a, batch: {opt: 9, max: 8}}", "min <= opt <= max does not hold for min 1, opt 9, max 8"),
         ("{name: a, batch: {min: 9, opt: 8}}", "min <= opt <= max does not hold"),
+        ("{name: a, batch: {max: 8}, plan: {profiles: [{min: 1, opt: 8, max: 16}]}}", "batch.max is 8"),
         ("{name: a, batch: {min: 2}}", "requests with fewer images would be refused"),
         ("{name: a, batch: {max: 100000}}", "less than or equal to 1024 (found 100000)"),
         ("{name: a, source: onnx}", "needs the field onnx"),

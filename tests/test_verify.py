@@ -175,6 +175,7 @@ FAULTS = [
     (bgr_graph, "onnx", "BGR order"),
     (wrong_mean, "onnx", "wrong mean: the graph normalises with [0.500, 0.500, 0.500]"),
     (not_a_number, "onnx", "an overflow, a division by zero, or broken weights"),
+    (not_a_number, "batches", "an overflow, a division by zero, or broken weights"),
     (softmax_twice, "onnx", "Softmax twice"),
     (no_softmax, "onnx", "the Softmax is missing"),
     (baked_batch, "batches", "a batch axis is baked in"),

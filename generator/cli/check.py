@@ -23,10 +23,16 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Show an ONNX file to a real TensorRT parser and builder; needs no GPU."""
+    from generator.errors import SourceError
     from generator.onnx_model import read_onnx
     from generator.plan.preflight import check_graph
+    from generator.sources.onnx_file import check_shape
 
     onnx = read_onnx(model)
+    try:
+        check_shape(onnx)
+    except SourceError as error:  # TensorRT may take it all the same, which is what is asked here
+        say(f"! build-repo does not take this graph: {error.message}")
     profiles, largest = read_profiles(onnx, profile or [], max_batch)
     with progress_line() as tell:
         report = check_graph(onnx, profiles, build=build, max_batch_size=largest, on_progress=tell)

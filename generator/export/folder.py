@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from generator.artifact import export_artifact
 from generator.errors import ExportError
 from generator.export import MODEL_FILE
-from generator.export.exported import EXPORT_FILE, ExportRecord, write_export
+from generator.export.exported import EXPORT_FILE, REFERENCE_FILE, ExportRecord, write_export
 from generator.fingerprint import installed_packages, made_by
 from generator.repository.publish import hash_tree
 from generator.target import Asked, choose_target
@@ -37,7 +37,9 @@ def export_folder(
 
     Raises:
         ExportError: No target was said, `folder` holds something else, or cannot be written.
-        SourceError, VerificationError: As `export_artifact`.
+        SourceError: As `export_artifact`.
+        VerificationError: As `export_artifact`; or the source answers alike for all images, which would be found on
+            the GPU host otherwise.
     """
     if spec.source == "export":
         msg = f"{spec.onnx} is an export already"
@@ -57,6 +59,7 @@ def export_folder(
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
             new = Path(place) / "new"
             artifact = export_artifact(spec, new, shown=str(folder / MODEL_FILE), images=images, on_step=on_step)
+            _require_discrimination(spec, new)
             record = ExportRecord(
                 made_by=made_by(),
                 name=spec.name,
@@ -83,6 +86,15 @@ def export_folder(
             hint = "give a folder that you may write, with --output"
         raise ExportError(msg, hint=hint) from error
     return artifact.notes
+
+
+def _require_discrimination(spec: ModelSpec, folder: Path) -> None:
+    from generator.verify.compare import plan_limit
+    from generator.verify.gate import require_discrimination
+    from generator.verify.reference import load_reference
+
+    reference = load_reference(folder / REFERENCE_FILE)
+    require_discrimination(spec.name, reference, spec.activation, plan_limit(spec.precision))
 
 
 def _put(new: Path, folder: Path, old: Path) -> None:

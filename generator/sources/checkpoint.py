@@ -61,19 +61,33 @@ def _read(path: Path) -> Any:
         try:
             return load_file(path)
         except SafetensorError as error:
+            _refuse_other_kind(path)
             msg = f"{path} is not a safetensors file: {error}"
             raise SourceError(msg, hint="save it again with safetensors.torch.save_file") from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        _refuse_other_kind(path)
         msg = f"{path} holds more than tensors, so loading it could run code; it was not loaded"
         raise SourceError(
             msg, hint="where you trust the file: torch.save(model.state_dict(), 'weights.pt') and give that"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        _refuse_other_kind(path)
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         msg = f"{path} is not a checkpoint that torch can load: {first_line}"
         raise SourceError(msg, hint="save it again with torch.save(model.state_dict(), path)") from error
+
+
+def _refuse_other_kind(path: Path) -> None:
+    from generator.file_kind import CHECKPOINTS, name_kind
+
+    kind, hint = name_kind(path)
+    if kind and kind != CHECKPOINTS.get(path.suffix, CHECKPOINTS[".pt"]):
+        if kind in CHECKPOINTS.values():
+            hint = "the ending must say what it is: .pt for torch.save, .safetensors for safetensors"
+        msg = f"{path} is {kind}; that is no checkpoint with the ending {path.suffix}"
+        raise SourceError(msg, hint=hint)
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:

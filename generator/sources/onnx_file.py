@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from generator.recipe import Recipe
     from generator.spec import ModelSpec
 
-__all__ = ["image_axes", "load_onnx_file"]
+__all__ = ["check_shape", "image_axes", "load_onnx_file"]
 
 # Softmax over one axis only, and what onnxruntime and every TensorRT since 8.6 read.
 _OLDEST_OPSET = 13
@@ -39,9 +39,7 @@ def load_onnx_file(spec: ModelSpec) -> Network:
     path = spec.onnx
     assert path is not None, "the spec's own rules see to it"
     model = read_onnx(path)
-    _check_opset(model)
-    _check_batch(model)
-    classes = _classes(model)
+    classes = check_shape(model)
     recipe = _recipe(spec, model)
     labels = resolve_labels(spec, None, classes)
     run = _runner(path, model, recipe, raw=spec.raw)
@@ -53,6 +51,17 @@ def load_onnx_file(spec: ModelSpec) -> Network:
         run=run,
         onnx=path,
     )
+
+
+def check_shape(model: OnnxModel) -> int:
+    """Return the number of classes of a graph that can be served: its opset, its batch and its output are right.
+
+    Raises:
+        SourceError: The opset is too old, the batch is fixed, or the output is no vector of scores.
+    """
+    _check_opset(model)
+    _check_batch(model)
+    return _classes(model)
 
 
 def image_axes(model: OnnxModel) -> tuple[str, tuple[int, int]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from generator.verify.stages import StageResult
     from generator.verify.subject import Subject
 
-__all__ = ["GateReport", "run_gate", "why_not_served"]
+__all__ = ["GateReport", "require_discrimination", "run_gate", "why_not_served"]
 
 _LOG = logging.getLogger(__name__)
 SERVED_STAGES = ("served pixels", "served classifier", "served ensemble")
@@ -66,6 +66,20 @@ class GateReport:
             raise VerificationError(msg, hint="make these stages possible here, or leave --require all out")
 
 
+def require_discrimination(name: str, reference: Reference, activation: str, limit: Limit) -> None:
+    """Do nothing if a mix-up of two images would be noticed.
+
+    Raises:
+        VerificationError: The source gives the same answer for all images, so nothing can be compared.
+    """
+    if not discriminates(comparable(reference.scores, activation, served=False), limit):
+        msg = (
+            f"{name}: images do not discriminate: "
+            f"the source answers alike for {len(reference.names)} images, so a wrong model would pass too"
+        )
+        raise VerificationError(msg, hint="give --images DIR with images of several of its classes")
+
+
 def run_gate(subject: Subject, reference: Reference, *, grpc_url: str | None = None) -> GateReport:
     """Run every stage that can run here; the server is started on the subject's repository unless `grpc_url` is given.
 
@@ -73,13 +87,7 @@ def run_gate(subject: Subject, reference: Reference, *, grpc_url: str | None = N
         VerificationError: The source gives the same answer for all images, so nothing can be compared.
     """
     limit = plan_limit(subject.precision) if subject.plan else LIMITS[subject.precision]
-    expected = comparable(reference.scores, subject.activation, served=False)
-    if not discriminates(expected, limit):
-        msg = (
-            f"{subject.layout.ensemble}: images do not discriminate: "
-            f"the source answers alike for {len(reference.names)} images, so a wrong model would pass too"
-        )
-        raise VerificationError(msg, hint="give --images DIR with images of several of its classes")
+    require_discrimination(subject.layout.ensemble, reference, subject.activation, limit)
     results = [stages.check_batches(subject, reference), stages.check_onnx(subject, reference)]
     direct: NDArray[np.float32] | None = None
     if subject.plan is not None and not any(result.status == "failed" for result in results):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from generator.errors import ExportError, SourceError
 from generator.export.dynamic_batch import ROW_TOLERANCE, prove_dynamic_batch
+from generator.export.names import DYNAMIC_HINT
 from generator.onnx_model import read_onnx, run_graph
 from generator.verify import causes
 from generator.verify.compare import LIMITS, Comparison, Limit, comparable, compare, ensemble_limit, is_distribution
@@ -67,8 +68,11 @@ def check_batches(subject: Subject, reference: Reference) -> StageResult:
             pixels=reference.pixels,
             tolerance=ROW_TOLERANCES[subject.graph_precision],
         )
-    except (ExportError, SourceError) as error:
-        return StageResult(stage="batches", status="failed", reason=str(error), cause="a batch axis is baked in")
+    except ExportError as error:
+        cause = "a batch axis is baked in" if error.hint == DYNAMIC_HINT else causes.NAN
+        return StageResult(stage="batches", status="failed", reason=str(error), cause=cause)
+    except SourceError as error:
+        return StageResult(stage="batches", status="failed", reason=str(error))
     sizes = sorted({1, min(3, subject.max_batch_size), subject.max_batch_size})
     return StageResult(stage="batches", status="proved", measured=f"{sizes}: rows {_distance(worst)}")
 

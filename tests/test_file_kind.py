@@ -1,0 +1,80 @@
+"""What is said of a file of another kind than the one that was expected."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save
+
+from generator.errors import SourceError
+from generator.file_kind import name_kind
+from generator.onnx_model import read_onnx
+from generator.sources import load_network
+from generator.spec_file import make_spec
+from tests.tiny_onnx import write_tiny_onnx
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 102400000\n"
+
+
+def picture(form: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, form)
+    return stream.getvalue()
+
+
+def torch_file() -> bytes:
+    stream = io.BytesIO()
+    torch.save({"weight": torch.zeros(3)}, stream)
+    return stream.getvalue()
+
+
+KINDS: list[tuple[Callable[[], bytes], str, str]] = [
+    (lambda: POINTER, "a Git LFS pointer", "git lfs pull"),
+    (lambda: picture("JPEG"), "a JPEG image", "images go to the client"),
+    (lambda: picture("PNG"), "a PNG image", "images go to the client"),
+    (torch_file, "a zip archive, as torch.save writes", "--architecture"),
+    (lambda: save({"weight": torch.zeros(3)}), "a safetensors file", "--architecture"),
+    (lambda: b"<!DOCTYPE HTML><html>404</html>", "a web page", "download"),
+]
+
+
+@pytest.mark.parametrize(("make", "kind", "hint"), KINDS)
+def test_given_as_onnx(tmp_path: Path, make: Callable[[], bytes], kind: str, hint: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(make())
+    with pytest.raises(SourceError, match=f"{path} is {kind}.*; an ONNX file was expected") as caught:
+        read_onnx(path)
+    assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("w.pt", lambda: POINTER, "is a Git LFS pointer"),
+        ("w.safetensors", lambda: POINTER, "is a Git LFS pointer"),
+        ("w.pth", lambda: picture("JPEG"), "is a JPEG image"),
+        ("w.safetensors", torch_file, "is a zip archive, as torch.save writes; that is no checkpoint with the ending"),
+        ("w.pt", lambda: save({"weight": torch.zeros(3)}), "is a safetensors file; that is no checkpoint with"),
+        ("w.pt", lambda: torch_file()[:-40], "is not a checkpoint that torch can load"),
+    ],
+)
+def test_given_as_a_checkpoint(tmp_path: Path, name: str, data: Callable[[], bytes], words: str) -> None:
+    path, labels = tmp_path / name, tmp_path / "labels.txt"
+    path.write_bytes(data())
+    labels.write_text("a\nb\n")
+    spec = make_spec(["own"], architecture="resnet18", weights=str(path), classes=2, labels=str(labels))[0]
+    with pytest.raises(SourceError, match=words) as caught:
+        load_network(spec)
+    assert caught.value.hint
+
+
+def test_the_right_kinds_are_not_named(tmp_path: Path) -> None:
+    assert name_kind(write_tiny_onnx(tmp_path / "own.onnx")) == ("", "")
+    for size in (0, 1, 8, 9):
+        (tmp_path / "short").write_bytes(b"\0" * size)
+        assert name_kind(tmp_path / "short") == ("", "")
