@@ -25,6 +25,7 @@ from generator.precision.graph import GraphView, find_head, find_tail, normalise
 from generator.precision.observe import Histogram, observe
 from generator.precision.placement import place
 from generator.precision.scales import choose_threshold, weight_scales
+from generator.precision.types import infer_types
 from generator.recipe import Recipe
 from generator.sources import load_network
 from generator.spec_file import make_spec
@@ -426,6 +427,29 @@ def test_hardswish_stays_fp32_in_bf16(tmp_path: Path) -> None:
     source = maker.save(tmp_path / "source.onnx")
     converted = convert_graph(source, tmp_path / "model.onnx", precision="bf16", target="tensorrt-10")
     assert "no HardSwish in BF16" in converted.kept_nodes["active"]
+    build_with_rtx(converted.path, tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("keep", [(), ("fused",)])
+def test_an_operator_of_another_domain_goes_along(
+    tmp_path: Path, noise: Pixels, precision: str, keep: Sequence[str]
+) -> None:
+    """Of onnxruntime's own operators onnx knows no types, and TensorRT reads some of them."""
+    maker = GraphMaker()
+    fused = maker.add("Gelu", maker.conv("image", (3, 8), name="stem"), name="fused", domain="com.microsoft")
+    maker.classify(maker.conv(fused, (8, 8), name="last"), 8)
+    source = maker.save(tmp_path / "source.onnx")
+    model = load_proto(source)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, source)
+    converted = convert_graph(
+        source, tmp_path / "model.onnx", precision=precision, target="tensorrt-10", keep=keep, calibration=noise
+    )
+    assert_same_interface(source, converted.path)
+    made = infer_types(load_proto(converted.path))[nodes_of(converted.path)["fused"].output[0]]
+    assert made == (TensorProto.FLOAT if keep else TensorProto.FLOAT16)
+    np.testing.assert_allclose(run(converted.path, noise), run(source, noise), atol=5e-2)
     build_with_rtx(converted.path, tmp_path)
 
 

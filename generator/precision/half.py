@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import MissingDependencyError
 from generator.precision.graph import GraphView, find_head, find_tail, raise_opset
 from generator.precision.observe import observe
+from generator.precision.types import infer_types, state_types
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,6 +54,7 @@ def to_fp16(model: onnx.ModelProto, kept: Iterable[str]) -> onnx.ModelProto:
     converted.CopyFrom(model)
     blocked = _blocked(GraphView.of(converted), kept)
     _own_constants(converted, blocked)
+    state_types(converted)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about numbers that it truncates: larger ones are kept out by us
         converted = float16.convert_float_to_float16(
@@ -134,13 +136,8 @@ def _float_tensors(model: onnx.ModelProto, view: GraphView) -> list[str]:
     """Return the computed FP32 tensors, in order."""
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    floats = {
-        info.name
-        for info in (*inferred.value_info, *inferred.output)
-        if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    }
-    return [output for node in view.graph.node for output in node.output if output in floats]
+    types = infer_types(model)
+    return [output for node in view.graph.node for output in node.output if types.get(output) == onnx.TensorProto.FLOAT]
 
 
 def _blocked(view: GraphView, kept: Iterable[str]) -> set[str]:
