@@ -174,7 +174,7 @@ def test_a_plan_is_served_by_the_tensorrt_backend_with_all_its_profiles() -> Non
     assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
     group = config.instance_group[0]
     assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
-    assert (list(group.profile), group.count) == (["0", "1"], 3)
+    assert (list(group.profile), group.count) == (["0", "1"], 4)
 
 
 def test_small_batches_share_cuda_graphs_and_large_ones_have_their_own() -> None:
