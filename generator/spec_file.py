@@ -104,12 +104,13 @@ def _parse(text: str) -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen: dict[object, int] = {}
-            for key, _ in node.value:
-                line = key.start_mark.line + 1
-                if key.tag != "tag:yaml.org,2002:merge" and seen.setdefault(key.value, line) != line:
-                    problem = f"the key {key.value} stands in line {seen[key.value]} already"
+            lines: dict[tuple[str, str], int] = {}
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                known = (key.tag, key.value)
+                if known in lines and key.tag != "tag:yaml.org,2002:merge":
+                    problem = f"the key {key.value} stands in line {lines[known]} already"
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                lines[known] = key.start_mark.line + 1
             return super().construct_mapping(node, deep)
 
     return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader

@@ -67,6 +67,7 @@ def test_a_file_name_of_which_nothing_is_left() -> None:
 def test_a_key_that_stands_twice(tmp_path: Path) -> None:
     text = "models:\n- name: resnet50\n  weights: random\n  seed: 1\n  weights: default\n"
     assert "the key weights stands in line 3 already" in problems_of(tmp_path, text)[0]
+    assert "the key seed stands in line 1 already" in problems_of(tmp_path, "models: [{name: a, seed: 1, seed: 2}]")[0]
     merged = "base: &base {seed: 1}\nmodels:\n- <<: *base\n  name: resnet50\n  seed: 2\n"
     assert "base: " in problems_of(tmp_path, merged)[0], "a merge may be overruled; the key base is what is refused"
 
