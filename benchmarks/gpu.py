@@ -62,17 +62,18 @@ class Run:
             for name in ("PYTHONHOME", "LD_LIBRARY_PATH"):
                 self.torch_environment.pop(name, None)
             self.torch_environment["PYTHONPATH"] = os.pathsep.join([str(TREE), *([torch_path] if torch_path else [])])
-        self.results: dict[str, Any] = self._load()
+        self.new: dict[str, Any] = {}
 
-    def _load(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, Any]:
+        """Return what gpu.json holds, of earlier runs too."""
         path = self.work / "gpu.json"
         loaded: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         return loaded
 
     def save(self, key: str, value: Any) -> None:
         """Keep a result; gpu.json is complete after every step, also beside another run in the same folder."""
-        self.results = {**self._load(), key: value}
-        (self.work / "gpu.json").write_text(json.dumps(self.results, indent=2) + "\n")
+        self.new[key] = value
+        (self.work / "gpu.json").write_text(json.dumps({**self.kept(), key: value}, indent=2) + "\n")
 
     def trtgen(self, *arguments: str, torch: bool = False, check: bool = True, show: bool = True) -> str:
         """Run one trtgen command, show what it says, and return its stdout."""
@@ -240,7 +241,7 @@ def count_right(run: Run, repository: Path) -> None:
             (folder / label).mkdir(parents=True)
         for index, image in enumerate(draw_set(HELD_OUT, seed=HELD_OUT_SEED)):
             (folder / LABELS[index % len(LABELS)] / f"{index:05}.jpg").write_bytes(image.jpeg)
-    found = dict(run.results.get("held-out", {}))
+    found = dict(run.kept().get("held-out", {}))
     for name in (f"demo_{precision}" for precision in MODELS["demo"]):
         if (repository / name).is_dir():
             text = run.trtgen(
@@ -284,7 +285,7 @@ def main() -> None:
             bench(run, repository, arguments.only)
         else:
             count_right(run, repository)
-    targets = [*of_bench(run.results)]
+    targets = [*of_bench(run.new)]
     print("\n".join(describe(targets)))
     for failure in run.failures:
         print(f"failed: {failure}")

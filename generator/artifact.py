@@ -172,4 +172,8 @@ def add_plan(
         f"{passport.precision}, timing cache {passport.timing_cache}"
     )
     on_step("built", detail, time.monotonic() - start)
-    return replace(artifact, passport=passport)
+    notes = artifact.notes
+    if (largest := max(one.max for one in spec.profile_batches())) > spec.batch.max:
+        more = f"a profile reaches {largest} images, which takes memory for nothing: batch.max is {spec.batch.max}"
+        notes = (*notes, more)
+    return replace(artifact, passport=passport, notes=notes)

@@ -228,6 +228,11 @@ class ModelSpec(BaseModel):
         return self.instances.classifier or (4 if self.is_tensorrt else 1)
 
 
+def name_from_file(path: Path) -> str:
+    """Return the name of a model that is known by its file only; what no name may hold becomes an underscore."""
+    return re.sub(r"[^A-Za-z0-9_.-]+|\.(?=\.)", "_", path.stem).lstrip("_.-") or path.stem
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use, which is fewer than the machine's in a container or a cpuset."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

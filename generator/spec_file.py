@@ -5,7 +5,6 @@ Loading is parse, validate, resolve. Every problem of a file is reported at once
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from generator.errors import SpecError
 from generator.plan.options import BatchProfile, PlanOptions
 from generator.recipe import RecipeSpec
-from generator.spec import MEMBERS, Batch, Instances, ModelSpec
+from generator.spec import MEMBERS, Batch, Instances, ModelSpec, name_from_file
 from generator.spec_problems import describe_problems
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def _from_file(path: Path) -> dict[str, object]:
     from generator.export.exported import is_export, read_export
 
     if not is_export(path):
-        return {"name": re.sub(r"[^A-Za-z0-9_.-]+|\.(?=\.)", "_", path.stem).lstrip("_.-") or path.stem}
+        return {"name": name_from_file(path)}
     record = read_export(path)
     return {
         "name": record.name,
@@ -103,7 +102,8 @@ def _parse(text: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        def compose_mapping_node(self, anchor: Any) -> Any:  # before merges are put in place
+            node = super().compose_mapping_node(anchor)
             lines: dict[tuple[str, str], int] = {}
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 known = (key.tag, key.value)
@@ -111,7 +111,7 @@ def _parse(text: str) -> Any:
                     problem = f"the key {key.value} stands in line {lines[known]} already"
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 lines[known] = key.start_mark.line + 1
-            return super().construct_mapping(node, deep)
+            return node
 
     return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
 

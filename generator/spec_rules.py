@@ -31,8 +31,6 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
     yield from _of_precision(spec)
     if gaps := spec.plan.uncovered(spec.batch.max):
         yield f"plan.profiles do not cover a batch of {gaps}: all from 1 to batch.max ({spec.batch.max}) are needed"
-    if (largest := max((one.max for one in spec.plan.profiles or ()), default=0)) > spec.batch.max:
-        yield f"plan.profiles reach a batch of {largest}, which no request gets: batch.max is {spec.batch.max}"
 
 
 def _of_files(spec: ModelSpec) -> Iterable[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from generator.errors import DeviceError, MissingDependencyError, PlanError, SpecError
 from generator.plan.library import how_to_install, installed_version
+from generator.spec import name_from_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,7 +160,7 @@ def _is_default(spec: ModelSpec, field: str) -> bool:
 
 def _fits_options(spec: ModelSpec) -> bool:
     """Say whether the options of `trtgen export` can say all that the export depends on."""
-    if spec.batch != type(spec.batch)(max=spec.batch.max) or (spec.onnx is not None and spec.onnx.stem != spec.name):
+    if spec.batch != type(spec.batch)(max=spec.batch.max) or (spec.onnx and name_from_file(spec.onnx) != spec.name):
         return False
     fields = [field for field in type(spec).model_fields if field not in _OTHERS and not _is_default(spec, field)]
     values = [getattr(spec, field) for field in fields]

@@ -117,6 +117,7 @@ class TestSpecs:
             "net.onnx --recipe imagenet --labels index --precision int8 --calibration photos",
             "demo --precision bf16 --experimental",
             "resnet18 --weights random --target tensorrt-10",
+            "'my net.onnx' --labels index --recipe imagenet --target tensorrt-10",
             "--spec models.yaml",
             "--spec models.yaml --target tensorrt-11 --images photos",
         ],
@@ -127,7 +128,8 @@ class TestSpecs:
         """What it exports is the spec that was to be built, for the target that is missing."""
         monkeypatch.chdir(tmp_path)
         Path("models.yaml").write_text("models: [{name: one, precision: int8, keep: [Conv], batch: {opt: 3, max: 6}}]")
-        write_tiny_onnx(Path("net.onnx"))
+        for name in ("net.onnx", "my net.onnx"):
+            write_tiny_onnx(Path(name))
         Path("sq.pt").write_bytes(b"weights")
         Path("my labels.txt").write_text("a")
         asked: list[tuple[ModelSpec, Path | None]] = []

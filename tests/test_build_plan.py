@@ -505,6 +505,23 @@ def test_a_builder_that_cannot_be_asked_does_not_hold_ctrl_c_up(tmp_path: Path) 
     assert files_in(tmp_path) == {"deep.onnx"}
 
 
+def test_a_build_is_left_behind_even_if_nobody_reads_any_more(tmp_path: Path) -> None:
+    """As with `trtgen build-repo a b | tee log`, of which Ctrl-C ends both."""
+    source = deep_graph(tmp_path / "deep.onnx", layers=2000)
+    code = LEFT.replace('print("building", flush=True)', 'print("building", file=sys.stderr, flush=True); print("x")')
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "model.plan")]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == "building\n"
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+
+
 def test_part_that_is_done_counts_nested_phases() -> None:
     progress = Progress()
     progress.phase_start("outer", None, 2)

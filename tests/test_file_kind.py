@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -27,9 +29,16 @@ def picture(form: str) -> bytes:
     return stream.getvalue()
 
 
-def torch_file() -> bytes:
+def torch_file(content: Any = None, *, old: bool = False) -> bytes:
     stream = io.BytesIO()
-    torch.save({"weight": torch.zeros(3)}, stream)
+    content = content or {"weight": torch.zeros(3)}
+    torch.save(content, stream, _use_new_zipfile_serialization=not old)
+    return stream.getvalue()
+
+
+def zip_file() -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, weight=np.zeros(3))
     return stream.getvalue()
 
 
@@ -38,6 +47,9 @@ KINDS: list[tuple[Callable[[], bytes], str, str]] = [
     (lambda: picture("JPEG"), "a JPEG image", "images go to the client"),
     (lambda: picture("PNG"), "a PNG image", "images go to the client"),
     (torch_file, "a zip archive, as torch.save writes", "--architecture"),
+    (lambda: torch_file()[:-40], "a zip archive, as torch.save writes", "--architecture"),
+    (lambda: torch_file(old=True), "a pickle, as torch.save once wrote", "--architecture"),
+    (zip_file, "a zip archive;", "unpack it"),
     (lambda: save({"weight": torch.zeros(3)}), "a safetensors file", "--architecture"),
     (lambda: b"<!DOCTYPE HTML><html>404</html>", "a web page", "download"),
 ]
@@ -47,7 +59,7 @@ KINDS: list[tuple[Callable[[], bytes], str, str]] = [
 def test_given_as_onnx(tmp_path: Path, make: Callable[[], bytes], kind: str, hint: str) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(make())
-    with pytest.raises(SourceError, match=f"{path} is {kind}.*; an ONNX file was expected") as caught:
+    with pytest.raises(SourceError, match=f"{path} is {kind}.* an ONNX file was expected") as caught:
         read_onnx(path)
     assert hint in (caught.value.hint or "")
 
@@ -61,6 +73,10 @@ def test_given_as_onnx(tmp_path: Path, make: Callable[[], bytes], kind: str, hin
         ("w.safetensors", torch_file, "is a zip archive, as torch.save writes; that is no checkpoint with the ending"),
         ("w.pt", lambda: save({"weight": torch.zeros(3)}), "is a safetensors file; that is no checkpoint with"),
         ("w.pt", lambda: torch_file()[:-40], "is not a checkpoint that torch can load"),
+        ("w.pth", lambda: torch_file(old=True)[:-40], "is not a checkpoint that torch can load"),
+        ("w.bin", lambda: torch_file({"args": Path()}, old=True), "holds more than tensors, so loading it could run"),
+        ("w.safetensors", lambda: torch_file(old=True), "is a pickle, as torch.save once wrote; that is no checkpoint"),
+        ("w.pt", zip_file, "is a zip archive; that is no checkpoint with the ending .pt"),
     ],
 )
 def test_given_as_a_checkpoint(tmp_path: Path, name: str, data: Callable[[], bytes], words: str) -> None:

@@ -47,5 +47,8 @@ def test_accuracy_that_is_lost_and_shares_behind_the_endpoint() -> None:
 
     (lost,) = of_bench({"held-out": {"demo_fp32": held_out(0.99), "demo_int8": held_out(0.97)}})
     assert not lost.reaches(lost.aim)
+    unproved = {"stages": [{"stage": "labelled plan", "status": "not proved"}]}
+    assert [*of_bench({"held-out": {"demo_fp32": held_out(0.99), "demo_int8": unproved, "x": {"stages": []}}})] == []
+    assert [*of_bench({"timing cache": {"cold": "warm", "warm": "warm", "ratio": 1.0}})] == []
     row = {"preprocess": 16, "classifier": 4, "singles_share": 0.59, "eights_share": 0.7, "raw_share": 0.6}
     assert [one.reaches(one.must) for one in of_serving({"measure": [row]})] == [False, True, True]

@@ -19,6 +19,7 @@ from generator.demo.draw import draw_set
 from generator.errors import SourceError
 from generator.recipe import IMAGENET, make_pixels
 from generator.sources import describe_source, load_network
+from generator.sources.checkpoint import load_state_dict
 from generator.spec_file import make_spec
 from tests.tiny_onnx import CLASSES, write_tiny_onnx
 
@@ -131,6 +132,23 @@ def test_a_file_of_torchvisions_own_brings_its_recipe(tmp_path: Path) -> None:
     assert describe_source(v1)[0].resize == 256
     assert describe_source(other)[0].resize == 232
     assert len(describe_source(v1)[1]) == 1000
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_damaged_checkpoint_is_refused_in_words(tmp_path: Path, old: bool) -> None:
+    """Old files stand unprotected: torch raises struct.error, IndexError, AssertionError and more over them."""
+    path = tmp_path / "w.pt"
+    content = {"state_dict": {"a": torch.zeros(3), "b": torch.ones(2)}, "epoch": 3, "more": [1, (2,), {"z": None}]}
+    torch.save(content, path, _use_new_zipfile_serialization=not old)
+    whole, random, module = path.read_bytes(), np.random.default_rng(0), torch.nn.Linear(3, 1)
+    for trial in range(300):
+        damaged = bytearray(whole[: random.integers(len(whole))] if trial % 2 else whole)
+        for place in random.integers(len(damaged), size=3) if damaged else ():
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged)
+        with pytest.raises(SourceError) as caught:  # what can still be loaded does not fit the module
+            load_state_dict(module, path, architecture="linear", classes=1)
+        assert caught.value.hint
 
 
 class Payload:

@@ -89,12 +89,13 @@ def export_folder(
 
 
 def _require_discrimination(spec: ModelSpec, folder: Path) -> None:
-    from generator.verify.compare import plan_limit
+    from generator.verify.compare import LIMITS, plan_limit
     from generator.verify.gate import require_discrimination
     from generator.verify.reference import load_reference
 
     reference = load_reference(folder / REFERENCE_FILE)
-    require_discrimination(spec.name, reference, spec.activation, plan_limit(spec.precision))
+    limit = plan_limit(spec.precision) if spec.is_tensorrt else LIMITS["fp32"]
+    require_discrimination(spec.name, reference, spec.activation, limit)
 
 
 def _put(new: Path, folder: Path, old: Path) -> None:

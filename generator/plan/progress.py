@@ -125,7 +125,8 @@ def run_watched(work: Callable[[], _T], progress: Progress, on_progress: Callabl
 def left_behind() -> bool:
     """Say whether a build is still at work that was interrupted.
 
-    It writes nothing any more. An ordinary exit would pull the libraries away under it: leave with os._exit.
+    It writes nothing any more. An ordinary exit would pull the libraries away under it: leave with os._exit. Another
+    build in this process would run beside it and share its log.
     """
     return any(thread.name == _THREAD for thread in threading.enumerate())
 
@@ -138,8 +139,7 @@ def _fulfil(future: Future[_T], work: Callable[[], _T]) -> None:
 
 
 def _wait_or_leave(thread: threading.Thread, progress: Progress) -> None:
-    if progress.monitored:
-        _LOG.warning("stopping as soon as TensorRT lets go (Ctrl-C again kills at once)")
+    _LOG.warning("stopping as soon as TensorRT lets go (Ctrl-C again kills at once)")
     thread.join(None if progress.monitored else _PATIENCE_S)
     if thread.is_alive():
         _LOG.warning("TensorRT cannot be asked to stop now: it is left behind, and nothing is written")

@@ -42,7 +42,6 @@ def _ask_onnxruntime(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str
     """Load the graph with the tensors as further outputs; empty where onnxruntime cannot, which others will say."""
     import onnx
     import onnxruntime
-    from google.protobuf.message import EncodeError
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = {
@@ -60,7 +59,7 @@ def _ask_onnxruntime(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str
     options.log_severity_level = 4  # what goes wrong is raised
     try:
         session = onnxruntime.InferenceSession(asked.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except (state.Fail, state.InvalidGraph, state.InvalidArgument, state.NotImplemented, EncodeError):
+    except (state.Fail, state.InvalidGraph, state.InvalidArgument, state.NotImplemented):
         return {}
     found = {output.name: names.get(output.type, 0) for output in session.get_outputs()}
     return {name: found[name] for name in tensors if found.get(name)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
@@ -17,6 +19,9 @@ __all__ = ["load_state_dict"]
 # Where training scripts put the state dict, and what wrappers put before its names.
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
+# What torch.load raises over damaged files, besides its own errors.
+_TORCH_SLIPS = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError,
+                ValueError, struct.error)  # fmt: skip
 
 
 def load_state_dict(module: torch.nn.Module, path: Path, *, architecture: str, classes: int) -> None:
@@ -65,14 +70,16 @@ def _read(path: Path) -> Any:
             msg = f"{path} is not a safetensors file: {error}"
             raise SourceError(msg, hint="save it again with safetensors.torch.save_file") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what a damaged file seems to be
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         _refuse_other_kind(path)
         msg = f"{path} holds more than tensors, so loading it could run code; it was not loaded"
         raise SourceError(
             msg, hint="where you trust the file: torch.save(model.state_dict(), 'weights.pt') and give that"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _TORCH_SLIPS as error:
         _refuse_other_kind(path)
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         msg = f"{path} is not a checkpoint that torch can load: {first_line}"
@@ -83,8 +90,8 @@ def _refuse_other_kind(path: Path) -> None:
     from generator.file_kind import CHECKPOINTS, name_kind
 
     kind, hint = name_kind(path)
-    if kind and kind != CHECKPOINTS.get(path.suffix, CHECKPOINTS[".pt"]):
-        if kind in CHECKPOINTS.values():
+    if kind and kind not in CHECKPOINTS[path.suffix]:
+        if any(kind in kinds for kinds in CHECKPOINTS.values()):
             hint = "the ending must say what it is: .pt for torch.save, .safetensors for safetensors"
         msg = f"{path} is {kind}; that is no checkpoint with the ending {path.suffix}"
         raise SourceError(msg, hint=hint)
