@@ -658,6 +658,26 @@ def test_wrong_calibration_pixels(demo: Demo, tmp_path: Path, pixels: Any, words
     assert not list(tmp_path.iterdir())
 
 
+def test_types_are_inferred_without_the_weights(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protobuf ends at 2 GB, and so do onnx's functions that take a model; with fp16 and int8 ViT-H/14 is beyond."""
+    infer = onnx.shape_inference.infer_shapes
+
+    def limited(model: onnx.ModelProto, *arguments: Any, **options: Any) -> onnx.ModelProto:
+        if model.ByteSize() > 100_000:
+            msg = "this protobuf is too large"
+            raise ValueError(msg)
+        return infer(model, *arguments, **options)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", limited)
+    assert demo.new.stat().st_size > 1_000_000
+    for precision in ("fp16", "int8"):
+        converted = convert_graph(
+            demo.new, tmp_path / precision / "model.onnx", precision=precision, target="tensorrt-10",
+            calibration=demo.calibration,
+        )  # fmt: skip
+        assert_same_interface(demo.new, converted.path)
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_same_bytes_for_same_input(demo: Demo, tmp_path: Path, precision: str) -> None:
     files = []

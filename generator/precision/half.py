@@ -62,6 +62,7 @@ def to_fp16(model: onnx.ModelProto, kept: Iterable[str]) -> onnx.ModelProto:
             min_positive_val=_SMALLEST_FP16,
             max_finite_val=FP16_MAX,
             keep_io_types=True,
+            disable_shape_infer=True,
             op_block_list=sorted(set(float16.DEFAULT_OP_BLOCK_LIST)),
             node_block_list=sorted(blocked),
             check_fp16_ready=False,

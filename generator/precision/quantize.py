@@ -17,6 +17,7 @@ from generator.precision.half import to_fp16
 from generator.precision.observe import observe
 from generator.precision.placement import Placement, WeightSite, place
 from generator.precision.scales import LEVELS, activation_scales, weight_scales
+from generator.precision.types import infer_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -218,8 +219,7 @@ def size_global_pools(model: onnx.ModelProto) -> None:
 
     makers = {output: node for node in model.graph.node for output in node.output}
     shapes = {
-        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
-        for info in onnx.shape_inference.infer_shapes(model).graph.value_info
+        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in infer_graph(model).value_info
     }
     for node in model.graph.node:
         maker = makers.get(node.input[0]) if node.op_type == "GlobalAveragePool" else None

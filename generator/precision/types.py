@@ -9,14 +9,33 @@ if TYPE_CHECKING:
 
     import onnx
 
-__all__ = ["infer_types", "state_types"]
+__all__ = ["infer_graph", "infer_types", "state_types"]
+
+_LARGE = 1024  # numbers; the constants that shapes are made of have fewer
+
+
+def infer_graph(model: onnx.ModelProto) -> onnx.GraphProto:
+    """Return the graph with the types and shapes that onnx infers, and without its weights: it may have above 2 GB."""
+    import onnx
+
+    graph = model.graph
+    slim = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    slim.graph.node.extend(graph.node)
+    slim.graph.input.extend(graph.input)
+    slim.graph.output.extend(graph.output)
+    slim.graph.value_info.extend(graph.value_info)
+    for tensor in graph.initializer:
+        count = 1
+        for size in tensor.dims:
+            count *= size
+        stub = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        slim.graph.initializer.append(stub if count > _LARGE else tensor)
+    return onnx.shape_inference.infer_shapes(slim).graph
 
 
 def infer_types(model: onnx.ModelProto) -> dict[str, int]:
     """Return onnx's number of each tensor's element type, as far as it can be told."""
-    import onnx
-
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    graph = infer_graph(model)
     types = {
         info.name: info.type.tensor_type.elem_type
         for info in (*graph.input, *graph.value_info, *graph.output)
@@ -28,11 +47,13 @@ def infer_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def state_types(model: onnx.ModelProto) -> None:
-    """Write into the graph the types of tensors that onnx itself does not know, in place."""
+    """Write types and shapes of all tensors into the graph, in place: the types also where onnx does not know them."""
     import onnx
 
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    known = {info.name for info in (*graph.input, *graph.value_info, *graph.output)}
+    inferred = infer_graph(model)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(inferred.value_info)
+    known = {info.name for info in (*inferred.input, *inferred.value_info, *inferred.output)}
     for name, number in infer_types(model).items():
         if name not in known:
             model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, number, None))
@@ -42,6 +63,7 @@ def _ask_onnxruntime(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str
     """Load the graph with the tensors as further outputs; empty where onnxruntime cannot, which others will say."""
     import onnx
     import onnxruntime
+    from google.protobuf.message import EncodeError
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = {
@@ -59,7 +81,7 @@ def _ask_onnxruntime(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str
     options.log_severity_level = 4  # what goes wrong is raised
     try:
         session = onnxruntime.InferenceSession(asked.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except (state.Fail, state.InvalidGraph, state.InvalidArgument, state.NotImplemented):
+    except (state.Fail, state.InvalidGraph, state.InvalidArgument, state.NotImplemented, EncodeError, ValueError):
         return {}
     found = {output.name: names.get(output.type, 0) for output in session.get_outputs()}
     return {name: found[name] for name in tensors if found.get(name)}
