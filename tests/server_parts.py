@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+_T = TypeVar("_T")
 
 ECHO = """\
 import triton_python_backend_utils as pb_utils
@@ -38,6 +40,15 @@ ensemble_scheduling {{
   }}
 }}
 """
+
+
+def read_settled(read: Callable[[], _T], before: _T) -> _T:
+    """Return what `read` gives once it is not `before` any more and stays: tritonserver answers first, then counts."""
+    deadline, last, now = time.monotonic() + 20, before, read()
+    while time.monotonic() < deadline and (now == before or now != last):
+        time.sleep(0.1)
+        last, now = now, read()
+    return now
 
 
 def save_graph(

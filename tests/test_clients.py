@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from tests.server_parts import read_settled
 from tests.tiny_repository import STARTED, build_tiny_repository, make_image, serve
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def test_batches_up_to_the_limit_of_the_model(
 ) -> None:
     before = count_work(urls["http"])
     output, _ = classify(images, "--json", *options, "--protocol", protocol, "--url", urls[protocol])
-    after = count_work(urls["http"])
+    after = read_settled(lambda: count_work(urls["http"]), before)
     assert list(read_labels(output).values()) == COLOURS
     assert (after[0] - before[0], after[1] - before[1]) == (requests, len(COLOURS))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from generator.server.embedded import EmbeddedServer
-from tests.server_parts import save_doubling_graph, save_graph, write_config
+from tests.server_parts import read_settled, save_doubling_graph, save_graph, write_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,14 +167,9 @@ def count_runs(client: grpc.InferenceServerClient, model: str) -> tuple[int, int
 
 
 def runs_since(client: grpc.InferenceServerClient, model: str, before: tuple[int, int]) -> list[int]:
-    """Return what came on top of `before`; tritonserver counts a little after it answers."""
-    deadline, now = time.monotonic() + 20, before
-    while time.monotonic() < deadline:
-        last, now = now, count_runs(client, model)
-        if now[1] > before[1] and now == last:
-            break
-        time.sleep(0.1)
-    return [now[0] - before[0], now[1] - before[1]]
+    """Return what came on top of `before`."""
+    rows, runs = read_settled(lambda: count_runs(client, model), before)
+    return [rows - before[0], runs - before[1]]
 
 
 def test_both_protocols_give_the_graphs_answer(server: EmbeddedServer) -> None:

@@ -24,6 +24,7 @@ from generator.cli import main
 from generator.errors import PerfError
 from generator.perf import analyzer, gpu, images, report, served, sweep
 from generator.perf.folder import check_folder
+from tests.server_parts import read_settled
 from tests.tiny_repository import build_tiny_repository, make_image, serve
 
 if TYPE_CHECKING:
@@ -344,7 +345,7 @@ def test_batches_in_shared_memory_beside_two_gpus(
         more = ["--shared-memory", "system", "--metrics-url", metrics_url, "--output", str(tmp_path)]
         before = count_inferences(urls["grpc"])
         assert main(["perf", *arguments, *more]) == 0
-    after = count_inferences(urls["grpc"])
+    after = read_settled(lambda: count_inferences(urls["grpc"]), before)
     counts = {model: [new - old for new, old in zip(after[model], before[model], strict=True)] for model in after}
     for inferences, requests in counts.values():
         assert inferences == 4 * requests > 0
