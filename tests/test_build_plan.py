@@ -511,7 +511,10 @@ def test_a_build_is_left_behind_even_if_nobody_reads_any_more(tmp_path: Path) ->
     code = LEFT.replace('print("building", flush=True)', 'print("building", file=sys.stderr, flush=True); print("x")')
     command = [sys.executable, "-c", code, str(source), str(tmp_path / "model.plan")]
     root = Path(__file__).parents[1]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        command, cwd=root, env=buffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stderr.readline() == "building\n"

@@ -25,7 +25,7 @@ __all__ = ["Progress", "left_behind", "run_watched", "silent"]
 _LOG = logging.getLogger(__name__)
 _THREAD = "trtgen-build"
 _POLL_S = 0.1
-# A builder without a monitor may be done with this; EfficientNet-B0 in 8.6 went on for 376 s.
+# A builder without a monitor may be done with this; EfficientNet-B0 in 8.6 went on for 377 s.
 _PATIENCE_S = 2.0
 _T = TypeVar("_T")
 

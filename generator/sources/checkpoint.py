@@ -90,7 +90,7 @@ def _refuse_other_kind(path: Path) -> None:
     from generator.file_kind import CHECKPOINTS, name_kind
 
     kind, hint = name_kind(path)
-    if kind and kind not in CHECKPOINTS[path.suffix]:
+    if kind and kind not in CHECKPOINTS.get(path.suffix, CHECKPOINTS[".pt"]):
         if any(kind in kinds for kinds in CHECKPOINTS.values()):
             hint = "the ending must say what it is: .pt for torch.save, .safetensors for safetensors"
         msg = f"{path} is {kind}; that is no checkpoint with the ending {path.suffix}"
