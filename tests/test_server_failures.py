@@ -599,8 +599,8 @@ def test_packages_that_pip_installed_elsewhere_are_found_by_the_stub(
 
 def test_a_full_gpu_is_told_with_the_instances_that_had_found_room(tmp_path: Path) -> None:
     loaded = [
-        f'2026-11-22T18:39:49Z I 1 model.py:127] "m_0_{index}: TensorRT 8.6.0 on GPU 0 with stream priority 0"'
-        for index in (0, 2)
+        f'2026-11-22T18:39:49Z I 1 model.py:127] "m_0_{index}: TensorRT 8.6.0 on GPU {gpu} with stream priority 0"'
+        for index, gpu in ((0, 0), (2, 0), (0, 1), (1, 1), (2, 1))  # the names are the same on each GPU
     ]
     words = (
         "TritonModelException: cuDevicePrimaryCtxRetain failed: CUDA_ERROR_OUT_OF_MEMORY; out of memory on GPU 0: not "
@@ -613,6 +613,32 @@ def test_a_full_gpu_is_told_with_the_instances_that_had_found_room(tmp_path: Pat
         "fits (2 of its instances had found room)"
     )
     assert "lower instances.classifier" in (error.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("loaded", "message"),
+    [
+        ([1], "the memory of GPU 0 is exhausted: {} (0 of its instances had found room)"),
+        ([], "the memory of a GPU is exhausted: {}"),  # of either
+    ],
+)
+def test_a_gpu_without_room_for_tritonserver_itself_is_told(tmp_path: Path, loaded: list[int], message: str) -> None:
+    log = [
+        *(
+            f'2026-11-22T18:39:49Z I 1 python_be.cc:2249] "TRITONBACKEND_ModelInstanceInitialize: m_0_0 (GPU device '
+            f'{gpu})"'
+            for gpu in (0, 1)
+        ),
+        *(f'2026-11-22T18:39:49Z I 1 model.py:127] "m_0_0: TensorRT 8.6.0 on GPU {gpu} with s"' for gpu in loaded),
+        (
+            "2026-11-22T18:39:50Z E 1 model_lifecycle.cc:642] \"failed to load 'm' version 1: Internal: unable to "
+            'create stream: out of memory"'
+        ),
+    ]
+    error = explain_end(1, "\n".join(log), log_path=tmp_path / "server.log", ready=False)
+    said = message.format("not even the CUDA context of tritonserver itself fits")
+    assert error.message == f"tritonserver did not start: m: {said}"
+    assert "nvidia-smi" in (error.hint or "")
 
 
 def test_unknown_words_are_shown_as_they_are_with_the_logs_path(tmp_path: Path) -> None:

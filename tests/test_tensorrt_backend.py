@@ -471,9 +471,10 @@ def test_a_host_without_gpu_is_told_what_to_do(load: Load) -> None:
     )
 
 
-def test_a_gpu_without_room_for_another_context_is_told(load: Load) -> None:
+@pytest.mark.parametrize("function", ["cuDevicePrimaryCtxRetain", "cuStreamCreateWithPriority"])
+def test_a_gpu_without_room_for_another_context_is_told(load: Load, function: str) -> None:
     driver = Driver()
-    driver.cuDevicePrimaryCtxRetain = lambda _device: (SimpleError(2, "CUDA_ERROR_OUT_OF_MEMORY"), 0)  # type: ignore[method-assign]
+    setattr(driver, function, lambda *_: (SimpleError(2, "CUDA_ERROR_OUT_OF_MEMORY"), 0))
     words = refuse(load, plan_of(), driver=driver)
     assert "out of memory on GPU 0: not even the CUDA context of another process fits" in words
 

@@ -73,7 +73,7 @@ _LOADER = re.compile(r"^\S*triton_python_backend_stub: (?P<words>error while loa
 _FATAL_LINE = re.compile(r"^error: (?P<words>.*)$")
 _LOADING = re.compile(r"\"loading: (?P<model>[^\"]+):\d+\"$")
 _LOADED = re.compile(r"\"successfully loaded '(?P<model>[^']+)'\"$")
-_MEMORY = re.compile(r"the memory of GPU \d+ is exhausted")
+_MEMORY = re.compile(r"the memory of (?:GPU (?P<gpu>\d+)|a GPU) is exhausted")
 # tritonserver goes on waiting, or serves without the port, after it said one of these.
 _HUNG = ("Failed to preinitialize Python stub", "triton_python_backend_stub: error while loading", "failed to start ")
 
@@ -89,8 +89,8 @@ def find_failures(log: str, *, rebuild: Callable[[str], str] = name_rebuild) -> 
             continue
         explanation = explain_words(words, model=model, rebuild=rebuild)
         cause = explanation.cause if explanation else None
-        if cause and _MEMORY.search(cause):
-            cause += _count_loaded(log, model)
+        if cause and (found := _MEMORY.search(cause)):
+            cause = _complete_memory(cause, found, log, model)
         findings[model] = Finding(
             model=model,
             words=words,
@@ -100,10 +100,23 @@ def find_failures(log: str, *, rebuild: Callable[[str], str] = name_rebuild) -> 
     return list(findings.values())
 
 
-def _count_loaded(log: str, model: str) -> str:
-    """Say how many instances of a plan had found room before one did not; each logs a line once it is loaded."""
-    loaded = len(set(re.findall(rf"\"({re.escape(model)}_\d+_\d+): TensorRT ", log)))
-    return f" ({loaded} of its instances had found room)"
+def _complete_memory(cause: str, found: re.Match[str], log: str, model: str) -> str:
+    """Name the full GPU where the words did not, and how many instances had found room on it.
+
+    Triton gives the instances on each GPU the same names, and logs one line when it starts to load an instance; our
+    backend logs one when it is loaded.
+    """
+    name = rf"({re.escape(model)}_\d+_\d+)"
+    loaded = set(re.findall(rf"\"{name}: TensorRT \S+ on GPU (\d+)", log))
+    gpu = found["gpu"]
+    if gpu is None:
+        started = set(re.findall(rf"ModelInstanceInitialize: {name} \(GPU device (\d+)\)", log))
+        gpus = {gpu for _, gpu in started - loaded}
+        if len(gpus) != 1:
+            return cause
+        gpu = gpus.pop()
+        cause = cause.replace("the memory of a GPU", f"the memory of GPU {gpu}")
+    return f"{cause} ({sum(number == gpu for _, number in loaded)} of its instances had found room)"
 
 
 def has_hung(log: str) -> bool:

@@ -331,7 +331,19 @@ class Device:
         if ordinal >= count:
             raise EngineError(no_gpu(model, f"GPU {ordinal} was asked for, there are {count}"))
         self.device = self.call("cuDeviceGet", ordinal)
-        self.context = self._open_context()
+        try:
+            self._open(priority, spin=spin)
+        except EngineError as error:
+            if not _OUT_OF_MEMORY.search(str(error)):
+                raise
+            raise EngineError(
+                f"{error}; out of memory on GPU {ordinal}: not even the CUDA context of another process fits: "
+                "lower `count` in the model's instance_group, or end what else uses the GPU"
+            ) from error
+
+    def _open(self, priority, *, spin):
+        """Take the GPU's primary context and a stream: what each process needs before it loads anything."""
+        self.context = self.call("cuDevicePrimaryCtxRetain", self.device)
         self.call("cuCtxSetCurrent", self.context)
         least, greatest = self.call("cuCtxGetStreamPriorityRange")
         self.priority = {"PRIORITY_MAX": greatest, "PRIORITY_MIN": least}.get(priority, 0)
@@ -342,18 +354,6 @@ class Device:
         kinds = self.driver.CUevent_flags
         sleep = 0 if spin else int(kinds.CU_EVENT_BLOCKING_SYNC)
         self.event = self.call("cuEventCreate", sleep | int(kinds.CU_EVENT_DISABLE_TIMING))
-
-    def _open_context(self):
-        """Return the GPU's primary context: what each process takes before it loads anything."""
-        try:
-            return self.call("cuDevicePrimaryCtxRetain", self.device)
-        except EngineError as error:
-            if not _OUT_OF_MEMORY.search(str(error)):
-                raise
-            raise EngineError(
-                f"{error}; out of memory on GPU {self.ordinal}: not even the CUDA context of another process fits: "
-                "lower `count` in the model's instance_group, or end what else uses the GPU"
-            ) from error
 
     def call(self, function, *arguments):
         """Call the driver, return what it returns; EngineError with the name of what went wrong."""
