@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +28,7 @@ from generator.errors import DeviceError, MissingDependencyError, PlanError
 from generator.gpu.device import Gpu, find_gpu, why_no_gpu
 from generator.onnx_model import hash_bytes, read_onnx
 from generator.plan import build, plan_files
-from generator.plan.adapter import Adapter, open_adapter
+from generator.plan.adapter import Adapter, PlanTensor, open_adapter
 from generator.plan.hints import explain
 from generator.plan.library import TensorRTVersion, installed_version, open_log
 from generator.plan.options import BatchProfile, PlanOptions
@@ -74,6 +76,30 @@ def make_request(
 
 def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("made", "problem"), [(1, ""), (-1, ""), (2, "input image is [2, 3, 32, 32]; the graph has [-1")]
+)
+def test_a_plan_for_one_batch_size_may_have_it_in_its_shapes(
+    rtx: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: int, problem: str
+) -> None:
+    request = replace(
+        make_request(write_tiny_onnx(tmp_path / "tiny.onnx"), timing_cache=False),
+        profiles=make_profiles(read_onnx(tmp_path / "tiny.onnx"), [BatchProfile(min=1, opt=1, max=1)]),
+        max_batch_size=1,
+    )
+    inputs, outputs = (
+        [PlanTensor(name=one.name, data_type="TYPE_FP32", shape=(made, *one.shape[1:]))]
+        for one in (request.onnx.input, request.onnx.output)
+    )
+    monkeypatch.setattr(rtx, "rtx", False)  # its engines load on a GPU only: what was loaded is given
+    monkeypatch.setattr(rtx, "plan_tensors", lambda _plan: (inputs, outputs, 1))
+    if not problem:
+        build.build_with(rtx, GPU, request, tmp_path / "model.plan")
+        return
+    with pytest.raises(PlanError, match=re.escape(problem)):
+        build.build_with(rtx, GPU, request, tmp_path / "model.plan")
 
 
 def test_plan_and_passport_lie_side_by_side(rtx: Adapter, tmp_path: Path) -> None:

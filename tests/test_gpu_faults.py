@@ -1,4 +1,4 @@
-"""On a real GPU: its memory taken by others, Ctrl-C while TensorRT builds, nodes kept in FP32, more than one GPU."""
+"""On a real GPU: its memory taken by others, Ctrl-C while TensorRT builds, what 8.6 makes of plans, several GPUs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from generator.gpu.device import call, why_no_gpu
 from generator.inspection import inspect_plan
 from generator.onnx_model import read_onnx
 from generator.plan import build
+from generator.plan.engine import open_engine
 from generator.plan.library import installed_version
 from generator.plan.options import BatchProfile, PlanOptions
 from generator.plan.profiles import make_profiles
@@ -133,6 +134,22 @@ def test_nodes_to_keep_are_fp32_in_the_plan(tmp_path: Path) -> None:
     report = inspect_plan(plan.path, onnx=model.path, batch=32, iterations=1)
     precision = {node: row.precision for row in report.rows for node in row.nodes}
     assert (precision["conv1"], precision["conv2"]) == ("fp32", "fp16")
+
+
+def test_a_plan_for_one_image_at_a_time(tmp_path: Path) -> None:
+    model = read_onnx(write_deep(tmp_path / "deep.onnx", layers=1, channels=8, size=28))
+    request = build.BuildRequest(
+        onnx=model,
+        precision="fp32",
+        profiles=make_profiles(model, [BatchProfile(min=1, opt=1, max=1)]),
+        max_batch_size=1,
+        options=PlanOptions(timing_cache=False),
+        command="",
+    )
+    plan = build.build_plan(request, tmp_path / "model.plan")
+    rows = np.random.default_rng(0).random((3, 3, 28, 28), np.float32)
+    with open_engine(plan.path) as engine:
+        assert engine.run(rows).shape == (3, 8)
 
 
 @pytest.mark.server

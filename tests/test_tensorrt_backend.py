@@ -208,6 +208,13 @@ def test_only_the_listed_profile_is_a_candidate(load: Load) -> None:
     assert first.runs == [(0, {"X": (2, 4)})]
 
 
+def test_a_plan_for_one_image_at_a_time(load: Load) -> None:
+    model = load(plan_of(1, profiles=[{"X": ([1, 4], [1, 4], [1, 4])}]), most=1)  # 8.6 fixes the batch of such a plan
+    arrays = [rows(1), rows(1, 100)]
+    check(ask(model, *arrays), arrays)
+    assert [shapes["X"] for _, shapes in model.runs] == [(1, 4), (1, 4)]
+
+
 def test_large_batches_travel_in_pieces_while_the_rest_is_staged(load: Load, backend: Any) -> None:
     width = backend._PIECE_BYTES // 2
     profiles = [{"X": ([1, width], [4, width], [8, width])}]

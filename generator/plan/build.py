@@ -188,13 +188,26 @@ def _layer_types(network: Any) -> dict[str, int]:
 
 def _check_plan(adapter: Adapter, request: BuildRequest, plan: bytes) -> None:
     inputs, outputs, profiles = adapter.plan_tensors(plan)
-    _check_tensors(request.onnx, inputs, outputs)
+    _check_tensors(request.onnx, inputs, outputs, only_batch=_find_only_batch(request))
     if profiles != (expected := max(len(request.profiles), 1)):
         msg = f"the plan has {profiles} optimization profiles; {expected} were asked for"
         raise PlanError(msg, hint="trtgen -vv build-plan says what TensorRT makes of profiles")
 
 
-def _check_tensors(onnx: OnnxModel, inputs: Sequence[PlanTensor], outputs: Sequence[PlanTensor]) -> None:
+def _find_only_batch(request: BuildRequest) -> int | None:
+    """Return the batch size that all profiles fix, if they do: TensorRT 8.6 writes it into the plan's shapes."""
+    shapes = [profile.shapes[request.onnx.input.name] for profile in request.profiles]
+    sizes = {shape[0] for one in shapes for shape in (one.min, one.max)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _check_tensors(
+    onnx: OnnxModel,
+    inputs: Sequence[PlanTensor],
+    outputs: Sequence[PlanTensor],
+    *,
+    only_batch: int | None = None,
+) -> None:
     """Compare inputs and outputs with the graph's. Where the graph leaves an axis open, TensorRT may know more."""
     problems = []
     for word, tensor, found in (("input", onnx.input, inputs), ("output", onnx.output, outputs)):
@@ -204,15 +217,15 @@ def _check_tensors(onnx: OnnxModel, inputs: Sequence[PlanTensor], outputs: Seque
         kind, shape = found[0].data_type, found[0].shape
         if kind != tensor.data_type.triton:
             problems.append(f"{word} {tensor.name} is {kind}; the graph has {tensor.data_type.triton}")
-        if tensor.shape and not _fits(shape, tensor.shape):  # empty: the file does not say
+        if tensor.shape and not _fits(shape, tensor.shape, only_batch):  # empty: the file does not say
             problems.append(f"{word} {tensor.name} is {list(shape)}; the graph has {list(tensor.shape)}")
     if problems:
         msg = f"{onnx.path}: TensorRT made of it " + "; ".join(problems)
         raise PlanError(msg, hint="export the graph again with UINT8 or FP32 input, FP32 output and a dynamic batch")
 
 
-def _fits(shape: Sequence[int], expected: Sequence[int]) -> bool:
-    if len(shape) != len(expected) or (expected[0] == -1 and shape[0] != -1):
+def _fits(shape: Sequence[int], expected: Sequence[int], only_batch: int | None) -> bool:
+    if len(shape) != len(expected) or (expected[0] == -1 and shape[0] not in (-1, only_batch)):
         return False
     return all(size in (found, -1) for found, size in zip(shape, expected, strict=True))
 
