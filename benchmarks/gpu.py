@@ -40,8 +40,6 @@ MODELS: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
     "demo": {"fp32": (_DEMO,), "fp16": (_DEMO,), "int8": (_DEMO,)},
     "efficientnet_b0": {"fp16": (_LARGE,)},
 }
-# At TensorRT's default of 3 this build takes 389 s instead of 168, longer than all others together.
-OPTIMIZATION_LEVELS = {"efficientnet_b0_fp16": 2}
 # Not published: with random weights the scores of a ResNet lie closer together than int8 rounds, and the gate says so.
 UNPROVED = {"resnet50_int8"}
 BENCH_BATCHES = {"resnet50": "1,8,32,64,128", "efficientnet_b0": "1,64"}
@@ -140,7 +138,6 @@ def build(run: Run, repository: Path, only: list[str]) -> None:
                 "batch": {"max": max(profile[2] for profile in profiles)},
                 "plan": {
                     "profiles": [{"min": low, "opt": opt, "max": high} for low, opt, high in profiles],
-                    "optimization_level": OPTIMIZATION_LEVELS.get(served),
                 },
             }
             spec = run.work / f"{served}.yaml"
