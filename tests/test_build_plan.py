@@ -79,26 +79,40 @@ def files_in(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("made", "problem"), [(1, ""), (-1, ""), (2, "input image is [2, 3, 32, 32]; the graph has [-1")]
+    ("batches", "made", "fits"),
+    [
+        ([(1, 1, 1)], 1, True),
+        ([(1, 1, 1)], -1, True),
+        ([(8, 8, 8)], 8, True),
+        ([(1, 1, 1)], 2, False),
+        ([(1, 1, 8)], 1, False),
+        ([(1, 8, 8)], 8, False),
+        ([(1, 1, 1), (2, 2, 2)], 1, False),
+        ([(1, 1, 1), (2, 2, 2)], 2, False),
+    ],
 )
 def test_a_plan_for_one_batch_size_may_have_it_in_its_shapes(
-    rtx: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: int, problem: str
+    rtx: Adapter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batches: list[tuple[int, int, int]],
+    made: int,
+    fits: bool,
 ) -> None:
-    request = replace(
-        make_request(write_tiny_onnx(tmp_path / "tiny.onnx"), timing_cache=False),
-        profiles=make_profiles(read_onnx(tmp_path / "tiny.onnx"), [BatchProfile(min=1, opt=1, max=1)]),
-        max_batch_size=1,
-    )
+    given = make_request(write_tiny_onnx(tmp_path / "tiny.onnx"), timing_cache=False)
+    profiles = make_profiles(given.onnx, [BatchProfile(min=low, opt=opt, max=high) for low, opt, high in batches])
+    request = replace(given, profiles=profiles, max_batch_size=None)
     inputs, outputs = (
         [PlanTensor(name=one.name, data_type="TYPE_FP32", shape=(made, *one.shape[1:]))]
-        for one in (request.onnx.input, request.onnx.output)
+        for one in (given.onnx.input, given.onnx.output)
     )
     monkeypatch.setattr(rtx, "rtx", False)  # its engines load on a GPU only: what was loaded is given
-    monkeypatch.setattr(rtx, "plan_tensors", lambda _plan: (inputs, outputs, 1))
-    if not problem:
+    monkeypatch.setattr(rtx, "plan_tensors", lambda _plan: (inputs, outputs, len(profiles)))
+    if fits:
         build.build_with(rtx, GPU, request, tmp_path / "model.plan")
         return
-    with pytest.raises(PlanError, match=re.escape(problem)):
+    words = f"input image is [{made}, 3, 32, 32]; the graph has [-1, 3, 32, 32]"
+    with pytest.raises(PlanError, match=re.escape(words)):
         build.build_with(rtx, GPU, request, tmp_path / "model.plan")
 
 

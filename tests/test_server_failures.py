@@ -616,29 +616,52 @@ def test_a_full_gpu_is_told_with_the_instances_that_had_found_room(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("loaded", "message"),
+    ("started", "loaded", "message"),
     [
-        ([1], "the memory of GPU 0 is exhausted: {} (0 of its instances had found room)"),
-        ([], "the memory of a GPU is exhausted: {}"),  # of either
+        ([0, 1], [1], "the memory of GPU 0 is exhausted: {} (0 of its instances had found room)"),
+        ([0, 1], [], "the memory of a GPU is exhausted: {}"),  # of either
+        ([1], [], "the memory of GPU 1 is exhausted: {}"),  # a backend that does not say when an instance is loaded
+        ([], [], "the memory of a GPU is exhausted: {}"),
     ],
 )
-def test_a_gpu_without_room_for_tritonserver_itself_is_told(tmp_path: Path, loaded: list[int], message: str) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "unable to create stream: ",
+        "unable to get CUDA device properties for GPU ID0: ",
+        "unable to get CUDA device properties for m: ",
+    ],
+)
+def test_a_gpu_without_room_for_tritonserver_itself_is_told(
+    tmp_path: Path, started: list[int], loaded: list[int], message: str, words: str
+) -> None:
     log = [
         *(
             f'2026-11-22T18:39:49Z I 1 python_be.cc:2249] "TRITONBACKEND_ModelInstanceInitialize: m_0_0 (GPU device '
             f'{gpu})"'
-            for gpu in (0, 1)
+            for gpu in started
         ),
         *(f'2026-11-22T18:39:49Z I 1 model.py:127] "m_0_0: TensorRT 8.6.0 on GPU {gpu} with s"' for gpu in loaded),
+        '2026-11-22T18:39:49Z I 1 model.py:127] "xm_0_0: TensorRT 8.6.0 on GPU 0 with s"',
         (
-            "2026-11-22T18:39:50Z E 1 model_lifecycle.cc:642] \"failed to load 'm' version 1: Internal: unable to "
-            'create stream: out of memory"'
+            f"2026-11-22T18:39:50Z E 1 model_lifecycle.cc:642] \"failed to load 'm' version 1: Internal: {words}"
+            'out of memory"'
         ),
     ]
     error = explain_end(1, "\n".join(log), log_path=tmp_path / "server.log", ready=False)
-    said = message.format("not even the CUDA context of tritonserver itself fits")
+    said = message.format("not even the CUDA context of tritonserver itself fits, or one stream more")
     assert error.message == f"tritonserver did not start: m: {said}"
-    assert "nvidia-smi" in (error.hint or "")
+    assert "lower instances.classifier" in (error.hint or "")
+
+
+def test_a_stream_that_fails_for_another_reason_is_no_lack_of_memory(tmp_path: Path) -> None:
+    log = (
+        "2026-11-22T18:39:50Z E 1 model_lifecycle.cc:642] \"failed to load 'm' version 1: Internal: unable to create "
+        'stream: invalid device ordinal"'
+    )
+    error = explain_end(1, log, log_path=tmp_path / "server.log", ready=False)
+    assert "memory" not in error.message
+    assert "invalid device ordinal" in error.message
 
 
 def test_unknown_words_are_shown_as_they_are_with_the_logs_path(tmp_path: Path) -> None:

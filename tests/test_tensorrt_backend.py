@@ -486,6 +486,12 @@ def test_a_gpu_without_room_for_another_context_is_told(load: Load, function: st
     assert "out of memory on GPU 0: not even the CUDA context of another process fits" in words
 
 
+def test_a_stream_that_fails_for_another_reason_is_no_lack_of_memory(load: Load) -> None:
+    driver = Driver()
+    driver.cuStreamCreateWithPriority = lambda *_: (SimpleError(719, "CUDA_ERROR_LAUNCH_FAILED"), 0)  # type: ignore[method-assign]
+    assert refuse(load, plan_of(), driver=driver) == "cuStreamCreateWithPriority failed: CUDA_ERROR_LAUNCH_FAILED"
+
+
 def test_the_real_driver_module_without_a_driver_gives_the_same_words(backend: Any) -> None:
     driver = backend.import_driver("m")
     try:

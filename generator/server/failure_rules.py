@@ -133,9 +133,9 @@ _RULES = (
     ),
     # Triton opens a stream of its own for each instance on a GPU, before the backend does anything
     _Rule(
-        r"unable to create stream: out of memory|unable to get CUDA device properties for \S+: out of memory",
-        "the memory of a GPU is exhausted: not even the CUDA context of tritonserver itself fits",
-        "end what else uses the GPU (nvidia-smi shows it), or leave that GPU out with CUDA_VISIBLE_DEVICES",
+        r"unable to create stream: out of memory|unable to get CUDA device properties for [^:]+: out of memory",
+        "the memory of a GPU is exhausted: not even the CUDA context of tritonserver itself fits, or one stream more",
+        "lower instances.classifier, or end what else uses the GPU (nvidia-smi shows it): {rebuild}",
     ),
     _Rule(
         r"[Oo]ut of memory|CUDA_ERROR_OUT_OF_MEMORY|MemoryError|bad_alloc",

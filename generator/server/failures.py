@@ -104,7 +104,7 @@ def _complete_memory(cause: str, found: re.Match[str], log: str, model: str) -> 
     """Name the full GPU where the words did not, and how many instances had found room on it.
 
     Triton gives the instances on each GPU the same names, and logs one line when it starts to load an instance; our
-    backend logs one when it is loaded.
+    backend logs one when it is loaded. Others do not: where none is logged, nothing is counted.
     """
     name = rf"({re.escape(model)}_\d+_\d+)"
     loaded = set(re.findall(rf"\"{name}: TensorRT \S+ on GPU (\d+)", log))
@@ -116,6 +116,8 @@ def _complete_memory(cause: str, found: re.Match[str], log: str, model: str) -> 
             return cause
         gpu = gpus.pop()
         cause = cause.replace("the memory of a GPU", f"the memory of GPU {gpu}")
+        if not loaded:
+            return cause
     return f"{cause} ({sum(number == gpu for _, number in loaded)} of its instances had found room)"
 
 
