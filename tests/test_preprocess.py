@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -169,3 +171,31 @@ def test_limits(step: Any) -> None:
         step.decode(data, read(step, IMAGENET.model_copy(update={"max_pixels": 2999})))
     with pytest.raises(step.BadImageError, match=f"{len(data)} bytes, at most 1024"):
         step.decode(data, read(step, IMAGENET.model_copy(update={"max_bytes": 1024})))
+
+
+def test_the_memory_of_one_image_serves_the_next() -> None:
+    code = """
+import json, resource, sys
+from types import SimpleNamespace
+from benchmarks.preprocess import load_step, make_jpegs
+from generator.recipe import IMAGENET
+step = load_step()
+step.pb_utils.Logger = SimpleNamespace(log_warn=print)
+config = {
+    "input": [{"name": "IMAGE"}],
+    "output": [{"name": "PIXELS"}],
+    "parameters": {name: {"string_value": value} for name, value in IMAGENET.parameters().items()},
+}
+model = step.TritonPythonModel()
+model.initialize({"model_config": json.dumps(config), "model_name": "m"})
+files = make_jpegs(2048, 1536)
+for data in files * 3:
+    step.decode(data, model.recipe)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for data in files * 5:
+    step.decode(data, model.recipe)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 1000, "an image of this size takes 6,000 page faults where it is given back"

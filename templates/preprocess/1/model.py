@@ -9,6 +9,7 @@ and the reason, the others of the same execution get their pixels.
 """
 
 import contextlib
+import ctypes
 import io
 import json
 import math
@@ -42,6 +43,9 @@ _SUPPORT = {
     Image.Resampling.BICUBIC: 2.0,
     Image.Resampling.LANCZOS: 3.0,
 }
+# glibc's names for what malloc asks the system for by itself, and what it keeps of what was freed, in bytes
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+_LARGEST_KEPT, _MOST_KEPT = 32 << 20, 128 << 20
 
 # Pillow's own limit holds while a file is read (see `_limit`), and would be in the way of resizing.
 Image.MAX_IMAGE_PIXELS = None
@@ -196,11 +200,24 @@ def decode(data, recipe):
     return recipe.cropped(image)
 
 
+def keep_freed_memory():
+    """Let malloc keep what an image took for the next one; up to 128 MiB per process, photographs of 12 megapixels.
+
+    Where glibc gives it back to the system, which depends on the size and on what lies above it in the heap, the next
+    image pays a page fault per 4 KiB: a quarter to a third of the time of decoding, resizing and cropping.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        libc.mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
+
+
 class TritonPythonModel:
     """What Triton calls: initialize once per instance, execute for every batch of requests."""
 
     def initialize(self, args):
         """Read the recipe; warn where Pillow is another version than the one the pixels were proved with."""
+        keep_freed_memory()
         config = json.loads(args["model_config"])
         self.recipe = Recipe(config["parameters"])
         self.input, self.output = config["input"][0]["name"], config["output"][0]["name"]
