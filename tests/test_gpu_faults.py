@@ -117,35 +117,36 @@ def test_memory_exhausted_while_building(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["wide.onnx"]
 
 
+def make_request(
+    source: Path, batch: BatchProfile, options: PlanOptions, *, precision: str = "fp32", keep: tuple[str, ...] = ()
+) -> build.BuildRequest:
+    model = read_onnx(source)
+    return build.BuildRequest(
+        onnx=model,
+        precision=precision,
+        profiles=make_profiles(model, [batch]),
+        max_batch_size=batch.max,
+        options=options,
+        command="",
+        keep=keep,
+    )
+
+
 @pytest.mark.skipif(VERSION is None or VERSION.major >= 10, reason="from 10 on the graph says it")
 def test_nodes_to_keep_are_fp32_in_the_plan(tmp_path: Path) -> None:
-    model = read_onnx(write_deep(tmp_path / "deep.onnx", layers=3, channels=128, size=28))
-    request = build.BuildRequest(
-        onnx=model,
-        precision="fp16",
-        profiles=make_profiles(model, [BatchProfile(min=1, opt=32, max=32)]),
-        max_batch_size=32,
-        # with TF32 a graph as small as this is as fast as with FP16; fewer kernels to try take less time
-        options=PlanOptions(timing_cache=False, tf32=False, optimization_level=2),
-        command="",
-        keep=("conv1",),
-    )
+    source = write_deep(tmp_path / "deep.onnx", layers=3, channels=128, size=28)
+    # with TF32 a graph as small as this is as fast as with FP16; fewer kernels to try take less time
+    options = PlanOptions(timing_cache=False, tf32=False, optimization_level=2)
+    request = make_request(source, BatchProfile(min=1, opt=32, max=32), options, precision="fp16", keep=("conv1",))
     plan = build.build_plan(request, tmp_path / "model.plan")
-    report = inspect_plan(plan.path, onnx=model.path, batch=32, iterations=1)
+    report = inspect_plan(plan.path, onnx=source, batch=32, iterations=1)
     precision = {node: row.precision for row in report.rows for node in row.nodes}
     assert (precision["conv1"], precision["conv2"]) == ("fp32", "fp16")
 
 
 def test_a_plan_for_one_image_at_a_time(tmp_path: Path) -> None:
-    model = read_onnx(write_deep(tmp_path / "deep.onnx", layers=1, channels=8, size=28))
-    request = build.BuildRequest(
-        onnx=model,
-        precision="fp32",
-        profiles=make_profiles(model, [BatchProfile(min=1, opt=1, max=1)]),
-        max_batch_size=1,
-        options=PlanOptions(timing_cache=False),
-        command="",
-    )
+    source = write_deep(tmp_path / "deep.onnx", layers=1, channels=8, size=28)
+    request = make_request(source, BatchProfile(min=1, opt=1, max=1), PlanOptions(timing_cache=False))
     plan = build.build_plan(request, tmp_path / "model.plan")
     rows = np.random.default_rng(0).random((3, 3, 28, 28), np.float32)
     with open_engine(plan.path) as engine:
