@@ -61,7 +61,7 @@ class Question:
 
 def likeness(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> float:
     """Return the gate's cosine of the worst pair of rows of probabilities."""
-    first, second = (comparable(scores, "softmax", served=True) for scores in (expected, actual))
+    first, second = (comparable(scores, "softmax") for scores in (expected, actual))
     return compare(first, second).worst_cosine
 
 

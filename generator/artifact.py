@@ -5,15 +5,20 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.onnx_model import OnnxModel, read_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    from generator.head import Head
     from generator.plan.passport import Passport
     from generator.recipe import Recipe
     from generator.sources import Network
@@ -26,16 +31,25 @@ __all__ = ["Artifact", "add_plan", "export_artifact", "take_export"]
 class Artifact:
     """Made just now, taken from an export, or taken over from the published version.
 
-    `notes` are for the user, `keep` the names of the nodes that were asked to stay in FP32.
+    `labels` are the names of the classes; a network with one output has two, and answers the second one's probability.
+    `assumed` says by its name what was taken on trust, and why. `notes` are for the user, `keep` the names of the
+    nodes that were asked to stay in FP32.
     """
 
     onnx: OnnxModel
+    head: Head
     recipe: Recipe
     labels: tuple[str, ...]
     description: str
+    assumed: Mapping[str, str] = field(default_factory=dict)
     passport: Passport | None = None
     notes: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+
+    @property
+    def output_labels(self) -> tuple[str, ...]:
+        """One name per output of the network."""
+        return self.labels[-1:] if self.onnx.output.shape[-1] == 1 else self.labels
 
 
 def export_artifact(
@@ -48,8 +62,9 @@ def export_artifact(
     Raises:
         SourceError: The source cannot be loaded.
         ExportError: It does not become the graph that is asked for.
-        VerificationError: `images` cannot be used.
+        VerificationError: `images` cannot be used, or the source's answers cannot.
     """
+    from generator.export import make_graph
     from generator.export.exported import REFERENCE_FILE
     from generator.sources import load_network
     from generator.verify import default_images, make_reference, read_images
@@ -60,30 +75,55 @@ def export_artifact(
     network = load_network(spec)
     on_step("loaded", network.description, time.monotonic() - start)
     start = time.monotonic()
-    onnx, notes, keep = _export_graph(spec, network, folder)
+    proto = make_graph(spec, network)
+    reference = make_reference(network, chosen)
+    onnx, head, notes, keep = _export_graph(spec, network, proto, reference.scores, folder)
     detail = f"{shown}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
     if spec.is_tensorrt:
         detail += f", for {spec.target} in {spec.precision}"
     on_step("exported", detail, time.monotonic() - start)
-    save_reference(make_reference(network, chosen), folder / REFERENCE_FILE)
+    save_reference(reference, folder / REFERENCE_FILE)
     return Artifact(
         onnx=onnx,
+        head=head,
         recipe=network.recipe,
         labels=network.labels,
         description=network.description,
+        assumed=_list_assumed(spec, network, head),
         notes=notes,
         keep=keep,
     )
 
 
+def _list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str]:
+    """Say what nobody can prove here: the activation behind logits, a recipe that did not come with the weights."""
+    from generator.recipe import RecipeSpec
+
+    assumed = {}
+    if spec.activation == "auto" and head.output == "logits" and network.activation is None:
+        several = "a model with several labels per image" if head.activation == "softmax" else "a regression"
+        named = "" if network.onnx is None else _named_otherwise(network.onnx)
+        assumed["activation"] = f"{head.activation}: the source answers logits{named}; {several} would look the same"
+    if spec.source == "onnx" or spec.recipe != RecipeSpec():
+        assumed["recipe"] = "as given, not proved; --labelled DIR measures it"
+    elif spec.source == "checkpoint":
+        assumed["recipe"] = f"that of {spec.registry_name}'s own weights, not proved; --labelled DIR measures it"
+    return assumed
+
+
+def _named_otherwise(onnx: Path) -> str:
+    name = read_onnx(onnx).output.name
+    return f", though its output is called {name}" if "prob" in name.lower() else ""
+
+
 def _export_graph(
-    spec: ModelSpec, network: Network, folder: Path
-) -> tuple[OnnxModel, tuple[str, ...], tuple[str, ...]]:
-    """Write the graph; return it, what the user should know, and the names of the nodes that `keep` fits."""
+    spec: ModelSpec, network: Network, proto: onnx.ModelProto, scores: NDArray[np.float32], folder: Path
+) -> tuple[OnnxModel, Head, tuple[str, ...], tuple[str, ...]]:
+    """Write the graph; return it, its head, what the user should know, and the names of the nodes that `keep` fits."""
     from generator.export import MODEL_FILE, export_onnx
 
     if _is_plain(spec) and not spec.keep:
-        return export_onnx(spec, network, folder), (), ()
+        return *export_onnx(spec, network, proto, scores, folder), (), ()
     from generator.precision import convert_graph
     from generator.precision.calibration import read_calibration
 
@@ -95,7 +135,7 @@ def _export_graph(
         calibration = images.pixels
         notes += [images.warning] if images.warning else []
     with tempfile.TemporaryDirectory(prefix="trtgen-fp32-") as plain:
-        fp32 = export_onnx(spec, network, Path(plain))
+        fp32, head = export_onnx(spec, network, proto, scores, Path(plain))
         converted = convert_graph(
             fp32.path,
             folder / MODEL_FILE,
@@ -106,7 +146,7 @@ def _export_graph(
         )
     notes += converted.warnings
     keep = tuple(name for name, reason in converted.kept_nodes.items() if reason == "keep")
-    return read_onnx(folder / MODEL_FILE), tuple(notes), keep
+    return read_onnx(folder / MODEL_FILE), head, tuple(notes), keep
 
 
 def _is_plain(spec: ModelSpec) -> bool:
@@ -123,7 +163,8 @@ def take_export(spec: ModelSpec, folder: Path) -> Artifact:
     Raises:
         SourceError: The export is incomplete or was changed.
     """
-    from generator.export.exported import read_export
+    from generator.export.exported import REFERENCE_FILE, read_export
+    from generator.head import read_head
     from generator.recipe import Recipe
 
     assert spec.onnx is not None, "the spec's own rules see to it"
@@ -133,9 +174,11 @@ def take_export(spec: ModelSpec, folder: Path) -> Artifact:
         shutil.copyfile(spec.onnx.parent / name, folder / name)
     return Artifact(
         onnx=read_onnx(folder / spec.onnx.name),
+        head=read_head(record.head, record.activation, folder / REFERENCE_FILE),
         recipe=Recipe.model_validate(record.recipe),
         labels=tuple(record.labels),
         description=record.description,
+        assumed=record.assumed,
         notes=tuple(record.notes),
         keep=tuple(record.keep),
     )

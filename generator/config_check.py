@@ -85,7 +85,7 @@ def _against_artifact(config: Any, artifact: Artifact) -> Iterable[str]:
             yield f"{kind} {stated.name} is {data_type}, but {actual.data_type} in the {what}"
         if list(stated.dims) != list(actual.shape[1:]):
             yield f"{kind} {stated.name} has dims {list(stated.dims)}, but {list(actual.shape[1:])} in the {what}"
-    classes = len(artifact.labels)
+    classes = len(artifact.output_labels)
     if list(config.output[0].dims) != [classes]:
         yield f"output {config.output[0].name} has dims {list(config.output[0].dims)}, but there are {classes} labels"
 

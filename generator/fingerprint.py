@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["fingerprint", "installed_packages", "made_by"]
 
 # Raised when the exporter, the wrapping or the random weights change what comes out of the same inputs.
-_EXPORT_FORMAT = 1
+_EXPORT_FORMAT = 2
 # The ones that decide what an exported graph looks like.
 _EXPORT_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript")
 _PACKAGES = (

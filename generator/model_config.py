@@ -99,9 +99,10 @@ class PreprocessConfig(ModelConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnsembleConfig(ModelConfig):
-    """What clients call."""
+    """What clients call. `parameters` hold the name of the class that a single output speaks against."""
 
     steps: tuple[Step, ...]
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +150,7 @@ def make_model_configs(spec: ModelSpec, artifact: Artifact, *, pillow_version: s
         max_batch_size=maximum,
         inputs=(image,),
         outputs=(scores,),
+        parameters={"negative_label": artifact.labels[0]} if scores.dims == (1,) else {},
         steps=(
             Step(model_name=preprocess.name, input_map={IMAGE: IMAGE}, output_map={PIXELS: "pixels"}),
             Step(model_name=classifier.name, input_map={pixels.name: "pixels"}, output_map={scores.name: scores.name}),

@@ -22,7 +22,6 @@ __all__ = [
     "OnnxModel",
     "OnnxTensor",
     "broken_weights",
-    "ends_in_softmax",
     "external_data_files",
     "hash_file",
     "open_onnx",
@@ -34,8 +33,6 @@ __all__ = [
 _UNKNOWN_OPERATOR = re.compile(r"(\S*):(\w+)\(-?\d+\) is not a registered function/op")
 # Their initializers are weights: an infinity elsewhere may be meant, as the mask before a Softmax or a bound of a Clip.
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization"})
-# These hand their first input on with other dims or another type: a Softmax before them is still the last word.
-_TRANSPARENT = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,18 +171,6 @@ def graph_inputs(model: onnx.ModelProto) -> list[Any]:
 def default_opset(model: onnx.ModelProto) -> int:
     """Return the version of the standard operators."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-
-
-def ends_in_softmax(model: onnx.ModelProto, tensor: str) -> bool:
-    """Say whether `tensor` is what a Softmax made, looking through nodes that only change shape or type."""
-    producers = {output: node for node in model.graph.node for output in node.output}
-    while (node := producers.get(tensor)) is not None:
-        if node.op_type == "Softmax":
-            return True
-        if node.op_type not in _TRANSPARENT:
-            return False
-        tensor = node.input[0]
-    return False
 
 
 def open_onnx(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:

@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,7 @@ def _proof_suffices(old: Record, options: BuildOptions) -> bool:
     """Say whether what was proved then is what is asked for now."""
     if not options.verify or options.dry_run:
         return True
-    unproved = [entry for entry in old.proof if entry["status"] != "proved"]
+    unproved = [entry for entry in old.proof if entry["status"] == "not proved"]
     return not unproved or not (options.require_all or unproved[0]["stage"] == UNVERIFIED["stage"])
 
 
@@ -187,7 +187,8 @@ def _prove(
         layout=layout,
         recipe=artifact.recipe,
         labels=artifact.labels,
-        activation=spec.activation,
+        head=artifact.head,
+        assumed=artifact.assumed,
         target=spec.target,
         precision=spec.precision,
         max_batch_size=spec.batch.max,
@@ -195,7 +196,8 @@ def _prove(
     report = run_gate(subject, load_reference(staged / layout.reference))
     report.raise_for_status(require_all=options.require_all, hint="nothing was published; mend the source or the spec")
     proved = sum(result.status == "proved" for result in report.results)
-    detail = f"{spec.name}  {proved} of {len(report.results)} stages on {report.images} images"
+    stages = proved + len(report.unproved)
+    detail = f"{spec.name}  {proved} of {stages} stages on {report.images} images"
     options.on_step("verified", detail, time.monotonic() - start)
     return report
 
@@ -230,6 +232,8 @@ def _record(
         plan=_plan_facts(artifact),
         proof=list(report.as_proof() if report else [UNVERIFIED]),
         files=hash_tree(staged),
+        head=asdict(artifact.head),
+        assumed=artifact.assumed,
     )
 
 

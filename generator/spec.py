@@ -18,7 +18,7 @@ __all__ = ["MEMBERS", "Batch", "Instances", "ModelSpec", "Target", "usable_cores
 Source = Literal["torchvision", "checkpoint", "onnx", "export", "demo"]
 Target = Literal["auto", "onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
-Activation = Literal["softmax", "sigmoid", "none"]
+Activation = Literal["auto", "softmax", "sigmoid", "none"]
 Version = Annotated[int, Field(ge=1, le=1_000_000)]
 
 # Letters that neither a shell, nor a protobuf, nor the Python backend (which refuses shell characters) trips over.
@@ -142,7 +142,10 @@ class ModelSpec(BaseModel):
     )
     plan: PlanOptions = Field(default_factory=PlanOptions, description="How TensorRT builds the plan.")
     activation: Activation = Field(
-        default="softmax", description="Put behind the network, unless it already ends in a Softmax."
+        default="auto",
+        description="What clients get: `softmax` for probabilities that sum to 1, `sigmoid` for one per class, `none` "
+        "for the network's own output. Nothing is put behind a network that ends in it already. `auto` follows from "
+        "the end of the graph and the source's answers; behind logits it is softmax, with one class sigmoid.",
     )
     batch: Batch = Field(default_factory=Batch, description="Batch sizes.")
     instances: Instances = Field(default_factory=Instances, description="Instance counts.")

@@ -24,6 +24,7 @@ __all__ = ["stage_files", "stage_listed_versions", "take_over"]
 
 def take_over(root: Path, staged: Path, old: Record, layout: Layout) -> Artifact:
     """Stage the published graph and plan as they are: only the configuration changed."""
+    from generator.head import read_head
     from generator.onnx_model import read_onnx
     from generator.plan.passport import read_passport
     from generator.recipe import Recipe
@@ -33,9 +34,11 @@ def take_over(root: Path, staged: Path, old: Record, layout: Layout) -> Artifact
         shutil.copytree(source, target, copy_function=_link)
     return Artifact(
         onnx=read_onnx(staged / layout.onnx),
+        head=read_head(old.head, old.spec["activation"], staged / layout.reference),
         recipe=Recipe.model_validate(old.recipe),
         labels=tuple(old.contract["labels"]),
         description=old.description,
+        assumed=old.assumed,
         passport=read_passport(staged / layout.plan) if (staged / layout.plan).is_file() else None,
     )
 
@@ -59,7 +62,7 @@ def stage_files(spec: ModelSpec, staged: Path, layout: Layout, artifact: Artifac
     check_configs(texts, artifact)
     for name, text in texts.items():
         _write(staged / name / "config.pbtxt", text.encode())
-    labels = "".join(f"{label}\n" for label in artifact.labels).encode()
+    labels = "".join(f"{label}\n" for label in artifact.output_labels).encode()
     for name in (layout.classifier, layout.ensemble):
         _write(staged / name / LABELS_FILE, labels)
     sample = read_static("preprocess/warmup/sample.jpg")

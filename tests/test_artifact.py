@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from generator.artifact import Artifact, add_plan
+from generator.head import Head
 from generator.onnx_model import read_onnx
 from generator.plan import build
 from generator.recipe import IMAGENET
 from generator.spec_file import make_spec
 from tests.tiny_onnx import write_tiny_onnx
 
+HEAD = Head(output="logits", activation="softmax")
 PASSPORT = SimpleNamespace(plan_bytes=1_000_000, tensorrt="10.12", precision="fp16", timing_cache="off")
 
 
@@ -27,7 +29,7 @@ def test_profiles_that_no_request_uses_are_noted(
 
     monkeypatch.setattr(build, "build_plan", build_plan)
     onnx = read_onnx(write_tiny_onnx(tmp_path / "own.onnx"))
-    artifact = Artifact(onnx=onnx, recipe=IMAGENET, labels=(), description="")
+    artifact = Artifact(onnx=onnx, head=HEAD, recipe=IMAGENET, labels=(), description="")
     plan = {"profiles": [{"min": 1, "opt": 8, "max": largest}]}
     spec = make_spec(["own"], target="tensorrt-10", batch={"max": 8}, plan=plan)[0]
     made = add_plan(spec, artifact, tmp_path / "model.plan", command="", on_step=lambda *_: None)

@@ -124,14 +124,14 @@ def test_torch_with_the_graphs_weights_agrees(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from generator.export import export_onnx
     from generator.sources import load_network
     from generator.spec_file import make_spec
+    from tests.tiny_onnx import export_graph
 
     spec = make_spec(["squeezenet1_1"], weights="random", image_size=48, target="tensorrt-8.6")[0]  # quickly exported
     network = load_network(spec)
     assert isinstance(network.module, torch.nn.Module)
-    exported = export_onnx(spec, network, tmp_path)
+    exported = export_graph(spec, network, tmp_path)
     weights = tmp_path / "weights.safetensors"
     save_file(network.module.state_dict(), weights)
     plain, graph = make_contenders(exported, model="squeezenet1_1", state_dict=weights, device="cpu")

@@ -15,6 +15,7 @@ from generator.artifact import Artifact
 from generator.config_check import check_configs
 from generator.dtypes import from_onnx
 from generator.errors import ConfigError
+from generator.head import Head
 from generator.model_config import make_model_configs, render_configs
 from generator.onnx_model import OnnxModel, OnnxTensor
 from generator.plan.passport import Passport
@@ -31,7 +32,8 @@ GRAPH = OnnxModel(
 )
 
 
-ARTIFACT = Artifact(onnx=GRAPH, recipe=IMAGENET, labels=("x",) * 1000, description="")
+HEAD = Head(output="logits", activation="softmax")
+ARTIFACT = Artifact(onnx=GRAPH, head=HEAD, recipe=IMAGENET, labels=("x",) * 1000, description="")
 
 
 def with_plan(*batches: tuple[int, int, int]) -> Artifact:

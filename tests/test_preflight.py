@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from generator.cli.check import check
 from generator.errors import PlanError
-from generator.export import export_onnx
 from generator.onnx_model import OnnxModel, read_onnx
 from generator.plan.options import BatchProfile, PlanOptions
 from generator.plan.preflight import PreflightReport, check_graph
@@ -21,7 +20,7 @@ from generator.plan.profiles import make_profiles
 from generator.sources import load_network
 from generator.spec_file import make_spec
 from tests.test_build_plan import asymmetric, custom_domain, int32_bias, late_cast, no_kernel, unsupported
-from tests.tiny_onnx import write_tiny_onnx
+from tests.tiny_onnx import export_graph, write_tiny_onnx
 
 MODELS = ("demo", "resnet18", "resnet50", "efficientnet_b0")
 # Layers of these types must be there, or the graph is not what its name says.
@@ -171,7 +170,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
             # half the usual edge: the same graph, and a fraction of the time for random weights and for calibration
             wish = {} if name == "demo" else {"weights": "random", "image_size": 112}
             spec = make_spec([name], target="tensorrt-11", precision="fp32", **wish)[0]
-            made[name] = export_onnx(spec, load_network(spec), tmp_path_factory.mktemp(name))
+            made[name] = export_graph(spec, load_network(spec), tmp_path_factory.mktemp(name))
         return made[name]
 
     yield export

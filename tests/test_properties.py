@@ -37,7 +37,7 @@ from generator.server.embedded import EmbeddedServer
 from generator.spec import ModelSpec
 from generator.spec_file import load_spec, make_spec
 from tests.test_images import ANSWERED, STATUS, Caller, encode, stubs
-from tests.test_model_config import GRAPH
+from tests.test_model_config import GRAPH, HEAD
 from tests.test_preprocess import read, step
 from tests.tiny_onnx import write_tiny_onnx
 
@@ -136,7 +136,7 @@ def test_valid_specs_become_valid_configurations(
         input=replace(GRAPH.input, name=tensors[0], shape=(-1, *recipe.crop, 3)),
         output=replace(GRAPH.output, name=tensors[1], shape=(-1, classes)),
     )
-    artifact = Artifact(onnx=graph, recipe=recipe, labels=("",) * classes, description="")
+    artifact = Artifact(onnx=graph, head=HEAD, recipe=recipe, labels=("",) * classes, description="")
     texts = render_configs(make_model_configs(spec, artifact, pillow_version="13.0.0"))
     check_configs(texts, artifact)
     parsed = {name: text_format.Parse(text, model_config_pb2.ModelConfig()) for name, text in texts.items()}

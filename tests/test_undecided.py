@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from generator.head import Head
 from generator.recipe import IMAGENET
 from generator.repository import Layout
 from generator.verify.compare import LIMITS
@@ -25,7 +26,7 @@ SUBJECT = Subject(
     layout=Layout(ensemble="m", preprocess="m_preprocess", classifier="m_classifier", version=1),
     recipe=IMAGENET,
     labels=(),
-    activation="none",
+    head=Head(output="logits", activation="none"),
     target="tensorrt-10",
     precision="fp16",
     max_batch_size=8,

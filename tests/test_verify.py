@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from generator.cli import main
 from generator.demo.draw import LABELS, draw_set
 from generator.errors import VerificationError
+from generator.head import Activation, Head
 from generator.repository import read_record
 from generator.verify import ImageSet, default_images, make_reference
 from generator.verify.compare import LIMITS, Limit, comparable, compare, discriminates
@@ -261,10 +262,9 @@ def softmax(values: Any) -> Any:
     return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def measure(expected: Any, actual: Any, activation: str = "softmax") -> float:
-    return compare(
-        comparable(expected, activation, served=False), comparable(actual, activation, served=True)
-    ).worst_cosine
+def measure(expected: Any, actual: Any, activation: Activation = "softmax") -> float:
+    final = Head(output="logits", activation=activation).finish(expected)
+    return compare(comparable(final, activation), comparable(actual, activation)).worst_cosine
 
 
 def test_scores_and_their_probabilities_are_the_same_to_the_gate() -> None:
@@ -284,13 +284,13 @@ def test_a_swapped_image_and_a_missing_number_never_pass() -> None:
     assert measure(scores(), softmax(scores())[::-1]) < 0.9
     broken = softmax(scores())
     broken[2] = np.nan
-    comparison = compare(comparable(scores(), "softmax", served=False), broken.astype(np.float64))
+    comparison = compare(comparable(softmax(scores()), "softmax"), broken.astype(np.float64))
     assert not comparison.meets(Limit(cosine=-1, top1=0))
 
 
 def test_two_classes_discriminate_too() -> None:
     limit = LIMITS["fp32"]
-    assert discriminates(comparable(scores(classes=2), "softmax", served=False), limit)
+    assert discriminates(comparable(softmax(scores(classes=2)), "softmax"), limit)
     assert not discriminates(np.ones((5, 3)), limit)
 
 

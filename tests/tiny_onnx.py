@@ -2,13 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from generator.export import export_onnx, make_graph
+from generator.onnx_model import OnnxModel
+from generator.sources import Network
+from generator.spec import ModelSpec
+
 CLASSES = 4
+node = helper.make_node
+# What makes the output "scores" of the last layer's "raw".
+TAILS: dict[str, Callable[[], list[onnx.NodeProto]]] = {
+    "none": lambda: [node("Identity", ["raw"], ["scores"], name="scores")],
+    "softmax": lambda: [node("Softmax", ["raw"], ["scores"], name="softmax", axis=1)],
+    "log-softmax": lambda: [node("LogSoftmax", ["raw"], ["scores"], name="log_softmax", axis=1)],
+    "sigmoid": lambda: [node("Sigmoid", ["raw"], ["scores"], name="sigmoid")],
+    # behind nodes that only pass it on
+    "hidden sigmoid": lambda: [
+        node("Sigmoid", ["raw"], ["probabilities"], name="sigmoid"),
+        node("Unsqueeze", ["probabilities", "last_axis"], ["wider"]),
+        node("Cast", ["wider"], ["double"], to=TensorProto.DOUBLE),
+        node("Squeeze", ["double", "last_axis"], ["narrow"]),
+        node("Cast", ["narrow"], ["single"], to=TensorProto.FLOAT),
+        node("Identity", ["single"], ["scores"]),
+    ],
+    # a softmax made of other nodes
+    "distribution": lambda: [
+        node("Softplus", ["raw"], ["positive"]),
+        node("ReduceSum", ["positive", "last_axis"], ["sum"]),
+        node("Div", ["positive", "sum"], ["scores"]),
+    ],
+    # rows of a batch influence each other
+    "mix": lambda: [node("Softmax", ["raw"], ["scores"], name="mix", axis=0)],
+    # in a batch of two only
+    "pairs": lambda: [
+        node("Shape", ["raw"], ["count"], start=0, end=1),
+        node("Equal", ["count", "two"], ["is_pair"]),
+        node("Cast", ["is_pair"], ["pair"], to=TensorProto.FLOAT),
+        node("ReduceMax", ["raw", "first_axis"], ["highest"], name="rows_of_two"),
+        node("Mul", ["highest", "pair"], ["offset"]),
+        node("Add", ["raw", "offset"], ["scores"]),
+    ],
+    # the same image gets another answer each time
+    "random": lambda: [
+        node("RandomNormalLike", ["raw"], ["noise"], name="noise"),
+        node("Add", ["raw", "noise"], ["scores"]),
+    ],
+    # divided by the image's contrast, which is 0 where all of it has one colour
+    "contrast": lambda: [
+        node("ReduceMax", ["image", "image_axes"], ["highest"], keepdims=0),
+        node("ReduceMin", ["image", "image_axes"], ["lowest"], keepdims=0),
+        node("Sub", ["highest", "lowest"], ["range"]),
+        node("ReduceMax", ["range", "last_axis"], ["contrast"]),
+        node("Div", ["raw", "contrast"], ["scores"]),
+    ],
+}
+_AXES = {"first_axis": [0], "last_axis": [-1], "image_axes": [2, 3], "two": [2]}
 
 
 def write_tiny_onnx(
@@ -25,12 +80,12 @@ def write_tiny_onnx(
 ) -> Path:
     """Write a two-layer classifier: a 5x5 convolution with stride 4, ReLU, mean over the image, a linear layer.
 
-    `tail` is "none", "softmax" or "mix" (rows of a batch influence each other); `reshape_batch` bakes a batch into
-    a Reshape node called `flatten`.
+    `tail` is one of TAILS; `reshape_batch` bakes a batch into a Reshape node called `flatten`.
     """
     rng = np.random.default_rng(seed)
     channels = 16
-    weights = {
+    weights: dict[str, Any] = {
+        **{name: np.array(axes, np.int64) for name, axes in _AXES.items()},
         "conv_weight": rng.normal(0, 0.3, (channels, 3, 5, 5)).astype(np.float32),
         "conv_bias": rng.normal(0, 0.5, channels).astype(np.float32),
         "linear_weight": rng.normal(0, 4, (channels, classes)).astype(np.float32),
@@ -55,12 +110,7 @@ def write_tiny_onnx(
         weights["flat_shape"] = np.array([reshape_batch, channels], np.int64)
         nodes.append(helper.make_node("Reshape", ["pooled", "flat_shape"], ["features"], name="flatten"))
     nodes.append(helper.make_node("Gemm", ["features", "linear_weight", "linear_bias"], ["raw"], name="linear"))
-    if tail == "softmax":
-        nodes.append(helper.make_node("Softmax", ["raw"], ["scores"], name="softmax", axis=1))
-    elif tail == "mix":
-        nodes.append(helper.make_node("Softmax", ["raw"], ["scores"], name="mix", axis=0))
-    else:
-        nodes.append(helper.make_node("Identity", ["raw"], ["scores"], name="scores"))
+    nodes += TAILS[tail]()
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -71,3 +121,10 @@ def write_tiny_onnx(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     onnx.save(model, path)
     return path
+
+
+def export_graph(spec: ModelSpec, network: Network, folder: Path) -> OnnxModel:
+    """Export a network whose head follows from its answers to noise."""
+    proto = make_graph(spec, network)
+    pixels = np.random.default_rng(2).integers(0, 256, (4, *network.recipe.crop, 3), dtype=np.uint8)
+    return export_onnx(spec, network, proto, network.run(pixels), folder)[0]

@@ -248,10 +248,12 @@ def _compare(answers: dict[str, NDArray[np.float32]], weights: dict[str, str], b
 
 def _cosine(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> tuple[float, float]:
     """Worst cosine of the centred log-probabilities, and top-1 agreement; 0 for answers of different shapes."""
+    from generator.head import guess_head
     from generator.verify.compare import comparable, compare
 
     if expected.shape != actual.shape:
         return 0.0, 0.0
-    one, other = (comparable(scores, "softmax", served=True) for scores in (expected, actual))
+    # PyTorch answers logits, the graph probabilities
+    one, other = (comparable(guess_head("softmax", scores).finish(scores), "softmax") for scores in (expected, actual))
     found = compare(one, other)
     return found.worst_cosine, found.top1

@@ -59,6 +59,8 @@ def classify_plan(
         assert chosen is not None, "refused above"
         if labels == "index":
             names = tuple(str(index) for index in range(engine.output.shape[-1]))
+        elif names and engine.output.shape[-1] == 1:  # of two classes, the one whose probability it is
+            names = names[-1:]
         check_meaning(chosen, names, engine.input, engine.output)
         for start in range(0, len(images), _BATCH):
             ready = list(_prepare(chosen, images[start : start + _BATCH]))

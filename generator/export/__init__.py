@@ -12,46 +12,66 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import ExportError
 from generator.export.dynamic_batch import prove_dynamic_batch
+from generator.head import choose_head
 from generator.onnx_model import OnnxModel, read_onnx
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     import onnx
+    from numpy.typing import NDArray
 
+    from generator.head import Head
     from generator.sources import Network
     from generator.spec import ModelSpec
 
-__all__ = ["MODEL_FILE", "export_onnx", "prove_dynamic_batch"]
+__all__ = ["MODEL_FILE", "export_onnx", "make_graph", "prove_dynamic_batch"]
 
 MODEL_FILE = "model.onnx"
 # protobuf refuses messages of 2 GiB; above this the weights travel in a file beside the model
 _MAX_SINGLE_FILE_BYTES = 1_900_000_000
 
 
-def export_onnx(spec: ModelSpec, network: Network, folder: Path) -> OnnxModel:
-    """Write `folder`/model.onnx and return it, checked, loaded in onnxruntime, and with a proved dynamic batch.
+def make_graph(spec: ModelSpec, network: Network) -> onnx.ModelProto:
+    """Return the network's graph with pixels in front and nothing behind it.
 
     Raises:
-        ExportError: The exporter fails, the graph is invalid, or its batch is baked in.
+        ExportError: The exporter fails, or the opset is too new for the target.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / MODEL_FILE
     if network.module is not None:
         from generator.export.torch_module import export_module
 
-        proto = export_module(spec, network.module, network.recipe)
-    else:
-        from generator.export.onnx_graph import wrap_file
+        return export_module(spec, network.module, network.recipe)
+    from generator.export.onnx_graph import wrap_file
 
-        assert network.onnx is not None, "a network has a module or a file"
-        proto = wrap_file(spec, network.onnx, network.recipe)
+    assert network.onnx is not None, "a network has a module or a file"
+    return wrap_file(spec, network.onnx, network.recipe)
+
+
+def export_onnx(
+    spec: ModelSpec, network: Network, proto: onnx.ModelProto, scores: NDArray[np.float32], folder: Path
+) -> tuple[OnnxModel, Head]:
+    """Put the activation behind the graph `proto` and write it as `folder`/model.onnx; return it and its head.
+
+    It is checked, loaded in onnxruntime, and its batch is proved to be dynamic. `scores`, (N, classes), are the
+    source's own answers: together with the end of its graph and the spec they decide what is put behind it.
+
+    Raises:
+        ExportError: The graph is invalid, its batch is baked in, or the source contradicts the spec's activation.
+    """
+    from generator.export.onnx_graph import add_activation
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MODEL_FILE
+    head = choose_head(spec.activation, network.activation, proto, proto.graph.output[0].name, scores, name=spec.name)
+    add_activation(proto, head)
     _strip_traces(proto)
     _save(proto, path)
     _check(path)
     model = read_onnx(path)
     prove_dynamic_batch(model, maximum=spec.batch.max)
-    return model
+    return model, head
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:

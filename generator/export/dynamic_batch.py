@@ -6,62 +6,100 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ExportError, SourceError
-from generator.export.names import DYNAMIC_HINT
+from generator.export.names import DYNAMIC_HINT, NAN_HINT, RANDOM_HINT
 from generator.onnx_model import OnnxModel, load_proto, open_onnx
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["ROW_TOLERANCE", "prove_dynamic_batch"]
+__all__ = ["ROW_TOLERANCE", "batch_sizes", "extreme_pixels", "prove_dynamic_batch"]
 
 # Rows of one batch may differ from single runs by the order of summation only.
 ROW_TOLERANCE = 1e-4
 
 
+def batch_sizes(maximum: int) -> list[int]:
+    """Return the batches that are tried: 1, 2, 3, a middle size and the maximum."""
+    return sorted({1, 2, 3, (maximum + 1) // 2, maximum} & set(range(1, maximum + 1)))
+
+
+def extreme_pixels(shape: Sequence[int]) -> NDArray[np.uint8]:
+    """Return black, white and noise of `shape` (height, width, 3): what divides by zero or overflows does it there."""
+    import numpy as np
+
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return np.stack([np.zeros_like(noise), np.full_like(noise, 255), noise])
+
+
 def prove_dynamic_batch(
     model: OnnxModel, *, maximum: int, pixels: NDArray[np.uint8] | None = None, tolerance: float = ROW_TOLERANCE
 ) -> float:
-    """Run batches of 1, 3 and `maximum` and compare each row with its single run; return the largest difference.
+    """Run the batches of `batch_sizes` and compare rows with the same image alone; return the largest difference.
 
-    The images are `pixels` (N, H, W, 3), repeated as often as needed, or noise where there are none yet.
+    The images are black, white, noise and `pixels` (N, H, W, 3) or more noise, repeated as often as needed.
 
     Raises:
-        ExportError: A batch does not run, has another number of rows, its rows differ by more than `tolerance`, or the
-            answer is NaN or infinite.
+        ExportError: A batch does not run, has another number of rows, or its rows differ from the same image alone, or
+            in another order, by more than `tolerance` times the largest score (or 1); the same image is answered
+            differently twice; an answer is NaN or infinite.
     """
     import numpy as np
 
+    shape = [size if size > 0 else 64 for size in model.input.shape[1:]]
     if pixels is None:
-        shape = [size if size > 0 else 64 for size in model.input.shape[1:]]
-        pixels = np.random.default_rng(0).integers(0, 256, (maximum, *shape), dtype=np.uint8)
-    images = pixels[np.arange(maximum) % len(pixels)]
+        pixels = np.random.default_rng(1).integers(0, 256, (maximum, *shape), dtype=np.uint8)
+    images = np.concatenate([extreme_pixels(shape), pixels])
     session = open_onnx(model.path)
 
-    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(rows: Sequence[int]) -> NDArray[np.float32]:
+        batch = images[np.array(rows) % len(images)]
         result = _run_batch(session, batch, model)
         if result.shape != (len(batch), model.output.shape[1]):
             raise _baked_in(model, len(batch), f"output {model.output.name} came out as {list(result.shape)}")
         return result
 
-    probes = sorted({0, 1, 2, maximum // 2, maximum - 1} & set(range(maximum)))
-    single = {row: run(images[row : row + 1])[0] for row in probes}
-    if broken := [row for row, scores in single.items() if not np.isfinite(scores).all()]:
-        msg = f"{model.path.name}: output {model.output.name} is NaN or infinite for single images (image {broken[0]})"
-        raise ExportError(msg, hint="look for NaN, infinity or huge values in the source's weights")
+    middle = (maximum + 1) // 2
+    known = {row: run([row])[0] for row in sorted({0, 1, 2, middle, maximum - 1})}
+    if broken := [row for row, scores in known.items() if not np.isfinite(scores).all()]:
+        which = ("black", "white", "noise")[broken[0]] if broken[0] < 3 else f"number {broken[0]}"
+        msg = f"{model.path.name}: output {model.output.name} is NaN or infinite for single images (image {which})"
+        raise ExportError(msg, hint=NAN_HINT)
+    limit = tolerance * max(1.0, *(float(np.abs(scores).max()) for scores in known.values()))
+    _check_repeatable(model, max(float(np.abs(run([row])[0] - scores).max()) for row, scores in known.items()), limit)
+
+    orders = [[1, 0], [2, 0, 1], range(maximum - 1, maximum - 1 - middle, -1), range(maximum)]
     worst = 0.0
-    for size in sorted({1, min(3, maximum), maximum}):
-        batch = run(images[:size])
-        for row in (row for row in probes if row < size):
-            difference = float(np.abs(batch[row] - single[row]).max())
-            if not difference <= tolerance:
-                by = f"differs from the same image alone by {difference:.2g}"
-                if not np.isfinite(batch[row]).all():
+    for rows in (list(order) for order in orders if len(order) <= maximum):
+        for position, (row, scores) in enumerate(zip(rows, run(rows), strict=True)):
+            # rows that were not seen alone are compared with the same row among others
+            difference = float(np.abs(scores - known.setdefault(row, scores)).max())
+            if not difference <= limit:
+                by = f"differs from the same image alone or in another batch by {difference:.2g}"
+                if not np.isfinite(scores).all():
                     by = "is NaN or infinite, which the same image alone is not"
-                raise _baked_in(model, size, f"row {row} {by}")
+                raise _baked_in(model, len(rows), f"row {position} {by}")
             worst = max(worst, difference)
     return worst
+
+
+def _check_repeatable(model: OnnxModel, difference: float, limit: float) -> None:
+    """Refuse a graph that answers one image differently twice: it would look like a batch that is baked in."""
+    if difference <= limit:
+        return
+    nodes = load_proto(model.path, weights=False).graph.node
+    named = next((f" by node {node.name or node.output[0]} ({node.op_type})" for node in nodes if _is_random(node)), "")
+    msg = (
+        f"{model.path.name}: the same image is answered differently twice{named}: the scores differ by {difference:.2g}"
+    )
+    raise ExportError(msg, hint=RANDOM_HINT)
+
+
+def _is_random(node: Any) -> bool:
+    return node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial", "Dropout")
 
 
 def _run_batch(session: Any, batch: NDArray[np.uint8], model: OnnxModel) -> NDArray[np.float32]:

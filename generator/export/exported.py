@@ -28,6 +28,7 @@ class ExportRecord:
     """The content of export.json.
 
     `keep` names the nodes that stay in FP32, `files` maps the names of the folder's other files to their SHA-256.
+    `head` and `assumed` are those of `Artifact`; older exports have no `head`.
     """
 
     made_by: str
@@ -43,6 +44,8 @@ class ExportRecord:
     spec: Mapping[str, Any]
     packages: Mapping[str, str]
     files: Mapping[str, str]
+    head: Mapping[str, str] | None = None
+    assumed: Mapping[str, str] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 
 
@@ -98,6 +101,8 @@ def _problems(record: ExportRecord, graph: str) -> Iterator[str]:
     for name in ("made_by", "name", "description", "target", "precision", "activation"):
         if not isinstance(getattr(record, name), str):
             yield f"{name} is no text"
+    if not isinstance(record.head, dict | None) or not isinstance(record.assumed, dict):
+        yield "head or assumed is no object"
     for name in ("labels", "notes", "keep"):
         value = getattr(record, name)
         if not isinstance(value, list) or not all(isinstance(line, str) for line in value):

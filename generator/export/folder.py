@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from generator.target import Asked, choose_target
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from generator.head import Head
     from generator.spec import ModelSpec
 
 __all__ = ["export_folder"]
@@ -59,14 +61,16 @@ def export_folder(
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
             new = Path(place) / "new"
             artifact = export_artifact(spec, new, shown=str(folder / MODEL_FILE), images=images, on_step=on_step)
-            _require_discrimination(spec, new)
+            _require_discrimination(spec, artifact.head, new)
             record = ExportRecord(
                 made_by=made_by(),
                 name=spec.name,
                 description=artifact.description,
                 target=spec.target,
                 precision=spec.precision,
-                activation=spec.activation,
+                activation=artifact.head.activation,
+                head=asdict(artifact.head),
+                assumed=artifact.assumed,
                 recipe=artifact.recipe.model_dump(mode="json"),
                 labels=list(artifact.labels),
                 notes=list(artifact.notes),
@@ -88,14 +92,14 @@ def export_folder(
     return artifact.notes
 
 
-def _require_discrimination(spec: ModelSpec, folder: Path) -> None:
+def _require_discrimination(spec: ModelSpec, head: Head, folder: Path) -> None:
     from generator.verify.compare import LIMITS, plan_limit
     from generator.verify.gate import require_discrimination
     from generator.verify.reference import load_reference
 
     reference = load_reference(folder / REFERENCE_FILE)
     limit = plan_limit(spec.precision) if spec.is_tensorrt else LIMITS["fp32"]
-    require_discrimination(spec.name, reference, spec.activation, limit)
+    require_discrimination(spec.name, reference, head, limit)
 
 
 def _put(new: Path, folder: Path, old: Path) -> None:

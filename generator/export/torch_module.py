@@ -1,4 +1,4 @@
-"""A PyTorch module -> an ONNX graph with pixels in front and the activation behind."""
+"""A PyTorch module -> an ONNX graph with pixels in front."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import ExportError
-from generator.export.names import DYNAMIC_HINT, INPUT_NAME, NEWEST_OPSET_OF_8, OUTPUT_NAMES
-from generator.onnx_model import ends_in_softmax
+from generator.export.names import DYNAMIC_HINT, INPUT_NAME, NEWEST_OPSET_OF_8
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,65 +24,33 @@ if TYPE_CHECKING:
 
 __all__ = ["export_module"]
 
-_LOG = logging.getLogger(__name__)
+_OUTPUT_NAME = "LOGITS"
 
 
 def export_module(spec: ModelSpec, module: torch.nn.Module, recipe: Recipe) -> onnx.ModelProto:
-    """Return the graph of `module`, which takes normalised FP32 NCHW, behind pixels and before the spec's activation.
+    """Return the graph of `module`, which takes normalised FP32 NCHW, behind pixels; its output is called LOGITS.
 
     Raises:
         ExportError: The exporter stops, or the batch is baked in; with the line of code where it can be found.
     """
-    proto = _run_exporter(spec, _with_pixels(module, recipe, spec.activation), recipe)
-    if spec.activation != "none" and _doubled_softmax(proto):
-        _LOG.info("%s already ends in a Softmax: none is added", spec.name)
-        proto = _run_exporter(spec, _with_pixels(module, recipe, "none"), recipe)
-        _rename_output(proto, "PROBABILITIES")
-    return proto
-
-
-def _with_pixels(module: torch.nn.Module, recipe: Recipe, activation: str) -> torch.nn.Module:
-    """Return `module` with pixels as its input and `activation` behind it."""
-    import torch
-
-    class PixelsToScores(torch.nn.Module):
-        scale: torch.Tensor
-        shift: torch.Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = module
-            mean, std = torch.tensor(recipe.mean), torch.tensor(recipe.std)
-            self.register_buffer("scale", (1 / (255 * std)).reshape(1, 3, 1, 1))
-            self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1))
-
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            scores: torch.Tensor = self.network(pixels.float().permute(0, 3, 1, 2) * self.scale + self.shift)
-            if activation == "softmax":
-                return scores.softmax(dim=1)
-            return scores.sigmoid() if activation == "sigmoid" else scores
-
-    return PixelsToScores().eval()
-
-
-def _run_exporter(spec: ModelSpec, wrapped: torch.nn.Module, recipe: Recipe) -> onnx.ModelProto:
     import torch
     from torch._dynamo.exc import UserError
     from torch.onnx import OnnxExporterError
 
+    wrapped = _with_pixels(module, recipe)
     batch = torch.export.Dim("batch", min=1, max=max(spec.batch.max, 2))
     # two rows: with one, the exporter would take the batch for a constant
     example = torch.zeros(2, *recipe.crop, 3, dtype=torch.uint8)
     try:
         with _quiet():
             if spec.target == "tensorrt-8.6":
-                return _run_old_exporter(wrapped, example, OUTPUT_NAMES[spec.activation])
+                return _run_old_exporter(wrapped, example)
             program = torch.export.export(wrapped, (example,), dynamic_shapes={"pixels": {0: batch}}, strict=False)
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
                 input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAMES[spec.activation]],
+                output_names=[_OUTPUT_NAME],
                 opset_version=18,  # what every supported onnxruntime and TensorRT 10 read
                 verbose=False,
             )
@@ -100,7 +67,29 @@ def _run_exporter(spec: ModelSpec, wrapped: torch.nn.Module, recipe: Recipe) -> 
     return exported.model_proto
 
 
-def _run_old_exporter(wrapped: torch.nn.Module, example: torch.Tensor, output: str) -> onnx.ModelProto:
+def _with_pixels(module: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
+    """Return `module` with pixels as its input."""
+    import torch
+
+    class PixelsToScores(torch.nn.Module):
+        scale: torch.Tensor
+        shift: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = module
+            mean, std = torch.tensor(recipe.mean), torch.tensor(recipe.std)
+            self.register_buffer("scale", (1 / (255 * std)).reshape(1, 3, 1, 1))
+            self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1))
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = self.network(pixels.float().permute(0, 3, 1, 2) * self.scale + self.shift)
+            return scores
+
+    return PixelsToScores().eval()
+
+
+def _run_old_exporter(wrapped: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
     """Export with opset 17, the newest that TensorRT 8.6 reads and older than what the present exporter can write."""
     import onnx
     import torch
@@ -114,8 +103,8 @@ def _run_old_exporter(wrapped: torch.nn.Module, example: torch.Tensor, output: s
             dynamo=False,
             opset_version=NEWEST_OPSET_OF_8,
             input_names=[INPUT_NAME],
-            output_names=[output],
-            dynamic_axes={INPUT_NAME: {0: "batch"}, output: {0: "batch"}},
+            output_names=[_OUTPUT_NAME],
+            dynamic_axes={INPUT_NAME: {0: "batch"}, _OUTPUT_NAME: {0: "batch"}},
         )
         return onnx.load(path)
 
@@ -149,17 +138,3 @@ def _find_baked_line(wrapped: torch.nn.Module, recipe: Recipe) -> str:
         if frames:
             return f" by {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
     return ": the model's code takes the first axis for a constant"
-
-
-def _doubled_softmax(proto: onnx.ModelProto) -> bool:
-    producers = {output: node for node in proto.graph.node for output in node.output}
-    last = producers.get(proto.graph.output[0].name)
-    return last is not None and last.op_type in ("Softmax", "Sigmoid") and ends_in_softmax(proto, last.input[0])
-
-
-def _rename_output(proto: onnx.ModelProto, name: str) -> None:
-    old = proto.graph.output[0].name
-    for node in proto.graph.node:
-        node.output[:] = [name if output == old else output for output in node.output]
-        node.input[:] = [name if given == old else given for given in node.input]
-    proto.graph.output[0].name = name

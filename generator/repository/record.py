@@ -25,7 +25,8 @@ class Record:
 
     `inputs` holds two fingerprints: `artifact` of everything the graph and the plan follow from, `configuration` of
     everything else. `plan` says where the plan runs, None without one. `contract` is what clients and older versions
-    rely on. `files` maps paths in the repository to SHA-256.
+    rely on. `files` maps paths in the repository to SHA-256. `head` and `assumed` are those of `Artifact`; older
+    records have no `head`.
     """
 
     made_by: str
@@ -42,6 +43,8 @@ class Record:
     proof: list[Mapping[str, Any]]
     files: Mapping[str, str]
     plan: Mapping[str, Any] | None = None
+    head: Mapping[str, str] | None = None
+    assumed: Mapping[str, str] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 
     def to_json(self) -> str:

@@ -24,6 +24,7 @@ def load_demo(spec: ModelSpec) -> Network:
         recipe=recipe,
         labels=labels,
         run=torch_runner(module, recipe),
+        activation="softmax",
         module=module,
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from generator.head import Activation
     from generator.spec import ModelSpec
 
 __all__ = ["Network", "read_labels", "resolve_labels", "resolve_recipe", "torch_runner"]
@@ -26,7 +27,8 @@ class Network:
     """A loaded source.
 
     `run` is the source's own answer and the measure for everything that follows: pixels (N, H, W, 3) uint8 in, scores
-    (N, classes) FP32 out, in the source's own framework and before the activation that the spec adds.
+    (N, classes) FP32 out, in the source's own framework and before anything is put behind it. `activation` is the one
+    that it is trained with, None where nobody says.
     Exactly one of `module` (takes normalised FP32 NCHW) and `onnx` (the user's file) is set.
     """
 
@@ -34,8 +36,12 @@ class Network:
     recipe: Recipe
     labels: tuple[str, ...]
     run: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    activation: Activation | None = None
     module: torch.nn.Module | None = None
     onnx: Path | None = None
+
+
+_ONE_OUTPUT_HINT = "give the class's name alone, or two lines: the name below the threshold, then the one above it"
 
 
 def resolve_recipe(spec: ModelSpec, own: Recipe | None) -> Recipe:
@@ -71,6 +77,9 @@ def resolve_recipe(spec: ModelSpec, own: Recipe | None) -> Recipe:
 def resolve_labels(spec: ModelSpec, own: Sequence[str] | None, classes: int) -> tuple[str, ...]:
     """Return one name per class: the spec's file, the source's own categories, or indices if the spec says so.
 
+    `classes` is how many outputs the network has. One output tells two classes apart, so there are two names then: that
+    of its absence first, which is "not NAME" where the file has one line.
+
     Raises:
         SourceError: Unreadable file, wrong count, or no names at all.
     """
@@ -78,12 +87,17 @@ def resolve_labels(spec: ModelSpec, own: Sequence[str] | None, classes: int) -> 
         msg = f"{spec.name}: classes is {spec.classes}, but the model has {classes}"
         raise SourceError(msg, hint=f"set classes: {classes} (--classes {classes}), or leave it out")
     if spec.labels == "index":
-        return tuple(str(index) for index in range(classes))
+        return tuple(str(index) for index in range(max(classes, 2)))
     if isinstance(spec.labels, Path):
         labels = read_labels(spec.labels)
-        if len(labels) != classes:
+        if classes == 1 and len(labels) == 1:
+            return f"not {labels[0]}", labels[0]
+        if len(labels) != max(classes, 2):
             msg = f"{spec.labels} has {len(labels)} lines, but {spec.name} has {classes} classes"
-            raise SourceError(msg, hint="one class name a line, in the order of the network's outputs")
+            hint = "one class name a line, in the order of the network's outputs"
+            if classes == 1:
+                msg, hint = f"{spec.labels} has {len(labels)} lines, but {spec.name} has one output", _ONE_OUTPUT_HINT
+            raise SourceError(msg, hint=hint)
         return labels
     if own is not None and len(own) == classes:
         return tuple(own)

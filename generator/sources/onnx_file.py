@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
@@ -23,6 +24,9 @@ __all__ = ["check_shape", "image_axes", "load_onnx_file"]
 
 # Softmax over one axis only, and what onnxruntime and every TensorRT since 8.6 read.
 _OLDEST_OPSET = 13
+# What every target reads.
+_NEW_OPSET = 17
+_FLOATS = ("float32", "float16", "float64")
 _RAW_HINT = (
     "where it takes uint8 [batch, height, width, 3] pixels as they are, set the field raw: true in a spec "
     "(--spec FILE; trtgen init writes one)"
@@ -83,9 +87,9 @@ def _check_opset(model: OnnxModel) -> None:
     opset = default_opset(load_proto(model.path, weights=False))
     if opset < _OLDEST_OPSET:
         msg = f"{model.path} has opset {opset}, at least {_OLDEST_OPSET} was expected"
-        raise SourceError(
-            msg, hint=f"onnx.version_converter.convert_version(model, {_OLDEST_OPSET}), or export it again"
-        )
+        convert = f"onnx.version_converter.convert_version(onnx.load({str(model.path)!r}), {_NEW_OPSET})"
+        code = f"import onnx, onnx.version_converter; onnx.save({convert}, 'converted.onnx')"
+        raise SourceError(msg, hint=f"{shlex.join(['python', '-c', code])}, or export it again")
 
 
 def _check_batch(model: OnnxModel) -> None:
@@ -99,10 +103,10 @@ def _check_batch(model: OnnxModel) -> None:
 
 def _classes(model: OnnxModel) -> int:
     shape = model.output.shape
-    if len(shape) != 2 or shape[1] < 1 or model.output.data_type.numpy != "float32":
+    if len(shape) != 2 or shape[1] < 1 or model.output.data_type.numpy not in _FLOATS:
         msg = (
             f"{model.path}: output {model.output.name} is {model.output.data_type.numpy} {list(shape)}, "
-            "float32 [batch, classes] was expected"
+            "floating-point [batch, classes] was expected"
         )
         raise SourceError(msg, hint="a classifier ends in one score per class; other heads are not served by trtgen")
     return shape[1]
@@ -126,7 +130,7 @@ def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
         # mean and std are the graph's own business then; resize and crop still have to be told
         recipe = resolve_recipe(spec, IMAGENET if size == IMAGENET.crop else None)
     else:
-        if model.input.data_type.numpy != "float32":
+        if model.input.data_type.numpy not in ("float32", "float16"):
             found = model.input.data_type.numpy
             if found == "uint8" and model.input.name == INPUT_NAME:
                 msg = f"{model.path} is a graph that trtgen export wrote, but export.json is missing beside it"
@@ -148,15 +152,16 @@ def _runner(
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     session = open_onnx(path)
     layout, _ = image_axes(model)
+    dtype = model.input.data_type.numpy
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         import numpy as np
 
-        batch: NDArray[Any] = pixels if raw else recipe.normalise(pixels)
+        batch: NDArray[Any] = pixels if raw else recipe.normalise(pixels).astype(dtype)
         if not raw and layout == "NHWC":
             batch = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
         # one by one: whether larger batches agree with this is what the export has to prove
-        result: NDArray[np.float32] = np.concatenate([session(batch[i : i + 1]) for i in range(len(batch))])
-        return result
+        result: NDArray[Any] = np.concatenate([session(batch[i : i + 1]) for i in range(len(batch))])
+        return result.astype(np.float32)
 
     return run

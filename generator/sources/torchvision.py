@@ -52,6 +52,7 @@ def load_torchvision(spec: ModelSpec) -> Network:
         recipe=recipe,
         labels=labels,
         run=torch_runner(module, recipe),
+        activation=None if spec.source == "checkpoint" else "softmax",
         module=module,
     )
 

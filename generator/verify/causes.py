@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.onnx_model import OnnxModel, ends_in_softmax, load_proto, run_graph
+from generator.head import last_node
+from generator.onnx_model import OnnxModel, load_proto, run_graph
 from generator.verify.compare import Comparison, comparable, compare
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
     from numpy.typing import NDArray
 
     from generator.verify.reference import Reference
@@ -19,22 +21,20 @@ __all__ = ["LABELS", "NAN", "UPSTREAM", "of_graph", "of_pixels"]
 NAN = "an overflow, a division by zero, or broken weights"
 LABELS = "labels.txt has its lines in another order than the network's outputs"
 UPSTREAM = "see the stages above: the ensemble only joins them"
+_ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
 def of_graph(subject: Subject, model: OnnxModel, reference: Reference) -> str:
     """Say why a graph answers unlike the source: activation, channel order, normalisation."""
     proto = load_proto(model.path)
-    producers = {output: node for node in proto.graph.node for output in node.output}
-    last = producers.get(model.output.name)
-    while last is not None and last.op_type == "Identity":
-        last = producers.get(last.input[0])
-    if last is not None and last.op_type == "Softmax" and ends_in_softmax(proto, last.input[0]):
-        return "Softmax twice: the network ends in one and another was put behind it"
+    if twice := _two_activations(proto, model.output.name):
+        return twice
 
     def with_pixels(pixels: NDArray[np.uint8]) -> Comparison:
-        expected = comparable(reference.scores, subject.activation, served=False)
-        return compare(expected, comparable(run_graph(model, pixels), subject.activation, served=True))
+        activation = subject.head.activation
+        expected = comparable(subject.head.finish(reference.scores), activation)
+        return compare(expected, comparable(run_graph(model, pixels), activation))
 
     as_they_are = with_pixels(reference.pixels)
     if with_pixels(reference.pixels[..., ::-1]).worst_cosine > max(0.999, as_they_are.worst_cosine):
@@ -42,6 +42,17 @@ def of_graph(subject: Subject, model: OnnxModel, reference: Reference) -> str:
     if wrong := _normalisation(subject, proto):
         return wrong
     return "the weights or the graph differ from the source"
+
+
+def _two_activations(proto: onnx.ModelProto, output: str) -> str:
+    """Say whether the graph ends in one activation behind another."""
+    last = last_node(proto, output)
+    before = last_node(proto, last.input[0]) if last is not None and last.op_type in _ACTIVATIONS else None
+    if last is None or before is None or before.op_type not in _ACTIVATIONS:
+        return ""
+    if last.op_type == before.op_type:
+        return f"{last.op_type} twice: the network ends in one and another was put behind it"
+    return f"a {last.op_type} behind a {before.op_type}: the network ends in an activation already"
 
 
 def _normalisation(subject: Subject, proto: object) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LIMITS", "Comparison", "Limit", "comparable", "compare", "discriminates", "is_distribution", "plan_limit"]
+__all__ = ["LIMITS", "Comparison", "Limit", "comparable", "compare", "discriminates", "first_classes", "plan_limit"]
 
 # Log-probabilities below this say nothing that matters, and soon leave FP32's range (1e-38 is -87).
 _LOWEST = -50.0
@@ -64,36 +64,29 @@ class Comparison:
         return self.worst_cosine >= limit.cosine and not self.top1 < limit.top1
 
 
-def is_distribution(scores: NDArray[np.float32]) -> bool:
-    """Say whether every row is a probability distribution: what a Softmax makes."""
-    import numpy as np
+def comparable(answers: NDArray[np.floating[Any]], activation: str) -> NDArray[np.float64]:
+    """Return what cosines are taken of, float64 (N, classes), for answers behind `activation`.
 
-    return bool((scores >= 0).all() and (np.abs(scores.sum(axis=1) - 1) < 1e-3).all())
-
-
-def comparable(scores: NDArray[np.float32], activation: str, *, served: bool) -> NDArray[np.float64]:
-    """Return what cosines are taken of, in float64 (N, classes).
-
-    Softmax: centred log-probabilities, of the source's scores before the Softmax as of the served probabilities.
-    Sigmoid: log-odds. None: the raw outputs.
+    Softmax: centred log-probabilities. Sigmoid: log-odds. None: the raw outputs.
     """
     import numpy as np
 
-    values = scores.astype(np.float64)
-    if is_distribution(scores):
-        values = np.log(np.maximum(values, np.exp(_LOWEST)))
-    elif activation == "sigmoid":
-        if served:
-            clipped = np.clip(values, 1e-12, 1 - 1e-12)
-            values = np.log(clipped / (1 - clipped))
-        return np.clip(values, -_LOG_ODDS, _LOG_ODDS)
-    elif activation == "none":
+    values = answers.astype(np.float64)
+    if activation == "none":
         return values
-    else:
-        shifted = values - values.max(axis=1, keepdims=True)
-        values = np.maximum(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), _LOWEST)
+    if activation == "sigmoid":
+        clipped = np.clip(values, 1e-12, 1 - 1e-12)
+        return np.clip(np.log(clipped / (1 - clipped)), -_LOG_ODDS, _LOG_ODDS)
+    values = np.log(np.maximum(values, np.exp(_LOWEST)))
     centred: NDArray[np.float64] = values - values.mean(axis=1, keepdims=True)
     return centred
+
+
+def first_classes(values: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return the first class of each row of `comparable` values; one output decides between the classes 0 and 1."""
+    import numpy as np
+
+    return values.argmax(axis=1) if values.shape[1] > 1 else (values[:, 0] > 0).astype(np.intp)
 
 
 def compare(
@@ -106,7 +99,7 @@ def compare(
     import numpy as np
 
     similarities = _similarities(expected, actual)
-    differs = expected.argmax(axis=1) != actual.argmax(axis=1)
+    differs = first_classes(expected) != first_classes(actual)
     counted = np.ones(len(expected), np.bool_) if counted is None else counted
     worst = int(np.argmin(np.where(np.isnan(similarities), -np.inf, similarities)))
     return Comparison(
@@ -118,10 +111,13 @@ def compare(
 
 
 def discriminates(expected: NDArray[np.float64], limit: Limit) -> bool:
-    """Say whether mixing up two images would be noticed: most pairs of images must fail the limit."""
+    """Say whether mixing up two images would be noticed: most pairs of images must fail the limit.
+
+    Several classes must come first, but for one output: few images of other things pass its threshold.
+    """
     import numpy as np
 
-    if len(expected) < 2 or len(set(expected.argmax(axis=1).tolist())) < 2:
+    if len(expected) < 2 or (expected.shape[1] > 1 and len(set(first_classes(expected).tolist())) < 2):
         return False
     first, second = np.triu_indices(len(expected), 1)
     alike = _similarities(expected[first], expected[second]) >= limit.cosine

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from generator.head import Head
     from generator.verify.reference import Reference
     from generator.verify.stages import StageResult
     from generator.verify.subject import Subject
@@ -66,13 +67,13 @@ class GateReport:
             raise VerificationError(msg, hint="make these stages possible here, or leave --require all out")
 
 
-def require_discrimination(name: str, reference: Reference, activation: str, limit: Limit) -> None:
+def require_discrimination(name: str, reference: Reference, head: Head, limit: Limit) -> None:
     """Do nothing if a mix-up of two images would be noticed.
 
     Raises:
         VerificationError: The source gives the same answer for all images, so nothing can be compared.
     """
-    if not discriminates(comparable(reference.scores, activation, served=False), limit):
+    if not discriminates(comparable(head.finish(reference.scores), head.activation), limit):
         msg = (
             f"{name}: images do not discriminate: "
             f"the source answers alike for {len(reference.names)} images, so a wrong model would pass too"
@@ -84,10 +85,15 @@ def run_gate(subject: Subject, reference: Reference, *, grpc_url: str | None = N
     """Run every stage that can run here; the server is started on the subject's repository unless `grpc_url` is given.
 
     Raises:
-        VerificationError: The source gives the same answer for all images, so nothing can be compared.
+        VerificationError: The source gives the same answer for all images, so nothing can be compared; or its answers
+            are not what the record says.
     """
     limit = plan_limit(subject.precision) if subject.plan else LIMITS[subject.precision]
-    require_discrimination(subject.layout.ensemble, reference, subject.activation, limit)
+    name, head = subject.layout.ensemble, subject.head
+    if found := head.contradiction(reference.scores):
+        msg = f"{name}: its record says that the source answers {head.output}, but its answers are {found}"
+        raise VerificationError(msg, hint="build the model again from its source")
+    require_discrimination(name, reference, head, limit)
     results = [stages.check_batches(subject, reference), stages.check_onnx(subject, reference)]
     direct: NDArray[np.float32] | None = None
     if subject.plan is not None and not any(result.status == "failed" for result in results):
@@ -98,7 +104,8 @@ def run_gate(subject: Subject, reference: Reference, *, grpc_url: str | None = N
         results += [stages.not_proved(stage, reason) for stage in SERVED_STAGES]
     else:
         results += _served_stages(subject, reference, limit, direct, grpc_url)
-    return GateReport(model=subject.layout.ensemble, images=len(reference.names), results=tuple(results))
+    results += stages.list_assumed(subject)
+    return GateReport(model=name, images=len(reference.names), results=tuple(results))
 
 
 def _served_stages(

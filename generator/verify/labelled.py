@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from generator.pixels import prepare_without_torch
+from generator.recipe import IMAGENET, RecipeSpec
 from generator.spec import ModelSpec
 from generator.verify import stages
+from generator.verify.compare import comparable, first_classes
 from generator.verify.gate import why_not_served
 from generator.verify.plan_stage import why_not_here
 from generator.verify.reference import prepare
@@ -20,11 +22,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from generator.recipe import Recipe
     from generator.repository import Record
     from generator.verify.images import LabelledImages
     from generator.verify.subject import Subject
 
-__all__ = ["measure_accuracies"]
+__all__ = ["check_recipe", "measure_accuracies"]
+
+# An accuracy within so many standard deviations of a guess proves nothing.
+_SIGMAS = 3
+_USUAL_RECIPES: dict[str, dict[str, Any]] = {
+    "ImageNet's mean and std": {"mean": IMAGENET.mean, "std": IMAGENET.std},
+    "values in -1..1 (mean and std 0.5)": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+    "values in 0..1 (mean 0, std 1)": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    "values in 0..255 (mean 0, std 1/255)": {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)},
+}
 
 
 def measure_accuracies(
@@ -38,8 +50,8 @@ def measure_accuracies(
         pixels = prepare_without_torch(subject.recipe, labelled.images.files, labelled.images.names)
     else:
         pixels = prepare(subject.recipe, labelled.images.files)
-    answers: dict[str, Callable[[], NDArray[np.float32] | str]] = {
-        "labelled source": lambda: _ask_source(record, pixels),
+    answers: dict[str, Callable[[], NDArray[np.floating[Any]] | str]] = {
+        "labelled source": lambda: _ask_source(subject, record, pixels),
         "labelled onnx": lambda: _run_onnx(subject, pixels),
         "labelled plan": lambda: _run_plan(subject, pixels),
         "labelled ensemble": lambda: _ask_server(subject, labelled, grpc_url),
@@ -51,17 +63,57 @@ def measure_accuracies(
         if isinstance(scores, str):
             yield stages.not_proved(stage, scores)
         else:
-            accuracy = float((scores.argmax(axis=1) == truth).mean())
+            accuracy = float((first_classes(comparable(scores, subject.head.activation)) == truth).mean())
             yield StageResult(stage=stage, status="measured", accuracy=accuracy, measured=f"{len(truth)} images")
 
 
-def _ask_source(record: Record, pixels: NDArray[np.uint8]) -> NDArray[np.float32] | str:
+def check_recipe(subject: Subject, record: Record, labelled: LabelledImages) -> StageResult:
+    """Judge a recipe that did not come with the weights by its accuracy, beside that of the usual other ones.
+
+    Only here: such a recipe is on both sides of every other comparison.
+    """
+    import numpy as np
+
+    from generator.sources import load_network
+
+    spec = ModelSpec.model_validate(record.spec)
+    truth = np.array(labelled.classes)
+
+    def count_right(recipe: Recipe, *, bgr: bool = False) -> int:
+        pixels = prepare(recipe, labelled.images.files)
+        given = RecipeSpec.model_validate(recipe.model_dump())
+        network = load_network(spec.model_copy(update={"recipe": given, "image_size": None}))
+        scores = network.run(np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels)
+        return int((first_classes(comparable(subject.head.finish(scores), subject.head.activation)) == truth).sum())
+
+    count = len(truth)
+    right = count_right(subject.recipe)
+    chance = float(np.bincount(truth).max()) / count
+    accuracy = right / count
+    found = f"accuracy {accuracy:.1%} on {count} images"
+    if right - chance * count < _SIGMAS * (count * chance * (1 - chance)) ** 0.5 or chance == 1:
+        reason = f"{found} is not clearly above {chance:.1%}, what always naming the commonest class gets"
+        return StageResult(stage="recipe", status="not proved", accuracy=accuracy, reason=reason)
+    others = {"channels in BGR order": count_right(subject.recipe, bgr=True)}
+    for name, change in _USUAL_RECIPES.items():
+        other = subject.recipe.model_copy(update=change)
+        if other != subject.recipe:
+            others[name] = count_right(other)
+    best = max(others, key=others.__getitem__)
+    if others[best] - right >= max(3, 0.05 * count):
+        reason = f"{found} as given, {others[best] / count:.1%} with {best}"
+        return StageResult(stage="recipe", status="failed", accuracy=accuracy, reason=reason, cause=best)
+    measured = f"{count} images, {others[best] / count:.1%} with {best}, the best of the usual others"
+    return StageResult(stage="recipe", status="proved", accuracy=accuracy, measured=measured)
+
+
+def _ask_source(subject: Subject, record: Record, pixels: NDArray[np.uint8]) -> NDArray[np.floating[Any]] | str:
     from generator.sources import load_network
 
     spec = ModelSpec.model_validate(record.spec)
     if spec.source == "export":
         return "the source is where it was exported"
-    return load_network(spec).run(pixels)
+    return subject.head.finish(load_network(spec).run(pixels))
 
 
 def _run_onnx(subject: Subject, pixels: NDArray[np.uint8]) -> NDArray[np.float32] | str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from generator.errors import RepositoryError
+from generator.head import read_head
 from generator.recipe import Recipe
 from generator.repository import Layout, Record, find_records, read_record, recover
 from generator.repository.layout import RECORD_FILE
 from generator.spec import ModelSpec
 from generator.verify.gate import GateReport, run_gate
 from generator.verify.images import read_images, read_labelled
-from generator.verify.labelled import measure_accuracies
+from generator.verify.labelled import check_recipe, measure_accuracies
 from generator.verify.reference import Reference, load_reference, make_reference
 from generator.verify.served import check_server
 from generator.verify.subject import Subject
@@ -46,8 +47,12 @@ def verify_published(
         reference = _ask_source(record, images) if images else load_reference(root / subject.layout.reference)
         report = run_gate(subject, reference, grpc_url=grpc_url)
         if labelled is not None:
-            results = measure_accuracies(subject, record, read_labelled(labelled, subject.labels), grpc_url)
-            report = GateReport(model=report.model, images=report.images, results=(*report.results, *results))
+            files = read_labelled(labelled, subject.labels)
+            results = [*report.results, *measure_accuracies(subject, record, files, grpc_url)]
+            if "recipe" in record.assumed and record.spec["source"] != "export":
+                results = [result for result in results if result.stage != "recipe"]
+                results.append(check_recipe(subject, record, files))
+            report = GateReport(model=report.model, images=report.images, results=tuple(results))
         yield report
 
 
@@ -73,15 +78,18 @@ def _subject(root: Path, record: Record) -> Subject:
         spec = ModelSpec.model_validate(record.spec)
         recipe = Recipe.model_validate(record.recipe)
         labels = tuple(record.contract["labels"])
+        layout = Layout.of(spec, max(spec.versions) if isinstance(spec.versions, list) else record.version)
+        head = read_head(record.head, spec.activation, root / layout.reference)
     except (KeyError, TypeError, ValueError) as error:
-        msg = f"{root / record.name / RECORD_FILE} does not say spec, recipe and labels"
+        msg = f"{root / record.name / RECORD_FILE} does not say spec, recipe, labels and head"
         raise RepositoryError(msg, hint=f"move {root / record.name} and its members away and build it again") from error
     return Subject(
         repository=root,
-        layout=Layout.of(spec, max(spec.versions) if isinstance(spec.versions, list) else record.version),
+        layout=layout,
         recipe=recipe,
         labels=labels,
-        activation=spec.activation,
+        head=head,
+        assumed=record.assumed,
         target=spec.target,
         precision=spec.precision,
         max_batch_size=spec.batch.max,

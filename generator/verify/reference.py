@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generator.errors import VerificationError
+from generator.export.names import RANDOM_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from generator.sources import Network
     from generator.verify.images import ImageSet
 
-__all__ = ["Reference", "find_decided", "load_reference", "make_reference", "save_reference"]
+__all__ = ["Reference", "find_decided", "find_leads", "load_reference", "make_reference", "save_reference"]
 
 _NOISE_SEED = 3
+# Two runs of one image on the CPU differ by the order of summation only.
+_REPEATABLE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +46,23 @@ class Reference:
 
 
 def make_reference(network: Network, images: ImageSet) -> Reference:
-    """Prepare the images as training would have done and let the source itself answer."""
+    """Prepare the images as training would have done and let the source itself answer.
+
+    Raises:
+        VerificationError: The source answers NaN or infinity, or the same image differently twice.
+    """
+    import numpy as np
+
     pixels = prepare(network.recipe, images.files)
     scores = network.run(pixels)
+    if broken := [images.names[index] for index in np.flatnonzero(~np.isfinite(scores).all(axis=1))]:
+        msg = f"the source answers NaN or infinity for {len(broken)} of {len(scores)} images: {', '.join(broken[:5])}"
+        raise VerificationError(
+            msg, hint="look for a division by zero, a logarithm of zero or an overflow in the model, and bound it"
+        )
+    if (difference := float(np.abs(network.run(pixels[:1]) - scores[:1]).max())) > _REPEATABLE:
+        msg = f"the source answers {images.names[0]} differently twice, by {difference:.2g}: nothing can be compared"
+        raise VerificationError(msg, hint=RANDOM_HINT)
     return Reference(
         names=images.names,
         files=images.files,
@@ -65,18 +82,30 @@ def find_decided(
     import numpy as np
 
     rows = np.arange(len(scores))
-    if scores.shape[1] < 2:
-        return np.ones(len(scores), np.bool_)
-    second, first = np.argsort(scores, axis=1)[:, -2:].T
-    lead = scores[rows, first] - scores[rows, second]
-    moved = np.zeros_like(lead)
+    leads = find_leads(scores)
+    moved = np.zeros_like(leads)
     rng = np.random.default_rng(_NOISE_SEED)
     for _ in range(2):
         noise = rng.integers(-1, 2, pixels.shape, dtype=np.int16)
         noisy = run(np.clip(pixels.astype(np.int16) + noise, 0, 255).astype(np.uint8))
-        moved = np.maximum(moved, np.abs(noisy[rows, first] - noisy[rows, second] - lead))
-    decided: NDArray[np.bool_] = lead > 2 * moved
+        if scores.shape[1] == 1:
+            moved = np.maximum(moved, np.abs(noisy - scores)[:, 0])
+        else:
+            second, first = np.argsort(scores, axis=1)[:, -2:].T
+            moved = np.maximum(moved, np.abs(noisy[rows, first] - noisy[rows, second] - leads))
+    decided: NDArray[np.bool_] = leads > 2 * moved
     return decided
+
+
+def find_leads(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return how far ahead each row's first class is: of the second, or of the threshold where there is one output."""
+    import numpy as np
+
+    if scores.shape[1] == 1:
+        threshold = 0.5 if scores.min() >= 0 and scores.max() <= 1 else 0.0
+        return np.asarray(np.abs(scores[:, 0] - np.float32(threshold)))
+    second, first = np.sort(scores, axis=1)[:, -2:].T
+    return np.asarray(first - second)
 
 
 def prepare(recipe: Recipe, files: Sequence[bytes]) -> NDArray[np.uint8]:

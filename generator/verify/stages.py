@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from generator.errors import ExportError, SourceError
-from generator.export.dynamic_batch import ROW_TOLERANCE, prove_dynamic_batch
-from generator.export.names import DYNAMIC_HINT
+from generator.export.dynamic_batch import ROW_TOLERANCE, batch_sizes, prove_dynamic_batch
+from generator.export.names import DYNAMIC_HINT, NAN_HINT
+from generator.head import is_distribution
 from generator.onnx_model import read_onnx, run_graph
 from generator.verify import causes
-from generator.verify.compare import LIMITS, Comparison, Limit, comparable, compare, ensemble_limit, is_distribution
+from generator.verify.compare import LIMITS, Comparison, Limit, comparable, compare, ensemble_limit, first_classes
+from generator.verify.reference import find_leads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,10 +34,11 @@ __all__ = [
     "check_onnx",
     "check_pixels",
     "judge",
+    "list_assumed",
     "not_proved",
 ]
 
-Status = Literal["proved", "failed", "not proved", "measured"]
+Status = Literal["proved", "failed", "not proved", "assumed", "measured"]
 NO_BF16 = "onnxruntime on the CPU has no bf16"
 # Half of the steps between numbers: rows of a batch may be summed in another order, and rounded to another neighbour.
 ROW_TOLERANCES = {"fp32": ROW_TOLERANCE, "fp16": 5e-3, "int8": 5e-2}
@@ -45,7 +48,7 @@ _SERVED_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
-    """What one stage found. `reason` says why it failed or did not run, `cause` what probably made it fail."""
+    """What one stage found. `reason` says why it failed, did not run or is assumed, `cause` what made it fail."""
 
     stage: str
     status: Status
@@ -58,7 +61,7 @@ class StageResult:
 
 
 def check_batches(subject: Subject, reference: Reference) -> StageResult:
-    """Batches of 1, 3 and the maximum give each row what it gets alone."""
+    """Every batch gives each row what it gets alone."""
     if subject.graph_precision == "bf16":
         return not_proved("batches", NO_BF16)
     try:
@@ -69,11 +72,11 @@ def check_batches(subject: Subject, reference: Reference) -> StageResult:
             tolerance=ROW_TOLERANCES[subject.graph_precision],
         )
     except ExportError as error:
-        cause = "a batch axis is baked in" if error.hint == DYNAMIC_HINT else causes.NAN
+        cause = {DYNAMIC_HINT: "a batch axis is baked in", NAN_HINT: causes.NAN}.get(error.hint or "", error.hint or "")
         return StageResult(stage="batches", status="failed", reason=str(error), cause=cause)
     except SourceError as error:
         return StageResult(stage="batches", status="failed", reason=str(error))
-    sizes = sorted({1, min(3, subject.max_batch_size), subject.max_batch_size})
+    sizes = batch_sizes(subject.max_batch_size)
     return StageResult(stage="batches", status="proved", measured=f"{sizes}: rows {_distance(worst)}")
 
 
@@ -133,7 +136,8 @@ def check_classifier(
             stage=stage, status="failed", reason="NaN or infinity in the served scores", cause=causes.NAN
         )
     worst = float(np.abs(scores - direct).max())
-    agreement = float((scores.argmax(axis=1) == direct.argmax(axis=1)).mean())
+    first, expected = (first_classes(comparable(one, subject.head.activation)) for one in (scores, direct))
+    agreement = float((first == expected).mean())
     if worst > _SERVED_TOLERANCE or agreement < 1:
         reason = f"differs from the same file run directly by {worst:.2g}, first class agrees on {agreement:.1%}"
         return StageResult(
@@ -153,6 +157,11 @@ def check_ensemble(served: ServedModel, subject: Subject, reference: Reference, 
     ):
         return StageResult(stage=result.stage, status="failed", reason=swapped, cause=causes.LABELS)
     return result
+
+
+def list_assumed(subject: Subject) -> list[StageResult]:
+    """Return a result for each thing that was taken on trust, since nobody can prove it here."""
+    return [StageResult(stage=name, status="assumed", reason=reason) for name, reason in subject.assumed.items()]
 
 
 def not_proved(stage: str, reason: str) -> StageResult:
@@ -176,13 +185,17 @@ def judge(
     if bad := [reference.names[i] for i in np.flatnonzero(~np.isfinite(scores).all(axis=1))]:
         reason = f"NaN or infinity for {len(bad)} of {len(scores)} images, {bad[0]} first"
         return StageResult(stage=stage, status="failed", reason=reason, cause=causes.NAN)
-    if subject.activation == "softmax" and not is_distribution(scores):
+    activation = subject.head.activation
+    if activation == "softmax" and not is_distribution(scores):
         reason = f"the scores of an image sum to {scores.sum(axis=1)[0]:.4g}, probabilities sum to 1"
         return StageResult(stage=stage, status="failed", reason=reason, cause="the Softmax is missing")
-    expected = comparable(reference.scores, subject.activation, served=False)
+    if activation == "sigmoid" and not (scores.min() >= 0 and scores.max() <= 1):
+        reason = f"scores run from {scores.min():.4g} to {scores.max():.4g}, probabilities are in 0..1"
+        return StageResult(stage=stage, status="failed", reason=reason, cause="the Sigmoid is missing")
+    expected = comparable(subject.head.finish(reference.scores), activation)
     # a graph in FP32 rounds so little that every first class must be the source's
     counted = None if limit.top1 == 1 else reference.decided
-    comparison = compare(expected, comparable(scores, subject.activation, served=True), counted)
+    comparison = compare(expected, comparable(scores, activation), counted)
     measured = f"cosine {comparison.worst_cosine:.6f}, {_first_classes(comparison, counted)}"
     top1 = None if np.isnan(comparison.top1) else comparison.top1
     if comparison.meets(limit):
@@ -224,18 +237,18 @@ def _first_classes(comparison: Comparison, counted: NDArray[np.bool_] | None) ->
 
 def _differing(comparison: Comparison, reference: Reference) -> str:
     """Name the images whose first class differs, each with its margin: how far ahead the source's first class was."""
-    import numpy as np
-
     parts = []
     for index in comparison.differing[:5]:
-        second, first = np.sort(reference.scores[index])[-2:]
+        (margin,) = find_leads(reference.scores[[index]])
         undecided = "" if reference.decided[index] else ", undecided"
-        parts.append(f"{reference.names[index]} (margin {first - second:.3g}{undecided})")
+        parts.append(f"{reference.names[index]} (margin {margin:.3g}{undecided})")
     more = len(comparison.differing) - len(parts)
     return ", ".join(parts) + (f" and {more} more" if more > 0 else "")
 
 
 def _wrong_labels(served: Sequence[tuple[int, str]], labels: Sequence[str]) -> str:
+    if len(served) == 1:  # one output: the probability of the second class
+        labels = labels[-1:]
     wrong = [(index, text) for index, text in sorted(served) if text != labels[index]]
     if not wrong:
         return ""

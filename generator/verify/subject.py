@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from generator.head import Head
     from generator.recipe import Recipe
     from generator.repository import Layout
 
@@ -16,16 +18,20 @@ __all__ = ["Subject"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What is judged: a repository (staged or published) with one model in it, and what the spec promised."""
+    """What is judged: a repository (staged or published) with one model in it, and what the spec promised.
+
+    `assumed` says what was taken on trust, and why, by its name: the activation, the recipe.
+    """
 
     repository: Path
     layout: Layout
     recipe: Recipe
     labels: tuple[str, ...]
-    activation: str
+    head: Head
     target: str
     precision: str
     max_batch_size: int
+    assumed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def onnx(self) -> Path:
