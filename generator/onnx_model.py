@@ -111,8 +111,24 @@ def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
         msg = f"{path} keeps weights in {', '.join(missing)}, which is not beside it"
         raise SourceError(msg, hint=f"copy {missing[0]} into {path.parent}")
     if weights:
+        _load_linked_data(model, path.parent)
         onnx.load_external_data_for_model(model, str(path.parent))
     return model
+
+
+def _load_linked_data(model: onnx.ModelProto, folder: Path) -> None:
+    """Load the weights that lie behind a symbolic link, as in Hugging Face's cache: onnx refuses these."""
+    from onnx.external_data_helper import load_external_data_for_tensor
+
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and "/" not in entry.value and (folder / entry.value).is_symlink():
+                file = (folder / entry.value).resolve()
+                entry.value = file.name
+                load_external_data_for_tensor(tensor, str(file.parent))
+                tensor.data_location = tensor.DEFAULT
+        if tensor.data_location == tensor.DEFAULT:
+            del tensor.external_data[:]
 
 
 def _is_plan(path: Path) -> bool:

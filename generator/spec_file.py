@@ -5,6 +5,7 @@ Loading is parse, validate, resolve. Every problem of a file is reported at once
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,11 +142,16 @@ def _clashes(models: Iterable[ModelSpec]) -> Iterable[str]:
 def _with_absolute_paths(model: ModelSpec, folder: Path) -> ModelSpec:
     changes: dict[str, object] = {}
     if model.onnx is not None:
-        changes["onnx"] = (folder / model.onnx).resolve()
+        changes["onnx"] = _absolute(folder / model.onnx)
     if model.calibration is not None:
-        changes["calibration"] = (folder / model.calibration).resolve()
+        changes["calibration"] = _absolute(folder / model.calibration)
     if isinstance(model.labels, Path):
-        changes["labels"] = (folder / model.labels).resolve()
+        changes["labels"] = _absolute(folder / model.labels)
     if model.source == "checkpoint":
-        changes["weights"] = str((folder / Path(model.weights).expanduser()).resolve())
+        changes["weights"] = str(_absolute(folder / Path(model.weights).expanduser()))
     return model.model_copy(update=changes)
+
+
+def _absolute(path: Path) -> Path:
+    """Not resolved: a link in Hugging Face's cache leads to a file whose name has no ending, with nothing beside it."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps ..

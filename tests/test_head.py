@@ -19,13 +19,19 @@ from onnx import TensorProto
 
 from generator.artifact import export_artifact
 from generator.cli import main
+from generator.demo.draw import LABELS, draw_set
 from generator.errors import ExportError, SourceError, VerificationError
 from generator.head import Head, choose_head, guess_head
 from generator.onnx_model import load_proto, open_onnx
 from generator.pipeline import BuildOptions, build_repository
+from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
 from generator.sources import load_network
-from generator.verify import default_images, make_reference
+from generator.spec import ModelSpec
+from generator.spec_file import make_spec
+from generator.verify import default_images, make_reference, published
+from generator.verify.images import read_labelled
+from generator.verify.labelled import check_recipe
 from generator.verify.published import verify_published
 from generator.verify.reference import find_decided, load_reference
 from tests.test_export import Small, module_network, pixels, tiny_spec
@@ -171,6 +177,23 @@ def test_half_precision_outputs_and_inputs_are_cast(tmp_path: Path, tail: str) -
     assert (graph.output.data_type.numpy, graph.input.data_type.numpy) == ("float32", "uint8")
     finished = guess_head("softmax", network.run(pixels())).finish(network.run(pixels()))
     assert np.abs(open_onnx(graph.path)(pixels()) - finished).max() < 1e-3
+
+
+def test_weights_behind_links_are_read(tmp_path: Path) -> None:
+    """The layout of Hugging Face's cache: graph and weights are links to blobs named by their hashes."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    model = onnx.load(write_tiny_onnx(tmp_path / "own.onnx"))
+    onnx.save(model, blobs / "a1b2", save_as_external_data=True, location="own.onnx_data", size_threshold=0)
+    (blobs / "own.onnx_data").rename(blobs / "c3d4")
+    (snapshot / "own.onnx").symlink_to("../blobs/a1b2")
+    (snapshot / "own.onnx_data").symlink_to("../blobs/c3d4")
+    spec = tiny_spec(snapshot / "own.onnx")
+    network = load_network(spec)
+    graph = export_graph(spec, network, tmp_path / "out")
+    assert np.abs(open_onnx(graph.path)(pixels()) - softmax(network.run(pixels()))).max() < 1e-5
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.onnx"]
 
 
 def test_an_old_opset_is_refused_with_the_command_that_converts(
@@ -349,3 +372,56 @@ def test_an_unchanged_rebuild_needs_no_session(tmp_path: Path, monkeypatch: pyte
     spec = tiny_spec(path, batch={"max": 4})
     assert {change.word for change in build_repository(spec, root, BuildOptions()).changes} == {"identical"}
     assert main(["build-repo", "--spec", str(root / "own/trtgen.json"), "-r", str(root)]) == 0
+
+
+# --- the recipe ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the exporter that makes the file
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({}, "proved", "30 images"),
+        ({"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}, "failed", "with ImageNet's mean and std"),
+        ({"labels": "shuffled"}, "not proved", "is not clearly above"),
+    ],
+)
+def test_labelled_images_decide_on_a_given_recipe(
+    tmp_path: Path, change: dict[str, Any], status: str, words: str
+) -> None:
+    spec, images = demo_as_file(tmp_path), tmp_path / "labelled"
+    names = list(LABELS) if "labels" not in change else [*LABELS[3:], *LABELS[:3]]
+    for drawn in draw_set(30, seed=97):
+        (images / names[drawn.label]).mkdir(parents=True, exist_ok=True)
+        (images / names[drawn.label] / f"{drawn.name}.jpg").write_bytes(drawn.jpeg)
+    assert not isinstance(spec.recipe, str)
+    recipe = spec.recipe.model_copy(update={key: value for key, value in change.items() if key != "labels"})
+    root = tmp_path / "model_repository"
+    build_repository(spec.model_copy(update={"recipe": recipe}), root, BuildOptions(verify=False))
+    record = read_record(root, "own")
+    assert record is not None
+    assert "as given, not proved" in record.assumed["recipe"]
+    subject = published._subject(root, record)
+    result = check_recipe(subject, record, read_labelled(images, subject.labels))
+    assert (result.status, result.stage) == (status, "recipe")
+    assert words in result.measured + result.reason
+
+
+def demo_as_file(folder: Path) -> ModelSpec:
+    """Write the demo network as a file of a user's, and return its spec."""
+    network = load_network(make_spec(["demo"])[0])
+    assert network.module is not None
+    size = network.recipe.crop
+    torch.onnx.export(
+        network.module,
+        (torch.zeros(2, 3, *size),),
+        folder / "own.onnx",
+        dynamo=False,
+        opset_version=17,
+        input_names=["image"],
+        output_names=["scores"],
+        dynamic_axes={"image": {0: "batch"}, "scores": {0: "batch"}},
+    )
+    (folder / "names.txt").write_text("".join(f"{name}\n" for name in LABELS))
+    recipe = network.recipe.model_dump(include={"resize", "crop", "interpolation", "mean", "std"})
+    return make_spec([str(folder / "own.onnx")], labels=str(folder / "names.txt"), recipe=recipe)[0]
