@@ -117,8 +117,9 @@ def _tell(built: Built, repository: Path, *, dry_run: bool) -> None:
         return
     for note in built.notes:
         say(f"! {built.name}: {note}")
-    for result in built.report.unproved if built.report else ():
-        say(f"! {built.name}: not proved: {result.stage}: {result.reason}")
+    for result in built.report.results if built.report else ():
+        if result.status in ("not proved", "assumed"):
+            say(f"! {built.name}: {result.status}: {result.stage}: {result.reason}")
     verb = "would be published" if dry_run else "published"
     say(f"* {verb:8}  {built.name} version {built.version} in {repository}")
 

@@ -1,4 +1,4 @@
-"""The images that the gate compares on: the drawn set and two photographs, or a folder of the user's."""
+"""The images that the gate compares on: drawn ones, extremes and photographs, or a folder of the user's."""
 
 from __future__ import annotations
 

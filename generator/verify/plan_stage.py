@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from generator.errors import DeviceError, MissingDependencyError, PlanError
+from generator.export.dynamic_batch import batch_sizes, extreme_pixels
 from generator.verify import causes
 from generator.verify.compare import comparable, compare
 from generator.verify.stages import StageResult, judge, not_proved
@@ -27,8 +28,8 @@ STAGE = "plan"
 def check_plan(subject: Subject, reference: Reference, limit: Limit) -> tuple[StageResult, NDArray[np.float32] | None]:
     """Run the plan on the reference's pixels; return the result and the scores, None where it could not run here.
 
-    The batches that are served are compared with the source, then batches of 1, 3, the maximum and each profile's
-    optimum with these: other profiles have other kernels.
+    The batches that are served are compared with the source, then those of `batch_sizes` and each profile's optimum
+    with these: other profiles have other kernels.
     """
     import numpy as np
 
@@ -48,7 +49,7 @@ def check_plan(subject: Subject, reference: Reference, limit: Limit) -> tuple[St
             result = judge(STAGE, subject, reference, scores, limit, lambda: _cause(subject))
             if result.status == "proved":
                 optima = {profile.shapes[engine.input.name].opt[0] for profile in engine.profiles}
-                sizes = {1, min(3, maximum), maximum, *(min(size, maximum) for size in optima)}
+                sizes = {*batch_sizes(maximum), *(min(size, maximum) for size in optima)}
                 result = check_rows(result, subject, reference, engine.run, scores, sizes=sorted(sizes), limit=limit)
     except (PlanError, DeviceError) as error:
         return StageResult(stage=STAGE, status="failed", reason=error.message, cause=error.hint or ""), None
@@ -79,11 +80,17 @@ def check_rows(
     sizes: Sequence[int],
     limit: Limit,
 ) -> StageResult:
-    """Return `result` if batches of these sizes give each image what `scores` (N, classes) says, else a failure."""
+    """Return `result` if batches of these sizes give each image what `scores` (N, classes) says, else a failure.
+
+    The images are taken backwards, so that each has other neighbours than for `scores`.
+    """
     import numpy as np
 
+    if not all(np.isfinite(run(image[None])).all() for image in extreme_pixels(reference.pixels.shape[1:])):
+        reason = "NaN or infinity for a black, a white or a noise image"
+        return StageResult(stage=STAGE, status="failed", reason=reason, cause=causes.NAN)
     for size in sizes:
-        rows = np.arange(size) % len(reference.pixels)
+        rows = np.arange(size)[::-1] % len(reference.pixels)
         answers = run(reference.pixels[rows])
         if not np.isfinite(answers).all():
             reason = f"NaN or infinity in a batch of {size}"
