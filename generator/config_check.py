@@ -60,6 +60,9 @@ def _single(name: str, config: Any) -> Iterable[str]:
     for tensor in (*config.input, *config.output):
         if not tensor.dims or any(size == 0 or size < -1 for size in tensor.dims):
             yield f"tensor {tensor.name}: dims {list(tensor.dims)}, positive sizes or -1 were expected"
+    for tensor in config.input:
+        if tensor.format and len(tensor.dims) != 3:
+            yield f"input {tensor.name} has a format, which needs 3 dims, and has {len(tensor.dims)}"
     if config.platform == "ensemble":
         forbidden = [field for field in ("instance_group", "model_warmup") if getattr(config, field)]
         yield from (f"{field} is not allowed in an ensemble" for field in forbidden)

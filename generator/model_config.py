@@ -28,11 +28,12 @@ WARMUP_FILE = "image.bin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorConfig:
-    """An input or output as config.pbtxt states it: `dims` without the batch axis."""
+    """An input or output as config.pbtxt states it: `dims` without the batch axis; only inputs have a `format`."""
 
     name: str
     data_type: str
     dims: tuple[int, ...]
+    format: str | None = None
     label_filename: str | None = None
 
 
@@ -83,7 +84,6 @@ class ClassifierConfig(ModelConfig):
     instance_kind: str
     instance_count: int
     max_queue_delay_microseconds: int | None
-    warmup_batch_sizes: tuple[int, ...]
     profiles: tuple[int, ...] = ()
     graphs: tuple[GraphSpec, ...] = ()
 
@@ -118,7 +118,8 @@ def make_model_configs(spec: ModelSpec, artifact: Artifact, *, pillow_version: s
     """Return the configurations of `spec`'s three models around its graph or plan."""
     recipe = artifact.recipe
     given, made = artifact_tensors(artifact)
-    pixels = TensorConfig(name=given.name, data_type=given.data_type, dims=given.shape[1:])
+    # NVIDIA's image clients ask for the format; no backend reads it
+    pixels = TensorConfig(name=given.name, data_type=given.data_type, dims=given.shape[1:], format="FORMAT_NHWC")
     scores = TensorConfig(name=made.name, data_type=made.data_type, dims=made.shape[1:], label_filename=LABELS_FILE)
     image = TensorConfig(name=IMAGE, data_type="TYPE_STRING", dims=(1,))
     made_pixels = TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=(*recipe.crop, 3))
@@ -133,7 +134,6 @@ def make_model_configs(spec: ModelSpec, artifact: Artifact, *, pillow_version: s
         **_engine(spec, artifact),
         instance_count=spec.classifier_instances(),
         max_queue_delay_microseconds=spec.max_queue_delay_microseconds if maximum > 1 else None,
-        warmup_batch_sizes=tuple(sorted({1, spec.batch.optimum})),
     )
     preprocess = PreprocessConfig(
         ensemble=spec.name,

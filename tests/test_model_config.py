@@ -93,8 +93,22 @@ def test_the_spec_reaches_the_configuration() -> None:
     classifier, preprocess = parsed(texts, "net_classifier"), parsed(texts, "net_preprocess")
     assert classifier.dynamic_batching.max_queue_delay_microseconds == 1234
     assert (classifier.instance_group[0].count, preprocess.instance_group[0].count) == (2, 3)
-    assert [sample.batch_size for sample in classifier.model_warmup] == [1, 4]
     assert preprocess.parameters["resize"].string_value == "256"
+
+
+@pytest.mark.parametrize("artifact", [ARTIFACT, with_plan((1, 1, 4), (1, 16, 32))])
+def test_a_lower_max_batch_size_leaves_the_warmup_valid(artifact: Artifact) -> None:
+    """Model Analyzer's search begins at 1, and a warm-up above it fails the load."""
+    target = "tensorrt-10" if artifact.passport else "onnxruntime"
+    for model in ("net_classifier", "net_preprocess"):
+        config = parsed(rendered(artifact, target=target, batch={"max": 32, "opt": 16}), model)
+        assert [sample.batch_size for sample in config.model_warmup] == [1]
+
+
+def test_the_classifier_says_how_its_pixels_lie() -> None:
+    """What NVIDIA's image_client.py and grpc_image_client.py ask for (docs/clients.md)."""
+    pixels = parsed(rendered(), "net_classifier").input[0]
+    assert (pixels.format, len(pixels.dims)) == (model_config_pb2.ModelInput.FORMAT_NHWC, 3)
 
 
 def test_each_request_is_preprocessed_as_soon_as_a_process_is_free() -> None:
@@ -136,7 +150,8 @@ def test_versions_to_serve(versions: Any, check: Callable[[Any], bool]) -> None:
         ("net_classifier", "TYPE_UINT8", "TYPE_FP32", "input PIXELS is TYPE_FP32, but TYPE_UINT8 in the graph"),
         ("net_classifier", "dims: [ 224, 224, 3 ]", "dims: [ 3, 224, 224 ]", "but [224, 224, 3] in the graph"),
         ("net_classifier", 'name: "PIXELS"', 'name: "INPUT"', "input 'INPUT', but the graph has 'PIXELS'"),
-        ("net_classifier", "batch_size: 8", "batch_size: 99", "warmup batch_size 99 is above max_batch_size 32"),
+        ("net_classifier", " batch_size: 1\n", " batch_size: 99\n", "warmup batch_size 99 is above max_batch_size 32"),
+        ("net", "TYPE_STRING", "TYPE_STRING format: FORMAT_NHWC", "IMAGE has a format, which needs 3 dims, and has 1"),
         ("net_classifier", "count: 1", "count: 0", "instance_group count is 0"),
         ("net_classifier", "max_batch_size: 32", "max_batch_size: 0", "max_batch_size is 0, at least 1"),
         ("net_preprocess", "dims: [ 224, 224, 3 ]", "dims: [ 0, 224, 3 ]", "positive sizes or -1"),
