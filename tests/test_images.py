@@ -7,14 +7,18 @@ picture that the file shows.
 
 from __future__ import annotations
 
+import base64
 import importlib
 import io
+import json
 import re
 import shutil
 import struct
 import threading
 import time
 import tracemalloc
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -201,6 +205,11 @@ ANSWERED: dict[str, list[File]] = {
         File(data=encode(Image.new("RGB", (1, 1), (9, 99, 199)), kind), shows=None)
         for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP")
     ],
+    "any of these as base64 text, in one line or several": [
+        *(File(data=base64.b64encode(encode(PICTURE, kind))) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP")),
+        File(data=b"\r\n" + base64.encodebytes(JPEG).replace(b"\n", b"\r\n")),
+    ],
+    "`data:image/jpeg;base64,` and such text": [File(data=b"data:image/jpeg;base64," + base64.b64encode(JPEG))],
 }
 
 
@@ -261,6 +270,10 @@ REFUSED: dict[str, list[bytes]] = {
     "GIF with a frame far larger than its canvas": [declare_gif_frame()],
     "BMP that declares 60000x60000": [patch(BMP, 18, 60000, 60000, form="<ii")],
     "more bytes than `max_bytes`": [JPEG + bytes(32 << 20)],
+    "base64 text, damaged": [base64.b64encode(NOISY)[:-400] + b"%" + base64.b64encode(NOISY)[-400:]],
+    "base64 text, cut off": [base64.b64encode(NOISY)[:size] for size in (5, -1, -2, -401)],
+    "base64 text of a file that is cut off": [base64.b64encode(NOISY[:-1000])],
+    "base64 text of anything else": [base64.b64encode(encode(NOISE, "TIFF")), b"data:text/plain;base64,aGVsbG8="],
 }
 LIMITED, LARGE = "more pixels than `max_pixels`", "more bytes than `max_bytes`"  # the first has a model of its own
 DECLARED = [kind for kind in REFUSED if "declares" in kind or "frame" in kind]
@@ -373,6 +386,35 @@ def test_is_refused(call: Callable[[str], Caller], protocol: str, kind: str) -> 
         status, message = call(protocol).refuse([data], "upright" if kind == LIMITED else "demo")
         assert status == STATUS[protocol]
         assert re.search(r"IMAGE\[0\] of 1: (\d+ )?" + re.escape(words), message), message
+
+
+@server_test
+def test_json_carries_base64_text(server: EmbeddedServer) -> None:
+    """What clients send that can send text only: `/infer` without binary data, and `/generate`."""
+
+    def post(verb: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        url = f"http://{server.http_url}/v2/models/demo/{verb}"
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=30) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    def infer(*texts: str) -> tuple[int, dict[str, Any]]:
+        image = {"name": "IMAGE", "shape": [len(texts), 1], "datatype": "BYTES", "data": texts}
+        scores = {"name": "PROBABILITIES", "parameters": {"classification": 1}}
+        return post("infer", {"inputs": [image], "outputs": [scores]})
+
+    star, heart = (base64.b64encode(encode(image, "JPEG", quality=92)).decode() for image in (PICTURE, OTHER))
+    status, answer = infer(star, heart)
+    assert status == 200
+    assert [cell.split(":")[2] for cell in answer["outputs"][0]["data"]] == ["star", "heart"]
+    status, answer = post("generate", {"IMAGE": star})
+    assert status == 200
+    assert int(np.argmax(answer["PROBABILITIES"])) == STAR
+    status, answer = infer(star, heart[:-1])
+    assert status == 400
+    assert f"IMAGE[1] of 2: base64 text of {len(heart) - 1} characters, a multiple of 4 was expected" in answer["error"]
 
 
 @server_test

@@ -6,10 +6,12 @@ What it answers over the wire is tested with a real server in test_chain.py.
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -171,6 +173,49 @@ def test_limits(step: Any) -> None:
         step.decode(data, read(step, IMAGENET.model_copy(update={"max_pixels": 2999})))
     with pytest.raises(step.BadImageError, match=f"{len(data)} bytes, at most 1024"):
         step.decode(data, read(step, IMAGENET.model_copy(update={"max_bytes": 1024})))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP"])
+def test_base64_text_is_the_image_it_stands_for(step: Any, kind: str) -> None:
+    for width in (39, 40, 41):  # of each format texts with each length of padding
+        data = encode(noise(width, 30), kind)
+        texts = (
+            base64.b64encode(data),
+            base64.encodebytes(data),
+            b" \r\n\t" + base64.b64encode(data) + b"\n",
+            b"data:image/svg+xml;base64," + base64.b64encode(data),
+        )
+        expected = step.decode(data, read(step, IMAGENET))
+        assert all(np.array_equal(step.decode(text, read(step, IMAGENET)), expected) for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:40] + b"%" + text[40:], "base64 text with '%' behind 40 characters, A-Z a-z 0-9"),
+        (lambda text: text[:40] + b"=" + text[40:], "base64 text with '=' behind 40 characters"),
+        (lambda text: text[:40] + b"\xff" + text[40:], r"base64 text with '\\xff' behind 40 characters"),
+        (lambda text: text + b"===", r"base64 text with '=' behind \d+ characters"),
+        (lambda text: text[:41], "base64 text of 41 characters, a multiple of 4 was expected"),
+        (lambda text: text[:40], "broken image"),
+    ],
+)
+def test_base64_text_that_is_none_is_refused(step: Any, change: Callable[[bytes], bytes], message: str) -> None:
+    data = encode(noise(40, 30), "JPEG")
+    text = base64.b64encode(data + bytes(-len(data) % 3))  # a length that needs no padding
+    with pytest.raises(step.BadImageError, match=message):
+        step.decode(change(text), read(step, IMAGENET))
+
+
+def test_limits_are_those_of_the_image_that_the_text_stands_for(step: Any) -> None:
+    data = encode(noise(60, 50))
+    text = base64.encodebytes(data)
+    assert len(text) > len(data)
+    step.decode(text, read(step, IMAGENET.model_copy(update={"max_bytes": len(data)})))
+    with pytest.raises(step.BadImageError, match=f"{len(data)} bytes, at most {len(data) - 1} are accepted"):
+        step.decode(text, read(step, IMAGENET.model_copy(update={"max_bytes": len(data) - 1})))
+    with pytest.raises(step.BadImageError, match="60x50 pixels, at most 2999 are accepted"):
+        step.decode(text, read(step, IMAGENET.model_copy(update={"max_pixels": 2999})))
 
 
 def test_the_memory_of_one_image_serves_the_next() -> None:

@@ -5,6 +5,7 @@ The examples are the same in every run (`derandomize`), so that a failure in CI 
 
 from __future__ import annotations
 
+import base64
 import random
 import re
 import shutil
@@ -268,10 +269,11 @@ def mutate(data: bytes, seed: int) -> bytes:
 
 
 MUTATED = st.builds(mutate, st.sampled_from(SMALL_SEEDS), st.integers(0, 2**32))
+MUTATED_TEXT = st.builds(mutate, st.sampled_from([*map(base64.encodebytes, SMALL_SEEDS)]), st.integers(0, 2**32))
 
 
 @times(1500)
-@given(data=MUTATED | st.binary(max_size=200), exif=st.sampled_from(["ignore", "apply"]))
+@given(data=MUTATED | MUTATED_TEXT | st.binary(max_size=200), exif=st.sampled_from(["ignore", "apply"]))
 def test_decode_answers_or_raises_one_error(step: Any, data: bytes, exif: str) -> None:
     limits = {"resize": 40, "crop": (32, 24), "exif": exif, "max_pixels": 1_000_000}
     recipe = read(step, Recipe.model_validate({**IMAGENET.model_dump(), **limits}))
@@ -387,7 +389,10 @@ def test_no_bytes_kill_the_server_or_a_stub(
 
     @times(200)
     @given(
-        data=MUTATED | st.builds(mutate, st.sampled_from(SEEDS), st.integers(0, 2**32)) | st.binary(max_size=200),
+        data=MUTATED
+        | MUTATED_TEXT
+        | st.builds(mutate, st.sampled_from(SEEDS), st.integers(0, 2**32))
+        | st.binary(max_size=200),
         protocol=st.sampled_from(sorted(STATUS)),
     )
     def send(data: bytes, protocol: str) -> None:
