@@ -10,6 +10,7 @@ Exit code: 0 = every image was classified, 1 = not every one (standard error say
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 DEFAULT_URLS = {"grpc": "localhost:8001", "http": "localhost:8000"}
 REQUEST_BYTES = 64 * 2**20  # a request is sent when its images exceed this; gRPC cannot carry 2 GiB
+LARGEST_NUMBER = 2**31 - 1  # Triton counts classes in 32 bits, and gRPC knows no later deadline than some 200 years
+ENOUGH = 0.99  # classes are printed until their probabilities make up this much
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,14 +112,27 @@ def make_batches(names: Iterable[str], size: int) -> Iterator[list[tuple[str, by
         yield batch
 
 
-def print_result(name: str, scores: Iterable[Score], *, as_json: bool) -> None:
-    """Print one image's classes, best first."""
+def print_result(name: str, scores: Sequence[Score], *, as_json: bool) -> None:
+    """Print one image's classes, best first: for programs all of them, for people those that matter."""
     if as_json:
-        print(json.dumps({"file": name, "classes": [asdict(score) for score in scores]}), flush=True)
+        print(json.dumps({"file": name, "classes": [asdict(score) for score in scores]}, allow_nan=False), flush=True)
         return
     print(name)
-    for score in scores:
+    for score in drop_unlikely(scores):
         print(f"  {score.score:.4f}  {score.label or f'class {score.index}'}", flush=True)
+
+
+def drop_unlikely(scores: Sequence[Score]) -> Sequence[Score]:
+    """Drop the classes behind those that make up 0.99 of the probability.
+
+    Scores that cannot belong to one distribution stay as they are: logits, and the independent probabilities of a
+    sigmoid where they exceed 1 together. Where they do not, what is dropped is below 0.01 each.
+    """
+    values = [score.score for score in scores]
+    if min(values, default=0) < 0 or sum(values) > 1.001:  # probabilities computed in FP16 do not sum to 1 exactly
+        return scores
+    sums = itertools.accumulate(values)
+    return scores[: next((count for count, total in enumerate(sums, 1) if total >= ENOUGH), len(scores))]
 
 
 def complain(message: str, hint: str) -> None:
@@ -127,11 +143,13 @@ def complain(message: str, hint: str) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Classify images with a model served by Triton.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or - for standard input")
+    parser.add_argument(
+        "images", nargs="+", type=text, metavar="IMAGE", help="a file, a folder, or - for standard input"
+    )
     parser.add_argument("--protocol", choices=sorted(DEFAULT_URLS), default="grpc", help="default: grpc")
     parser.add_argument("--url", type=address, metavar="HOST:PORT", help="default: localhost:8001, with http :8000")
-    parser.add_argument("--model", metavar="NAME", help="default: the one ensemble that is served")
-    parser.add_argument("--top", type=positive(int), default=5, metavar="K", help="classes per image; default: 5")
+    parser.add_argument("--model", type=text, metavar="NAME", help="default: the one ensemble that is served")
+    parser.add_argument("--top", type=positive(int), default=5, metavar="K", help="most classes per image; default: 5")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image and line")
     parser.add_argument("--batch-size", type=positive(int), metavar="N", help="default, and limit: the model's")
     parser.add_argument(
@@ -140,13 +158,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def text(argument: str) -> str:
+    """Refuse an empty argument, which as a path would be the current folder."""
+    if not argument:
+        raise argparse.ArgumentTypeError("the argument is empty")
+    return argument
+
+
 def positive(kind: type[float]) -> Callable[[str], float]:
-    """Make an argument type that refuses zero, negative values and NaN."""
+    """Make an argument type that refuses zero, negative values, NaN and what is too large."""
 
     def convert(text: str) -> float:
         value = kind(text)
         if not value > 0:
             raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        if value > LARGEST_NUMBER:
+            raise argparse.ArgumentTypeError(f"{text} is above {LARGEST_NUMBER}")
         return value
 
     convert.__name__ = f"positive {kind.__name__}"  # argparse names it in its message

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib
+import math
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,26 +35,35 @@ class ClientError(Exception):
 
 
 class RefusedError(ClientError):
-    """The server works, but does not answer this request: one of its images is bad."""
+    """The server works, but this request has no answer: one of its images is bad, or a score of it is not a number."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One class of an image: `index` is its place in the output, `score` the value there."""
+    """One class of an image: `index` is its place in the output, `score` the value there.
+
+    A model that decides between two classes with one output names the class that holds; `index` is None for the
+    one that has no output of its own.
+    """
 
     label: str | None
-    index: int
+    index: int | None
     score: float
 
 
 @dataclass(frozen=True)
 class Model:
-    """A served model that takes encoded images; `max_batch_size` is 0 for one that takes them one by one, unbatched."""
+    """A served model that takes encoded images; `max_batch_size` is 0 for one that takes them one by one, unbatched.
+
+    `negative_label` is what an image is whose one probability, that of the labelled class, is below 0.5; the server
+    says it in the model's `parameters`.
+    """
 
     name: str
     input: str
     output: str
     max_batch_size: int
+    negative_label: str | None = None
 
 
 class Connection(contextlib.AbstractContextManager["Connection"]):
@@ -104,7 +114,8 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         config = self._ask("get_model_config", name)
         config = config.get("config", config)
         output = next(tensor["name"] for tensor in metadata["outputs"] if tensor["datatype"].startswith("FP"))
-        return Model(name, metadata["inputs"][0]["name"], output, config.get("max_batch_size", 0))
+        negative = config.get("parameters", {}).get("negative_label", {}).get("string_value")
+        return Model(name, metadata["inputs"][0]["name"], output, config.get("max_batch_size", 0), negative)
 
     def classify(self, model: Model, images: Sequence[bytes], top: int = 5) -> list[list[Score]]:
         """Send one request and return the `top` best classes of every image.
@@ -113,7 +124,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         file is needed here.
 
         Raises:
-            RefusedError: One of the images is bad. Nothing is known about the others.
+            RefusedError: One of the images is bad, or a score of it is not a number. Nothing is known about the others.
         """
         import numpy as np
 
@@ -125,7 +136,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         with self._explained():
             answer = self._client.infer(model.name, [tensor], outputs=[wanted], **limit)
         rows = answer.as_numpy(model.output).reshape(len(images), -1)
-        return [[_parse_class(cell) for cell in row] for row in rows]
+        return [[_parse_class(cell, model.negative_label) for cell in row] for row in rows]
 
     def classify_each(self, model: Model, images: Sequence[bytes], top: int = 5) -> list[list[Score] | RefusedError]:
         """Like `classify`, but one bad image costs only its own answer: a refused request is halved and sent again."""
@@ -204,9 +215,16 @@ def _takes_images(metadata: dict[str, Any]) -> bool:
     return len(inputs) == 1 and inputs[0]["datatype"] == "BYTES" and len(scores) == 1
 
 
-def _parse_class(cell: bytes) -> Score:
-    score, index, *label = cell.decode(errors="replace").split(":", 2)
-    return Score(label[0] if label else None, int(index), float(score))
+def _parse_class(cell: bytes, negative_label: str | None) -> Score:
+    number, index, *label = cell.decode(errors="replace").split(":", 2)
+    score = Score(label[0] if label else None, int(index), float(number))
+    if not math.isfinite(score.score):
+        message = f"the model's score of {score.label or f'class {index}'} is {score.score}, a number was expected"
+        hint = "trtgen verify compares the model with its source; in FP16 values overflow that FP32 can hold"
+        raise RefusedError(message, hint)
+    if negative_label is not None and 0 <= score.score < 0.5:
+        return Score(negative_label, None, round(1 - score.score, 6))  # the server rounds to six decimals
+    return score
 
 
 def _detect_protocol(url: str) -> str:

@@ -57,12 +57,7 @@ def _single(name: str, config: Any) -> Iterable[str]:
         yield f"name is {config.name!r}, but the directory is {name!r}"
     if config.max_batch_size < 1:
         yield f"max_batch_size is {config.max_batch_size}, at least 1 was expected"
-    for tensor in (*config.input, *config.output):
-        if not tensor.dims or any(size == 0 or size < -1 for size in tensor.dims):
-            yield f"tensor {tensor.name}: dims {list(tensor.dims)}, positive sizes or -1 were expected"
-    for tensor in config.input:
-        if tensor.format and len(tensor.dims) != 3:
-            yield f"input {tensor.name} has a format, which needs 3 dims, and has {len(tensor.dims)}"
+    yield from _shapes(config)
     if config.platform == "ensemble":
         forbidden = [field for field in ("instance_group", "model_warmup") if getattr(config, field)]
         yield from (f"{field} is not allowed in an ensemble" for field in forbidden)
@@ -72,6 +67,15 @@ def _single(name: str, config: Any) -> Iterable[str]:
     for sample in config.model_warmup:
         if sample.batch_size > config.max_batch_size:
             yield f"warmup batch_size {sample.batch_size} is above max_batch_size {config.max_batch_size}"
+
+
+def _shapes(config: Any) -> Iterable[str]:
+    for tensor in (*config.input, *config.output):
+        if not tensor.dims or any(size == 0 or size < -1 for size in tensor.dims):
+            yield f"tensor {tensor.name}: dims {list(tensor.dims)}, positive sizes or -1 were expected"
+    for tensor in config.input:
+        if tensor.format and len(tensor.dims) != 3:
+            yield f"input {tensor.name} has a format, which needs 3 dims, and has {len(tensor.dims)}"
 
 
 def _against_artifact(config: Any, artifact: Artifact) -> Iterable[str]:

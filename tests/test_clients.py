@@ -27,6 +27,7 @@ CLIENTS = Path(__file__).parents[1] / "clients"
 COLOURS = ["red", "green", "blue", "red", "blue", "green", "red", "blue"]
 # max_batch_size of the served models. Halving eight images that were sent at once would take four requests, not three.
 LIMIT = 3
+ENSEMBLES = ("binary", "flawed", "sigmoid", "softmax", "sure")
 
 both = pytest.mark.parametrize("protocol", ["grpc", "http"])
 server = pytest.mark.server
@@ -61,9 +62,10 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A server of two ensembles; `single` takes one image and has no batch axis."""
+    """A server of one ensemble for each head, and of `single`, which takes one image and has no batch axis."""
     root = tmp_path_factory.mktemp("repository")
-    build_tiny_repository(root, name="first")
+    for head in ENSEMBLES:
+        build_tiny_repository(root, name=head, head=head)
     build_tiny_repository(root, name="single", max_batch_size=0)
     with serve(root) as addresses:
         yield addresses
@@ -204,10 +206,54 @@ def test_file_name_that_is_not_text(urls: dict[str, str], images: Path, tmp_path
 def test_several_ensembles_ask_for_a_choice(several: dict[str, str], images: Path, protocol: str) -> None:
     where = ("--protocol", protocol, "--url", several[protocol])
     _, error = classify(images, *where, code=1)
-    assert "2 ensembles that classify images: first, single" in error
-    assert "hint: choose one: --model first" in error
-    for model in ("first", "single"):
+    assert "6 ensembles that classify images: binary, flawed, sigmoid, single, softmax, sure" in error
+    assert "hint: choose one: --model binary" in error
+    for model in ("softmax", "single"):
         assert list(read_labels(classify(images, "--json", "--model", model, *where)[0]).values()) == COLOURS
+
+
+@server
+@both
+def test_classes_are_printed_until_they_make_up_99_percent(
+    several: dict[str, str], images: Path, protocol: str
+) -> None:
+    where = ("--protocol", protocol, "--url", several[protocol])
+
+    def show(model: str, *options: str) -> list[str]:
+        return classify(images / "1-green.jpg", "--model", model, *options, *where)[0].splitlines()[1:]
+
+    assert [line.split()[1] for line in show("sure")] == ["green"]
+    assert len(show("softmax")) == len(show("sigmoid")) == 3
+    assert len(show("softmax", "--top", "2")) == 2
+    (answer,) = map(json.loads, classify(images / "1-green.jpg", "--model", "sure", "--json", *where)[0].splitlines())
+    assert len(answer["classes"]) == 3
+
+
+@server
+@both
+def test_one_output_names_the_class_that_holds(several: dict[str, str], images: Path, protocol: str) -> None:
+    where = ("--model", "binary", "--protocol", protocol, "--url", several[protocol])
+    red, green = (classify(images / name, *where)[0].splitlines() for name in ("0-red.jpg", "1-green.jpg"))
+    assert [line.split(maxsplit=1)[1] for line in (*red[1:], *green[1:])] == ["red", "not red"]
+    assert all(0.9 < float(lines[1].split()[0]) < 1 for lines in (red, green))
+    answers = [json.loads(line)["classes"] for line in classify(images, "--json", *where)[0].splitlines()]
+    assert [len(classes) for classes in answers] == [1] * len(COLOURS)
+    for colour, (found,) in zip(COLOURS, answers, strict=True):
+        if colour != "blue":  # as red as green
+            assert (found["label"], found["index"]) == {"red": ("red", 0), "green": ("not red", None)}[colour]
+        assert 0.5 <= found["score"] < 1
+
+
+@server
+@both
+def test_score_that_is_not_a_number(several: dict[str, str], images: Path, protocol: str) -> None:
+    where = ("--model", "flawed", "--protocol", protocol, "--url", several[protocol])
+    output, error = classify(images, "--json", *where, code=1)
+    answers = [json.loads(line, parse_constant=pytest.fail) for line in output.splitlines()]
+    assert [Path(answer["file"]).name for answer in answers] == ["0-red.jpg", "3-red.jpg", "6-red.jpg"]
+    assert f"error: {images / '2-blue.jpg'}: the model's score of " in error
+    assert error.count(" is nan, a number was expected\nhint: trtgen verify compares the model") == 3
+    assert error.count(" is -inf, a number was expected") == 2
 
 
 @server
@@ -321,6 +367,10 @@ def test_empty_folder_needs_no_server(tmp_path: Path) -> None:
         (("x.jpg", "--top", "0"), "--top: 0 is not above 0"),
         (("x.jpg", "--top", "many"), "--top: invalid positive int value: 'many'"),
         (("x.jpg", "--timeout", "nan"), "--timeout: nan is not above 0"),
+        (("x.jpg", "--timeout", "inf"), "--timeout: inf is above 2147483647"),
+        (("x.jpg", "--top", "99999999999999999999"), "--top: 99999999999999999999 is above 2147483647"),
+        (("",), "IMAGE: the argument is empty"),
+        (("x.jpg", "--model", ""), "--model: the argument is empty"),
         (("x.jpg", "--protocol", "tcp"), "invalid choice: 'tcp'"),
         (("x.jpg", "--url", "http://localhost:8000"), "--url: 'http://localhost:8000' is not HOST:PORT"),
         (("x.jpg", "--url", "localhost"), "--url: 'localhost' is not HOST:PORT"),

@@ -1,7 +1,7 @@
 """A model repository small enough to build in a blink, whose right answer is known: an image's dominant colour.
 
 `tiny` (ensemble) = `tiny_preprocess` (Python backend: Pillow) -> `tiny_classifier` (ONNX): the same names, tensors and
-links as the repositories that trtgen makes, with 8x8 pixels and three classes.
+links as the repositories that trtgen makes, with 8x8 pixels and three classes. Other heads than `softmax`: see `HEADS`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LABELS = ("red", "green", "blue")
+HEADS = {
+    "softmax": LABELS,  # probabilities, the least likely two above 0.01
+    "sure": LABELS,  # probabilities, the first above 0.99
+    "sigmoid": LABELS,  # independent ones: a noisy picture has a bit of each colour
+    "binary": ("red",),  # one probability; the ensemble names what is not red
+    "flawed": LABELS,  # scores, NaN for a blue image and minus infinity for a green one
+}
 SIDE = 8
 STARTED = "started"  # the file that a delayed preprocess leaves in its model directory when a request has reached it
 
@@ -71,7 +78,7 @@ name: "{name}_classifier"
 backend: "onnxruntime"
 max_batch_size: {max_batch_size}
 input [ {{ name: "PIXELS" data_type: TYPE_UINT8 dims: [ {single}8, 8, 3 ] }} ]
-output [ {{ name: "PROBABILITIES" data_type: TYPE_FP32 dims: [ {single}3 ] label_filename: "labels.txt" }} ]
+output [ {{ name: "PROBABILITIES" data_type: TYPE_FP32 dims: [ {single}{classes} ] label_filename: "labels.txt" }} ]
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 {batching}
 """
@@ -81,7 +88,8 @@ name: "{name}"
 platform: "ensemble"
 max_batch_size: {max_batch_size}
 input [ {{ name: "IMAGE" data_type: TYPE_STRING dims: [ 1 ] }} ]
-output [ {{ name: "PROBABILITIES" data_type: TYPE_FP32 dims: [ {single}3 ] label_filename: "labels.txt" }} ]
+output [ {{ name: "PROBABILITIES" data_type: TYPE_FP32 dims: [ {single}{classes} ] label_filename: "labels.txt" }} ]
+{parameters}
 ensemble_scheduling {{
   step [
     {{
@@ -101,7 +109,9 @@ ensemble_scheduling {{
 """
 
 
-def build_tiny_repository(root: Path, *, name: str = "tiny", max_batch_size: int = 4, delay_s: float = 0.0) -> Path:
+def build_tiny_repository(
+    root: Path, *, name: str = "tiny", max_batch_size: int = 4, delay_s: float = 0.0, head: str = "softmax"
+) -> Path:
     """Write the ensemble `name` and its two members below `root` and return `root`.
 
     Args:
@@ -109,13 +119,17 @@ def build_tiny_repository(root: Path, *, name: str = "tiny", max_batch_size: int
         name: The ensemble's name; the members are called `<name>_preprocess` and `<name>_classifier`.
         max_batch_size: The limit of all three models; 0 for models that take one image and no batch axis.
         delay_s: How long the preprocess model waits before it answers; it first touches the file `STARTED`.
+        head: What the classifier answers, one of `HEADS`.
     """
+    negative = 'parameters { key: "negative_label" value { string_value: "not red" } }'
     values = {
         "name": name,
         "max_batch_size": max_batch_size,
         "delay_s": delay_s,
         "single": "" if max_batch_size else "1, ",
         "batching": "dynamic_batching { }" if max_batch_size else "",
+        "classes": len(HEADS[head]),
+        "parameters": negative if head == "binary" else "",
     }
     for model, template in (
         (name, _ENSEMBLE_CONFIG),
@@ -125,9 +139,9 @@ def build_tiny_repository(root: Path, *, name: str = "tiny", max_batch_size: int
         (root / model / "1").mkdir(parents=True)
         (root / model / "config.pbtxt").write_text(template.format(**values))
         if not model.endswith("_preprocess"):
-            (root / model / "labels.txt").write_text("\n".join(LABELS) + "\n")
+            (root / model / "labels.txt").write_text("\n".join(HEADS[head]) + "\n")
     (root / f"{name}_preprocess" / "1" / "model.py").write_text(_PREPROCESS)
-    (root / f"{name}_classifier" / "1" / "model.onnx").write_bytes(make_colour_classifier())
+    (root / f"{name}_classifier" / "1" / "model.onnx").write_bytes(make_colour_classifier(head))
     return root
 
 
@@ -141,26 +155,48 @@ def serve(root: Path) -> Iterator[dict[str, str]]:
         yield {name: url.rpartition("://")[2].partition("/")[0] for name, url in urls.items()}
 
 
-def make_colour_classifier() -> bytes:
-    """An ONNX graph: PIXELS uint8 [batch, 8, 8, 3] -> mean per channel -> softmax -> PROBABILITIES [batch, 3]."""
+def make_colour_classifier(head: str = "softmax") -> bytes:
+    """An ONNX graph: PIXELS uint8 [batch, 8, 8, 3] -> mean per channel -> head -> PROBABILITIES [batch, classes]."""
     import numpy as np
     from onnx import TensorProto, checker, helper, numpy_helper
 
+    node = helper.make_node
     nodes = [
-        helper.make_node("Cast", ["PIXELS"], ["values"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["values", "axes"], ["means"], keepdims=0),
-        helper.make_node("Mul", ["means", "scale"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["PROBABILITIES"], axis=1),
+        node("Cast", ["PIXELS"], ["values"], to=TensorProto.FLOAT),
+        node("ReduceMean", ["values", "axes"], ["means"], keepdims=0),
+        node("Mul", ["means", "scale"], ["logits"]),
+        *{
+            "softmax": [node("Softmax", ["logits"], ["PROBABILITIES"], axis=1)],
+            "sure": [
+                node("Mul", ["logits", "three"], ["large"]),
+                node("Softmax", ["large"], ["PROBABILITIES"], axis=1),
+            ],
+            "sigmoid": [node("Sigmoid", ["logits"], ["PROBABILITIES"])],
+            "binary": [node("MatMul", ["logits", "red"], ["margin"]), node("Sigmoid", ["margin"], ["PROBABILITIES"])],
+            "flawed": [
+                node("MatMul", ["logits", "not_blue"], ["above_blue"]),
+                node("Sqrt", ["above_blue"], ["no_blue"]),
+                node("MatMul", ["logits", "red"], ["above_green"]),
+                node("Relu", ["above_green"], ["positive"]),
+                node("Log", ["positive"], ["no_green"]),
+                node("Sum", ["logits", "no_blue", "no_green"], ["PROBABILITIES"]),
+            ],
+        }[head],
     ]
+    constants = {
+        "axes": np.array([1, 2], np.int64),
+        "scale": np.array(1 / 32, np.float32),
+        "three": np.array(3, np.float32),
+        "red": np.array([[1], [-1], [0]], np.float32),
+        "not_blue": np.array([[1], [1], [-2]], np.float32),
+    }
+    used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         nodes,
         "colour",
         [helper.make_tensor_value_info("PIXELS", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
-        [helper.make_tensor_value_info("PROBABILITIES", TensorProto.FLOAT, ["batch", len(LABELS)])],
-        [
-            numpy_helper.from_array(np.array([1, 2], dtype=np.int64), "axes"),
-            numpy_helper.from_array(np.array(1 / 32, dtype=np.float32), "scale"),
-        ],
+        [helper.make_tensor_value_info("PROBABILITIES", TensorProto.FLOAT, ["batch", len(HEADS[head])])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     checker.check_model(model, full_check=True)
