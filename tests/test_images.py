@@ -419,6 +419,46 @@ def test_json_carries_base64_text(server: EmbeddedServer) -> None:
 
 @server_test
 @both
+def test_what_nvidias_image_clients_ask_for(server: EmbeddedServer, protocol: str) -> None:
+    """What image_client.py and grpc_image_client.py check and send, and what ensemble_image_client.py sends.
+
+    The scripts are in no package; docs/clients.md shows them run as they are.
+    """
+    triton = importlib.import_module(f"tritonclient.{protocol}")
+    as_json = {"as_json": True} if protocol == "grpc" else {}
+    drawn = draw_set(3, seed=8)
+    names = [LABELS[image.label] for image in drawn]
+
+    def ask(model: str, datatype: str, images: NDArray[Any]) -> list[str]:
+        tensor = triton.InferInput(metadata["inputs"][0]["name"], list(images.shape), datatype)
+        tensor.set_data_from_numpy(images)
+        output = metadata["outputs"][0]["name"]
+        wanted = triton.InferRequestedOutput(output, class_count=2)
+        rows = client.infer(model, [tensor], outputs=[wanted]).as_numpy(output)
+        assert rows.shape == (3, 2)
+        return [row[0].decode().split(":")[2] for row in rows]
+
+    with triton.InferenceServerClient(server.grpc_url if protocol == "grpc" else server.http_url) as client:
+        metadata = client.get_model_metadata("demo_classifier", **as_json)
+        config = client.get_model_config("demo_classifier", **as_json)
+        config = config.get("config", config)
+        assert (len(metadata["inputs"]), len(metadata["outputs"]), len(config["input"])) == (1, 1, 1)
+        assert (metadata["outputs"][0]["datatype"], len(metadata["outputs"][0]["shape"])) == ("FP32", 2)
+        assert config["max_batch_size"] > 0
+        assert config["input"][0]["format"] == "FORMAT_NHWC"
+        _, height, width, channels = map(int, metadata["inputs"][0]["shape"])
+        assert channels == 3
+        pictures = [Image.open(io.BytesIO(image.jpeg)).resize((width, height)) for image in drawn]
+        pixels = np.stack([np.asarray(picture) for picture in pictures])
+        assert ask("demo_classifier", metadata["inputs"][0]["datatype"], pixels) == names
+
+        metadata = client.get_model_metadata("demo", **as_json)
+        files = np.stack([np.array([image.jpeg], dtype=bytes) for image in drawn])
+        assert ask("demo", "BYTES", files) == names
+
+
+@server_test
+@both
 def test_a_bad_image_is_named_by_its_place(call: Callable[[str], Caller], protocol: str) -> None:
     images = [image.jpeg for image in draw_set(8, seed=5)]
     names = [LABELS[image.label] for image in draw_set(8, seed=5)]

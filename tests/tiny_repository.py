@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 LABELS = ("red", "green", "blue")
 HEADS = {
@@ -183,7 +185,7 @@ def make_colour_classifier(head: str = "softmax") -> bytes:
             ],
         }[head],
     ]
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "axes": np.array([1, 2], np.int64),
         "scale": np.array(1 / 32, np.float32),
         "three": np.array(3, np.float32),
