@@ -123,6 +123,8 @@ def make_model_configs(spec: ModelSpec, artifact: Artifact, *, pillow_version: s
     scores = TensorConfig(name=made.name, data_type=made.data_type, dims=made.shape[1:], label_filename=LABELS_FILE)
     image = TensorConfig(name=IMAGE, data_type="TYPE_STRING", dims=(1,))
     made_pixels = TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=(*recipe.crop, 3))
+    # the client turns a probability below 0.5 into one of the other class; a logit has no such bound
+    two_classes = scores.dims == (1,) and artifact.head.activation == "sigmoid"
     maximum = spec.batch.max
     classifier = ClassifierConfig(
         ensemble=spec.name,
@@ -150,7 +152,7 @@ def make_model_configs(spec: ModelSpec, artifact: Artifact, *, pillow_version: s
         max_batch_size=maximum,
         inputs=(image,),
         outputs=(scores,),
-        parameters={"negative_label": artifact.labels[0]} if scores.dims == (1,) else {},
+        parameters={"negative_label": artifact.labels[0]} if two_classes else {},
         steps=(
             Step(model_name=preprocess.name, input_map={IMAGE: IMAGE}, output_map={PIXELS: "pixels"}),
             Step(model_name=classifier.name, input_map={pixels.name: "pixels"}, output_map={scores.name: scores.name}),

@@ -111,6 +111,16 @@ def test_the_classifier_says_how_its_pixels_lie() -> None:
     assert (pixels.format, len(pixels.dims)) == (model_config_pb2.ModelInput.FORMAT_NHWC, 3)
 
 
+@pytest.mark.parametrize(("activation", "expected"), [("sigmoid", {"negative_label": "dog"}), ("none", {})])
+def test_one_probability_comes_with_the_name_of_the_other_class(activation: Any, expected: dict[str, str]) -> None:
+    """A logit does not: the client would take one between 0 and 0.5 for a probability."""
+    graph = replace(GRAPH, output=replace(GRAPH.output, shape=(-1, 1)))
+    head = Head(output="logits", activation=activation)
+    artifact = replace(ARTIFACT, onnx=graph, head=head, labels=("dog", "cat"))
+    parameters = parsed(rendered(artifact), "net").parameters
+    assert {key: value.string_value for key, value in parameters.items()} == expected
+
+
 def test_each_request_is_preprocessed_as_soon_as_a_process_is_free() -> None:
     """Waiting requests taken together keep the first of them until the last is decoded (docs/benchmarks.md)."""
     assert not parsed(rendered(), "net_preprocess").HasField("dynamic_batching")
