@@ -127,7 +127,7 @@ def _describe_config(folder: Path) -> str:
     command = f"model-analyzer profile -f {folder / _CONFIG}"
     return (
         f"# {command}\n"
-        "# starts servers of its own. Beside `trtgen serve --model-control explicit --unlocked` (it cannot send the header):\n"
+        "# starts servers of its own. Beside `trtgen serve --model-control explicit --unlocked`:\n"
         f"# {command} --triton-launch-mode remote\n"
     )
 
