@@ -16,7 +16,7 @@ import yaml
 
 from generator.errors import MissingDependencyError, PerfError, ServerError
 from generator.perf.images import write_input
-from generator.perf.sweep import INPUT_FILE, make_arguments, make_window_arguments
+from generator.perf.sweep import INPUT_FILE, make_arguments, make_memory_arguments, make_window_arguments
 from generator.server.launch import assemble_backends, assemble_python, find_libraries, give_safe_path, is_safe_path
 from generator.server.ports import LOOPBACK
 from generator.server.wheel import check_embedded
@@ -135,12 +135,15 @@ def _describe_config(folder: Path) -> str:
 def _make_config(
     folder: Path, repository: Path, models: Sequence[ServedModel], load: Load, *, has_server: bool
 ) -> dict[str, Any]:
-    """Return Model Analyzer's configuration for a quick search, the one that it has for ensembles."""
+    """Return Model Analyzer's configuration for a quick search, the one that it has for ensembles.
+
+    That search refuses `batch_sizes` and sends one image per request, whatever `load` says.
+    """
     model, *members = models
     parts = members or [model]
     host = load.url.rpartition(":")[0]
     http, grpc = (load.url if protocol == load.protocol else "" for protocol in ("http", "grpc"))
-    arguments = make_window_arguments(load)
+    arguments = [*make_memory_arguments(model, load), *make_window_arguments(load)]
     if model.image_input:  # else it sends random strings, which are no images
         arguments += ["--input-data", str(folder / INPUT_FILE)]
     flags = {name.removeprefix("--"): value for name, value in zip(arguments[::2], arguments[1::2], strict=True)}
@@ -154,7 +157,6 @@ def _make_config(
         "run_config_search_max_instance_count": max(usable_cores(), _LEAST_INSTANCES),
         "run_config_search_max_model_batch_size": max(model.max_batch_size, 1),
         "run_config_search_max_concurrency": max(*load.concurrencies, 2 * model.max_batch_size),
-        "batch_sizes": [load.batch_size],
         "client_protocol": load.protocol,
         "perf_analyzer_path": str(load.analyzer),
         "perf_analyzer_timeout": int(load.timeout_s),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from generator.perf.report import Measurement
     from generator.perf.served import ServedModel
 
-__all__ = ["INPUT_FILE", "Load", "make_arguments", "make_window_arguments", "measure"]
+__all__ = ["INPUT_FILE", "Load", "make_arguments", "make_memory_arguments", "make_window_arguments", "measure"]
 
 _MOST_WINDOWS = 10
 _LEAST_IN_FLIGHT = 0.5  # of the concurrency; the rest is perf_analyzer's own time between two requests
@@ -168,23 +168,27 @@ def _run(arguments: Sequence[str], what: str, load: Load, folder: Path) -> str:
 
 def make_arguments(model: ServedModel, concurrency: int, load: Load, *, output: str = _OUTPUT) -> list[str]:
     """Return the arguments that say what is sent where; the images are in INPUT_FILE of the current folder."""
-    shared = []
-    if load.shared_memory != "none":
-        shared = ["--shared-memory", load.shared_memory]
-        if model.has_open_outputs:  # perf_analyzer works out the size of the others; its default is 100 KB
-            shared += ["--output-shared-memory-size", str(_OPEN_OUTPUT_BYTES)]
     return [
         *("-m", model.name),
         *("-i", load.protocol),
         *("-u", load.url),
         *("-b", str(load.batch_size)),
-        *shared,
+        *make_memory_arguments(model, load),
         *("--input-data", INPUT_FILE if model.image_input else "random"),
         *("--concurrency-range", f"{concurrency}:{concurrency}:1"),
         *("-f", output),
         "--verbose-csv",
         "-v",
     ]
+
+
+def make_memory_arguments(model: ServedModel, load: Load) -> list[str]:
+    """Return the arguments that put images and answers into shared memory; none where they are in the requests."""
+    if load.shared_memory == "none":
+        return []
+    # perf_analyzer works out the size of outputs whose shape is known; for the others it takes 100 KB.
+    size = ["--output-shared-memory-size", str(_OPEN_OUTPUT_BYTES)] if model.has_open_outputs else []
+    return ["--shared-memory", load.shared_memory, *size]
 
 
 def make_window_arguments(load: Load) -> list[str]:
