@@ -699,7 +699,6 @@ def test_export_is_measured_without_us(program: Path, tmp_path: Path, monkeypatc
     [(name, profile)] = config["profile_models"].items()
     assert (name, profile["cpu_only"], config["run_config_search_mode"]) == ("tiny", True, "quick")
     assert config["cpu_only_composing_models"] == ["tiny_preprocess", "tiny_classifier"]
-    assert config["run_config_search_max_model_batch_size"] == 4
     assert profile["perf_analyzer_flags"]["input-data"] == str(folder / "images.json")
     assert config["triton_grpc_endpoint"] == f"127.0.0.1:{ports.grpc}"
 

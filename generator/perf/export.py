@@ -20,7 +20,6 @@ from generator.perf.sweep import INPUT_FILE, make_arguments, make_memory_argumen
 from generator.server.launch import assemble_backends, assemble_python, find_libraries, give_safe_path, is_safe_path
 from generator.server.ports import LOOPBACK
 from generator.server.wheel import check_embedded
-from generator.spec import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["write_export"]
 
 _SERVER, _CONFIG, _SCRIPT, _HOME = "tritonserver", "model_analyzer.yaml", "perf_analyzer.sh", "server"
-_LEAST_INSTANCES = 4  # of each member, that Model Analyzer may try; Triton's own default is 5
 
 
 def write_export(
@@ -137,7 +135,8 @@ def _make_config(
 ) -> dict[str, Any]:
     """Return Model Analyzer's configuration for a quick search, the one that it has for ensembles.
 
-    That search refuses `batch_sizes` and sends one image per request, whatever `load` says.
+    That search refuses `batch_sizes` and sends one image per request, whatever `load` says. It applies a limit of
+    max_batch_size to the members and not to the ensemble, which then does not load: there is none.
     """
     model, *members = models
     parts = members or [model]
@@ -154,8 +153,6 @@ def _make_config(
         "model_repository": str(repository),
         "profile_models": {model.name: profile},
         "run_config_search_mode": "quick",
-        "run_config_search_max_instance_count": max(usable_cores(), _LEAST_INSTANCES),
-        "run_config_search_max_model_batch_size": max(model.max_batch_size, 1),
         "run_config_search_max_concurrency": max(*load.concurrencies, 2 * model.max_batch_size),
         "client_protocol": load.protocol,
         "perf_analyzer_path": str(load.analyzer),
