@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from generator.artifact import Artifact
 
-__all__ = ["check_configs"]
+__all__ = ["check_configs", "parse_config"]
 
 
 def check_configs(texts: Mapping[str, str], artifact: Artifact) -> None:
@@ -24,7 +24,7 @@ def check_configs(texts: Mapping[str, str], artifact: Artifact) -> None:
     Raises:
         ConfigError: The text is not a ModelConfig, or a rule is broken; lists every broken rule.
     """
-    parsed = {name: _parse(name, text) for name, text in texts.items()}
+    parsed = {name: parse_config(name, text) for name, text in texts.items()}
     problems: list[str] = []
     ensembles = [config for config in parsed.values() if config.platform == "ensemble"]
     for name, config in parsed.items():
@@ -40,7 +40,12 @@ def check_configs(texts: Mapping[str, str], artifact: Artifact) -> None:
         raise ConfigError("\n".join(problems), hint="change the spec; if it is right, this is a bug of trtgen")
 
 
-def _parse(name: str, text: str) -> Any:
+def parse_config(name: str, text: str) -> Any:
+    """Return the model configuration `text` as Triton's protobuf.
+
+    Raises:
+        ConfigError: It is none.
+    """
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 

@@ -8,7 +8,9 @@ import csv
 import dataclasses
 import http.server
 import json
+import os
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -18,13 +20,17 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
+import yaml
 
 from generator.cli import main
 from generator.errors import PerfError
 from generator.perf import analyzer, gpu, images, report, served, sweep
 from generator.perf.folder import check_folder
-from tests.server_parts import read_settled
+from generator.server import endpoint
+from generator.server.ports import Ports, choose_ports
+from tests.server_parts import read_settled, wait_until
 from tests.tiny_repository import build_tiny_repository, make_image, serve
 
 if TYPE_CHECKING:
@@ -34,6 +40,8 @@ DATA = Path(__file__).parent / "data" / "perf_analyzer"  # perf_analyzer 2.50's 
 ENSEMBLE = (DATA / "ensemble.csv").read_text()
 MEMBERS = {name: (DATA / f"{name}.csv").read_text() for name in ("preprocess", "classifier")}
 
+ANY_SPREAD = ("--max-spread", "1000")  # what is asserted holds on a busy machine, too
+
 server = pytest.mark.server
 
 
@@ -41,13 +49,19 @@ server = pytest.mark.server
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """perf_analyzer, installed by us; its libraries come with the extra `server`."""
     pytest.importorskip("pytriton", reason="perf_analyzer's libraries come with the extra 'server'")
-    return analyzer.install_analyzer(tmp_path_factory.mktemp("bin"))
+    return analyzer.install_analyzer(tmp_path_factory.mktemp("prefix"))
 
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with serve(build_tiny_repository(tmp_path_factory.mktemp("repository"))) as addresses:
         yield addresses
+
+
+ANSWER_VERSION = "test $1 = --version && echo Perf Analyzer Version && exit 0"
+COPY_RESULT = [f"cp {DATA}/ensemble.csv out.csv"] + [
+    f"cp {DATA}/{member}.csv tiny_{member}_v1.out.csv" for member in ("preprocess", "classifier")
+]
 
 
 def make_program(folder: Path, *lines: str) -> Path:
@@ -192,21 +206,24 @@ def test_install_and_find(program: Path, tmp_path: Path, monkeypatch: pytest.Mon
         analyzer.find_analyzer()
 
 
-def test_libraries_are_linked_under_their_plain_names(program: Path) -> None:
-    with analyzer.library_environment() as environment:
-        links = Path(environment["LD_LIBRARY_PATH"].partition(":")[0])
-        assert sorted(link.name for link in links.iterdir()) == ["libb64.so.0d", "libcudart.so.12"]
-        said = subprocess.run(["ldd", program], env=environment, capture_output=True, text=True, check=True).stdout
-    assert "not found" not in said
-    assert str(links / "libb64.so.0d") in said
-    assert not links.exists()
+def test_it_starts_by_itself(program: Path, tmp_path: Path) -> None:
+    """As from a shell or Model Analyzer: an empty environment, another folder, a link to it on PATH."""
+    link = tmp_path / "perf_analyzer"
+    link.symlink_to(program)
+    said = subprocess.run([link, "--version"], env={}, cwd="/", capture_output=True, text=True, check=True).stderr
+    assert said.startswith("Perf Analyzer Version")
+    binary = analyzer.find_binary(program)
+    assert sorted(path.name for path in binary.parent.iterdir()) == [
+        *("libb64.so.0d", "libcudart.so.12", "perf_analyzer")
+    ]
+    assert analyzer.find_binary(Path("/bin/sh")) == Path("/bin/sh")
 
 
 def test_wheel_with_other_content_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(analyzer, "WHEEL_SHA256", "0" * 64)
     with pytest.raises(PerfError, match="expected 0000"):
-        analyzer.install_analyzer(tmp_path / "bin")
-    assert not (tmp_path / "bin").exists()
+        analyzer.install_analyzer(tmp_path / "prefix")
+    assert not (tmp_path / "prefix").exists()
 
 
 def test_install_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +298,8 @@ def test_perf_measures_the_ensemble_and_its_members(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("PERF_ANALYZER", str(program))
-    arguments = ["--url", urls["grpc"], "--concurrency", "1,4", "--measurement-requests", "50"]
+    named = urls["grpc"].replace("127.0.0.1", "localhost")
+    arguments = ["--url", named, "--concurrency", "1,4", "--measurement-requests", "50", *ANY_SPREAD]
     assert main(["perf", *arguments, "--output", str(tmp_path)]) == 0
     said = capsys.readouterr()
     document = json.loads((tmp_path / "perf.json").read_text())
@@ -293,6 +311,8 @@ def test_perf_measures_the_ensemble_and_its_members(
         assert one["infer_per_s"] * one["average_ms"] / 1000 == pytest.approx(one["concurrency"], rel=0.1)
         assert one["stages"]["infer_ms"] > 0
         assert one["spread"] is not None
+        assert one["settled"] is True
+        assert f"-u {urls['grpc']} " in one["command"]  # the name would be looked up for every sixth request in flight
     ensemble = document["measurements"][1]
     assert [part["model"] for part in ensemble["members"]] == ["tiny_preprocess", "tiny_classifier"]
     assert 0.5 < sum(part["share"] for part in ensemble["members"]) <= 1
@@ -313,7 +333,7 @@ def test_perf_over_http_with_images_of_ones_own(
     monkeypatch.setenv("PERF_ANALYZER", str(program))
     (tmp_path / "one.jpg").write_bytes(make_image("red"))
     arguments = ["--url", urls["http"], "--protocol", "http", "--model", "tiny", "--no-members", "--concurrency", "2"]
-    more = ["--measurement-requests", "20", "--images", str(tmp_path), "--output", str(tmp_path / "perf")]
+    more = ["--measurement-requests", "20", "--images", str(tmp_path), "--output", str(tmp_path / "perf"), *ANY_SPREAD]
     assert main(["perf", *arguments, *more]) == 0
     rows = list(csv.DictReader((tmp_path / "perf" / "perf.csv").read_text().splitlines()))
     assert [row["model"] for row in rows] == ["tiny", "tiny_preprocess", "tiny_classifier"]
@@ -342,7 +362,7 @@ def test_batches_in_shared_memory_beside_two_gpus(
     monkeypatch.setenv("PERF_ANALYZER", str(program))
     arguments = ["--url", urls["grpc"], "--concurrency", "2", "--measurement-requests", "20", "--batch-size", "4"]
     with answer_metrics(make_page) as metrics_url:
-        more = ["--shared-memory", "system", "--metrics-url", metrics_url, "--output", str(tmp_path)]
+        more = ["--shared-memory", "system", "--metrics-url", metrics_url, "--output", str(tmp_path), *ANY_SPREAD]
         before = count_inferences(urls["grpc"])
         assert main(["perf", *arguments, *more]) == 0
     after = read_settled(lambda: count_inferences(urls["grpc"]), before)
@@ -427,6 +447,7 @@ def test_outputs_of_open_size_get_a_size_in_shared_memory(program: Path, tmp_pat
         load = dataclasses.replace(make_load(program, addresses["grpc"]), batch_size=2, shared_memory="system")
         source = images.ImageSet(source="red", images=(make_image("red"),))
         one = next(sweep.measure(models, source, load))
+    assert isinstance(one, report.Measurement)
     assert one.infer_per_s > 0
     assert one.gpu.gpus is None
     assert "http://localhost:1/metrics cannot be read" in str(one.gpu.unknown)
@@ -565,16 +586,17 @@ def test_choice_of_the_model(urls: dict[str, str], tmp_path: Path) -> None:
             served.read_models(protocol, url, None)
 
 
-@server
 def test_several_ensembles_or_none(tmp_path: Path) -> None:
     root = build_tiny_repository(tmp_path / "several", name="one")
     build_tiny_repository(root, name="two")
     none = build_tiny_repository(tmp_path / "none")
     shutil.rmtree(none / "tiny")
-    with serve(root) as addresses, pytest.raises(PerfError, match=r"serves 2 ensembles, not one \(one, two\)"):
-        served.read_models("grpc", addresses["grpc"], None)
-    with serve(none) as addresses, pytest.raises(PerfError, match=r"serves 0 ensembles, not one \(tiny_cl.*, tiny_pre"):
-        served.read_models("grpc", addresses["grpc"], None)
+    with pytest.raises(PerfError, match=r"several holds 2 ensembles, not one \(one, two\)"):
+        served.read_repository(root, None)
+    with pytest.raises(PerfError, match=r"none holds 0 ensembles, not one \(tiny_cl.*, tiny_pre"):
+        served.read_repository(none, None)
+    with pytest.raises(PerfError, match="holds no model 'absent'"):
+        served.read_repository(none, "absent")
 
 
 @server
@@ -582,9 +604,144 @@ def test_requests_that_fail_are_an_error(program: Path, urls: dict[str, str]) ->
     models = served.read_models("grpc", urls["grpc"], None)[1]
     broken = images.ImageSet(source="broken", images=(b"not an image",))
     with pytest.raises(
-        PerfError, match=r"(?s)on tiny at concurrency 1 measured nothing .*image 0 of 1 cannot be decoded"
+        PerfError, match=r"(?s)on tiny, warming up at concurrency 1, measured nothing .*image 0 of 1 cannot be decoded"
     ):
         next(sweep.measure(models, broken, make_load(program, urls["grpc"])))
+
+
+@server
+def test_windows_that_differ_are_no_figure(
+    program: Path, urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_MOST_WINDOWS", 3)
+    models = served.read_models("grpc", urls["grpc"], "tiny_classifier")[1]
+    load = dataclasses.replace(make_load(program, urls["grpc"]), max_spread_percent=0.0001)
+    one = next(sweep.measure(models, images.ImageSet(source="none", images=()), load))
+    assert isinstance(one, report.Unsettled)
+    assert len(one.windows_infer_per_s) == 3
+    assert one.problem == "no three of 3 windows in a row are within 0.0001 %"
+
+
+@server
+def test_what_did_not_settle_is_said_and_fails(
+    urls: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """perf_analyzer's own words for it, and a result for 4 requests in flight where 64 were asked for."""
+    windows = [f"echo 'Pass [{number}] throughput: {value} infer/sec.'" for number, value in enumerate((9, 100, 300))]
+    unstable = "echo Failed to obtain stable measurement within 3 measurement windows >&2; exit 2"
+    differ = f'case "$*" in *2:2:1*stability*) {"; ".join(windows)}; {unstable}; esac'
+    monkeypatch.setenv("PERF_ANALYZER", str(make_program(tmp_path, ANSWER_VERSION, differ, *COPY_RESULT)))
+    arguments = ["--model", "tiny", "--no-members", "--concurrency", "2,4,64", "--output", str(tmp_path / "perf")]
+    assert main(["perf", "--url", urls["grpc"], *arguments]) == 1
+    said = capsys.readouterr()
+    assert "tiny  concurrency 2  not settled: no three of 3 windows in a row are within 20 %" in said.err
+    assert "tiny  concurrency 64  not settled: perf_analyzer kept only 4.0 of 64 requests in flight" in said.err
+    assert "error: 2 of 3 measurements did not settle and are no figures" in said.err
+    rows = [line.split() for line in said.out.splitlines() if line.startswith("tiny ")]
+    assert rows[0] == ["tiny", "1", "2", "not", "settled", "3233%"]
+    assert rows[1][:4] == ["tiny", "1", "4", "490.1"]
+    assert rows[2][:5] == ["tiny", "1", "64", "not", "settled"]
+    found = list(csv.DictReader((tmp_path / "perf" / "perf.csv").read_text().splitlines()))
+    assert [(row["concurrency"], row["settled"], row["infer_per_s"]) for row in found if not row["ensemble"]] == [
+        ("2", "False", ""),
+        ("4", "True", found[1]["infer_per_s"]),
+        ("64", "False", ""),
+    ]
+    first = json.loads((tmp_path / "perf" / "perf.json").read_text())["measurements"][0]
+    assert (first["settled"], first["infer_per_s"], first["windows_infer_per_s"]) == (False, None, [9, 100, 300])
+
+
+def test_server_is_warm_before_it_is_measured(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    program = make_program(tmp_path, f'echo "$*" >> {seen}', f"cp {DATA}/ensemble.csv out.csv")
+    model = served.ServedModel(name="tiny", image_input=None, members=())
+    load = dataclasses.replace(make_load(program), concurrencies=[4, 2])
+    assert len(list(sweep.measure([model], images.ImageSet(source="none", images=()), load))) == 2
+    runs = seen.read_text().splitlines()
+    assert ["--request-count" in run for run in runs] == [True, False, False]
+    assert "--concurrency-range 4:4:1" in runs[0]
+
+
+def test_a_name_of_this_machine_becomes_the_address_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert served.find_address(f"localhost:{port}") == f"127.0.0.1:{port}"
+    assert served.find_address(f"localhost:{port}") == f"localhost:{port}"  # nobody answers
+    if socket.has_ipv6:
+        with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+            port = listener.getsockname()[1]
+            assert served.find_address(f"[::1]:{port}") == f"[::1]:{port}"
+
+    class Elsewhere(socket.socket):
+        def getpeername(self) -> tuple[str, int]:
+            return "192.0.2.7", 8001
+
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: Elsewhere())
+    assert served.find_address("triton.example:8001") == "triton.example:8001"
+
+
+# --- the export
+
+
+@server
+def test_export_is_measured_without_us(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """perf_analyzer.sh against the exported tritonserver, both with an empty environment."""
+    root, folder = build_tiny_repository(tmp_path / "repository"), tmp_path / "export"
+    monkeypatch.setenv("PERF_ANALYZER", str(program))
+    ports = choose_ports(Ports(http=0, grpc=0, metrics=0), address="127.0.0.1")
+    urls = ["--url", f"127.0.0.1:{ports.grpc}", "--metrics-url", f"127.0.0.1:{ports.metrics}"]
+    (tmp_path / "one.jpg").write_bytes(make_image("red"))
+    more = ["--concurrency", "1,2", "--measurement-requests", "20", "--images", str(tmp_path), *ANY_SPREAD]
+    for _ in range(2):  # the second replaces the first
+        assert main(["perf", "--export", str(folder), "--repository", str(root), *urls, *more]) == 0
+
+    config = yaml.safe_load((folder / "model_analyzer.yaml").read_text())
+    [(name, profile)] = config["profile_models"].items()
+    assert (name, profile["cpu_only"], config["run_config_search_mode"]) == ("tiny", True, "quick")
+    assert config["cpu_only_composing_models"] == ["tiny_preprocess", "tiny_classifier"]
+    assert profile["perf_analyzer_flags"]["input-data"] == str(folder / "images.json")
+    assert config["triton_grpc_endpoint"] == f"127.0.0.1:{ports.grpc}"
+
+    options = ["--model-control-mode=explicit", "--load-model=tiny", "--metrics-interval-ms=250"]
+    options += [f"--{name}-port={port}" for name, port in ports.named().items()]
+    with (tmp_path / "log").open("wb") as log:
+        command = [config["triton_server_path"], f"--model-repository={config['model_repository']}", *options]
+        running = subprocess.Popen(command, env={}, stdout=log, stderr=log)
+    try:
+        wanted = set(ports.named().values())
+        assert wait_until(lambda: endpoint.find_listening_ports(running.pid) == wanted), (tmp_path / "log").read_text()
+        assert wait_until(lambda: endpoint.is_ready(f"127.0.0.1:{ports.http}")), (tmp_path / "log").read_text()
+        listening = [found for found in psutil.Process(running.pid).net_connections() if found.status == "LISTEN"]
+        assert {found.laddr.ip.removeprefix("::ffff:") for found in listening} == {"127.0.0.1"}
+        subprocess.run([folder / "perf_analyzer.sh"], env={"PATH": os.defpath}, cwd="/", check=True, timeout=120)
+    finally:
+        running.terminate()
+        running.wait(timeout=30)
+    for concurrency in (1, 2):
+        one = report.read_measurement((folder / f"tiny-{concurrency}.csv").read_text(), model="tiny", members={})
+        assert one.concurrency == concurrency
+        assert one.infer_per_s > 0
+
+
+def test_export_beside_a_gpu_and_without_the_pip_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = build_tiny_repository(tmp_path / "repository")
+    config = root / "tiny_classifier" / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_CPU", "KIND_GPU"))
+    monkeypatch.setenv("PERF_ANALYZER", str(make_program(tmp_path, ANSWER_VERSION)))
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    (tmp_path / "one.jpg").write_bytes(make_image("red"))
+    arguments = ["perf", "--repository", str(root), "--images", str(tmp_path), "--url", "localhost:1", "--export"]
+    assert main([*arguments, str(tmp_path / "export")]) == 0
+    assert "no tritonserver for Model Analyzer's local mode was written: this machine is" in capsys.readouterr().err
+    found = yaml.safe_load((tmp_path / "export" / "model_analyzer.yaml").read_text())
+    assert found["cpu_only_composing_models"] == ["tiny_preprocess"]
+    assert "cpu_only" not in found["profile_models"]["tiny"]
+    assert "triton_server_path" not in found
+    assert not (tmp_path / "export" / "tritonserver").exists()
+    assert main([*arguments, str(tmp_path / "with space")]) == 1
+    assert "tritonserver does not take the path" in capsys.readouterr().err
 
 
 def make_load(program: Path, url: str = "localhost:1", timeout_s: float = 60) -> sweep.Load:
@@ -598,6 +755,7 @@ def make_load(program: Path, url: str = "localhost:1", timeout_s: float = 60) ->
         batch_size=1,
         shared_memory="none",
         metrics_url="localhost:1",
+        max_spread_percent=1e6,
     )
 
 
@@ -623,9 +781,11 @@ def test_run_that_measures_nothing(tmp_path: Path, line: str, timeout_s: float, 
 
 
 def test_earlier_result_is_not_taken_for_a_later_one(tmp_path: Path) -> None:
+    done = tmp_path / "done"  # a line for the warm-up and one for the first measurement
     program = make_program(
-        tmp_path, f"test -f {tmp_path}/second || cp {DATA}/ensemble.csv out.csv", f"touch {tmp_path}/second"
+        tmp_path, f"test $(cat {done} | wc -l) -gt 1 || cp {DATA}/ensemble.csv out.csv", f"echo >> {done}"
     )
+    done.touch()
     model = served.ServedModel(name="tiny", image_input=None, members=())
     load = dataclasses.replace(make_load(program), concurrencies=[4, 8])
     found = sweep.measure([model], images.ImageSet(source="none", images=()), load)
@@ -660,11 +820,8 @@ def test_folder_is_tried_before_the_server_is_asked(tmp_path: Path, capsys: pyte
 def test_what_was_measured_before_an_error_is_kept(
     urls: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    once = f"test -f {tmp_path}/second && echo it went away && exit 99"
-    lines = ["test $1 = --version && echo Perf Analyzer Version && exit 0", once, f"touch {tmp_path}/second"]
-    files = [f"cp {DATA}/ensemble.csv out.csv"]
-    files += [f"cp {DATA}/{member}.csv tiny_{member}_v1.out.csv" for member in ("preprocess", "classifier")]
-    monkeypatch.setenv("PERF_ANALYZER", str(make_program(tmp_path, *lines, *files)))
+    once = 'case "$*" in *8:8:1*stability*) echo it went away; exit 99; esac'
+    monkeypatch.setenv("PERF_ANALYZER", str(make_program(tmp_path, ANSWER_VERSION, once, *COPY_RESULT)))
     assert main(["perf", "--url", urls["grpc"], "--concurrency", "4,8", "--output", str(tmp_path / "perf")]) == 1
     said = capsys.readouterr()
     assert "490.1" in said.out

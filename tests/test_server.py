@@ -23,9 +23,11 @@ import pytest
 from tritonclient import grpc
 from tritonclient import http as http_client
 
+from generator.cli import main
 from generator.errors import MissingDependencyError, ServerError
-from generator.server import embedded, supervisor, wheel
+from generator.server import embedded, stubs, supervisor, wheel
 from generator.server.embedded import EmbeddedServer, ModelState, check_embedded
+from generator.server.launch import OWNER_HEADER
 from generator.server.ports import Ports, choose_ports
 from tests.server_parts import (
     ECHO,
@@ -276,6 +278,11 @@ def test_only_the_chosen_models_are_loaded_and_others_may_be_broken(tmp_path: Pa
             with kind.InferenceServerClient(url) as client, pytest.raises(Exception, match="restricted"):
                 client.load_model("broken")
         server.stop(timeout_s=0)
+
+
+def test_explicit_control_stays_on_this_machine(repository: Path) -> None:
+    with pytest.raises(ServerError, match=r"0\.0\.0\.0 can be reached from other machines, and whoever may load"):
+        EmbeddedServer(repository, address="0.0.0.0", allow_non_loopback=True, explicit=True).__enter__()
 
 
 @pytest.mark.server
@@ -542,6 +549,45 @@ def test_serve_says_when_the_server_dies(own: Path, tmp_path: Path) -> None:
         _, text = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "error: tritonserver stopped: it was ended by SIGKILL" in text
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("unlocked", [False, True])
+def test_explicit_control_is_for_who_has_the_secret(unlocked: bool, own: Path) -> None:
+    options = ["--model-control", "explicit", *(["--unlocked"] if unlocked else [])]
+    with serve_command("--repository", str(own), *options, *FREE) as process:
+        text = read_until(process, "Ctrl-C stops it")
+        assert "double  1  READY" in text
+        secret = text.partition(f"{OWNER_HEADER}: ")[2].partition("\n")[0]
+        assert bool(secret) is not unlocked
+        for kind, url, prefix in ((grpc, "gRPC     ", "triton-grpc-protocol-"), (http_client, "HTTP     http://", "")):
+            headers = {f"{prefix}{OWNER_HEADER}": secret} if secret else {}
+            with kind.InferenceServerClient(text.partition(url)[2].split()[0]) as client:
+                if secret:
+                    for call in (client.load_model, client.unload_model, client.get_model_repository_index):
+                        with pytest.raises(Exception, match="restricted"):
+                            call(*(["double"] if call != client.get_model_repository_index else []))
+                client.unload_model("echo", headers=headers)
+                # Its process has ended in order, which is no reason to stop.
+                assert wait_until(lambda: not any("stub" in found.name() for found in find_processes(own / "echo")))
+                time.sleep(2 * stubs._CHECK_S)
+                client.load_model("echo", headers=headers)
+                assert client.is_model_ready("echo")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--unlocked"], "--unlocked goes with --model-control explicit"),
+        (["--model-control", "explicit", "--container"], "goes with the pip server"),
+    ],
+)
+def test_model_control_options(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_container_options_need_container(repository: Path) -> None:

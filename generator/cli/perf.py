@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from generator.cli.console import say
+from generator.cli.options import RepositoryOption
+from generator.errors import PerfError
 
-SPREAD_WORTH_A_NOTE = 0.2
+if TYPE_CHECKING:
+    from generator.perf.images import ImageSet
+    from generator.perf.sweep import Load
 
 
 def _parse_concurrencies(text: str) -> list[int]:
@@ -45,7 +49,7 @@ def perf(
         typer.Option(
             metavar="HOST:PORT",
             callback=_check_address,
-            help="The server.  [default: localhost:8001, http :8000]",
+            help="The server.  [default: 127.0.0.1:8001, http :8000]",
         ),
     ] = None,
     concurrency: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of requests in flight.")] = "1,2,4,8",
@@ -59,8 +63,14 @@ def perf(
     ] = None,
     members: Annotated[bool, typer.Option(help="Also measure an ensemble's members on their own.")] = True,
     measurement_requests: Annotated[
-        int, typer.Option(min=1, help="Least number of requests in each of the three windows of a measurement.")
+        int, typer.Option(min=1, help="Least number of requests in each window of a measurement.")
     ] = 100,
+    max_spread: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT", min=0.1, help="How far three windows in a row may differ; else nothing has settled."
+        ),
+    ] = 20,
     timeout: Annotated[float, typer.Option(min=1, help="Longest time of one measurement, in seconds.")] = 300,
     metrics_url: Annotated[
         str | None,
@@ -71,6 +81,14 @@ def perf(
         ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for perf.csv and perf.json.")] = Path("perf"),
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Measure nothing: write what perf_analyzer and Model Analyzer need for a model of --repository.",
+        ),
+    ] = None,
+    repository: RepositoryOption = Path("model_repository"),
     install: Annotated[bool, typer.Option("--install", help="Put perf_analyzer beside this Python and leave.")] = False,
 ) -> None:
     """Measure throughput, latency and time per stage of a served model with perf_analyzer."""
@@ -80,16 +98,13 @@ def perf(
     from generator.perf.folder import check_folder
 
     if install:
-        print(analyzer.install_analyzer(Path(sys.prefix) / "bin"))
+        print(analyzer.install_analyzer(Path(sys.prefix)))
         return
     concurrencies = _parse_concurrencies(concurrency)
-    check_folder(output)
+    check_folder(output if export is None else export)
     program = analyzer.find_analyzer()
     version = analyzer.check_analyzer(program)
-    url = url or {"grpc": "localhost:8001", "http": "localhost:8000"}[protocol]
-    server, models = served.read_models(protocol, url, model)
-    served.check_batch_size(models, batch_size)
-    chosen = image_sets.collect_images(images)
+    url = served.find_address(url or {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}[protocol])
     load = sweep.Load(
         analyzer=program,
         protocol=protocol,
@@ -100,24 +115,59 @@ def perf(
         batch_size=batch_size,
         shared_memory=shared_memory,
         metrics_url=metrics_url or _find_metrics_url(url),
+        max_spread_percent=max_spread,
     )
+    if export is not None:
+        _export(export, repository, model, image_sets.collect_images(images), load)
+        return
+    server, models = served.read_models(protocol, url, model)
+    served.check_batch_size(models, batch_size)
+    chosen = image_sets.collect_images(images)
     models = models if members else models[:1]
     say(f"measuring {', '.join(one.name for one in models)} at {url} with {chosen.source}: 3 s or more per line")
-    measurements = []
+    results: list[report.Measurement | report.Unsettled] = []
     try:
         for one in sweep.measure(models, chosen, load):
-            say(f"* {one.model}  concurrency {one.concurrency}  {one.infer_per_s:.1f} images/s")
-            measurements.append(one)
+            found = (
+                f"not settled: {one.problem}"
+                if isinstance(one, report.Unsettled)
+                else f"{one.infer_per_s:.1f} images/s"
+            )
+            say(f"* {one.model}  concurrency {one.concurrency}  {found}")
+            results.append(one)
     finally:  # what was measured before an error or Ctrl-C is worth keeping
-        if measurements:
-            print(report.format_table(measurements))
+        if results:
+            print(report.format_table(results))
             about = describe_run(
                 server=server, analyzer_version=version, load=load, images=chosen, arguments=sys.argv[1:]
             )
-            for path in report.write_report(measurements, about=about, folder=output):
+            for path in report.write_report(results, about=about, folder=output):
                 say(f"wrote {path}")
-    unknown = [one.gpu.unknown for one in measurements if one.gpu.unknown]
+    measured = [one for one in results if isinstance(one, report.Measurement)]
+    unknown = [one.gpu.unknown for one in measured if one.gpu.unknown]
     if unknown:
         say(f"note: GPU figures are missing: {unknown[0]}")
-    if any(one.spread is not None and one.spread > SPREAD_WORTH_A_NOTE for one in measurements):
-        say("note: a large spread means a busy machine or short windows; raise --measurement-requests, measure again")
+    if len(measured) < len(results):
+        raise PerfError(
+            f"{len(results) - len(measured)} of {len(results)} measurements did not settle and are no figures",
+            hint="stop what else keeps the machine busy, raise --measurement-requests, or allow a larger --max-spread",
+        )
+
+
+def _export(folder: Path, repository: Path, name: str | None, images: ImageSet, load: Load) -> None:
+    """Write the files and say how they are used."""
+    from generator.perf import served
+    from generator.perf.export import write_export
+    from generator.server.launch import open_repository
+
+    root = open_repository(repository)
+    models = served.read_repository(root, name)
+    served.check_batch_size(models, load.batch_size)
+    written, missing = write_export(folder, repository=root, models=models, images=images, load=load)
+    for path in written:
+        print(path)
+    if missing:
+        say(f"note: no tritonserver for Model Analyzer's local mode was written: {missing}")
+    say(f"beside `trtgen serve`: {folder}/perf_analyzer.sh")
+    say(f"alone: model-analyzer profile -f {folder}/model_analyzer.yaml")
+    say("beside `trtgen serve --model-control explicit --unlocked`: the same with --triton-launch-mode remote")

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -49,6 +49,18 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="tritonserver's log. [default: a temporary file]")
     ] = None,
     ready_timeout_s: Annotated[float, typer.Option(help="How long loading the models may take.")] = 120,
+    model_control: Annotated[
+        Literal["none", "explicit"],
+        typer.Option(help="`explicit` lets callers load and unload models; on loopback, with a secret header."),
+    ] = "none",
+    unlocked: Annotated[
+        bool,
+        typer.Option(
+            "--unlocked",
+            help="With --model-control explicit: without the header, for Model Analyzer. "
+            "Every program on this machine may then run code as you.",
+        ),
+    ] = False,
     container: Annotated[bool, typer.Option("--container", help="Run the stock tritonserver with docker.")] = False,
     image: Annotated[
         str | None, typer.Option(help="With --container: the image. [default: trtgen-serving:26.10]")
@@ -62,6 +74,12 @@ def serve(
         raise typer.BadParameter(msg)
     if container and command:
         msg = "a command after -- goes with the pip server, not with --container"
+        raise typer.BadParameter(msg)
+    if container and model_control != "none":
+        msg = "--model-control goes with the pip server, not with --container"
+        raise typer.BadParameter(msg)
+    if unlocked and model_control == "none":
+        msg = "--unlocked goes with --model-control explicit"
         raise typer.BadParameter(msg)
     if container:
         from generator.server.ports import Ports, check_address
@@ -81,6 +99,8 @@ def serve(
         log_path=log,
         ready_timeout_s=ready_timeout_s,
         allow_non_loopback=allow_non_loopback,
+        explicit=model_control == "explicit",
+        locked=not unlocked,
     )
     _serve_embedded(server, command)
 
@@ -119,6 +139,8 @@ def _run(command: Sequence[str]) -> int:
 
 
 def _describe(server: EmbeddedServer, *, seconds: float) -> None:
+    from generator.server.launch import OWNER_HEADER
+
     models = server.models()
     step("tritonserver is ready", detail=f"{len(models)} models", seconds=seconds)
     width = max(len(model.name) for model in models)
@@ -128,6 +150,9 @@ def _describe(server: EmbeddedServer, *, seconds: float) -> None:
     say(f"  gRPC     {server.grpc_url}")
     say(f"  metrics  http://{server.metrics_url}/metrics")
     say(f"  log      {server.log_path}")
+    if server.explicit and server.secret:
+        say("  locked   calls that list, load and unload models must carry the header (gRPC: triton-grpc-protocol-...)")
+        say(f"           {OWNER_HEADER}: {server.secret}")
 
 
 def _serve_container(

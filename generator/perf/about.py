@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator import __version__
+from generator.perf.analyzer import find_binary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,7 @@ def describe_run(
             "trtgen": __version__,
             "tritonclient": metadata.version("tritonclient"),
             "perf_analyzer": analyzer_version,
-            "perf_analyzer_sha256": hashlib.sha256(load.analyzer.read_bytes()).hexdigest(),
+            "perf_analyzer_sha256": hashlib.sha256(find_binary(load.analyzer).read_bytes()).hexdigest(),
             "server": f"{server.name} {server.version}",
         },
         "machine": describe_machine(),
@@ -45,6 +46,7 @@ def describe_run(
             "url": load.url,
             "concurrencies": list(load.concurrencies),
             "requests_per_window": load.requests,
+            "max_spread_percent": load.max_spread_percent,
             "batch_size": load.batch_size,
             "shared_memory": load.shared_memory,
             "metrics_url": load.metrics_url,

@@ -3,11 +3,11 @@
 No package of its own has it for Debian 12 and its like: `perf-analyzer` 0.1.0 is an empty placeholder. The wheel
 tritonclient 2.50.0 (by NVIDIA, BSD 3-clause licence; source: the repository triton-inference-server/perf_analyzer)
 carries a binary that runs from glibc 2.35 on. Only that binary is taken out of it; the package is never installed.
+What is installed is a script that gives it its libraries, so that a shell and Model Analyzer can start it as well.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -20,14 +20,10 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from generator.errors import PerfError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["WHEEL_SHA256", "check_analyzer", "find_analyzer", "install_analyzer", "library_environment"]
+__all__ = ["WHEEL_SHA256", "check_analyzer", "find_analyzer", "find_binary", "install_analyzer"]
 
 WHEEL = "tritonclient==2.50.0"
 WHEEL_SHA256 = "421fbb69ae6ab8cdb2c35b82134fcef2fe11e7af7718b1fcbc53335ab9bfe889"
@@ -48,6 +44,13 @@ _LIBRARIES = {
     "libb64.so.0d": re.compile(r"libb64-[0-9a-f]+\.so\.0d"),
     "libcudart.so.12": re.compile(r"libcudart-[0-9a-f]+\.so\.12[.0-9]*"),
 }
+_SCRIPT = """\
+#!/bin/sh
+# Made by `trtgen perf --install`: perf_analyzer with the libraries that it needs.
+home=$(dirname "$(readlink -f "$0")")/../lib/perf_analyzer
+export LD_LIBRARY_PATH="$home${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+exec "$home/perf_analyzer" "$@"
+"""
 _HOW_TO_GET = "run `trtgen perf --install` (x86-64 Linux), or set PERF_ANALYZER to the one of Triton's SDK container"
 _TIMEOUT_S = 600
 
@@ -70,8 +73,12 @@ def find_analyzer() -> Path:
     return Path(found).absolute()
 
 
-def install_analyzer(folder: Path) -> Path:
-    """Put perf_analyzer into `folder` and return its path: the wheel is fetched with pip, checked and opened.
+def install_analyzer(prefix: Path) -> Path:
+    """Put perf_analyzer into `prefix` and return the script that starts it: the wheel is fetched with pip and checked.
+
+    The script is `bin/perf_analyzer`; the binary and copies of the libraries that the wheel nvidia-pytriton has are in
+    `lib/perf_analyzer`, under their plain names and without the rest of that wheel: its OpenSSL would shadow the
+    system's.
 
     Raises:
         PerfError: Not x86-64 Linux, no pip, no network, an unexpected wheel, or a folder that cannot be written.
@@ -81,6 +88,7 @@ def install_analyzer(folder: Path) -> Path:
             f"perf_analyzer's binary is for x86-64 Linux, this is {sys.platform} on {platform.machine()}",
             hint="run it in Triton's SDK container: docker compose run sdk",
         )
+    script, home = prefix / "bin" / "perf_analyzer", prefix / "lib" / "perf_analyzer"
     with tempfile.TemporaryDirectory(prefix="trtgen-perf-") as temporary:
         wheel = _download_wheel(Path(temporary))
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -89,20 +97,33 @@ def install_analyzer(folder: Path) -> Path:
                 f"{wheel.name} has the sha256 {found}, expected {WHEEL_SHA256}",
                 hint="do not run it; ask whoever runs your package index",
             )
-        target = folder / "perf_analyzer"
-        partial = folder / ".perf_analyzer.partial"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             with zipfile.ZipFile(wheel) as archive:
-                partial.write_bytes(archive.read(_MEMBER))
-            partial.chmod(0o755)
-            partial.replace(target)
+                _write(home / "perf_analyzer", archive.read(_MEMBER))
+            for soname, file in _find_libraries().items():
+                _write(home / soname, file.read_bytes())
+            _write(script, _SCRIPT.encode())
         except OSError as error:
             raise PerfError(
-                f"{target} cannot be written: {error.strerror}", hint="install into a virtual environment of your own"
+                f"{prefix} cannot be written: {error.strerror}", hint="install into a virtual environment of your own"
             ) from error
-    check_analyzer(target)
-    return target
+    check_analyzer(script)
+    return script
+
+
+def find_binary(program: Path) -> Path:
+    """Return the binary behind `program`, which may be the script that `install_analyzer` writes."""
+    binary = program.resolve().parent.parent / "lib" / "perf_analyzer" / "perf_analyzer"
+    return binary if binary.is_file() else program
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write an executable file that is there either whole or not at all: an older one may be running."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.chmod(0o755)
+    partial.replace(path)
 
 
 def check_analyzer(path: Path) -> str:
@@ -111,39 +132,20 @@ def check_analyzer(path: Path) -> str:
     Raises:
         PerfError: It does not start, mostly because of a missing shared library, which is named.
     """
-    with library_environment() as environment:
-        try:
-            run = subprocess.run(
-                [path, "--version"], env=environment, capture_output=True, text=True, timeout=60, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise PerfError(f"{path} does not start: {error}", hint=_HOW_TO_GET) from error
+    try:
+        run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PerfError(f"{path} does not start: {error}", hint=_HOW_TO_GET) from error
     missing = re.search(r"error while loading shared libraries: ([^:]+)", run.stderr)
     if missing:
         raise PerfError(
             f"{path} needs the shared library {missing[1]}, which is not here",
-            hint="pip install -e '.[server]' brings libb64 and libcudart; the rest is in Debian's libssl3 and zlib1g",
+            hint="pip install -e '.[server]', then trtgen perf --install; the rest is in Debian's libssl3 and zlib1g",
         )
     version = (run.stdout + run.stderr).strip()
     if not version.startswith("Perf Analyzer"):
         raise PerfError(f"{path} is not perf_analyzer: --version answers {version[:200]!r}", hint=_HOW_TO_GET)
     return " ".join(version.split())
-
-
-@contextlib.contextmanager
-def library_environment() -> Iterator[dict[str, str]]:
-    """Yield this process's environment with a LD_LIBRARY_PATH on which perf_analyzer finds its libraries.
-
-    The folder holds links with plain sonames to the libraries that the wheel nvidia-pytriton has under hashed names,
-    and nothing else of that wheel: its OpenSSL would shadow the system's.
-    """
-    environment = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="trtgen-perf-") as links:
-        for soname, file in _find_libraries().items():
-            (Path(links) / soname).symlink_to(file)
-        old = environment.get("LD_LIBRARY_PATH")
-        environment["LD_LIBRARY_PATH"] = f"{links}:{old}" if old else links
-        yield environment
 
 
 def _find_libraries() -> dict[str, Path]:

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Measurement", "Member", "Stages", "format_table", "read_measurement", "read_stages", "write_report"]
+__all__ = [
+    "Measurement",
+    "Member",
+    "Stages",
+    "Unsettled",
+    "find_spread",
+    "format_table",
+    "read_measurement",
+    "read_stages",
+    "write_report",
+]
 
 # Our name -> perf_analyzer's column. Times there are in microseconds.
 _STAGES = {
@@ -71,8 +81,8 @@ class Measurement:
 
     `infer_per_s` counts inferences, which are rows: images per second, whatever the batch size. `concurrency` counts
     requests of `batch_size` images, and times are per request.
-    For an ensemble the stages are the sums over its members. `spread` is how far the best of the measurement windows
-    lies above the worst, in throughput (0.1 = 10 %); None when perf_analyzer did not say.
+    For an ensemble the stages are the sums over its members. `spread` is how far the best of the three windows lies
+    above the worst, in throughput (0.1 = 10 %); None when perf_analyzer did not say.
     """
 
     model: str
@@ -89,6 +99,24 @@ class Measurement:
     command: str
     batch_size: int
     gpu: GpuFigures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsettled:
+    """One model at one concurrency that gave no figure: `problem` says why, the windows are all that were measured."""
+
+    model: str
+    concurrency: int
+    batch_size: int
+    windows_infer_per_s: tuple[float, ...]
+    problem: str
+    command: str
+
+
+def find_spread(windows: Sequence[float]) -> float | None:
+    """Return how far the best of the last three windows lies above the worst; None without windows."""
+    last = windows[-3:]
+    return max(last) / min(last) - 1 if last and min(last) > 0 else None
 
 
 def read_measurement(
@@ -148,22 +176,27 @@ def read_stages(text: str, model: str) -> Stages:
     return _read_stages(_read_row(text, model), model)
 
 
-def format_table(measurements: Sequence[Measurement]) -> str:
+def format_table(results: Sequence[Measurement | Unsettled]) -> str:
     """Return the table that people read: times in milliseconds, an ensemble's members below it, GPU figures if any."""
-    on_gpu = _format_gpu(measurements)
+    on_gpu = _format_gpu([one.gpu if isinstance(one, Measurement) else GpuFigures() for one in results])
     stages = ["queue", "input", "infer", "output", "other"]
     rows = [
         ["model", "batch", "concurrency", "images/s", "spread", "p50", "p95", "p99", *stages, "share", *on_gpu],
     ]
-    for index, one in enumerate(measurements):
-        spread = "" if one.spread is None else f"{one.spread:.0%}"
+    for index, one in enumerate(results):
+        load = [one.model, str(one.batch_size), str(one.concurrency)]
+        if isinstance(one, Unsettled):
+            rows.append([*load, "not settled", _format_spread(find_spread(one.windows_infer_per_s))])
+            continue
         latencies = [f"{value:.2f}" for value in (one.p50_ms, one.p95_ms, one.p99_ms)]
         times = [*latencies, *_format_stages(one.stages), f"{one.other_ms:.2f}"]
-        load = [str(one.batch_size), str(one.concurrency), f"{one.infer_per_s:.1f}"]
-        rows.append([one.model, *load, spread, *times, "", *(cells[index] for cells in on_gpu.values())])
-        for part in one.members:
-            times = [*_format_stages(part.stages), "", f"{part.share:.0%}"]
-            rows.append([f"  {part.model}", *[""] * 7, *times, *[""] * len(on_gpu)])
+        throughput = [f"{one.infer_per_s:.1f}", _format_spread(one.spread)]
+        rows.append([*load, *throughput, *times, "", *(cells[index] for cells in on_gpu.values())])
+        rows += [
+            [f"  {part.model}", *[""] * 7, *_format_stages(part.stages), "", f"{part.share:.0%}"]
+            for part in one.members
+        ]
+    rows = [[*row, *[""] * (len(rows[0]) - len(row))] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
@@ -172,25 +205,27 @@ def format_table(measurements: Sequence[Measurement]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def write_report(measurements: Sequence[Measurement], *, about: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_report(results: Sequence[Measurement | Unsettled], *, about: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write `perf.csv` (a line per row of the table) and `perf.json` (the same with everything in `about`).
 
     Raises:
         PerfError: The folder cannot be written.
     """
     table = io.StringIO()
-    names = ["model", "ensemble", "concurrency", "infer_per_s", "average_ms", *_LATENCIES, *_STAGES, "other_ms"]
-    names += ["share", "spread", "batch_size", *_GPU_COLUMNS]
-    writer = csv.DictWriter(table, names, restval="", lineterminator="\n")
+    names = ["model", "ensemble", "concurrency", "settled", "infer_per_s", "average_ms", *_LATENCIES, *_STAGES]
+    names += ["other_ms", "share", "spread", "batch_size", *_GPU_COLUMNS]
+    writer = csv.DictWriter(table, names, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for one in measurements:
+    for one in results:
+        if isinstance(one, Unsettled):
+            writer.writerow(_describe(one))
+            continue
         gpu = {column: getattr(one.gpu, field) for column, field in _GPU_COLUMNS.items()}
-        values = {name: value for name, value in asdict(one).items() if name in names}
-        writer.writerow(_round({**values, **asdict(one.stages), **gpu}))
+        writer.writerow(_round({**_describe(one), **asdict(one.stages), **gpu}))
         for part in one.members:
             place = {"model": part.model, "ensemble": one.model, "concurrency": one.concurrency, "share": part.share}
             writer.writerow(_round({**place, **asdict(part.stages)}))
-    document = {**about, "measurements": [asdict(one) for one in measurements]}
+    document = {**about, "measurements": [_describe(one) for one in results]}
     written = [folder / "perf.csv", folder / "perf.json"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,13 +238,25 @@ def write_report(measurements: Sequence[Measurement], *, about: Mapping[str, Any
     return written
 
 
-def _format_gpu(measurements: Sequence[Measurement]) -> dict[str, list[str]]:
+def _describe(result: Measurement | Unsettled) -> dict[str, Any]:
+    """Return the fields and whether they are a figure; one that is none has an empty throughput."""
+    if isinstance(result, Measurement):
+        return {"settled": True, **asdict(result)}
+    spread = find_spread(result.windows_infer_per_s)
+    return {"settled": False, **asdict(result), "infer_per_s": None, "spread": spread}
+
+
+def _format_spread(spread: float | None) -> str:
+    return "" if spread is None else f"{spread:.0%}"
+
+
+def _format_gpu(figures: Sequence[GpuFigures]) -> dict[str, list[str]]:
     """Return header -> a cell per measurement, for the figures that at least one of them has."""
-    gpus = max((one.gpu.gpus or 0 for one in measurements), default=0)
+    gpus = max((one.gpus or 0 for one in figures), default=0)
     columns = {
-        "GPU" if gpus < 2 else f"{gpus} GPUs": [(one.gpu.utilization, "{:.0%}") for one in measurements],
-        "watts": [(one.gpu.power_w, "{:.1f}") for one in measurements],
-        "images/J": [(one.gpu.images_per_joule, "{:.2f}") for one in measurements],
+        "GPU" if gpus < 2 else f"{gpus} GPUs": [(one.utilization, "{:.0%}") for one in figures],
+        "watts": [(one.power_w, "{:.1f}") for one in figures],
+        "images/J": [(one.images_per_joule, "{:.2f}") for one in figures],
     }
     return {
         header: ["" if value is None else pattern.format(value) for value, pattern in cells]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import http.client
 import importlib
+import ipaddress
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from generator.config_check import parse_config
 from generator.errors import PerfError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-__all__ = ["ServedModel", "Server", "check_batch_size", "read_models"]
+__all__ = ["ServedModel", "Server", "check_batch_size", "find_address", "read_models", "read_repository"]
 
 _TIMEOUT_S = 20.0
 
@@ -39,6 +43,25 @@ class ServedModel:
     members: tuple[str, ...]
     max_batch_size: int = 0
     has_open_outputs: bool = False
+    on_cpu: bool = False
+
+
+def find_address(url: str) -> str:
+    """Return `url` (`host:port`) with the address that answers in place of a name of this machine.
+
+    perf_analyzer opens a connection for every sixth request in flight and its gRPC looks the name up for each of them,
+    IPv6 included: where /etc/hosts has `localhost` for IPv4 only, each waits for the DNS server while it measures.
+    Another machine keeps its name: a proxy in front of it may choose by name.
+    """
+    host, _, port = url.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S) as connection:
+            address = ipaddress.ip_address(connection.getpeername()[0])
+    except OSError:
+        return url  # who asks there next says why nobody answers
+    if not address.is_loopback:
+        return url
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
 def read_models(protocol: str, url: str, name: str | None) -> tuple[Server, list[ServedModel]]:
@@ -85,31 +108,53 @@ def check_batch_size(models: Sequence[ServedModel], batch_size: int) -> None:
             )
 
 
+def read_repository(root: Path, name: str | None) -> list[ServedModel]:
+    """Return what a server of the repository `root` would have, as `read_models` does.
+
+    Raises:
+        PerfError: No such model, or the choice is not clear.
+        ConfigError: A configuration cannot be read.
+    """
+    from google.protobuf import json_format
+
+    def read(model: str) -> ServedModel:
+        text = (root / model / "config.pbtxt").read_text(encoding="utf-8")
+        config = json_format.MessageToDict(parse_config(model, text), preserving_proto_field_name=True)
+        return _read_config({"name": model, **config})
+
+    present = sorted(path.parent.name for path in root.glob("*/config.pbtxt"))
+    return _choose(read, present, name, f"the repository {root} holds")
+
+
 def _read(ask: Callable[..., Any], url: str, name: str | None) -> tuple[Server, list[ServedModel]]:
     about = ask("get_server_metadata")
     index = ask("get_model_repository_index")
     entries = index.get("models", []) if isinstance(index, dict) else index
     ready = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
-    known: dict[str, ServedModel] = {}
 
     def read(model: str) -> ServedModel:
-        if model not in known:
-            answer = ask("get_model_config", model)
-            known[model] = _read_config(answer.get("config", answer))
-        return known[model]
+        answer = ask("get_model_config", model)
+        return _read_config(answer.get("config", answer))
 
-    if name is None:
-        ensembles = [model for model in ready if read(model).members]
-        if len(ensembles) != 1:
-            names = ", ".join(ensembles or ready) or "nothing at all"
-            raise PerfError(
-                f"{url} serves {len(ensembles)} ensembles, not one ({names})", hint="choose with --model NAME"
-            )
-        name = ensembles[0]
-    elif name not in ready:
+    if name is not None and name not in ready:
         raise PerfError(f"the model {name!r} is not ready at {url}", hint=f"ready models: {', '.join(ready) or 'none'}")
+    return Server(name=about["name"], version=about["version"]), _choose(read, ready, name, f"{url} serves")
+
+
+def _choose(
+    read: Callable[[str], ServedModel], present: Sequence[str], name: str | None, where: str
+) -> list[ServedModel]:
+    """Return the model `name`, or the one ensemble, and its members."""
+    if name is None:
+        ensembles = [model.name for model in map(read, present) if model.members]
+        if len(ensembles) != 1:
+            names = ", ".join(ensembles or present) or "nothing at all"
+            raise PerfError(f"{where} {len(ensembles)} ensembles, not one ({names})", hint="choose with --model NAME")
+        name = ensembles[0]
+    elif name not in present:
+        raise PerfError(f"{where} no model {name!r}", hint=f"its models: {', '.join(present) or 'none'}")
     model = read(name)
-    return Server(name=about["name"], version=about["version"]), [model, *(read(member) for member in model.members)]
+    return [model, *map(read, model.members)]
 
 
 def _read_config(config: dict[str, Any]) -> ServedModel:
@@ -125,4 +170,5 @@ def _read_config(config: dict[str, Any]) -> ServedModel:
             output["data_type"] == "TYPE_STRING" or any(int(dim) < 0 for dim in output["dims"])
             for output in config["output"]
         ),
+        on_cpu={group.get("kind") for group in config.get("instance_group", [])} == {"KIND_CPU"},
     )

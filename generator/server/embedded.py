@@ -39,7 +39,7 @@ from generator.server.launch import (
     open_repository,
 )
 from generator.server.plans import check_local_plans, find_plans
-from generator.server.ports import LOOPBACK, Ports, check_address, choose_ports
+from generator.server.ports import LOOPBACK, Ports, check_address, choose_ports, is_loopback
 from generator.server.wheel import EmbeddedTriton, check_embedded
 
 if TYPE_CHECKING:
@@ -74,11 +74,14 @@ class EmbeddedServer:
         ready_timeout_s: How long loading the models may take.
         allow_non_loopback: Whether an address that other machines can reach is accepted.
         models: Load only these and, for ensembles, their members; by default every model of the repository.
+        explicit: Whether callers may load and unload models while it runs, as they may with a choice of `models`.
+        locked: Whether such calls must carry `secret` in the header OWNER_HEADER.
 
     Attributes:
         http_url: `host:port`, as are `grpc_url` and `metrics_url`.
         pid: tritonserver's process id.
         log_path: The log.
+        secret: What callers that load models must send as the header OWNER_HEADER; empty when it is not locked.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class EmbeddedServer:
         ready_timeout_s: float = 120,
         allow_non_loopback: bool = False,
         models: Sequence[str] = (),
+        explicit: bool = False,
+        locked: bool = True,
     ) -> None:
         self.repository = repository
         self.address = address
@@ -104,7 +109,8 @@ class EmbeddedServer:
         self._allow_non_loopback = allow_non_loopback
         self._own_log = log_path is None
         self._only = tuple(models)
-        self._secret = secrets.token_hex(16)
+        self.explicit = explicit
+        self.secret = secrets.token_hex(16) if locked else ""
         self._identifier = ""
         self._directory: Path | None = None
         self._served = repository  # the path that tritonserver was given
@@ -125,6 +131,11 @@ class EmbeddedServer:
             DeviceError: There is a plan, but no GPU.
         """
         check_address(self.address, allow_non_loopback=self._allow_non_loopback)
+        if self.explicit and not is_loopback(self.address):
+            raise ServerError(
+                f"{self.address} can be reached from other machines, and whoever may load models may run code",
+                hint="--model-control explicit goes with --address 127.0.0.1",
+            )
         triton = check_embedded()
         self.repository = open_repository(self.repository)
         check_local_plans(find_plans(self.repository, self._only))
@@ -133,7 +144,8 @@ class EmbeddedServer:
             try:
                 self._launch(triton, ports)
                 self._wait_until_ready(ports)
-                self._stubs = stubs.find_stubs(self.pid)
+                # Callers who unload models end their processes in order.
+                self._stubs = {} if self.explicit else stubs.find_stubs(self.pid)
             except ServerError:
                 code = self._supervisor.poll() if self._supervisor else None
                 self.stop()
@@ -159,7 +171,7 @@ class EmbeddedServer:
         Raises:
             ServerError: The server does not answer.
         """
-        states = endpoint.list_models(self.http_url, headers={OWNER_HEADER: self._secret})
+        states = endpoint.list_models(self.http_url, headers={OWNER_HEADER: self.secret})
         # With a choice of models the others are listed too, without a version.
         return [state for state in states if state.version or not self._only]
 
@@ -282,8 +294,8 @@ class EmbeddedServer:
                 ports=ports,
                 identifier=self._identifier,
                 exit_timeout_s=_STOP_TIMEOUT_S,
-                models=self._only,
-                secret=self._secret,
+                models=self._only or (("*",) if self.explicit else ()),
+                secret=self.secret,
             ),
             "log": str(self.log_path),
             "remove": str(directory),

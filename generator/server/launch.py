@@ -25,7 +25,9 @@ __all__ = [
     "OWNER_HEADER",
     "assemble_backends",
     "assemble_python",
+    "find_libraries",
     "give_safe_path",
+    "is_safe_path",
     "make_argv",
     "make_directory",
     "make_environment",
@@ -67,19 +69,24 @@ def name_rebuild(repository: Path, model: str) -> str:
     return f"trtgen build-repo {what} --repository {shlex.quote(str(root))}"
 
 
+def is_safe_path(path: Path) -> bool:
+    """Tell whether tritonserver 2.51 can take the path.
+
+    It starts the stub through a shell without quoting (a space makes it wait for ever), and the stub's Python, isolated
+    from the locale, cannot open a path that is not ASCII.
+    """
+    return _SAFE_PATH.fullmatch(str(path)) is not None
+
+
 def make_directory(identifier: str) -> Path:
     """Return a new temporary directory for one server, at a path that tritonserver can take."""
-    parent = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix=f"{identifier}-", dir=parent if _SAFE_PATH.fullmatch(parent) else "/tmp"))  # noqa: S108
+    parent = Path(tempfile.gettempdir())
+    return Path(tempfile.mkdtemp(prefix=f"{identifier}-", dir=parent if is_safe_path(parent) else "/tmp"))  # noqa: S108
 
 
 def give_safe_path(repository: Path, directory: Path) -> Path:
-    """Return a path of the repository that tritonserver can take: itself, or a link inside `directory`.
-
-    tritonserver 2.51 starts the stub through a shell without quoting (a space makes it wait for ever), and the stub's
-    Python, isolated from the locale, cannot open a path that is not ASCII.
-    """
-    if _SAFE_PATH.fullmatch(str(repository)):
+    """Return a path of the repository that tritonserver can take: itself, or a link inside `directory`."""
+    if is_safe_path(repository):
         return repository
     link = directory / "models"
     link.symlink_to(repository, target_is_directory=True)
@@ -146,18 +153,25 @@ def make_argv(
     models: Sequence[str] = (),
     secret: str = "",
 ) -> list[str]:
-    """Return tritonserver's command line; `secret` is what the calls that list and load models must carry."""
+    """Return tritonserver's command line.
+
+    Args:
+        triton: The parts of the wheel.
+        repository: A path that tritonserver can take.
+        backends: What `assemble_backends` returned.
+        address: What to bind to.
+        ports: Where.
+        identifier: What its shared memory is called after.
+        exit_timeout_s: How long it may take to end.
+        models: Load these only, `*` for all; callers may load and unload then. By default all, and callers may not.
+        secret: What calls that list and load models must carry; whoever may load models may run code.
+    """
+    control = ["--model-control-mode=none"]
     if models:
-        # Only so does Triton leave the other models alone. This mode lets callers load models, and with them code.
+        control = ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
+    if models and secret:
         lock = f"model-repository:{OWNER_HEADER}={secret}"
-        control = [
-            "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in models),
-            f"--http-restricted-api={lock}",
-            f"--grpc-restricted-protocol={lock}",
-        ]
-    else:
-        control = ["--model-control-mode=none"]
+        control += [f"--http-restricted-api={lock}", f"--grpc-restricted-protocol={lock}"]
     return [
         str(triton.binary),
         f"--model-repository={repository}",
@@ -184,11 +198,15 @@ def make_argv(
     ]
 
 
+def find_libraries(triton: EmbeddedTriton) -> list[str]:
+    """Return the folders of the shared libraries that tritonserver and its stubs need."""
+    return [str(triton.libraries), *([str(triton.libpython)] if triton.libpython else [])]
+
+
 def make_environment(triton: EmbeddedTriton, *, python: Path) -> dict[str, str]:
     """Return this process's environment with the libraries and the Python (its `bin`) that the stub needs."""
     environment = dict(os.environ)
-    libraries = [str(triton.libraries), *([str(triton.libpython)] if triton.libpython else [])]
-    environment["LD_LIBRARY_PATH"] = _prepend(libraries, environment.get("LD_LIBRARY_PATH"))
+    environment["LD_LIBRARY_PATH"] = _prepend(find_libraries(triton), environment.get("LD_LIBRARY_PATH"))
     environment["PATH"] = _prepend([str(python)], environment.get("PATH", os.defpath))
     return environment
 
