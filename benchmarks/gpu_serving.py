@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -87,18 +88,19 @@ def measure_plan(engine: Engine, *, batch: int, seconds: float = 2.0) -> float:
 
 
 def perf(work: Path, server: EmbeddedServer, *arguments: str) -> list[dict[str, Any]]:
-    """Run `trtgen perf` and return its measurements."""
+    """Run `trtgen perf` and return its measurements that settled."""
     output = work / "perf"
+    shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-m", "generator", "perf", "--url", server.grpc_url, "--metrics-url", server.metrics_url]
     done = subprocess.run(
         [*command, "--no-members", "--output", str(output), *arguments],
         cwd=work, env={**os.environ, "PYTHONPATH": str(TREE)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     print(f"$ trtgen perf {' '.join(arguments)}\n{done.stdout}{done.stderr if done.returncode else ''}", flush=True)
-    if done.returncode:
+    if not (output / "perf.json").is_file():
         raise SystemExit("perf_analyzer measured nothing")
     measurements: list[dict[str, Any]] = json.loads((output / "perf.json").read_text())["measurements"]
-    return measurements
+    return [one for one in measurements if one["settled"]]
 
 
 def measure_served(
