@@ -74,6 +74,7 @@ def show(
         data = model.model_dump(mode="json")
         data["batch"]["opt"] = model.batch.optimum
         data["instances"] = {"preprocess": model.preprocess_instances(), "classifier": model.classifier_instances()}
+        data["max_queue_delay_microseconds"] = model.queue_delay_microseconds()
         data["recipe"] = resolved.model_dump(mode="json")
         data["classes"] = len(categories)
         models.append(data)
