@@ -7,12 +7,9 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from generator.errors import RepositoryError, TrtgenError
 from generator.onnx_model import hash_file
-from generator.repository import Layout, Record
-from generator.repository.layout import RECORD_FILE
+from generator.repository import Layout
 from generator.repository.publish import hash_tree_names
 from generator.spec import ModelSpec
 from generator.staging import read_published, stage_files
@@ -20,79 +17,75 @@ from generator.staging import read_published, stage_files
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["check_edits", "find_added", "find_edited"]
+    from generator.repository import Record
+
+__all__ = ["check_edits", "find_edited"]
 
 _MOST_LINES = 40
 
 
-def find_edited(root: Path, layout: Layout, record: Record) -> list[str]:
-    """Return the published files outside version directories whose content is no longer what the record says."""
-    return [
-        path
-        for path, digest in record.files.items()
-        if not layout.is_versioned(PurePosixPath(path))
-        and (root / path).is_file()
-        and hash_file(root / path) != digest
-    ]
+def find_edited(root: Path, record: Record) -> list[str]:
+    """Return the files that are no longer what was published; those of versions, which are never written, left out."""
+    layout = Layout.of_record(record)
+    files = {path: digest for path, digest in record.files.items() if not layout.is_versioned(PurePosixPath(path))}
+    return [path for path, digest in files.items() if (root / path).is_file() and hash_file(root / path) != digest]
 
 
-def find_added(root: Path, layout: Layout, record: Record) -> list[str]:
-    """Return the files outside version directories that trtgen did not put there."""
-    known = {*record.files, str(layout.record)}
-    return [
-        path
-        for name in layout.models
-        for path in hash_tree_names(root, name)
-        if path not in known and not layout.is_versioned(PurePosixPath(path))
-    ]
-
-
-def check_edits(root: Path, layout: Layout, record: Record, *, removing: bool) -> None:
-    """Refuse to overwrite or remove what somebody edited; with `removing`, what somebody added counts as well.
+def check_edits(root: Path, record: Record, *, removing: bool) -> None:
+    """Refuse to overwrite what somebody edited, and with `removing` also to remove what somebody added.
 
     Raises:
-        RepositoryError: Names the files, with the lines that differ from what was published.
+        RepositoryError: Names the files, with the lines that differ.
     """
-    edited = find_edited(root, layout, record)
-    added = find_added(root, layout, record) if removing else []
-    parts = [f"{root / path} was added since trtgen published {record.name}" for path in added]
-    if edited:
-        parts += _describe(root, layout, record, edited)
-    if parts:
-        raise RepositoryError("\n".join(parts), hint=_hint(edited, removing=removing))
-
-
-def _hint(edited: list[str], *, removing: bool) -> str:
+    edited = find_edited(root, record)
+    added = _find_added(root, record) if removing else []
+    if not edited and not added:
+        return
+    lines = [*_describe_edited(root, record, edited), *(f"{root / path} was not made by trtgen" for path in added)]
     if removing:
-        return "keep a copy of what is needed, then add --discard-edits: it is removed with the rest"
-    if any(path.endswith("/config.pbtxt") for path in edited):
-        return "move the change into the field config of the spec (docs/spec.md), then add --discard-edits: trtgen's text is written"
-    return "change the spec instead, then add --discard-edits: trtgen's files are written"
+        hint = "copy what you need, then add --discard-edits: they are removed, too"
+    elif any(path.endswith("/config.pbtxt") for path in edited):
+        hint = "state it in the field config of the spec (docs/spec.md), then add --discard-edits to drop the edit"
+    else:
+        hint = "change the spec instead, then add --discard-edits to drop the edit"
+    raise RepositoryError("\n".join(lines), hint=hint)
 
 
-def _describe(root: Path, layout: Layout, record: Record, edited: list[str]) -> Iterable[str]:
-    """Yield each edited file with its lines, against a rendering that is the published one if its hash says so."""
+def _find_added(root: Path, record: Record) -> list[str]:
+    """Return the files beside the published ones, outside version directories."""
+    layout = Layout.of_record(record)
+    known = {*record.files, str(layout.record)}
+    paths = (path for name in layout.models for path in hash_tree_names(root, name))
+    return [path for path in paths if path not in known and not layout.is_versioned(PurePosixPath(path))]
+
+
+def _describe_edited(root: Path, record: Record, edited: list[str]) -> Iterable[str]:
+    """Yield each file and its lines beside those of a new rendering: that of the publishing, where its hash says so."""
     with tempfile.TemporaryDirectory(prefix="trtgen-published-") as folder:
-        again = Path(folder)
-        try:
-            spec = ModelSpec.model_validate(record.spec)
-            stage_files(spec, again, layout, read_published(root, record, layout), dict(record.inputs))
-        except (TrtgenError, ValidationError, OSError, KeyError):
-            pass  # the files are named all the same
+        if edited:
+            _render_again(root, record, Path(folder))
         for path in edited:
-            yield f"{root / path} was edited since trtgen published it"
-            yield from _differing_lines(again / path, root / path, record.files[path])
+            yield f"{root / path} was edited after trtgen published it"
+            yield from _differing_lines(Path(folder, path), root / path, record.files[path])
+
+
+def _render_again(root: Path, record: Record, folder: Path) -> None:
+    """Write the record's files into `folder`; none where the record or the published graph cannot be read."""
+    layout = Layout.of_record(record)
+    try:
+        spec = ModelSpec.model_validate(record.spec)
+        stage_files(spec, folder, layout, read_published(root, record, layout), dict(record.inputs))
+    except (TrtgenError, KeyError, OSError, TypeError, ValueError):
+        return  # the error that is being made names the files all the same
 
 
 def _differing_lines(rendered: Path, edited: Path, published: str) -> Iterable[str]:
-    if not rendered.is_file():
-        return
-    label = "published" if hash_file(rendered) == published else "what trtgen writes now"
     try:
         before, after = (path.read_text(encoding="utf-8").splitlines() for path in (rendered, edited))
-    except UnicodeDecodeError:
+    except (OSError, UnicodeDecodeError):  # not rendered, or no text
         return
+    label = "published" if hash_file(rendered) == published else "as trtgen would write it now"
     lines = list(difflib.unified_diff(before, after, label, str(edited), n=0, lineterm=""))
     yield from (f"  {line}" for line in lines[:_MOST_LINES])
     if len(lines) > _MOST_LINES:
-        yield f"  ... {len(lines) - _MOST_LINES} more lines"
+        yield f"  ... and {len(lines) - _MOST_LINES} more lines"

@@ -18,6 +18,7 @@ import onnx
 import pytest
 
 from generator.errors import RepositoryError
+from generator.fingerprint import installed_packages
 from generator.onnx_model import hash_file
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import find_records, journal, read_record
@@ -99,21 +100,156 @@ def test_another_configuration_is_no_new_version(tmp_path: Path) -> None:
     assert "max_queue_delay_microseconds: 9" in (tmp_path / "repo/tiny_classifier/config.pbtxt").read_text()
 
 
-def test_a_file_changed_by_hand_is_written_again(tmp_path: Path) -> None:
+# What is done to a published model with two edited files; the second build also changes the file that is edited.
+OVERWRITES = [
+    ({}, {}),
+    ({"max_queue_delay_microseconds": 9}, {}),
+    ({"seed": 1}, {}),
+    ({}, {"replace": True}),
+    ({}, {"dry_run": True}),
+]
+
+
+@pytest.mark.parametrize(("change", "options"), OVERWRITES)
+def test_what_somebody_edited_is_refused_with_its_lines(
+    tmp_path: Path, change: dict[str, Any], options: dict[str, Any]
+) -> None:
+    root = tmp_path / "repo"
+    words(tmp_path, tiny(tmp_path))
+    config, labels = root / "tiny_classifier/config.pbtxt", root / "tiny/labels.txt"
+    published = hash_tree(root)
+    config.write_text(config.read_text().replace("microseconds: 500", "microseconds: 800"))
+    labels.write_text(labels.read_text().replace("2\n", "two\n"))
+    before = hash_tree(root)
+    with pytest.raises(RepositoryError) as caught:
+        words(tmp_path, tiny(tmp_path, **change), replace(QUICK, **options))
+    lines = caught.value.message.splitlines()
+    assert lines == [
+        f"{labels} was edited after trtgen published it",
+        "  --- published",
+        f"  +++ {labels}",
+        "  @@ -3 +3 @@",
+        "  -2",
+        "  +two",
+        f"{config} was edited after trtgen published it",
+        "  --- published",
+        f"  +++ {config}",
+        lines[9],  # the place
+        "  -dynamic_batching { max_queue_delay_microseconds: 500 }",
+        "  +dynamic_batching { max_queue_delay_microseconds: 800 }",
+    ]
+    assert "--discard-edits" in str(caught.value.hint)
+    assert hash_tree(root) == before
+    changes = words(tmp_path, tiny(tmp_path, **change), replace(QUICK, discard_edits=True, **options))
+    assert changes["tiny_classifier/config.pbtxt"] == changes["tiny/labels.txt"] == "update"
+    after = hash_tree(root)
+    assert (after == before) == ("dry_run" in options)
+    assert (after["tiny/labels.txt"] == published["tiny/labels.txt"]) == ("dry_run" not in options)
+
+
+def test_an_edit_is_named_where_its_lines_cannot_be_shown(tmp_path: Path) -> None:
     spec = tiny(tmp_path)
     words(tmp_path, spec)
+    (tmp_path / "repo/tiny_preprocess/warmup/image.bin").write_bytes(b"\xff")
+    with pytest.raises(RepositoryError, match=r"image.bin was edited after trtgen published it$"):
+        words(tmp_path, spec)
+    (tmp_path / "repo/tiny_classifier/1/model.onnx").write_bytes(b"nothing can be rendered from this")
+    with pytest.raises(RepositoryError, match=r"image.bin was edited after trtgen published it$"):
+        words(tmp_path, spec)
+
+
+def test_lines_that_trtgen_would_write_otherwise_now_are_not_called_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny(tmp_path)
+    words(tmp_path, spec)
+    config = tmp_path / "repo/tiny_preprocess/config.pbtxt"
+    config.write_text(config.read_text() + "\n" * 60)
+    versions = {**installed_packages(), "pillow": "99"}
+    monkeypatch.setattr("generator.staging.installed_packages", lambda: versions)
+    with pytest.raises(RepositoryError) as caught:
+        words(tmp_path, spec)
+    lines = caught.value.message.splitlines()
+    assert lines[1] == "  --- as trtgen would write it now"
+    assert any(line.startswith('  -parameters { key: "pillow" value { string_value: "99"') for line in lines)
+    assert (len(lines), lines[-1]) == (42, "  ... and 26 more lines")
+
+
+def test_an_edit_made_while_a_build_runs_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words(tmp_path, tiny(tmp_path))
     config = tmp_path / "repo/tiny/config.pbtxt"
-    content = config.read_text()
-    config.write_text(content.replace("max_batch_size: 32", "max_batch_size: 64"))
-    assert words(tmp_path, spec)["tiny/config.pbtxt"] == "update"
-    assert config.read_text() == content
+
+    def prove(*_: object) -> None:
+        config.write_text(config.read_text() + "# mine\n")
+
+    monkeypatch.setattr("generator.pipeline._prove", prove)
+    with pytest.raises(RepositoryError, match="was edited after"):
+        words(tmp_path, tiny(tmp_path, seed=1))
+    assert config.read_text().endswith("# mine\n")
+    assert not (tmp_path / "repo/tiny/2").exists()
 
 
-def test_a_damaged_graph_is_replaced_by_a_new_version(tmp_path: Path) -> None:
+def test_files_that_somebody_added_stay_and_are_not_removed_with_a_version(tmp_path: Path) -> None:
+    words(tmp_path, tiny(tmp_path))
+    notes = tmp_path / "repo/tiny_classifier/notes.txt"
+    notes.write_text("mine")
+    words(tmp_path, tiny(tmp_path, seed=1))
+    with pytest.raises(RepositoryError, match=r"notes.txt was not made by trtgen$"):
+        words(tmp_path, tiny(tmp_path, classes=5), replace(QUICK, replace=True))
+    assert notes.read_text() == "mine"
+    changes = words(tmp_path, tiny(tmp_path, classes=5), replace(QUICK, replace=True, discard_edits=True))
+    assert changes["tiny_classifier/notes.txt"] == "remove"
+    assert not notes.exists()
+
+
+def test_a_file_that_is_gone_is_written_again(tmp_path: Path) -> None:
+    words(tmp_path, tiny(tmp_path))
+    (tmp_path / "repo/tiny/labels.txt").unlink()
+    assert words(tmp_path, tiny(tmp_path))["tiny/labels.txt"] == "create"
+
+
+def test_files_come_before_the_configuration_that_names_them_and_the_record_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words(tmp_path, tiny(tmp_path))
+    for name in ("tiny/labels.txt", "tiny_classifier/labels.txt", "tiny_preprocess/warmup/image.bin"):
+        (tmp_path / "repo" / name).write_text("edited")
+    for config in (tmp_path / "repo").glob("*/config.pbtxt"):
+        config.write_text(config.read_text() + "# edited\n")
+    moved: list[str] = []
+    rename = Path.rename
+
+    def watch(path: Path, target: Path) -> Path:
+        if target.is_relative_to(tmp_path / "repo"):
+            moved.append(target.relative_to(tmp_path / "repo").as_posix())
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", watch)
+    words(tmp_path, tiny(tmp_path, seed=1), replace(QUICK, discard_edits=True))
+    assert moved == [
+        "tiny_preprocess/2",
+        "tiny_preprocess/warmup/image.bin",
+        "tiny_preprocess/config.pbtxt",
+        "tiny_classifier/2",
+        "tiny_classifier/labels.txt",
+        "tiny_classifier/config.pbtxt",
+        "tiny/2",
+        "tiny/labels.txt",
+        "tiny/config.pbtxt",
+        "tiny/trtgen.json",
+    ]
+
+
+def test_a_damaged_graph_is_replaced_by_a_new_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spec = tiny(tmp_path)
     words(tmp_path, spec)
-    (tmp_path / "repo/tiny_classifier/1/model.onnx").write_bytes(b"broken")
+    damaged = tmp_path / "repo/tiny_classifier/1/model.onnx"
+    damaged.write_bytes(b"broken")
     assert words(tmp_path, spec)["tiny_classifier/2/model.onnx"] == "create"
+    assert damaged.read_bytes() == b"broken"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{damaged} is not what was published: it stays as it is, and a new version is made"
+    ]
 
 
 def test_other_labels_are_another_contract(tmp_path: Path) -> None:
