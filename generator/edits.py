@@ -24,20 +24,27 @@ __all__ = ["check_edits", "find_edited"]
 _MOST_LINES = 40
 
 
-def find_edited(root: Path, record: Record) -> list[str]:
-    """Return the files that are no longer what was published; those of versions, which are never written, left out."""
+def find_edited(root: Path, record: Record, *, versions: bool) -> list[str]:
+    """Return the files that are no longer what was published, those in version directories only with `versions`."""
     layout = Layout.of_record(record)
-    files = {path: digest for path, digest in record.files.items() if not layout.is_versioned(PurePosixPath(path))}
-    return [path for path, digest in files.items() if (root / path).is_file() and hash_file(root / path) != digest]
+    return [
+        path
+        for path, digest in record.files.items()
+        if (versions or not layout.is_versioned(PurePosixPath(path)))
+        and (root / path).is_file()
+        and hash_file(root / path) != digest
+    ]
 
 
 def check_edits(root: Path, record: Record, *, removing: bool) -> None:
-    """Refuse to overwrite what somebody edited, and with `removing` also to remove what somebody added.
+    """Refuse to overwrite what somebody edited; with `removing` also to remove that from versions, or what was added.
+
+    A build writes nothing into a published version, so that edits there are safe from it.
 
     Raises:
         RepositoryError: Names the files, with the lines that differ.
     """
-    edited = find_edited(root, record)
+    edited = find_edited(root, record, versions=removing)
     added = _find_added(root, record) if removing else []
     if not edited and not added:
         return
@@ -65,7 +72,7 @@ def _describe_edited(root: Path, record: Record, edited: list[str]) -> Iterable[
         if edited:
             _render_again(root, record, Path(folder))
         for path in edited:
-            yield f"{root / path} was edited after trtgen published it"
+            yield f"{root / path} was changed after trtgen published it"
             yield from _differing_lines(Path(folder, path), root / path, record.files[path])
 
 
