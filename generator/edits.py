@@ -49,13 +49,14 @@ def check_edits(root: Path, record: Record, *, removing: bool) -> None:
     if not edited and not added:
         return
     lines = [*_describe_edited(root, record, edited), *(f"{root / path} was not made by trtgen" for path in added)]
+    msg = f"{record.name} is left as it is, since somebody edited it:\n" + "\n".join(lines)
     if removing:
         hint = "copy what you need, then add --discard-edits: they are removed, too"
     elif any(path.endswith("/config.pbtxt") for path in edited):
         hint = "state it in the field config of the spec (docs/spec.md), then add --discard-edits to drop the edit"
     else:
         hint = "change the spec instead, then add --discard-edits to drop the edit"
-    raise RepositoryError("\n".join(lines), hint=hint)
+    raise RepositoryError(msg, hint=hint)
 
 
 def _find_added(root: Path, record: Record) -> list[str]:

@@ -122,6 +122,7 @@ def test_what_somebody_edited_is_refused_with_its_lines(tmp_path: Path) -> None:
             words(tmp_path, tiny(tmp_path, **change), options)
         lines = caught.value.message.splitlines()
         assert lines == [
+            "tiny is left as it is, since somebody edited it:",
             f"{labels} was changed after trtgen published it",
             "  --- published",
             f"  +++ {labels}",
@@ -131,7 +132,7 @@ def test_what_somebody_edited_is_refused_with_its_lines(tmp_path: Path) -> None:
             f"{config} was changed after trtgen published it",
             "  --- published",
             f"  +++ {config}",
-            lines[9],  # the place
+            lines[10],  # the place
             "  -dynamic_batching { max_queue_delay_microseconds: 500 }",
             "  +dynamic_batching { max_queue_delay_microseconds: 800 }",
         ]
@@ -175,9 +176,9 @@ def test_lines_that_trtgen_would_write_otherwise_now_are_not_called_published(
     with pytest.raises(RepositoryError) as caught:
         words(tmp_path, spec)
     lines = caught.value.message.splitlines()
-    assert lines[1] == "  --- as trtgen would write it now"
+    assert lines[2] == "  --- as trtgen would write it now"
     assert any(line.startswith('  -parameters { key: "pillow" value { string_value: "99"') for line in lines)
-    assert (len(lines), lines[-1]) == (42, "  ... and 26 more lines")
+    assert (len(lines), lines[-1]) == (43, "  ... and 26 more lines")
 
 
 def test_an_edit_made_while_a_build_runs_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
