@@ -460,7 +460,8 @@ def test_the_list_says_what_is_there(root: Path, capsys: pytest.CaptureFixture[s
     data = json.loads(record.read_text())
     proof = [{"stage": stage, "status": "proved"} for stage in ("batches", "onnx")]
     plan = {"tensorrt": "10.16.1.11", "precision": "fp16"}
-    changed = {"proof": [*proof, {"stage": "plan", "status": "not proved"}], "plan": plan}
+    proof += [{"stage": "plan", "status": "not proved"}, {"stage": "recipe", "status": "assumed"}]
+    changed = {"proof": proof, "plan": plan}
     for version in (2, 10):
         (root / f"tiny_classifier/{version}").mkdir()
     os.utime(record, (0, 1_700_000_000))
@@ -477,7 +478,7 @@ def test_the_list_says_what_is_there(root: Path, capsys: pytest.CaptureFixture[s
     assert main(arguments) == 0
     captured = capsys.readouterr()
     assert "1, 2, 10  1, 2    onnxruntime 10.16.1.11  fp16" in captured.out
-    assert captured.out.endswith("2 of 3 stages, not plan\n")
+    assert captured.out.endswith("2 of 3 stages, not plan; assumed: recipe\n")
     assert captured.err == f"! {root / 'tiny/labels.txt'} was changed after trtgen published it\n"
     assert main([*arguments, "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)

@@ -87,8 +87,12 @@ def _join(versions: list[int]) -> str:
 
 
 def _proved(proof: list[dict[str, Any]]) -> str:
-    missing = [entry for entry in proof if entry["status"] != "proved"]
-    if [entry["stage"] for entry in missing] == ["all"]:
-        return f"nothing ({missing[0]['reason']})"
-    words = f"{len(proof) - len(missing)} of {len(proof)} stages"
-    return words + (f", not {', '.join(entry['stage'] for entry in missing)}" if missing else "")
+    by_status: dict[str, list[str]] = {"proved": [], "not proved": [], "assumed": []}
+    for entry in proof:
+        by_status[entry["status"]].append(entry["stage"])
+    proved, missing, assumed = by_status.values()
+    if missing == ["all"]:
+        return f"nothing ({proof[0]['reason']})"
+    words = f"{len(proved)} of {len(proved) + len(missing)} stages"
+    words += f", not {', '.join(missing)}" if missing else ""
+    return words + (f"; assumed: {', '.join(assumed)}" if assumed else "")
