@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["RULES", "render_page"]
 
 _INTRODUCTION = """\
-<!-- Made by `python -m generator.spec_docs > docs/spec.md` from generator/spec.py, config_text.py, recipe.py and plan/options.py. -->
+<!-- Made by `python -m generator.spec_docs > docs/spec.md` from the models in generator/. -->
 
 # models.yaml
 
