@@ -11,7 +11,7 @@ from generator.recipe import IMAGENET
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["RECIPE_PARAMETERS", "REFUSED", "REFUSED_IN_ENSEMBLE", "ConfigTexts", "given_fields", "parse_text"]
+__all__ = ["REFUSED", "REFUSED_IN_ENSEMBLE", "ConfigTexts", "given_fields", "parse_text"]
 
 _BUILT = "it follows from what was built and proved"
 _MEMBERS_RUN = "an ensemble only passes requests on: give it to config.classifier or config.preprocess"
@@ -28,7 +28,11 @@ REFUSED = {
     "version_policy": "set versions of the spec",
 }
 REFUSED_IN_ENSEMBLE = dict.fromkeys(("dynamic_batching", "instance_group", "model_warmup"), _MEMBERS_RUN)
-RECIPE_PARAMETERS = frozenset({*IMAGENET.parameters(), "pillow"})
+# The same for `parameters`, by member.
+_REFUSED_PARAMETERS = {
+    "preprocess": dict.fromkeys((*IMAGENET.parameters(), "pillow"), "it is part of the recipe that was proved"),
+    "ensemble": {"negative_label": "it follows from the labels"},
+}
 
 
 class ConfigTexts(BaseModel):
@@ -93,6 +97,6 @@ def _problems(member: str, text: str) -> Iterable[str]:
     for name in given_fields(text):
         if name in refused:
             yield f"{name} cannot be given here: {refused[name]}"
-    if member == "preprocess":
-        for key in sorted(RECIPE_PARAMETERS & set(parsed.parameters)):
-            yield f"parameters {key} cannot be given here: it is part of the recipe that was proved"
+    for key, reason in _REFUSED_PARAMETERS.get(member, {}).items():
+        if key in parsed.parameters:
+            yield f"parameters {key} cannot be given here: {reason}"

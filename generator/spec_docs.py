@@ -92,7 +92,7 @@ RULES = (
      "{name: a, plan: {profiles: [{min: 2, opt: 8, max: 32}]}}"),
     ("`config` states nothing that other fields set: `instances`, `max_queue_delay_microseconds`, `plan.cuda_graphs`.",
      "{name: a, instances: {classifier: 2}, config: {classifier: 'instance_group { count: 3 }'}}"),
-    ("`config.preprocess` does not give `parameters` of the recipe.",
+    ("`config` does not give the `parameters` that trtgen writes: the recipe's, and `negative_label` of the ensemble.",
      "{name: a, config: {preprocess: 'parameters { key: \"resize\" value { string_value: \"9\" } }'}}"),
     ("No two models may need the same directory: a model needs `NAME`, `NAME_preprocess` and `NAME_classifier`.",
      "{name: a}, {name: a_classifier}"),

@@ -122,12 +122,14 @@ def test_one_probability_comes_with_the_name_of_the_other_class(activation: Any,
     assert {key: value.string_value for key, value in parameters.items()} == expected
 
 
+MEMBERS = {"preprocess": "net_preprocess", "classifier": "net_classifier", "ensemble": "net"}
+
+
 def given(member: str, text: str, artifact: Artifact = ARTIFACT, **options: Any) -> tuple[Any, Any]:
     """The member's configuration with `text`, and the same without."""
-    name = "net" if member == "ensemble" else f"net_{member}"
     texts = rendered(artifact, **options, config={member: text})
     check_configs(texts, artifact)
-    return parsed(texts, name), parsed(rendered(artifact, **options), name)
+    return parsed(texts, MEMBERS[member]), parsed(rendered(artifact, **options), MEMBERS[member])
 
 
 # One for each field of Triton's ModelConfig that `config` takes.
@@ -173,6 +175,20 @@ def test_a_text_that_gives_nothing_changes_nothing(text: str | None) -> None:
     plain, texts = rendered(), rendered(config=dict.fromkeys(("classifier", "preprocess", "ensemble"), text))
     assert {name: parsed(texts, name) for name in texts} == {name: parsed(plain, name) for name in plain}
     assert texts == plain or text
+
+
+def test_no_parameter_of_ours_can_be_given() -> None:
+    graph = replace(GRAPH, output=replace(GRAPH.output, shape=(-1, 1)))
+    artifact = replace(
+        ARTIFACT, onnx=graph, head=Head(output="logits", activation="sigmoid"), labels=("dog", "cat")
+    )  # has parameters in the ensemble, too
+    texts = rendered(artifact)
+    ours = {member: list(parsed(texts, name).parameters) for member, name in MEMBERS.items()}
+    assert [len(keys) > 0 for keys in ours.values()] == [True, False, True]
+    for member, keys in ours.items():
+        for key in keys:
+            with pytest.raises(SpecError, match=f"config.{member}: parameters {key} cannot be given here"):
+                rendered(artifact, config={member: f"parameters {{ key: '{key}' value {{ string_value: 'x' }} }}"})
 
 
 def test_an_empty_list_and_a_zero_take_the_place_of_ours_too() -> None:
