@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from generator.config_text import given_fields
 from generator.render import render
 
 if TYPE_CHECKING:
@@ -65,7 +66,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """What every config.pbtxt of ours states."""
+    """What every config.pbtxt of ours states.
+
+    `given` is the spec's own text for it, `given_fields` the top-level fields in that: they take the place of ours, but
+    for `parameters`, which are added.
+    """
 
     ensemble: str
     name: str
@@ -73,6 +78,8 @@ class ModelConfig:
     inputs: tuple[TensorConfig, ...]
     outputs: tuple[TensorConfig, ...]
     versions: VersionPolicy = field(default_factory=VersionPolicy)
+    given: str | None = None
+    given_fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +142,8 @@ def make_model_configs(spec: ModelSpec, artifact: Artifact, *, pillow_version: s
         versions=_version_policy(spec),
         **_engine(spec, artifact),
         instance_count=spec.classifier_instances(),
-        max_queue_delay_microseconds=spec.max_queue_delay_microseconds if maximum > 1 else None,
+        max_queue_delay_microseconds=spec.queue_delay_microseconds() if maximum > 1 else None,
+        **_given(spec.config.classifier),
     )
     preprocess = PreprocessConfig(
         ensemble=spec.name,
@@ -145,6 +153,7 @@ def make_model_configs(spec: ModelSpec, artifact: Artifact, *, pillow_version: s
         outputs=(made_pixels,),
         instance_count=spec.preprocess_instances(),
         parameters={**recipe.parameters(), "pillow": pillow_version},
+        **_given(spec.config.preprocess),
     )
     ensemble = EnsembleConfig(
         ensemble=spec.name,
@@ -157,6 +166,7 @@ def make_model_configs(spec: ModelSpec, artifact: Artifact, *, pillow_version: s
             Step(model_name=preprocess.name, input_map={IMAGE: IMAGE}, output_map={PIXELS: "pixels"}),
             Step(model_name=classifier.name, input_map={pixels.name: "pixels"}, output_map={scores.name: scores.name}),
         ),
+        **_given(spec.config.ensemble),
     )
     return ModelConfigs(classifier=classifier, preprocess=preprocess, ensemble=ensemble)
 
@@ -199,6 +209,10 @@ def _engine(spec: ModelSpec, artifact: Artifact) -> dict[str, Any]:
         "profiles": tuple(range(len(artifact.passport.profiles))),
         "graphs": _graphs(spec.batch.max) if spec.plan.cuda_graphs else (),
     }
+
+
+def _given(text: str | None) -> dict[str, Any]:
+    return {"given": text, "given_fields": given_fields(text)}
 
 
 def _graphs(maximum: int) -> tuple[GraphSpec, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.artifact import Artifact, add_plan, export_artifact, take_export
+from generator.edits import check_edits
 from generator.errors import SpecError
 from generator.fingerprint import fingerprint, installed_packages, made_by
 from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, recover, staging
@@ -39,6 +40,7 @@ class BuildOptions:
     verify: bool = True
     require_all: bool = False
     replace: bool = False
+    discard_edits: bool = False
     dry_run: bool = False
     images: Path | None = None
     spec_file: Path | None = None
@@ -89,6 +91,7 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         version = old.version if old is not None and reusable else _next_version(root, spec)
         layout = Layout.of(spec, version)
         check_owner(root, layout, old)
+        _refuse_edits(root, old, options)
         artifact = take_over(root, staged, old, layout) if old and reusable else _make(spec, staged, layout, options)
         contract = _contract(artifact)
         check_contract(old, contract, replace=options.replace)
@@ -99,9 +102,15 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         (staged / layout.record).write_text(record.to_json(), encoding="utf-8")
         replace = options.replace and old is not None
         changes = plan_changes(root, staged, layout, old, replace=replace)
+        _refuse_edits(root, old, options)  # again: exporting and proving take minutes
         if not options.dry_run:
             publish(root, layout, changes, replace=replace)
     return Built(name=spec.name, version=version, changes=tuple(changes), report=report, notes=artifact.notes)
+
+
+def _refuse_edits(root: Path, old: Record | None, options: BuildOptions) -> None:
+    if old is not None and not options.discard_edits:
+        check_edits(root, old, removing=options.replace)
 
 
 def _proof_suffices(old: Record, options: BuildOptions) -> bool:
@@ -115,19 +124,19 @@ def _proof_suffices(old: Record, options: BuildOptions) -> bool:
 def _is_reusable(root: Path, old: Record, inputs: dict[str, str]) -> bool:
     """Say whether the published version's own files are what this build would make again."""
     versioned = {path: digest for path, digest in old.files.items() if f"/{old.version}/" in path}
-    return old.inputs["artifact"] == inputs["artifact"] and not _damaged(root, versioned)
+    if old.inputs["artifact"] != inputs["artifact"]:
+        return False
+    damaged = _damaged(root, versioned)
+    for path in damaged:
+        _LOG.warning("%s is not what was published: it stays as it is, and a new version is made", root / path)
+    return not damaged
 
 
 def _damaged(root: Path, files: Mapping[str, str]) -> list[str]:
     """Return the files that are gone or no longer what was published."""
     from generator.onnx_model import hash_file
 
-    damaged = [
-        path for path, digest in files.items() if not (root / path).is_file() or hash_file(root / path) != digest
-    ]
-    for path in damaged:
-        _LOG.info("%s is not what was published", root / path)
-    return damaged
+    return [path for path, digest in files.items() if not (root / path).is_file() or hash_file(root / path) != digest]
 
 
 def _next_version(root: Path, spec: ModelSpec) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from generator.config_text import ConfigTexts
 from generator.plan.options import BatchProfile, PlanOptions
 from generator.recipe import Edge, RecipeSpec
 from generator.spec_rules import CHECKPOINT_SUFFIXES, disagreements
@@ -149,11 +150,14 @@ class ModelSpec(BaseModel):
     )
     batch: Batch = Field(default_factory=Batch, description="Batch sizes.")
     instances: Instances = Field(default_factory=Instances, description="Instance counts.")
-    max_queue_delay_microseconds: int = Field(
-        default=500, ge=0, le=1_000_000, description="How long the classifier waits for a batch to fill."
+    max_queue_delay_microseconds: int | None = Field(
+        default=None, ge=0, le=1_000_000, description="How long the classifier waits for a batch to fill; default 500."
     )
     versions: Annotated[int, Field(ge=1, le=100)] | Literal["all"] | Annotated[list[Version], Field(min_length=1)] = (
         Field(default=1, description="Versions to serve: the newest N, `all`, or a list of version numbers.")
+    )
+    config: ConfigTexts = Field(
+        default_factory=ConfigTexts, description="More for each config.pbtxt, in Triton's own words."
     )
 
     @field_validator("name")
@@ -229,6 +233,10 @@ class ModelSpec(BaseModel):
         (docs/benchmarks.md).
         """
         return self.instances.classifier or (4 if self.is_tensorrt else 1)
+
+    def queue_delay_microseconds(self) -> int:
+        """How long the classifier waits for a batch to fill, with the default filled in."""
+        return 500 if self.max_queue_delay_microseconds is None else self.max_queue_delay_microseconds
 
 
 def name_from_file(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from generator.config_text import REFUSED, REFUSED_IN_ENSEMBLE, ConfigTexts
 from generator.plan.options import BatchProfile, PlanOptions
 from generator.recipe import IMAGENET, Recipe, RecipeSpec
 from generator.render import read_static
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["RULES", "render_page"]
 
 _INTRODUCTION = """\
-<!-- Made by `python -m generator.spec_docs > docs/spec.md` from generator/spec.py, recipe.py and plan/options.py. -->
+<!-- Made by `python -m generator.spec_docs > docs/spec.md` from the models in generator/. -->
 
 # models.yaml
 
@@ -42,10 +43,31 @@ _RECIPE = """\
 How an image file becomes pixels. What is left out comes from the source. An ONNX file says nothing about it, so there
 the first five are needed, or `recipe: imagenet`, which a `raw` one of 224x224 pixels gets by itself."""
 
+_CONFIG = """\
+What a member's config.pbtxt states besides what trtgen writes, in Triton's own syntax (protobuf text):
+
+```yaml
+    config:
+      classifier: |
+        instance_group [ { kind: KIND_CPU count: 2 } ]
+        parameters { key: "intra_op_thread_count" value { string_value: "4" } }
+      ensemble: |
+        response_cache { enable: true }
+```
+
+- A field that is given takes the place of trtgen's as a whole: `instance_group` is not a second group,
+  `dynamic_batching { preferred_batch_size: [ 8 ] }` has the queue delay of Triton's default, and beside a plan
+  `optimization` without `cuda` ends the CUDA graphs. An empty list (`model_warmup []`) leaves out what trtgen writes.
+- `parameters` are added to trtgen's. What the spec sets as well is refused: `instances` and `instance_group`,
+  `max_queue_delay_microseconds` and `dynamic_batching`, `plan.cuda_graphs: false` and `optimization.cuda`.
+- It is parsed with Triton's protobuf as tritonclient brings it, checked together with the rest, and the gate runs with
+  it. A change of it is a change of the configuration: no new version."""
+
 _SECTIONS: tuple[tuple[type[BaseModel], str, str], ...] = (
     (ModelSpec, "A model", "The fields of one entry of `models`."),
     (Batch, "batch", "How many images one execution takes."),
     (Instances, "instances", "How many copies of each member run side by side."),
+    (ConfigTexts, "config", _CONFIG),
     (RecipeSpec, "recipe", _RECIPE),
     (PlanOptions, "plan", "How TensorRT builds the plan, for the targets `tensorrt-*`."),
     (BatchProfile, "plan.profiles", "One entry is one optimization profile."),
@@ -68,6 +90,10 @@ RULES = (
     ("`calibration` goes with `precision: int8`, `keep` with `fp16` and `int8`.", "{name: a, calibration: images}"),
     ("`plan.profiles` together cover every batch from 1 to `batch.max`.",
      "{name: a, plan: {profiles: [{min: 2, opt: 8, max: 32}]}}"),
+    ("`config` states nothing that other fields set: `instances`, `max_queue_delay_microseconds`, `plan.cuda_graphs`.",
+     "{name: a, instances: {classifier: 2}, config: {classifier: 'instance_group { count: 3 }'}}"),
+    ("`config` does not give the `parameters` that trtgen writes: the recipe's, and `negative_label` of the ensemble.",
+     "{name: a, config: {preprocess: 'parameters { key: \"resize\" value { string_value: \"9\" } }'}}"),
     ("No two models may need the same directory: a model needs `NAME`, `NAME_preprocess` and `NAME_classifier`.",
      "{name: a}, {name: a_classifier}"),
 )  # fmt: skip
@@ -80,6 +106,8 @@ def render_page() -> str:
     parts = [_INTRODUCTION, "## Example\n", f"```yaml\n{read_static('models.yaml').decode()}```\n"]
     for model, title, sentence in _SECTIONS:
         parts += [f"## {title}\n", f"{sentence}\n", _table(model)]
+        if model is ConfigTexts:
+            parts.append(_refused())
     parts += [_imagenet(), "## Rules across fields\n", _rules()]
     return "\n".join(parts)
 
@@ -184,6 +212,14 @@ def _imagenet() -> str:
     recipe = IMAGENET.model_dump(mode="json", include={"resize", "crop", "interpolation", "mean", "std"})
     lines = [f"{name}: {value}" for name, value in recipe.items()]  # a list prints as it is written in YAML
     return "`recipe: imagenet` stands for\n\n```yaml\n" + "\n".join(lines) + "\n```\n"
+
+
+def _refused() -> str:
+    lines = ["| not given in `config` | why |", "|---|---|"]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in {**REFUSED, **REFUSED_IN_ENSEMBLE}.items():
+        by_reason.setdefault(reason, []).append(f"`{name}`" + " (ensemble)" * (name in REFUSED_IN_ENSEMBLE))
+    return "\n".join([*lines, *(f"| {', '.join(names)} | {reason} |" for reason, names in by_reason.items())]) + "\n"
 
 
 def _rules() -> str:

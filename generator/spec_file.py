@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from generator.config_text import ConfigTexts
 from generator.errors import SpecError
 from generator.plan.options import BatchProfile, PlanOptions
 from generator.recipe import RecipeSpec
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_spec", "make_spec"]
 
-_MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, Instances, RecipeSpec, PlanOptions, BatchProfile)
+_MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, Instances, ConfigTexts, RecipeSpec, PlanOptions, BatchProfile)
 
 
 class _SpecFile(BaseModel):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from generator.config_text import given_fields, parse_text
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -29,6 +31,7 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
     if spec.raw and spec.source != "onnx":
         yield "raw goes with source: onnx only"
     yield from _of_precision(spec)
+    yield from _of_config(spec)
     if gaps := spec.plan.uncovered(spec.batch.max):
         yield f"plan.profiles do not cover a batch of {gaps}: all from 1 to batch.max ({spec.batch.max}) are needed"
 
@@ -60,3 +63,18 @@ def _of_precision(spec: ModelSpec) -> Iterable[str]:
         yield f"calibration goes with precision: int8 only, it is {spec.precision}"
     if spec.keep and spec.precision not in ("auto", "fp16", "int8"):
         yield f"keep goes with precision: fp16 or int8, it is {spec.precision}"
+
+
+def _of_config(spec: ModelSpec) -> Iterable[str]:
+    """What the spec sets and `config` states, too: neither is to win silently."""
+    instances, texts = spec.instances, spec.config
+    classifier, preprocess = given_fields(texts.classifier), given_fields(texts.preprocess)
+    twice = "of the spec and {} in config.{} state the same: leave one of them out"
+    if instances.preprocess is not None and "instance_group" in preprocess:
+        yield f"instances.preprocess {twice.format('instance_group', 'preprocess')}"
+    if instances.classifier is not None and "instance_group" in classifier:
+        yield f"instances.classifier {twice.format('instance_group', 'classifier')}"
+    if spec.max_queue_delay_microseconds is not None and "dynamic_batching" in classifier:
+        yield f"max_queue_delay_microseconds {twice.format('dynamic_batching', 'classifier')}"
+    if not spec.plan.cuda_graphs and parse_text(texts.classifier).optimization.HasField("cuda"):
+        yield f"plan.cuda_graphs {twice.format('optimization.cuda', 'classifier')}"

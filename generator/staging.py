@@ -19,27 +19,32 @@ if TYPE_CHECKING:
 
     from generator.spec import ModelSpec
 
-__all__ = ["stage_files", "stage_listed_versions", "take_over"]
+__all__ = ["read_published", "stage_files", "stage_listed_versions", "take_over"]
 
 
 def take_over(root: Path, staged: Path, old: Record, layout: Layout) -> Artifact:
     """Stage the published graph and plan as they are: only the configuration changed."""
+    for name in layout.models:
+        source, target = root / name / str(old.version), staged / name / str(old.version)
+        shutil.copytree(source, target, copy_function=_link)
+    return read_published(staged, old, layout)
+
+
+def read_published(folder: Path, record: Record, layout: Layout) -> Artifact:
+    """Return the graph and plan of `layout` below `folder`, with what the record says about them."""
     from generator.head import read_head
     from generator.onnx_model import read_onnx
     from generator.plan.passport import read_passport
     from generator.recipe import Recipe
 
-    for name in layout.models:
-        source, target = root / name / str(old.version), staged / name / str(old.version)
-        shutil.copytree(source, target, copy_function=_link)
     return Artifact(
-        onnx=read_onnx(staged / layout.onnx),
-        head=read_head(old.head, old.spec["activation"], staged / layout.reference),
-        recipe=Recipe.model_validate(old.recipe),
-        labels=tuple(old.contract["labels"]),
-        description=old.description,
-        assumed=old.assumed,
-        passport=read_passport(staged / layout.plan) if (staged / layout.plan).is_file() else None,
+        onnx=read_onnx(folder / layout.onnx),
+        head=read_head(record.head, record.spec["activation"], folder / layout.reference),
+        recipe=Recipe.model_validate(record.recipe),
+        labels=tuple(record.contract["labels"]),
+        description=record.description,
+        assumed=record.assumed,
+        passport=read_passport(folder / layout.plan) if (folder / layout.plan).is_file() else None,
     )
 
 

@@ -23,7 +23,7 @@ _OPTIONS = ("weights", "architecture", "classes", "labels", "recipe", "image_siz
 # Fields that do not change an export, or that the hint writes in its own way.
 _OTHERS = (
     *("name", "source", "onnx", "target", "precision", "experimental", "batch"),
-    *("instances", "max_queue_delay_microseconds", "versions"),
+    *("instances", "max_queue_delay_microseconds", "versions", "config"),
 )
 KNOWN = ("tensorrt-8.6", "tensorrt-10", "tensorrt-11")
 

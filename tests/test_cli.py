@@ -126,6 +126,25 @@ def test_show_prints_the_resolved_spec(capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(capsys.readouterr().out)["models"][0]["recipe"]["crop"] == [96, 96]
 
 
+def test_what_show_prints_is_a_spec_that_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_text(
+        "models: [{name: demo, config: {classifier: 'instance_group { count: 2 } dynamic_batching {}'}}, "
+        "{name: other, architecture: resnet18}]"
+    )
+    shown: list[str] = []
+    for _ in range(2):
+        assert main(["show", "--spec", str(path)]) == 0
+        shown.append(capsys.readouterr().out)
+        models = yaml.safe_load(shown[-1])["models"]
+        for model in models:
+            del model["classes"]  # how many there are
+        path.write_text(yaml.safe_dump({"models": models}))
+    assert shown[0] == shown[1]
+    assert models[0]["instances"]["classifier"] is models[0]["max_queue_delay_microseconds"] is None
+    assert (models[1]["instances"]["classifier"], models[1]["max_queue_delay_microseconds"]) == (1, 500)
+
+
 def test_build_prints_a_word_per_file_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["build-repo", "demo", "--no-verify", "-r", str(tmp_path / "repo")]
     assert main(arguments) == 0

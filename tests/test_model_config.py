@@ -13,8 +13,9 @@ from tritonclient.grpc import model_config_pb2
 
 from generator.artifact import Artifact
 from generator.config_check import check_configs
+from generator.config_text import REFUSED, REFUSED_IN_ENSEMBLE, given_fields
 from generator.dtypes import from_onnx
-from generator.errors import ConfigError
+from generator.errors import ConfigError, SpecError
 from generator.head import Head
 from generator.model_config import make_model_configs, render_configs
 from generator.onnx_model import OnnxModel, OnnxTensor
@@ -119,6 +120,107 @@ def test_one_probability_comes_with_the_name_of_the_other_class(activation: Any,
     artifact = replace(ARTIFACT, onnx=graph, head=head, labels=("dog", "cat"))
     parameters = parsed(rendered(artifact), "net").parameters
     assert {key: value.string_value for key, value in parameters.items()} == expected
+
+
+MEMBERS = {"preprocess": "net_preprocess", "classifier": "net_classifier", "ensemble": "net"}
+
+
+def given(member: str, text: str, artifact: Artifact = ARTIFACT, **options: Any) -> tuple[Any, Any]:
+    """The member's configuration with `text`, and the same without."""
+    texts = rendered(artifact, **options, config={member: text})
+    check_configs(texts, artifact)
+    return parsed(texts, MEMBERS[member]), parsed(rendered(artifact, **options), MEMBERS[member])
+
+
+# One for each field of Triton's ModelConfig that `config` takes.
+FIELDS = {
+    "optimization": "optimization { cuda { graph_spec { batch_size: 3 } } }",
+    "dynamic_batching": "dynamic_batching { preferred_batch_size: [ 8 ] }",
+    "instance_group": "instance_group [ { kind: KIND_GPU count: 2 profile: '0' }, { kind: KIND_GPU count: 3 } ]",
+    "metric_tags": "metric_tags { key: 'a' value: 'b' }",
+    "parameters": "parameters { key: 'a' value { string_value: 'b' } } parameters { key: 'c' value {} }",
+    "model_warmup": "model_warmup { name: 'mine' batch_size: 2 }",
+    "model_repository_agents": "model_repository_agents { agents { name: 'checksum' } }",
+    "response_cache": "response_cache { enable: true }",
+    "model_metrics": "model_metrics { metric_control { metric_identifier { family: 'f' } } }",
+}
+
+
+def test_config_takes_or_refuses_every_field_of_triton() -> None:
+    assert FIELDS.keys() | REFUSED.keys() == {field.name for field in model_config_pb2.ModelConfig.DESCRIPTOR.fields}
+    assert FIELDS.keys() & REFUSED.keys() == set()
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("member", ["classifier", "preprocess", "ensemble", "plan"])
+def test_what_config_gives_takes_the_place_of_ours(member: str, field: str) -> None:
+    """Triton reads what the protobuf makes of both: the given fields cleared in ours, then merged."""
+    if member == "ensemble" and field in REFUSED_IN_ENSEMBLE:
+        with pytest.raises(SpecError, match=f"config.ensemble: {field} cannot be given here: an ensemble only passes"):
+            rendered(config={"ensemble": FIELDS[field]})
+        return
+    if member == "plan":
+        merged, ours = given("classifier", FIELDS[field], with_plan((1, 8, 32)), target="tensorrt-10")
+    else:
+        merged, ours = given(member, FIELDS[field])
+    if field != "parameters":
+        ours.ClearField(field)
+    assert merged != ours
+    text_format.Merge(FIELDS[field], ours)
+    assert merged == ours
+
+
+@pytest.mark.parametrize("text", [None, "", "# nothing\n"])
+def test_a_text_that_gives_nothing_changes_nothing(text: str | None) -> None:
+    plain, texts = rendered(), rendered(config=dict.fromkeys(("classifier", "preprocess", "ensemble"), text))
+    assert {name: parsed(texts, name) for name in texts} == {name: parsed(plain, name) for name in plain}
+    assert texts == plain or text
+
+
+def test_no_parameter_of_ours_can_be_given() -> None:
+    graph = replace(GRAPH, output=replace(GRAPH.output, shape=(-1, 1)))
+    artifact = replace(
+        ARTIFACT, onnx=graph, head=Head(output="logits", activation="sigmoid"), labels=("dog", "cat")
+    )  # has parameters in the ensemble, too
+    texts = rendered(artifact)
+    ours = {member: list(parsed(texts, name).parameters) for member, name in MEMBERS.items()}
+    assert [len(keys) > 0 for keys in ours.values()] == [True, False, True]
+    for member, keys in ours.items():
+        for key in keys:
+            with pytest.raises(SpecError, match=f"config.{member}: parameters {key} cannot be given here"):
+                rendered(artifact, config={member: f"parameters {{ key: '{key}' value {{ string_value: 'x' }} }}"})
+
+
+def test_an_empty_list_and_a_zero_take_the_place_of_ours_too() -> None:
+    text = "model_warmup []  # none\ndynamic_batching { max_queue_delay_microseconds: 0 }"
+    merged, ours = given("classifier", text)
+    assert (len(ours.model_warmup), ours.dynamic_batching.max_queue_delay_microseconds) == (1, 500)
+    assert (len(merged.model_warmup), merged.dynamic_batching.max_queue_delay_microseconds) == (0, 0)
+    assert merged.HasField("dynamic_batching")
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("", ()),
+        ("# name: 'a'", ()),
+        ("parameters { key: 'name' value { string_value: 'input' } }", ("parameters",)),
+        ("instance_group [{count: 1, kind: KIND_CPU}, {count: 2}] instance_group <count: 3>", ("instance_group",)),
+        ("name: 'a' 'b'; max_batch_size: 0, response_cache {}", ("name", "max_batch_size", "response_cache")),
+        ("instance_group []", ("instance_group",)),
+    ],
+)
+def test_the_fields_that_a_text_gives(text: str, fields: tuple[str, ...]) -> None:
+    assert given_fields(text) == fields
+
+
+def test_what_is_given_is_checked_with_the_rest() -> None:
+    for text, problem in (
+        ("instance_group { count: -1 }", "instance_group count is -1"),
+        ("model_warmup { batch_size: 33 }", "warmup batch_size 33 is above max_batch_size 32"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            given("classifier", text)
 
 
 def test_each_request_is_preprocessed_as_soon_as_a_process_is_free() -> None:

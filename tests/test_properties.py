@@ -149,7 +149,7 @@ def test_valid_specs_become_valid_configurations(
     assert preprocess.instance_group[0].count == spec.preprocess_instances()
     assert classifier.instance_group[0].count == spec.classifier_instances()
     if spec.batch.max > 1:
-        assert classifier.dynamic_batching.max_queue_delay_microseconds == spec.max_queue_delay_microseconds
+        assert classifier.dynamic_batching.max_queue_delay_microseconds == spec.queue_delay_microseconds()
     seen = step.Recipe({key: {"string_value": it.string_value} for key, it in preprocess.parameters.items()})
     assert seen.crop == recipe.crop
     assert seen.resize == ([recipe.resize] if isinstance(recipe.resize, int) else list(recipe.resize))

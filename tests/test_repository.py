@@ -6,22 +6,31 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+from tritonclient.grpc import InferenceServerClient
 
+from benchmarks.crash import run_until_killed
+from generator.cli import main
 from generator.errors import RepositoryError
+from generator.fingerprint import installed_packages
 from generator.onnx_model import hash_file
 from generator.pipeline import BuildOptions, build_repository
+from generator.removal import remove_model
 from generator.repository import find_records, journal, read_record
 from generator.repository.publish import hash_tree
+from generator.server.embedded import EmbeddedServer
 from generator.spec import ModelSpec
 from generator.spec_file import make_spec
 from generator.verify.published import verify_published
@@ -99,21 +108,154 @@ def test_another_configuration_is_no_new_version(tmp_path: Path) -> None:
     assert "max_queue_delay_microseconds: 9" in (tmp_path / "repo/tiny_classifier/config.pbtxt").read_text()
 
 
-def test_a_file_changed_by_hand_is_written_again(tmp_path: Path) -> None:
+def test_what_somebody_edited_is_refused_with_its_lines(tmp_path: Path) -> None:
+    root = tmp_path / "repo"
+    words(tmp_path, tiny(tmp_path))
+    config, labels = root / "tiny_classifier/config.pbtxt", root / "tiny/labels.txt"
+    published = hash_tree(root)
+    config.write_text(config.read_text().replace("microseconds: 500", "microseconds: 800"))
+    labels.write_text(labels.read_text().replace("2\n", "two\n"))
+    edited = hash_tree(root)
+
+    def check(options: BuildOptions, **change: Any) -> None:
+        with pytest.raises(RepositoryError) as caught:
+            words(tmp_path, tiny(tmp_path, **change), options)
+        lines = caught.value.message.splitlines()
+        assert lines == [
+            "tiny is left as it is, since somebody edited it:",
+            f"{labels} was changed after trtgen published it",
+            "  --- published",
+            f"  +++ {labels}",
+            "  @@ -3 +3 @@",
+            "  -2",
+            "  +two",
+            f"{config} was changed after trtgen published it",
+            "  --- published",
+            f"  +++ {config}",
+            lines[10],  # the place
+            "  -dynamic_batching { max_queue_delay_microseconds: 500 }",
+            "  +dynamic_batching { max_queue_delay_microseconds: 800 }",
+        ]
+        assert "--discard-edits" in str(caught.value.hint)
+        assert hash_tree(root) == edited
+
+    check(QUICK)
+    check(QUICK, max_queue_delay_microseconds=9)
+    check(QUICK, seed=1)
+    check(replace(QUICK, replace=True))
+    check(replace(QUICK, dry_run=True))
+    for dry in (True, False):
+        changes = words(tmp_path, tiny(tmp_path), replace(QUICK, discard_edits=True, dry_run=dry))
+        assert {path for path, word in changes.items() if word == "update"} == {
+            "tiny_classifier/config.pbtxt",
+            "tiny/labels.txt",
+        }, "what was published comes back, and the record says the same as before"
+        assert hash_tree(root) == (edited if dry else published)
+
+
+def test_an_edit_is_named_where_its_lines_cannot_be_shown(tmp_path: Path) -> None:
     spec = tiny(tmp_path)
     words(tmp_path, spec)
+    (tmp_path / "repo/tiny_preprocess/warmup/image.bin").write_bytes(b"\xff")
+    with pytest.raises(RepositoryError, match=r"image.bin was changed after trtgen published it$"):
+        words(tmp_path, spec)
+    (tmp_path / "repo/tiny_classifier/1/model.onnx").write_bytes(b"nothing can be rendered from this")
+    with pytest.raises(RepositoryError, match=r"image.bin was changed after trtgen published it$"):
+        words(tmp_path, spec)
+
+
+def test_lines_that_trtgen_would_write_otherwise_now_are_not_called_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny(tmp_path)
+    words(tmp_path, spec)
+    config = tmp_path / "repo/tiny_preprocess/config.pbtxt"
+    config.write_text(config.read_text() + "\n" * 60)
+    versions = {**installed_packages(), "pillow": "99"}
+    monkeypatch.setattr("generator.staging.installed_packages", lambda: versions)
+    with pytest.raises(RepositoryError) as caught:
+        words(tmp_path, spec)
+    lines = caught.value.message.splitlines()
+    assert lines[2] == "  --- as trtgen would write it now"
+    assert any(line.startswith('  -parameters { key: "pillow" value { string_value: "99"') for line in lines)
+    assert (len(lines), lines[-1]) == (43, "  ... and 26 more lines")
+
+
+def test_an_edit_made_while_a_build_runs_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words(tmp_path, tiny(tmp_path))
     config = tmp_path / "repo/tiny/config.pbtxt"
-    content = config.read_text()
-    config.write_text(content.replace("max_batch_size: 32", "max_batch_size: 64"))
-    assert words(tmp_path, spec)["tiny/config.pbtxt"] == "update"
-    assert config.read_text() == content
+
+    def prove(*_: object) -> None:
+        config.write_text(config.read_text() + "# mine\n")
+
+    monkeypatch.setattr("generator.pipeline._prove", prove)
+    with pytest.raises(RepositoryError, match="was changed after"):
+        words(tmp_path, tiny(tmp_path, seed=1))
+    assert config.read_text().endswith("# mine\n")
+    assert not (tmp_path / "repo/tiny/2").exists()
 
 
-def test_a_damaged_graph_is_replaced_by_a_new_version(tmp_path: Path) -> None:
+def test_files_that_somebody_added_stay_and_are_not_removed_with_a_version(tmp_path: Path) -> None:
+    words(tmp_path, tiny(tmp_path))
+    notes = tmp_path / "repo/tiny_classifier/notes.txt"
+    notes.write_text("mine")
+    words(tmp_path, tiny(tmp_path, seed=1))
+    with pytest.raises(RepositoryError, match=r"notes.txt was not made by trtgen$"):
+        words(tmp_path, tiny(tmp_path, classes=5), replace(QUICK, replace=True))
+    assert notes.read_text() == "mine"
+    changes = words(tmp_path, tiny(tmp_path, classes=5), replace(QUICK, replace=True, discard_edits=True))
+    assert changes["tiny_classifier/notes.txt"] == "remove"
+    assert not notes.exists()
+
+
+def test_a_file_that_is_gone_is_written_again(tmp_path: Path) -> None:
+    words(tmp_path, tiny(tmp_path))
+    (tmp_path / "repo/tiny/labels.txt").unlink()
+    assert words(tmp_path, tiny(tmp_path))["tiny/labels.txt"] == "create"
+
+
+def test_files_come_before_the_configuration_that_names_them_and_the_record_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words(tmp_path, tiny(tmp_path))
+    for name in ("tiny/labels.txt", "tiny_classifier/labels.txt", "tiny_preprocess/warmup/image.bin"):
+        (tmp_path / "repo" / name).write_text("edited")
+    for config in (tmp_path / "repo").glob("*/config.pbtxt"):
+        config.write_text(config.read_text() + "# edited\n")
+    moved: list[str] = []
+    rename = Path.rename
+
+    def watch(path: Path, target: Path) -> Path:
+        if target.is_relative_to(tmp_path / "repo"):
+            moved.append(target.relative_to(tmp_path / "repo").as_posix())
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", watch)
+    words(tmp_path, tiny(tmp_path, seed=1), replace(QUICK, discard_edits=True))
+    assert moved == [
+        "tiny_preprocess/2",
+        "tiny_preprocess/warmup/image.bin",
+        "tiny_preprocess/config.pbtxt",
+        "tiny_classifier/2",
+        "tiny_classifier/labels.txt",
+        "tiny_classifier/config.pbtxt",
+        "tiny/2",
+        "tiny/labels.txt",
+        "tiny/config.pbtxt",
+        "tiny/trtgen.json",
+    ]
+
+
+def test_a_damaged_graph_is_replaced_by_a_new_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spec = tiny(tmp_path)
     words(tmp_path, spec)
-    (tmp_path / "repo/tiny_classifier/1/model.onnx").write_bytes(b"broken")
+    damaged = tmp_path / "repo/tiny_classifier/1/model.onnx"
+    damaged.write_bytes(b"broken")
     assert words(tmp_path, spec)["tiny_classifier/2/model.onnx"] == "create"
+    assert damaged.read_bytes() == b"broken"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{damaged} is not what was published: it stays as it is, and a new version is made"
+    ]
 
 
 def test_other_labels_are_another_contract(tmp_path: Path) -> None:
@@ -158,19 +300,43 @@ def test_the_folder_one_stands_in_can_be_the_repository(tmp_path: Path, monkeypa
     assert record.command == "trtgen build-repo --spec here/tiny/trtgen.json --repository here"
 
 
+CONFIG = {
+    "classifier": """
+        instance_group [ { kind: KIND_CPU count: 2 } ]  # in place of one
+        model_warmup []
+        parameters { key: "intra_op_thread_count" value { string_value: "1" } }
+    """,
+    "preprocess": "dynamic_batching { preferred_batch_size: [ 4 ] }",
+    "ensemble": 'metric_tags { key: "team" value: "vision" }',
+}
+
+
 @pytest.mark.server
 def test_an_earlier_version_can_be_served_again(tmp_path: Path) -> None:
     proved = BuildOptions(require_all=True)
     words(tmp_path, tiny(tmp_path), proved)
     words(tmp_path, tiny(tmp_path, seed=1), proved)
-    back = tiny(tmp_path, seed=1, versions=[1])
+    back = tiny(tmp_path, seed=1, versions=[1], config=CONFIG)
     changes = words(tmp_path, back, proved)
     assert {path for path, word in changes.items() if word == "update"} == {
         "tiny_classifier/config.pbtxt",
+        "tiny_preprocess/config.pbtxt",
+        "tiny/config.pbtxt",
         "tiny/trtgen.json",
     }
-    (report,) = verify_published(tmp_path / "repo", ["tiny"])
-    assert report.failed == ()
+    with EmbeddedServer(tmp_path / "repo") as server:
+        (report,) = verify_published(tmp_path / "repo", ["tiny"], grpc_url=server.grpc_url)
+        assert report.failed == report.unproved == ()
+        with InferenceServerClient(server.grpc_url) as client:
+            classifier, preprocess, ensemble = (
+                client.get_model_config(name).config for name in ("tiny_classifier", "tiny_preprocess", "tiny")
+            )
+    assert [(group.kind, group.count) for group in classifier.instance_group] == [(2, 2)]
+    assert {key: value.string_value for key, value in classifier.parameters.items()} == {"intra_op_thread_count": "1"}
+    assert list(classifier.model_warmup) == []
+    assert list(preprocess.dynamic_batching.preferred_batch_size) == [4]
+    assert preprocess.parameters["resize"].string_value == "36"
+    assert ensemble.metric_tags["team"] == "vision"
     with pytest.raises(RepositoryError, match=r"versions lists \[7\], but there are \[1, 2\]"):
         build_repository(tiny(tmp_path, seed=1, versions=[7]), tmp_path / "repo", QUICK)
 
@@ -207,6 +373,120 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     changes = words(tmp_path, tiny(tmp_path, max_queue_delay_microseconds=9), dry)
     assert changes["tiny_classifier/config.pbtxt"] == "update"
     assert hash_tree(tmp_path / "repo") == before
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a repository with one model, not to be changed."""
+    folder = tmp_path_factory.mktemp("published")
+    words(folder, tiny(folder))
+    return folder
+
+
+@pytest.fixture
+def root(published: Path, tmp_path: Path) -> Path:
+    """A copy of that repository, to be changed at will."""
+    return Path(shutil.copytree(published / "repo", tmp_path / "repo"))
+
+
+def test_a_model_is_removed_with_its_members_and_nothing_else(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "other").mkdir()
+    files = [path for path in hash_tree(root) if path.startswith("tiny")]
+    assert main(["remove", "tiny", "-r", str(root)]) == 0
+    assert sorted(capsys.readouterr().out.splitlines()) == [f"remove    {root / path}" for path in files]
+    assert [path.name for path in root.iterdir()] == ["other"]
+    assert not journal.staging_folder(root).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tinny", r"holds no model 'tinny' made by trtgen; it has tiny$"),
+        ("tiny_classifier", "tiny_classifier is a member of tiny and is removed with it"),
+        ("foreign", "holds no model 'foreign' made by trtgen"),
+        ("../repo/tiny", "holds no model '../repo/tiny' made by trtgen"),
+        ("", "holds no model '' made by trtgen"),
+    ],
+)
+def test_what_is_no_model_of_trtgen_is_not_removed(root: Path, name: str, message: str) -> None:
+    (root / "foreign/1").mkdir(parents=True)
+    before = sorted(root.rglob("*"))
+    with pytest.raises(RepositoryError, match=message):
+        remove_model(root, name)
+    assert sorted(root.rglob("*")) == before
+    with pytest.raises(RepositoryError, match=r"it has none$"):
+        remove_model(root / "nowhere", "tiny")
+    assert not (root / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("tiny/config.pbtxt", "was changed after trtgen published it\n  --- published\n"),
+        ("tiny_preprocess/1/model.py", "was changed after trtgen published it\n  --- published\n"),
+        ("tiny_classifier/notes.txt", "was not made by trtgen"),
+    ],
+)
+def test_what_somebody_edited_or_added_is_not_removed_unasked(root: Path, path: str, words: str) -> None:
+    with (root / path).open("a") as stream:
+        stream.write("# mine\n")
+    before = hash_tree(root)
+    with pytest.raises(RepositoryError, match=f"{path} {words}") as caught:
+        remove_model(root, "tiny")
+    assert "--discard-edits" in str(caught.value.hint)
+    assert hash_tree(root) == before
+    assert path in remove_model(root, "tiny", discard_edits=True)
+    assert list(root.iterdir()) == []
+
+
+def test_a_removal_that_is_killed_anywhere_is_finished_or_was_not_begun(published: Path, tmp_path: Path) -> None:
+    before = hash_tree(published / "repo")
+    recovered = set()
+    for step in range(1000):
+        root = tmp_path / str(step) / "repo"
+        shutil.copytree(published / "repo", root)
+        if not run_until_killed(partial(remove_model, root, "tiny"), step=step):
+            break
+        assert not (root / "tiny").exists() or hash_tree(root) == before, "an ensemble without its members"
+        recovered |= set(journal.recover(root))
+        assert hash_tree(root) in ({}, before)
+        assert not journal.staging_folder(root).exists()
+    assert step >= 10
+    assert "finished removing tiny, tiny_classifier, tiny_preprocess" in recovered
+
+
+def test_the_list_says_what_is_there(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = root / "tiny/trtgen.json"
+    data = json.loads(record.read_text())
+    proof = [{"stage": stage, "status": "proved"} for stage in ("batches", "onnx")]
+    plan = {"tensorrt": "10.16.1.11", "precision": "fp16"}
+    proof += [{"stage": "plan", "status": "not proved"}, {"stage": "recipe", "status": "assumed"}]
+    changed = {"proof": proof, "plan": plan}
+    for version in (2, 10):
+        (root / f"tiny_classifier/{version}").mkdir()
+    os.utime(record, (0, 1_700_000_000))
+    arguments = ["list", "-r", str(root)]
+    assert main(arguments) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "versions", "served", "backend", "precision", "published", "proved"]
+    when = datetime.fromtimestamp(1_700_000_000)
+    assert re.split(r" {2,}", row) == [
+        "tiny", "1, 2, 10", "10", "onnxruntime", "fp32", f"{when:%Y-%m-%d %H:%M}", "nothing (--no-verify)",
+    ]  # fmt: skip
+    record.write_text(json.dumps({**data, **changed, "spec": {**data["spec"], "versions": [1, 2]}}))
+    (root / "tiny/labels.txt").write_text("edited")
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "1, 2, 10  1, 2    onnxruntime 10.16.1.11  fp16" in captured.out
+    assert captured.out.endswith("2 of 3 stages, not plan; assumed: recipe\n")
+    assert captured.err == f"! {root / 'tiny/labels.txt'} was changed after trtgen published it\n"
+    assert main([*arguments, "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)
+    assert (model["versions"], model["served"], model["edited"]) == ([1, 2, 10], [1, 2], ["tiny/labels.txt"])
+    assert (model["proof"], model["tensorrt"]) == (changed["proof"], "10.16.1.11")
+    assert datetime.fromisoformat(model["published"]).tzinfo is not None
+    assert main(["list", "-r", str(root / "nowhere")]) == 0
+    assert capsys.readouterr() == ("", f"{root / 'nowhere'} holds no model made by trtgen\n")
 
 
 def test_what_trtgen_did_not_make_is_not_touched(tmp_path: Path) -> None:

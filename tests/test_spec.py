@@ -129,6 +129,34 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ("{name: a, source: export, onnx: m.onnx, classes: 3}", "classes was settled when the graph was exported"),
         ("{name: a, recipe: {std: [0, 1, 1]}}", "models[0].recipe.std[0]"),
         ("{name: a, versions: []}", "models[0].versions"),
+        ("{name: a, config: {clasifier: ''}}", "models[0].config.clasifier: unknown field; did you mean classifier?"),
+        (
+            '{name: a, config: {classifier: "dynamic_batching {}\\n\\ninstance_group { cout: 1 }"}}',
+            'classifier: line 3: Message type "inference.ModelInstanceGroup" has no field named "cout"',
+        ),
+        ("{name: a, config: {classifier: 'instance_group [{'}}", "models[0].config.classifier: line 1: "),
+        ("{name: a, config: {ensemble: 'max_batch_size: 0'}}", "max_batch_size cannot be given here: set batch.max"),
+        ("{name: a, config: {classifier: 'input []'}}", "input cannot be given here: tensors are read from the graph"),
+        (
+            "{name: a, config: {preprocess: 'parameters { key: \"crop\" value {} }'}}",
+            "models[0].config.preprocess: parameters crop cannot be given here: it is part of the recipe",
+        ),
+        (
+            "{name: a, instances: {classifier: 2}, config: {classifier: 'instance_group []'}}",
+            "instances.classifier of the spec and instance_group in config.classifier state the same",
+        ),
+        (
+            "{name: a, instances: {preprocess: 2}, config: {preprocess: 'instance_group []'}}",
+            "instances.preprocess of the spec and instance_group in config.preprocess state the same",
+        ),
+        (
+            "{name: a, max_queue_delay_microseconds: 500, config: {classifier: 'dynamic_batching {}'}}",
+            "max_queue_delay_microseconds of the spec and dynamic_batching in config.classifier state the same",
+        ),
+        (
+            "{name: a, plan: {cuda_graphs: false}, config: {classifier: 'optimization { cuda {} }'}}",
+            "plan.cuda_graphs of the spec and optimization.cuda in config.classifier state the same",
+        ),
         ("{name: a, instances: {preprocess: 0}}", "models[0].instances.preprocess"),
     ],
 )

@@ -21,6 +21,8 @@ _COMMANDS = {
     "build-repo": "build_repo",
     "serve": "serve",
     "verify": "verify",
+    "list": "list_models",
+    "remove": "remove",
     "perf": "perf",
     "export": "export",
     "check": "check",

@@ -61,6 +61,9 @@ def build_repo(
     replace: Annotated[
         bool, typer.Option("--replace", help="Remove the published versions where classes, shapes or recipe changed.")
     ] = False,
+    discard_edits: Annotated[
+        bool, typer.Option("--discard-edits", help="Overwrite published files that somebody edited by hand.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -93,6 +96,7 @@ def build_repo(
         verify=verify,
         require_all=require == "all",
         replace=replace,
+        discard_edits=discard_edits,
         dry_run=dry_run,
         images=images,
         spec_file=spec,

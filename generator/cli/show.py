@@ -46,6 +46,7 @@ def show(
     """Print the resolved spec and the recipe of each model; nothing is downloaded or built."""
     import yaml
 
+    from generator.config_text import given_fields
     from generator.sources import describe_source
     from generator.target import choose_target
 
@@ -73,7 +74,14 @@ def show(
         resolved, categories = describe_source(model)
         data = model.model_dump(mode="json")
         data["batch"]["opt"] = model.batch.optimum
-        data["instances"] = {"preprocess": model.preprocess_instances(), "classifier": model.classifier_instances()}
+        # a default holds where `config` does not state the same
+        preprocess, classifier = given_fields(model.config.preprocess), given_fields(model.config.classifier)
+        if "instance_group" not in preprocess:
+            data["instances"]["preprocess"] = model.preprocess_instances()
+        if "instance_group" not in classifier:
+            data["instances"]["classifier"] = model.classifier_instances()
+        if "dynamic_batching" not in classifier:
+            data["max_queue_delay_microseconds"] = model.queue_delay_microseconds()
         data["recipe"] = resolved.model_dump(mode="json")
         data["classes"] = len(categories)
         models.append(data)

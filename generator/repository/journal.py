@@ -211,7 +211,8 @@ def _recover_locked(root: Path) -> list[str]:
     moves = [Move(**entry) for entry in json.loads(journal.read_text(encoding="utf-8"))]
     _redo(root, moves)
     shutil.rmtree(folder)
-    return [f"finished publishing {', '.join(sorted({move.path.split('/')[0] for move in moves}))}"]
+    done = "publishing" if any(move.kind == "publish" for move in moves) else "removing"
+    return [f"finished {done} {', '.join(sorted({move.path.split('/')[0] for move in moves}))}"]
 
 
 def _redo(root: Path, moves: Sequence[Move]) -> None:

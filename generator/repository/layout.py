@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from generator.repository.record import Record
     from generator.spec import ModelSpec
 
 __all__ = ["RECORD_FILE", "Layout", "numeric_versions"]
@@ -31,6 +32,14 @@ class Layout:
         return cls(
             ensemble=spec.name, preprocess=spec.preprocess_name, classifier=spec.classifier_name, version=version
         )
+
+    @classmethod
+    def of_record(cls, record: Record) -> Layout:
+        """Return the layout of what `record` says was published."""
+        from generator.spec import MEMBERS
+
+        preprocess, classifier = (record.name + suffix for suffix in MEMBERS)
+        return cls(ensemble=record.name, preprocess=preprocess, classifier=classifier, version=record.version)
 
     @property
     def models(self) -> tuple[str, str, str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from generator.repository.record import Record
 
-__all__ = ["Change", "check_contract", "check_owner", "hash_tree", "plan_changes", "publish"]
+__all__ = ["Change", "check_contract", "check_owner", "hash_tree", "plan_changes", "publish", "retire"]
 
 Word = Literal["create", "identical", "update", "remove"]
 
@@ -105,9 +105,7 @@ def publish(root: Path, layout: Layout, changes: Sequence[Change], *, replace: b
     version directory appears in one rename, and the ensemble, which clients call, follows its members.
     """
     if replace:
-        moves = [Move(kind="retire", path=name) for name in reversed(layout.models) if (root / name).exists()]
-        moves += [Move(kind="publish", path=name) for name in layout.models]
-        carry_out(root, moves)
+        carry_out(root, [*_retirement(root, layout), *(Move(kind="publish", path=name) for name in layout.models)])
         return
     moves = []
     for name in layout.models:
@@ -120,6 +118,16 @@ def publish(root: Path, layout: Layout, changes: Sequence[Change], *, replace: b
         moves += [Move(kind="publish", path=path) for path in (*versions, *files)]
     if moves:
         carry_out(root, moves)
+
+
+def retire(root: Path, layout: Layout) -> None:
+    """Take the model out of the repository with a journal. Call inside `staging`."""
+    carry_out(root, _retirement(root, layout))
+
+
+def _retirement(root: Path, layout: Layout) -> list[Move]:
+    """The ensemble goes first, so that no server finds it without its members."""
+    return [Move(kind="retire", path=name) for name in reversed(layout.models) if (root / name).exists()]
 
 
 def _in_version(layout: Layout, change: Change) -> bool:

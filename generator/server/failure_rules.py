@@ -35,7 +35,7 @@ class _Rule:
 
 
 _REBUILD = "{rebuild}"
-_EDIT = "correct {model}/config.pbtxt, or write it again: {rebuild}"
+_EDIT = "correct {model}/config.pbtxt, or write it again: {rebuild} --discard-edits"
 _CONTAINER = "trtgen serve --container"
 _ON_TARGET = "build the plan where it is served, with the TensorRT of the serving image, then: {rebuild}"
 
@@ -89,7 +89,7 @@ _RULES = (
     _Rule(
         r"failed to read text proto from (?P<path>.+?/config\.pbtxt)(?: \((?P<detail>.*)\))?",
         "its config.pbtxt cannot be read: {detail}",
-        "correct {path}, or write it again: {rebuild}",
+        "correct {path}, or write it again: {rebuild} --discard-edits",
     ),
     # backends and devices
     _Rule(
@@ -214,7 +214,7 @@ _RULES = (
         r"failed to run warmup sample.*?: "
         r"(Failed to process the request\(s\) for model '[^']*', message: )?(?P<detail>.*)",
         "a request of its warmup was answered with an error: {detail}{place}",
-        "correct the warmup in {model}/config.pbtxt, or build it again: {rebuild}",
+        "correct the warmup in {model}/config.pbtxt, or write it again: {rebuild} --discard-edits",
     ),
     # ONNX graphs, through our onnxruntime backend
     _Rule(
