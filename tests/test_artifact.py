@@ -32,6 +32,6 @@ def test_profiles_that_no_request_uses_are_noted(
     artifact = Artifact(onnx=onnx, head=HEAD, recipe=IMAGENET, labels=(), description="")
     plan = {"profiles": [{"min": 1, "opt": 8, "max": largest}]}
     spec = make_spec(["own"], target="tensorrt-10", batch={"max": 8}, plan=plan)[0]
-    made = add_plan(spec, artifact, tmp_path / "model.plan", command="", on_step=lambda *_: None)
+    made = add_plan(spec, artifact, tmp_path / "model.plan", command="", on_event=ignore)
     assert len(made.notes) == len(notes)
     assert all(note.startswith(start) for note, start in zip(made.notes, notes, strict=True))

@@ -29,7 +29,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with bars.")] = None,
 ) -> None:
-    """Show layers, fusions, precisions and times of a plan, or the network of an ONNX file."""
+    """Show layers, fusions, precisions and times of a plan, or the network of an ONNX file.
+
+    Example: trtgen inspect model.plan --top 10 --html model.html
+    """
     from generator.inspection import inspect_onnx, inspect_plan, is_plan, to_json
     from generator.inspection.page import write_page
     from generator.inspection.text import format_report

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from generator.errors import RepositoryError
+from generator.events import Doing, OnEvent, ignore
 from generator.head import read_head
 from generator.recipe import Recipe
 from generator.repository import Layout, Record, find_records, read_record, recover
@@ -31,6 +32,7 @@ def verify_published(
     images: Path | None = None,
     labelled: Path | None = None,
     grpc_url: str | None = None,
+    on_event: OnEvent = ignore,
 ) -> Iterator[GateReport]:
     """Yield the gate's report for each model below `root` (all if `names` is empty).
 
@@ -44,9 +46,11 @@ def verify_published(
     if grpc_url is not None:
         check_server(grpc_url, [subject.layout for _, subject in subjects], root)
     for record, subject in subjects:
+        on_event(Doing(step=f"verifying {record.name}", part="the source's own answers" if images else ""))
         reference = _ask_source(record, images) if images else load_reference(root / subject.layout.reference)
-        report = run_gate(subject, reference, grpc_url=grpc_url)
+        report = run_gate(subject, reference, grpc_url=grpc_url, on_event=on_event)
         if labelled is not None:
+            on_event(Doing(step=f"verifying {record.name}", part="labelled images"))
             files = read_labelled(labelled, subject.labels)
             results = [*report.results, *measure_accuracies(subject, record, files, grpc_url)]
             if "recipe" in record.assumed and record.spec["source"] != "export":
