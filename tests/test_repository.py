@@ -313,10 +313,11 @@ def test_a_decided_change_that_may_not_be_finished_is_an_error(tmp_path: Path, m
 def test_recovery_says_why_it_could_not_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, _ = leave_behind(tmp_path, decided=False)
     with journal.lock(root):
-        assert journal.recover(root) == [f"another trtgen is writing to {root}; served as it is"]
+        assert journal.recover(root, otherwise="served") == [f"another trtgen is writing to {root}; served"]
+        assert journal.recover(root) == []
     monkeypatch.setattr(os, "open", deny)
-    (words,) = journal.recover(root)
-    assert words == f"the model repository {root} cannot be used: Permission denied; served as it is"
+    (words,) = journal.recover(root, otherwise="served")
+    assert words == f"the model repository {root} cannot be used: Permission denied; served"
 
 
 AS_NOBODY = """

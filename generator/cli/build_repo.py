@@ -76,7 +76,7 @@ def build_repo(
     if wrong := [path for path in onnx or [] if path.suffix != ".onnx"]:
         what = "is a folder" if wrong[0].is_dir() else "does not end in .onnx"
         msg = f"--onnx takes the path of an ONNX file, and {wrong[0]} {what}"
-        raise SpecError(msg, hint="trtgen build-repo --onnx exported/NAME/model.onnx")
+        raise SpecError(msg, hint="give it as --onnx exported/NAME/model.onnx")
     specs = specs_from(
         [*(names or []), *(str(path) for path in onnx or [])],
         spec,

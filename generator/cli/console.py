@@ -106,10 +106,10 @@ class Progress:
     def hide(self) -> None:
         """Take the line that changes away."""
         global _live  # noqa: PLW0603 - there is one terminal
-        self._now = Doing(step="")
         if _live is not None:
             _live.stop()
             _live = None
+        self._now = Doing(step="")
 
     def _show(self) -> None:
         global _live  # noqa: PLW0603 - there is one terminal

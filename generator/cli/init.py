@@ -15,7 +15,7 @@ def init(
 ) -> None:
     """Write a commented models.yaml to start from.
 
-    Example: trtgen init && trtgen build-repo --spec models.yaml
+    Example: trtgen init models.yaml
     """
     from generator.render import read_static
 

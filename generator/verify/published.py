@@ -8,7 +8,7 @@ from generator.errors import RepositoryError
 from generator.events import Doing, OnEvent, ignore
 from generator.head import read_head
 from generator.recipe import Recipe
-from generator.repository import Layout, Record, find_records, read_record, recover
+from generator.repository import Layout, Record, find_records, name_option, read_record, recover
 from generator.repository.layout import RECORD_FILE
 from generator.spec import ModelSpec
 from generator.verify.gate import GateReport, run_gate
@@ -65,14 +65,14 @@ def _find(root: Path, names: Sequence[str]) -> list[Record]:
     if not names:
         if not records:
             msg = f"{root} holds no model made by trtgen"
-            raise RepositoryError(msg, hint="trtgen build-repo demo")
+            raise RepositoryError(msg, hint=f"trtgen build-repo demo{name_option(root)}")
         return records
     found = []
     for name in names:
         record = read_record(root, name)
         if record is None:
             msg = f"{root} holds no model {name!r}; it has {', '.join(r.name for r in records) or 'none'}"
-            raise RepositoryError(msg, hint=f"trtgen build-repo {name}")
+            raise RepositoryError(msg, hint=f"trtgen build-repo {name}{name_option(root)}")
         found.append(record)
     return found
 
