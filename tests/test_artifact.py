@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from generator.artifact import Artifact, add_plan
+from generator.events import ignore
 from generator.head import Head
 from generator.onnx_model import read_onnx
 from generator.plan import build
