@@ -15,7 +15,7 @@ __all__ = ["EndedBySignal", "ending_signals", "hold_signals"]
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # `timeout` sends its signal twice, to the process and to its group: that is one.
-_TWICE_S = 0.5
+_TWICE_S = 0.2
 
 
 class EndedBySignal(KeyboardInterrupt):

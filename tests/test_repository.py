@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 import pytest
 
+from generator.cli import main
 from generator.errors import RepositoryError
 from generator.onnx_model import hash_file
 from generator.pipeline import BuildOptions, build_repository
@@ -231,7 +232,15 @@ def test_a_folder_in_which_nobody_may_write(tmp_path: Path) -> None:
     assert caught.value.hint == "give a folder that you may write, with --repository"
 
 
-def test_two_builders_at_once(tmp_path: Path) -> None:
+def test_two_builders_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny_onnx(tmp_path / "net.onnx", size=224)
+    arguments = ["build-repo", str(path), "--recipe", "imagenet", "--labels", "index", "--target", "onnxruntime"]
+    with journal.staging(tmp_path / "repo"):  # as the other one has it while it builds
+        assert main([*arguments, "--no-verify", "-r", str(tmp_path / "repo")]) == 1
+    assert capsys.readouterr().err == (
+        f"error: another trtgen is writing to {tmp_path / 'repo'}\n"
+        "hint: wait until it has finished and run the same command again\n"
+    )
     with journal.lock(tmp_path / "repo"), pytest.raises(RepositoryError, match="another trtgen is writing"):
         build_repository(tiny(tmp_path), tmp_path / "repo", QUICK)
 

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from generator.cli.console import say
+from generator.cli.console import say, show_progress
 from generator.errors import SpecError
+from generator.events import Doing
 
 
 def inspect(
@@ -38,7 +39,9 @@ def inspect(
     from generator.inspection.text import format_report
 
     if is_plan(file):
-        report = inspect_plan(file, onnx=onnx, batch=batch, iterations=iterations or 50)
+        with show_progress() as progress:
+            progress.draw(Doing(step=f"inspecting {file.name}"))
+            report = inspect_plan(file, onnx=onnx, batch=batch, iterations=iterations or 50)
     else:
         given = {"--onnx": onnx, "--batch": batch, "--iterations": iterations}
         if wrong := [name for name, value in given.items() if value is not None]:

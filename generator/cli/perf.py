@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from generator.cli.console import say
+from generator.cli.console import say, show_progress
 from generator.cli.options import RepositoryOption
 from generator.errors import PerfError
+from generator.events import Doing
 
 if TYPE_CHECKING:
     from generator.perf.images import ImageSet
@@ -151,14 +152,16 @@ def perf(
     say(f"measuring {', '.join(one.name for one in models)} at {url} with {chosen.source}: 3 s or more per line")
     results: list[report.Measurement | report.Unsettled] = []
     try:
-        for one in sweep.measure(models, chosen, load):
-            found = (
-                f"not settled: {one.problem}"
-                if isinstance(one, report.Unsettled)
-                else f"{one.infer_per_s:.1f} images/s"
-            )
-            say(f"* {one.model}  concurrency {one.concurrency}  {found}")
-            results.append(one)
+        with show_progress() as progress:
+            progress.draw(Doing(step="measuring"))
+            for one in sweep.measure(models, chosen, load):
+                found = (
+                    f"not settled: {one.problem}"
+                    if isinstance(one, report.Unsettled)
+                    else f"{one.infer_per_s:.1f} images/s"
+                )
+                say(f"* {one.model}  concurrency {one.concurrency}  {found}")
+                results.append(one)
     finally:  # what was measured before an error or Ctrl-C is worth keeping
         if results:
             print(report.format_table(results))
