@@ -10,6 +10,8 @@ Exit code: 0 = every image was classified, 1 = not every one (standard error say
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import itertools
 import json
 import os
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 DEFAULT_URLS = {"grpc": "localhost:8001", "http": "localhost:8000"}
+UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 REQUEST_BYTES = 64 * 2**20  # a request is sent when its images exceed this; gRPC cannot carry 2 GiB
 LARGEST_NUMBER = 2**31 - 1  # Triton counts classes in 32 bits, and gRPC knows no later deadline than some 200 years
 ENOUGH = 0.99  # classes are printed until their probabilities make up this much
@@ -35,17 +38,29 @@ ENOUGH = 0.99  # classes are printed until their probabilities make up this much
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    options = parse(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file's name can be any bytes
+    code = 1
     try:
-        return run(options)
-    except ClientError as error:
-        complain(str(error), error.hint)
+        try:
+            options = parse(arguments)
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file's name can be any bytes
+            code = run(options)
+        except ClientError as error:
+            complain(str(error), error.hint)
+        finally:  # Python itself does it too late for an error
+            sys.stdout.flush()
+            sys.stderr.flush()
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        with contextlib.suppress(OSError):
+            if not isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+                complain(f"the output cannot be written: {error.strerror}", "free disk space where it goes")
+        for stream in (sys.stdout, sys.stderr):  # or Python tries again as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 1
+    return code
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,13 +6,15 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from generator.events import Doing, Done, OnEvent
 from generator.onnx_model import OnnxModel, read_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import numpy as np
     import onnx
@@ -52,12 +54,10 @@ class Artifact:
         return self.labels[-1:] if self.onnx.output.shape[-1] == 1 else self.labels
 
 
-def export_artifact(
-    spec: ModelSpec, folder: Path, *, shown: str, images: Path | None, on_step: Callable[[str, str, float], None]
-) -> Artifact:
+def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path | None, on_event: OnEvent) -> Artifact:
     """Write the graph for the spec's target and precision and the source's answers into `folder`.
 
-    `shown` is what `on_step` calls the graph, since `folder` is often a temporary one.
+    `shown` is what `on_event` is told of the graph, since `folder` is often a temporary one.
 
     Raises:
         SourceError: The source cannot be loaded.
@@ -72,16 +72,20 @@ def export_artifact(
 
     chosen = read_images(images) if images else default_images()  # first: it is soon said what is wrong with them
     start = time.monotonic()
+    on_event(Doing(step=f"loading {spec.name}"))
     network = load_network(spec)
-    on_step("loaded", network.description, time.monotonic() - start)
+    on_event(Done(step="loaded", detail=network.description, seconds=time.monotonic() - start))
     start = time.monotonic()
+    doing = partial(Doing, step=f"exporting {spec.name}")
+    on_event(doing(part="the graph"))
     proto = make_graph(spec, network)
+    on_event(doing(part="the source's own answers"))
     reference = make_reference(network, chosen)
-    onnx, head, notes, keep = _export_graph(spec, network, proto, reference.scores, folder)
+    onnx, head, notes, keep = _export_graph(spec, network, proto, reference.scores, folder, on_event)
     detail = f"{shown}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
     if spec.is_tensorrt:
         detail += f", for {spec.target} in {spec.precision}"
-    on_step("exported", detail, time.monotonic() - start)
+    on_event(Done(step="exported", detail=detail, seconds=time.monotonic() - start))
     save_reference(reference, folder / REFERENCE_FILE)
     return Artifact(
         onnx=onnx,
@@ -117,11 +121,18 @@ def _named_otherwise(onnx: Path) -> str:
 
 
 def _export_graph(
-    spec: ModelSpec, network: Network, proto: onnx.ModelProto, scores: NDArray[np.float32], folder: Path
+    spec: ModelSpec,
+    network: Network,
+    proto: onnx.ModelProto,
+    scores: NDArray[np.float32],
+    folder: Path,
+    on_event: OnEvent,
 ) -> tuple[OnnxModel, Head, tuple[str, ...], tuple[str, ...]]:
     """Write the graph; return it, its head, what the user should know, and the names of the nodes that `keep` fits."""
     from generator.export import MODEL_FILE, export_onnx
 
+    doing = partial(Doing, step=f"exporting {spec.name}")
+    on_event(doing(part="head and batches"))
     if _is_plain(spec) and not spec.keep:
         return *export_onnx(spec, network, proto, scores, folder), (), ()
     from generator.precision import convert_graph
@@ -131,11 +142,13 @@ def _export_graph(
     notes: list[str] = []
     calibration: Any = None
     if spec.precision == "int8":
+        on_event(doing(part="calibration images"))
         images = read_calibration(spec.calibration, network.recipe)
         calibration = images.pixels
         notes += [images.warning] if images.warning else []
     with tempfile.TemporaryDirectory(prefix="trtgen-fp32-") as plain:
         fp32, head = export_onnx(spec, network, proto, scores, Path(plain))
+        on_event(doing(part=spec.precision))
         converted = convert_graph(
             fp32.path,
             folder / MODEL_FILE,
@@ -184,9 +197,7 @@ def take_export(spec: ModelSpec, folder: Path) -> Artifact:
     )
 
 
-def add_plan(
-    spec: ModelSpec, artifact: Artifact, path: Path, *, command: str, on_step: Callable[[str, str, float], None]
-) -> Artifact:
+def add_plan(spec: ModelSpec, artifact: Artifact, path: Path, *, command: str, on_event: OnEvent) -> Artifact:
     """Build the plan of the artifact's graph at `path`, with its passport beside it.
 
     Raises:
@@ -208,13 +219,14 @@ def add_plan(
         command=command,
         keep=artifact.keep,
     )
-    plan = build_plan(request, path)
+    doing = partial(Doing, step=f"building the plan of {spec.name}")
+    plan = build_plan(request, path, on_progress=lambda phase, done: on_event(doing(part=phase, fraction=done)))
     passport = plan.passport
     detail = (
         f"{spec.classifier_name}  {passport.plan_bytes / 1e6:.1f} MB plan, TensorRT {passport.tensorrt}, "
         f"{passport.precision}, timing cache {passport.timing_cache}"
     )
-    on_step("built", detail, time.monotonic() - start)
+    on_event(Done(step="built", detail=detail, seconds=time.monotonic() - start))
     notes = artifact.notes
     if (largest := max(one.max for one in spec.profile_batches())) > spec.batch.max:
         more = f"a profile reaches {largest} images, which takes memory for nothing: batch.max is {spec.batch.max}"

@@ -28,7 +28,7 @@ _HEAD = """\
 
 What trtgen refuses, in the words it uses, and what to do. `{...}` stands for what was found. Every error is printed
 on stderr as `error:` and `hint:`, ends the command with exit code 1 and leaves nothing half-written; wrong usage ends
-with 2, Ctrl-C with 130. A traceback is a bug of trtgen.
+with 2, a signal with 128 and its number (Ctrl-C with 130). A traceback is a bug of trtgen.
 """
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from generator.artifact import Artifact, add_plan, export_artifact, take_export
 from generator.edits import check_edits
 from generator.errors import SpecError
+from generator.events import Done, OnEvent, ignore
 from generator.fingerprint import fingerprint, installed_packages, made_by
 from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, recover, staging
 from generator.repository.layout import RECORD_FILE, numeric_versions
@@ -21,7 +22,7 @@ from generator.staging import stage_files, stage_listed_versions, take_over
 from generator.target import Asked, check_target, choose_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from generator.spec import ModelSpec
     from generator.verify import GateReport
@@ -44,7 +45,7 @@ class BuildOptions:
     dry_run: bool = False
     images: Path | None = None
     spec_file: Path | None = None
-    on_step: Callable[[str, str, float | None], None] = lambda _done, _detail, _seconds: None
+    on_event: OnEvent = ignore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
             report=None,
         )
     if choice.reason:
-        options.on_step("target", choice.reason, None)
+        options.on_event(Done(step="target", detail=choice.reason))
     check_target(spec, asked)
     with _staging(root, dry_run=options.dry_run) as staged:
         old = read_record(root, spec.name)  # again, now that nobody else can write
@@ -159,10 +160,12 @@ def _make(spec: ModelSpec, staged: Path, layout: Layout, options: BuildOptions) 
     if spec.source == "export":
         artifact = take_export(spec, folder)
     else:
-        artifact = export_artifact(spec, folder, shown=str(layout.onnx), images=options.images, on_step=options.on_step)
+        artifact = export_artifact(
+            spec, folder, shown=str(layout.onnx), images=options.images, on_event=options.on_event
+        )
     if not spec.is_tensorrt:
         return artifact
-    return add_plan(spec, artifact, staged / layout.plan, command=_command(layout), on_step=options.on_step)
+    return add_plan(spec, artifact, staged / layout.plan, command=_command(layout), on_event=options.on_event)
 
 
 def _command(layout: Layout, root: Path | None = None) -> str:
@@ -202,12 +205,12 @@ def _prove(
         precision=spec.precision,
         max_batch_size=spec.batch.max,
     )
-    report = run_gate(subject, load_reference(staged / layout.reference))
+    report = run_gate(subject, load_reference(staged / layout.reference), on_event=options.on_event)
     report.raise_for_status(require_all=options.require_all, hint="nothing was published; mend the source or the spec")
     proved = sum(result.status == "proved" for result in report.results)
     stages = proved + len(report.unproved)
     detail = f"{spec.name}  {proved} of {stages} stages on {report.images} images"
-    options.on_step("verified", detail, time.monotonic() - start)
+    options.on_event(Done(step="verified", detail=detail, seconds=time.monotonic() - start))
     return report
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from generator.artifact import Artifact, add_plan
+from generator.events import Doing, Done
 from generator.head import Head
 from generator.onnx_model import read_onnx
 from generator.plan import build
@@ -24,7 +25,8 @@ PASSPORT = SimpleNamespace(plan_bytes=1_000_000, tensorrt="10.12", precision="fp
 def test_profiles_that_no_request_uses_are_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, notes: tuple[str, ...]
 ) -> None:
-    def build_plan(_request: Any, path: Path) -> build.Plan:
+    def build_plan(_request: Any, path: Path, *, on_progress: Any) -> build.Plan:
+        on_progress("tactics", 0.5)
         return build.Plan(path=path, passport=PASSPORT)  # type: ignore[arg-type]
 
     monkeypatch.setattr(build, "build_plan", build_plan)
@@ -32,6 +34,9 @@ def test_profiles_that_no_request_uses_are_noted(
     artifact = Artifact(onnx=onnx, head=HEAD, recipe=IMAGENET, labels=(), description="")
     plan = {"profiles": [{"min": 1, "opt": 8, "max": largest}]}
     spec = make_spec(["own"], target="tensorrt-10", batch={"max": 8}, plan=plan)[0]
-    made = add_plan(spec, artifact, tmp_path / "model.plan", command="", on_step=lambda *_: None)
+    told: list[Doing | Done] = []
+    made = add_plan(spec, artifact, tmp_path / "model.plan", command="", on_event=told.append)
+    assert told[0] == Doing(step="building the plan of own", part="tactics", fraction=0.5)
+    assert isinstance(told[1], Done)
     assert len(made.notes) == len(notes)
     assert all(note.startswith(start) for note, start in zip(made.notes, notes, strict=True))

@@ -355,6 +355,22 @@ def test_reader_that_has_seen_enough(urls: dict[str, str], images: Path) -> None
     assert process.returncode == 1
 
 
+@server
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_output_is_one_error(urls: dict[str, str], images: Path, unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = make_command(images, "--url", urls["grpc"])
+    with Path("/dev/full").open("wb") as full:
+        run = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert run.returncode == 1
+        assert run.stderr == (
+            "error: the output cannot be written: No space left on device\nhint: free disk space where it goes\n"
+        )
+        command = make_command("absent.jpg", "--url", urls["grpc"])
+        run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+        assert (run.returncode, run.stdout) == (1, "")
+
+
 def test_empty_folder_needs_no_server(tmp_path: Path) -> None:
     _, error = classify(tmp_path, code=1)
     assert error.startswith(f"error: {tmp_path}: no image in this folder\nhint: looked for .bmp .gif .jpeg .jpg")

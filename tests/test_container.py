@@ -126,7 +126,7 @@ def test_absent_docker_names_the_way_without(repository: Path, tmp_path: Path, m
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ServerError, match="docker was not found") as caught:
         Container(repository, ports=PORTS).run(show=lambda _: None, log_path=tmp_path / "log")
-    assert "without a container: trtgen serve" in (caught.value.hint or "")
+    assert "or leave --container out" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_absent_docker_names_the_way_without(repository: Path, tmp_path: Path, m
     ],
 )
 def test_what_docker_says_is_explained(output: str, cause: str, hint: str, tmp_path: Path) -> None:
-    error = explain_container_end(125, output, log_path=tmp_path / "log")
+    error = explain_container_end(125, output, log_path=tmp_path / "log", rebuild=str)
     assert cause in error.message
     assert hint in (error.hint or "")
 
 
 def test_other_words_of_docker_are_shown(tmp_path: Path) -> None:
-    error = explain_container_end(125, "docker: the whale is asleep\n", log_path=tmp_path / "log")
+    error = explain_container_end(125, "docker: the whale is asleep\n", log_path=tmp_path / "log", rebuild=str)
     assert error.log_tail == ["docker: the whale is asleep"]
 
 
@@ -230,9 +230,27 @@ def test_the_command_ends_in_order_with_0(repository: Path, tmp_path: Path, monk
     assert process.stderr.readline().startswith("docker run")
     assert process.stderr.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    _, rest = process.communicate(timeout=30)
     assert process.returncode == 0
+    assert rest == f"stopped (log: {tmp_path / 'log'})\n"
     assert record.read_text().splitlines()[1].startswith("stop --time=30 trtgen-serve-")
+
+
+def test_the_log_is_removed_once_it_was_stopped(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_docker(tmp_path, monkeypatch)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    process = serve_container("--repository", str(repository), "--http-port=0", "--grpc-port=0", "--metrics-port=0")
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("docker run")
+    assert process.stderr.readline() == "ready\n"
+    assert len(list((tmp_path / "temporary").glob("trtgen-serve-*/tritonserver.log"))) == 1
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=30)
+    assert (process.returncode, rest) == (0, "stopped\n")
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def serve_here(repository: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:

@@ -21,6 +21,7 @@ from generator.artifact import export_artifact
 from generator.cli import main
 from generator.demo.draw import LABELS, draw_set
 from generator.errors import ExportError, SourceError, VerificationError
+from generator.events import ignore
 from generator.head import Head, choose_head, guess_head
 from generator.onnx_model import load_proto, open_onnx
 from generator.pipeline import BuildOptions, build_repository
@@ -133,7 +134,7 @@ def test_an_output_that_is_called_probabilities_and_holds_logits(tmp_path: Path)
     model.graph.node[-1].output[0] = model.graph.output[0].name = "PROBABILITIES"
     onnx.save(model, path)
     spec = tiny_spec(path)
-    artifact = export_artifact(spec, tmp_path / "out", shown="", images=None, on_step=lambda *_: None)
+    artifact = export_artifact(spec, tmp_path / "out", shown="", images=None, on_event=ignore)
     assert "logits, though its output is called PROBABILITIES" in artifact.assumed["activation"]
     batch = pixels()
     served = open_onnx(artifact.onnx.path)(batch)
@@ -220,7 +221,7 @@ def test_an_old_opset_is_refused_with_the_command_that_converts(
 def test_a_source_that_cannot_be_a_measure_is_refused(tmp_path: Path, tail: str, words: str) -> None:
     spec = tiny_spec(write_tiny_onnx(tmp_path / "own.onnx", tail=tail))
     with pytest.raises(VerificationError, match=words):
-        export_artifact(spec, tmp_path / "out", shown="", images=None, on_step=lambda *_: None)
+        export_artifact(spec, tmp_path / "out", shown="", images=None, on_event=ignore)
 
 
 @pytest.mark.parametrize(

@@ -511,7 +511,15 @@ def test_a_folder_in_which_nobody_may_write(tmp_path: Path) -> None:
     assert caught.value.hint == "give a folder that you may write, with --repository"
 
 
-def test_two_builders_at_once(tmp_path: Path) -> None:
+def test_two_builders_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny_onnx(tmp_path / "net.onnx", size=224)
+    arguments = ["build-repo", str(path), "--recipe", "imagenet", "--labels", "index", "--target", "onnxruntime"]
+    with journal.staging(tmp_path / "repo"):  # as the other one has it while it builds
+        assert main([*arguments, "--no-verify", "-r", str(tmp_path / "repo")]) == 1
+    assert capsys.readouterr().err == (
+        f"error: another trtgen is writing to {tmp_path / 'repo'}\n"
+        "hint: wait until it has finished and run the same command again\n"
+    )
     with journal.lock(tmp_path / "repo"), pytest.raises(RepositoryError, match="another trtgen is writing"):
         build_repository(tiny(tmp_path), tmp_path / "repo", QUICK)
 
@@ -593,10 +601,11 @@ def test_a_decided_change_that_may_not_be_finished_is_an_error(tmp_path: Path, m
 def test_recovery_says_why_it_could_not_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, _ = leave_behind(tmp_path, decided=False)
     with journal.lock(root):
-        assert journal.recover(root) == [f"another trtgen is writing to {root}; served as it is"]
+        assert journal.recover(root, otherwise="served") == [f"another trtgen is writing to {root}; served"]
+        assert journal.recover(root) == []
     monkeypatch.setattr(os, "open", deny)
-    (words,) = journal.recover(root)
-    assert words == f"the model repository {root} cannot be used: Permission denied; served as it is"
+    (words,) = journal.recover(root, otherwise="served")
+    assert words == f"the model repository {root} cannot be used: Permission denied; served"
 
 
 AS_NOBODY = """

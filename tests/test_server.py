@@ -7,6 +7,7 @@ import http.client
 import importlib.util
 import os
 import platform
+import re
 import signal
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from generator.server import embedded, stubs, supervisor, wheel
 from generator.server.embedded import EmbeddedServer, ModelState, check_embedded
 from generator.server.launch import OWNER_HEADER
 from generator.server.ports import Ports, choose_ports
+from generator.signals import _TWICE_S
 from tests.server_parts import (
     ECHO,
     add_doubling_model,
@@ -496,7 +498,30 @@ def test_serve_prints_models_and_urls_and_ends_with_0(number: signal.Signals, ow
         out, rest = process.communicate(timeout=60)
     assert "stopping" in rest
     assert process.returncode == 0
+    log = re.search(r"log +(\S+)  \(removed at the end unless it fails; --log FILE keeps it\)", text)
+    assert log
+    assert not Path(log[1]).exists()
     assert out == ""
+    assert find_processes(own) == []
+
+
+@pytest.mark.server
+def test_serve_ends_with_the_commands_exit_code_or_signal(own: Path, tmp_path: Path) -> None:
+    code = f"""
+import pathlib, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(tmp_path / "ended")!r}).touch(), sys.exit(7)))
+pathlib.Path({str(tmp_path / "started")!r}).touch()
+signal.pause()
+"""
+    with serve_command("--repository", str(own), *FREE, "--", "sh", "-c", "kill -KILL $$") as process:
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    with serve_command("--repository", str(own), *FREE, "--", sys.executable, "-c", code) as process:
+        assert wait_until((tmp_path / "started").exists)
+        process.send_signal(signal.SIGTERM)
+        _, text = process.communicate(timeout=60)
+    assert (process.returncode, text.splitlines()[-1]) == (128 + signal.SIGTERM, "error: ended by SIGTERM")
+    assert (tmp_path / "ended").exists(), "the command was told"
     assert find_processes(own) == []
 
 
@@ -508,11 +533,12 @@ def test_a_second_interrupt_kills_at_once(tmp_path: Path) -> None:
         read_until(process, "Ctrl-C stops it")
         process.send_signal(signal.SIGINT)
         read_until(process, "stopping")
+        time.sleep(1.5 * _TWICE_S)  # sooner it would be the same one
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
         assert time.monotonic() - started < 5
-    assert process.returncode == 0
+    assert process.returncode == 130
     assert find_processes(root) == []
 
 

@@ -323,7 +323,7 @@ def test_a_server_that_is_not_there_is_not_the_models_fault(
     assert main(["verify", "demo", "-r", str(built_demo), "--url", "localhost:1"]) == 1
     said = capsys.readouterr().err
     assert "no Triton server answers gRPC at localhost:1" in said
-    assert f"hint: start one with `trtgen serve -r {built_demo}`, or give another --url" in said
+    assert f"hint: start one with `trtgen serve --repository {built_demo}`, or give another --url" in said
     assert "is not what its source is" not in said
 
 

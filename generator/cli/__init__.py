@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import os
+import sys
+import tempfile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from generator import __version__
 from generator.cli import console
+from generator.cli.commands import Command, Group, QuietOption, VerboseOption, with_verbosity
 from generator.errors import TrtgenError
 
 if TYPE_CHECKING:
@@ -31,13 +37,15 @@ _COMMANDS = {
     "inspect": "inspect",
     "bench": "bench",
 }
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 app = typer.Typer(
     name="trtgen",
+    cls=Group,
     help="From the name of an image model to a Triton model repository that is proved to work.",
+    epilog="Example: trtgen build-repo demo",
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -45,36 +53,69 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(__version__)
+        print(f"trtgen {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; twice for details.")] = 0,
+    ctx: typer.Context,
+    *,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
     _version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+        bool, typer.Option("--version", help="Print name and version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    console.install_logging(verbose)
+    ctx.obj = -1 if quiet else verbose
+    console.set_verbosity(ctx.obj)
 
 
 for _name, _module in _COMMANDS.items():
-    app.command(_name)(getattr(importlib.import_module(f"generator.cli.{_module}"), _module))
+    _command = getattr(importlib.import_module(f"generator.cli.{_module}"), _module)
+    app.command(_name, cls=Command)(with_verbosity(_command))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code: 0, 1 (an error with a hint), 2 (usage) or 130 (Ctrl-C)."""
+    """Run one command and return its exit code: 0, 1 (an error with a hint), 2 (usage) or 128 + N (signal N)."""
     try:
-        app(list(arguments), prog_name="trtgen")
+        code = _run(arguments)
+        if sys.stdout is not None:  # which it is after `>&-`
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        code = 1
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS or error.filename is not None:
+            raise
+        hint = f"free disk space where the output goes, or in {tempfile.gettempdir()}"
+        with contextlib.suppress(OSError):
+            console.fail(f"nothing more can be written: {error.strerror}", hint=hint)
+        code = 1
+    _drop_unwritable()
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        code = app(list(arguments), prog_name="trtgen", standalone_mode=False)
     except TrtgenError as error:
         console.report(error)
         return 1
-    except KeyboardInterrupt:
-        console.say("interrupted")
-        return 130
-    except BrokenPipeError:
-        return 1
+    except typer.TyperException as error:
+        if message := error.format_message():  # empty where the help was printed for want of a command
+            context = getattr(error, "ctx", None)
+            console.fail(message, hint=f"{context.command_path if context else 'trtgen'} --help")
+        return error.exit_code
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 1
-    return 0
+    return code if isinstance(code, int) else 0
+
+
+def _drop_unwritable() -> None:
+    """Let what cannot be written go nowhere: Python would try again as it ends, and complain."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):  # a stream of a test has no descriptor
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

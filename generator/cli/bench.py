@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,8 +11,6 @@ import typer
 from generator.cli.console import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from generator.bench.result import BenchResult
 
 SPREAD_WORTH_A_NOTE = 0.05
@@ -36,14 +32,21 @@ def bench(  # noqa: PLR0917 - the command line
     ],
     plan: Annotated[
         list[Path] | None,
-        typer.Option(exists=True, dir_okay=False, help="A plan built from it; may be given several times."),
+        typer.Option(
+            exists=True, dir_okay=False, metavar="FILE", help="A plan built from it; may be given several times."
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="torchvision's name of the same network, to measure PyTorch.  [default: none]")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="torchvision's name of the same network, to measure PyTorch.  [default: none]"
+        ),
     ] = None,
     state_dict: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="The graph's weights for PyTorch.  [default: random ones]"),
+        typer.Option(
+            exists=True, dir_okay=False, metavar="FILE", help="The graph's weights for PyTorch.  [default: random ones]"
+        ),
     ] = None,
     torch_python: Annotated[
         Path | None,
@@ -54,18 +57,25 @@ def bench(  # noqa: PLR0917 - the command line
     ] = "auto",
     batches: Annotated[str, typer.Option(metavar="N,N,...", help="Images per iteration.")] = "1,8,32,64,128",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each runner at each batch.")] = 5,
-    seconds: Annotated[float, typer.Option(min=0.01, max=60, help="Least time of a turn.")] = 0.5,
+    seconds: Annotated[float, typer.Option(min=0.01, max=60, metavar="S", help="Least time of a turn.")] = 0.5,
     iterations: Annotated[int, typer.Option(min=1, help="Least number of iterations in a turn.")] = 20,
     energy_seconds: Annotated[
-        float, typer.Option(min=0, max=60, help="Length of each turn's energy window; 0 for none.")
+        float, typer.Option(min=0, max=60, metavar="S", help="Length of each turn's energy window; 0 for none.")
     ] = 1.0,
-    timeout: Annotated[float, typer.Option(min=1, help="Longest wait for one answer of a runner, in seconds.")] = 180,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="S", help="Longest wait for one answer of a runner, in seconds.")
+    ] = 180,
     skip: Annotated[
         list[str] | None, typer.Option(metavar="LABEL", help="Leave runners out whose label begins so.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for bench.json, bench.html and bench.svg.")] = Path("bench"),
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for bench.json, bench.html and bench.svg.")
+    ] = Path("bench"),
 ) -> None:
-    """Measure latency, throughput, memory and energy of plans, onnxruntime and PyTorch side by side."""
+    """Measure latency, throughput, memory and energy of plans, onnxruntime and PyTorch side by side.
+
+    Example: trtgen bench exported/resnet50/model.onnx --plan model.plan --batches 1,8
+    """
     from generator.bench.about import describe_run
     from generator.bench.contender import make_contenders
     from generator.bench.measure import Schedule, run_bench
@@ -105,42 +115,14 @@ def bench(  # noqa: PLR0917 - the command line
     turn_s = schedule.seconds + schedule.energy_s
     least_s = len(labels) * len(wanted) * (rounds * turn_s + schedule.warm_s)
     say(f"measuring {', '.join(labels)} on the {'GPU' if chosen == 'cuda' else 'CPU'}: at least {least_s:.0f} s")
-    with _ending_signals():
-        try:
-            run_bench(contenders, schedule, result, on_progress=say, on_batch=lambda: _keep(result, output))
-        finally:  # what was measured before Ctrl-C is worth keeping
-            if result.usable():
-                _report(result, output)
+    try:
+        run_bench(contenders, schedule, result, on_progress=say, on_batch=lambda: _keep(result, output))
+    finally:  # what was measured before Ctrl-C is worth keeping
+        if result.usable():
+            _report(result, output)
     if not result.usable():
         _refuse(result)
     _refuse_silent(result)
-
-
-@contextlib.contextmanager
-def _ending_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the run as Ctrl-C does, with the exit code 128 + their number.
-
-    Only the first raises KeyboardInterrupt, for `timeout` sends it twice; what was measured is written undisturbed.
-    """
-    heard: list[int] = []
-
-    def interrupt(number: int, _frame: object) -> None:
-        heard.append(number)
-        if len(heard) == 1:
-            raise KeyboardInterrupt
-
-    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)  # nohup keeps it running
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, *hangup)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not heard:
-            raise
-        say(f"ended by {signal.Signals(heard[0]).name}")
-        raise typer.Exit(128 + heard[0]) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _keep(result: BenchResult, output: Path) -> None:

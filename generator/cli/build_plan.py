@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from generator.cli.console import say, step
+from generator.cli.console import show_progress, step
+from generator.events import Doing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from generator.onnx_model import OnnxModel
     from generator.plan.profiles import OptimizationProfile
 
+TENSORRT, ELSEWHERE = "TensorRT", "Other machines"  # panels of --help
 DEFAULT_MAX_BATCH = 32
 DEFAULT_OPT_BATCH = 8
-PROGRESS_EVERY_S = 10.0
 
 GraphArgument = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="The graph.", exists=True, dir_okay=False)]
 ProfileOption = Annotated[
@@ -50,25 +48,48 @@ def build_plan(
     ] = None,
     profile: ProfileOption = None,
     max_batch: PlanBatchOption = None,
-    tf32: Annotated[bool, typer.Option("--tf32/--no-tf32", help="Let FP32 layers use TF32.")] = True,
+    tf32: Annotated[
+        bool, typer.Option("--tf32/--no-tf32", help="Let FP32 layers use TF32.", rich_help_panel=TENSORRT)
+    ] = True,
     workspace_mib: Annotated[
-        int | None, typer.Option(min=1, metavar="MIB", help="Most GPU memory for a layer's scratch space.")
+        int | None,
+        typer.Option(
+            min=1, metavar="MIB", help="Most GPU memory for a layer's scratch space.", rich_help_panel=TENSORRT
+        ),
     ] = None,
     optimization_level: Annotated[
-        int | None, typer.Option(min=0, max=5, help="0 builds fast, 5 searches longest. [default: TensorRT's, 3]")
+        int | None,
+        typer.Option(
+            min=0, max=5, help="0 builds fast, 5 searches longest. [default: TensorRT's, 3]", rich_help_panel=TENSORRT
+        ),
     ] = None,
     hardware_compatibility: Annotated[
         Literal["none", "ampere-plus", "same-compute-capability"],
-        typer.Option(help="Other GPUs that the plan shall run on, slower."),
+        typer.Option(
+            metavar="GPUS",
+            help="Other GPUs that the plan shall run on, slower: `none`, `ampere-plus` or `same-compute-capability`.",
+            rich_help_panel=ELSEWHERE,
+        ),
     ] = "none",
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Let later versions of TensorRT load the plan.")
+        bool,
+        typer.Option(
+            "--version-compatible", help="Let later versions of TensorRT load the plan.", rich_help_panel=ELSEWHERE
+        ),
     ] = False,
     timing_cache: Annotated[
-        bool, typer.Option("--timing-cache/--no-timing-cache", help="Keep measured kernel times between builds.")
+        bool,
+        typer.Option(
+            "--timing-cache/--no-timing-cache",
+            help="Keep measured kernel times between builds.",
+            rich_help_panel=TENSORRT,
+        ),
     ] = True,
 ) -> None:
-    """Build a TensorRT plan of an ONNX file on this machine's GPU."""
+    """Build a TensorRT plan of an ONNX file on this machine's GPU.
+
+    Example: trtgen build-plan exported/resnet50/model.onnx --profile 1,8,32
+    """
     from generator.onnx_model import read_onnx
     from generator.plan import build
     from generator.plan.options import PlanOptions
@@ -92,8 +113,11 @@ def build_plan(
         command=shlex.join(["trtgen", *sys.argv[1:]]),
     )
     path = output or model.with_suffix(".plan")
-    with progress_line() as tell:
-        plan = build.build_plan(request, path, on_progress=tell)
+    with show_progress() as progress:
+        doing = partial(Doing, step=f"building {path.name}")
+        plan = build.build_plan(
+            request, path, on_progress=lambda phase, done: progress.draw(doing(part=phase, fraction=done))
+        )
     facts = plan.passport
     detail = f"{facts.precision}, {facts.plan_bytes / 1e6:.1f} MB, TensorRT {facts.tensorrt}, {facts.gpu['name']}"
     step("built", detail=f"{detail}, timing cache {facts.timing_cache}", seconds=facts.build_seconds)
@@ -128,29 +152,3 @@ def read_profiles(
         except ValidationError as error:
             raise typer.BadParameter(f"--max-batch {largest}: {error.errors()[0]['msg']}") from error
     return make_profiles(onnx, batches), largest
-
-
-class progress_line:  # noqa: N801 - used like a function
-    """Shows progress on stderr: one line that changes on a terminal, else a line now and then."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._next_s = PROGRESS_EVERY_S
-
-    def __enter__(self) -> Callable[[str, float], None]:
-        self._start = time.monotonic()
-        return self._tell
-
-    def __exit__(self, *_: object) -> None:
-        if self._terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def _tell(self, phase: str, fraction: float) -> None:
-        done = "" if math.isnan(fraction) else f"{fraction:4.0%}  "
-        if self._terminal:
-            print(f"\r\x1b[K{done}{phase}"[:120], end="", file=sys.stderr, flush=True)
-            return
-        passed = time.monotonic() - self._start
-        if passed >= self._next_s:
-            self._next_s = passed + PROGRESS_EVERY_S
-            say(f"  {done}{phase}")

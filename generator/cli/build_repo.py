@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from generator.cli.console import say, step
+from generator.cli.console import say, show_progress
 from generator.cli.options import (
+    PROOF,
     ArchitectureOption,
     CalibrationOption,
     ClassesOption,
@@ -54,9 +56,12 @@ def build_repo(
     experimental: ExperimentalOption = None,
     calibration: CalibrationOption = None,
     images: ImagesOption = None,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run the gate before publishing.")] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Run the gate before publishing.", rich_help_panel=PROOF)
+    ] = True,
     require: Annotated[
-        Literal["all"] | None, typer.Option("--require", help="Also fail if a stage of the gate cannot run here.")
+        Literal["all"] | None,
+        typer.Option("--require", help="Also fail if a stage of the gate cannot run here.", rich_help_panel=PROOF),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Remove the published versions where classes, shapes or recipe changed.")
@@ -67,11 +72,14 @@ def build_repo(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Build the model repository: export, build the plan, configure, prove, publish."""
+    """Build the model repository: export, build the plan, configure, prove, publish.
+
+    Example: trtgen build-repo resnet50 --max-batch 16
+    """
     if wrong := [path for path in onnx or [] if path.suffix != ".onnx"]:
         what = "is a folder" if wrong[0].is_dir() else "does not end in .onnx"
         msg = f"--onnx takes the path of an ONNX file, and {wrong[0]} {what}"
-        raise SpecError(msg, hint="trtgen build-repo --onnx exported/NAME/model.onnx")
+        raise SpecError(msg, hint="give it as --onnx exported/NAME/model.onnx")
     specs = specs_from(
         [*(names or []), *(str(path) for path in onnx or [])],
         spec,
@@ -100,11 +108,11 @@ def build_repo(
         dry_run=dry_run,
         images=images,
         spec_file=spec,
-        on_step=lambda done, detail, seconds: step(f"{done:8}", detail=detail, seconds=seconds),
     )
     results = []
     for model in specs:
-        built = build_repository(model, repository, options)
+        with show_progress() as progress:
+            built = build_repository(model, repository, replace_fields(options, on_event=progress.draw))
         _tell(built, repository, dry_run=dry_run)
         results.append(built)
         if not as_json:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from generator.cli.build_plan import GraphArgument, PlanBatchOption, ProfileOption, progress_line, read_profiles
-from generator.cli.console import say
+from generator.cli.build_plan import GraphArgument, PlanBatchOption, ProfileOption, read_profiles
+from generator.cli.console import say, show_progress
+from generator.events import Doing
 
 if TYPE_CHECKING:
     from generator.plan.preflight import PreflightReport
@@ -22,7 +24,10 @@ def check(
     build: Annotated[bool, typer.Option("--build/--no-build", help="Also build, not only parse.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Show an ONNX file to a real TensorRT parser and builder; needs no GPU."""
+    """Show an ONNX file to a real TensorRT parser and builder; needs no GPU.
+
+    Example: trtgen check exported/resnet50/model.onnx --max-batch 16
+    """
     from generator.errors import SourceError
     from generator.onnx_model import read_onnx
     from generator.plan.preflight import check_graph
@@ -34,8 +39,15 @@ def check(
     except SourceError as error:  # TensorRT may take it all the same, which is what is asked here
         say(f"! build-repo does not take this graph: {error.message}")
     profiles, largest = read_profiles(onnx, profile or [], max_batch)
-    with progress_line() as tell:
-        report = check_graph(onnx, profiles, build=build, max_batch_size=largest, on_progress=tell)
+    with show_progress() as progress:
+        doing = partial(Doing, step=f"checking {model.name}")
+        report = check_graph(
+            onnx,
+            profiles,
+            build=build,
+            max_batch_size=largest,
+            on_progress=lambda phase, done: progress.draw(doing(part=phase, fraction=done)),
+        )
     if as_json:
         print(json.dumps(report.as_json(), indent=2))
     else:

@@ -26,13 +26,14 @@ _BATCH = 64  # images that are held in memory at once
 
 
 def classify_plan(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.", show_default=False)],
     *,
     plan: Annotated[Path, typer.Option("--plan", metavar="FILE", help="The plan, such as model.plan.")],
     recipe: Annotated[
         str | None,
         typer.Option(
             "--recipe",
+            metavar="NAME|FILE",
             help="`imagenet`, or a JSON file with a recipe. [default: the plan's own, from trtgen.json or export.json]",
         ),
     ] = None,
@@ -40,7 +41,10 @@ def classify_plan(
     top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="Classes per image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image and line.")] = False,
 ) -> None:
-    """Classify images with a plan directly, without a server: what a wrong answer of the server is compared with."""
+    """Classify images with a plan directly, without a server: what a wrong answer of the server is compared with.
+
+    Example: trtgen classify-plan cat.jpg --plan model_repository/resnet50_classifier/1/model.plan
+    """
     import numpy as np
 
     from generator.plan.direct import check_meaning, find_meaning, rank, read_recipe

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from generator.cli.console import say, step
+from generator.cli.console import say, show_progress
 from generator.cli.options import (
     ArchitectureOption,
     CalibrationOption,
@@ -47,7 +47,10 @@ def export(
     calibration: CalibrationOption = None,
     images: ImagesOption = None,
 ) -> None:
-    """Export for another host: the graph in the target's opset and precision, with the source's own answers."""
+    """Export for another host: the graph in the target's opset and precision, with the source's own answers.
+
+    Example: trtgen export resnet50 --target tensorrt-10
+    """
     specs = specs_from(
         names,
         spec,
@@ -70,13 +73,8 @@ def export(
 
     for model in specs:
         folder = output or Path("exported") / model.name
-        notes = export_folder(
-            model,
-            folder,
-            images=images,
-            spec_file=spec,
-            on_step=lambda done, detail, seconds: step(f"{done:8}", detail=detail, seconds=seconds),
-        )
+        with show_progress() as progress:
+            notes = export_folder(model, folder, images=images, spec_file=spec, on_event=progress.draw)
         for note in notes:
             say(f"! {model.name}: {note}")
         print(folder / "model.onnx")

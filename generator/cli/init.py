@@ -11,9 +11,12 @@ from generator.errors import SpecError
 
 
 def init(
-    path: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write.")] = Path("models.yaml"),
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write.")] = Path("models.yaml"),
 ) -> None:
-    """Write a commented models.yaml to start from."""
+    """Write a commented models.yaml to start from.
+
+    Example: trtgen init models.yaml
+    """
     from generator.render import read_static
 
     try:

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from generator.cli.console import say
+from generator.cli.console import say, show_progress
 from generator.errors import SpecError
+from generator.events import Doing
 
 
 def inspect(
@@ -29,13 +30,18 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with bars.")] = None,
 ) -> None:
-    """Show layers, fusions, precisions and times of a plan, or the network of an ONNX file."""
+    """Show layers, fusions, precisions and times of a plan, or the network of an ONNX file.
+
+    Example: trtgen inspect model.plan --top 10 --html model.html
+    """
     from generator.inspection import inspect_onnx, inspect_plan, is_plan, to_json
     from generator.inspection.page import write_page
     from generator.inspection.text import format_report
 
     if is_plan(file):
-        report = inspect_plan(file, onnx=onnx, batch=batch, iterations=iterations or 50)
+        with show_progress() as progress:
+            progress.draw(Doing(step=f"inspecting {file.name}"))
+            report = inspect_plan(file, onnx=onnx, batch=batch, iterations=iterations or 50)
     else:
         given = {"--onnx": onnx, "--batch": batch, "--iterations": iterations}
         if wrong := [name for name, value in given.items() if value is not None]:

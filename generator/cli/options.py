@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,12 +32,32 @@ __all__ = [
     "specs_from",
 ]
 
+
+def complete_models(incomplete: str) -> list[str]:
+    """Return the names that begin so, for the shell; where there is none, it completes files.
+
+    torchvision's are read from its text: its import takes seconds.
+    """
+    import importlib.util
+
+    found = importlib.util.find_spec("torchvision")
+    folders = found.submodule_search_locations if found else None
+    names = ["demo"]
+    for path in sorted(Path(folders[0], "models").glob("*.py")) if folders else ():
+        names += re.findall(r"^@register_model\(.*\n(?:.*\n)*?def (\w+)", path.read_text("utf-8"), re.MULTILINE)
+    return [name for name in names if name.startswith(incomplete)]
+
+
+# The panels of --help, where a command has many options.
+MODEL, TARGET, PROOF = "Model", "Target", "Proof"
+
 NamesArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[NAME|FILE.onnx]...",
+        metavar="NAME|FILE.onnx",
         help="Names of torchvision's classification models, `demo`, or ONNX files.",
         show_default=False,
+        autocompletion=complete_models,
     ),
 ]
 SpecOption = Annotated[
@@ -48,39 +69,79 @@ RepositoryOption = Annotated[
 ]
 WeightsOption = Annotated[
     str | None,
-    typer.Option("--weights", help="`default`, `random`, a name of torchvision's weights, or a checkpoint file."),
+    typer.Option(
+        "--weights",
+        metavar="NAME|FILE",
+        help="`default`, `random`, a name of torchvision's weights, or a checkpoint file.",
+        rich_help_panel=MODEL,
+    ),
 ]
 ArchitectureOption = Annotated[
     str | None,
-    typer.Option("--architecture", help="Name in torchvision's registry, where the model's own name is another."),
+    typer.Option(
+        "--architecture",
+        metavar="NAME",
+        help="Name in torchvision's registry, where the model's own name is another.",
+        rich_help_panel=MODEL,
+        autocompletion=complete_models,
+    ),
 ]
-ClassesOption = Annotated[int | None, typer.Option("--classes", help="Classes that a checkpoint was trained on.")]
+ClassesOption = Annotated[
+    int | None,
+    typer.Option("--classes", metavar="N", help="Classes that a checkpoint was trained on.", rich_help_panel=MODEL),
+]
 LabelsOption = Annotated[
-    str | None, typer.Option("--labels", metavar="FILE", help="One class name a line, or `index` to use the numbers.")
+    str | None,
+    typer.Option(
+        "--labels", metavar="FILE", help="One class name a line, or `index` to use the numbers.", rich_help_panel=MODEL
+    ),
 ]
 RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="`imagenet` for an ONNX file trained like torchvision's models.")
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="`imagenet` for an ONNX file trained like torchvision's models.",
+        rich_help_panel=MODEL,
+    ),
 ]
-ImageSizeOption = Annotated[int | None, typer.Option("--image-size", help="Another input size in pixels.")]
-MaxBatchOption = Annotated[int | None, typer.Option("--max-batch", help="Triton's max_batch_size. [default: 32]")]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option("--image-size", metavar="PIXELS", help="Another input size in pixels.", rich_help_panel=MODEL),
+]
+MaxBatchOption = Annotated[
+    int | None,
+    typer.Option("--max-batch", metavar="N", help="Triton's max_batch_size. [default: 32]", rich_help_panel=TARGET),
+]
 TargetOption = Annotated[
     str | None,
     typer.Option(
         "--target",
+        metavar="NAME",
         help="`onnxruntime`, `tensorrt-8.6`, `tensorrt-10` or `tensorrt-11`. [default: what is installed here]",
+        rich_help_panel=TARGET,
     ),
 ]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option("--precision", help="`fp32`, `fp16`, `int8`, `bf16`. [default: fp16 with TensorRT, else fp32]"),
+    typer.Option(
+        "--precision",
+        metavar="NAME",
+        help="`fp32`, `fp16`, `int8`, `bf16`. [default: fp16 with TensorRT, else fp32]",
+        rich_help_panel=TARGET,
+    ),
 ]
 ExperimentalOption = Annotated[
-    bool | None, typer.Option("--experimental", help="Allow bf16, which was built but never run.")
+    bool | None,
+    typer.Option("--experimental", help="Allow bf16, which was built but never run.", rich_help_panel=TARGET),
 ]
 CalibrationOption = Annotated[
     Path | None,
     typer.Option(
-        "--calibration", metavar="DIR", help="Images that int8 scales are taken from; means int8. [default: drawn]"
+        "--calibration",
+        metavar="DIR",
+        help="Images that int8 scales are taken from; means int8. [default: drawn]",
+        rich_help_panel=TARGET,
     ),
 ]
 ImagesOption = Annotated[
@@ -89,6 +150,7 @@ ImagesOption = Annotated[
         "--images",
         metavar="DIR",
         help="Images that an export is compared on; kept in reference.npz. [default: drawn]",
+        rich_help_panel=PROOF,
     ),
 ]
 
@@ -112,7 +174,7 @@ def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) 
         return load_spec(spec_file, target=given.get("target"))
     if not names:
         msg = "no model was named"
-        raise SpecError(msg, hint="trtgen build-repo demo, trtgen build-repo resnet50, or --spec models.yaml")
+        raise SpecError(msg, hint="name one, such as demo or resnet50, or give --spec models.yaml")
     if "max_batch" in given:
         given["batch"] = {"max": given.pop("max_batch")}
     return make_spec(names, **given)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from generator.cli.console import say
+from generator.cli.console import say, show_progress
 from generator.cli.options import RepositoryOption
 from generator.errors import PerfError
+from generator.events import Doing
 
 if TYPE_CHECKING:
     from generator.perf.images import ImageSet
     from generator.perf.sweep import Load
+LOAD = "Load"  # a panel of --help
 
 
 def _parse_concurrencies(text: str) -> list[int]:
@@ -42,7 +44,9 @@ def _find_metrics_url(url: str) -> str:
 
 def perf(
     *,
-    model: Annotated[str | None, typer.Option(help="Model to measure.  [default: the one ensemble served]")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model to measure.  [default: the one ensemble served]")
+    ] = None,
     protocol: Annotated[Literal["grpc", "http"], typer.Option(help="Protocol of the requests.")] = "grpc",
     url: Annotated[
         str | None,
@@ -52,26 +56,44 @@ def perf(
             help="The server.  [default: 127.0.0.1:8001, http :8000]",
         ),
     ] = None,
-    concurrency: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of requests in flight.")] = "1,2,4,8",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per request.")] = 1,
+    concurrency: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Numbers of requests in flight.", rich_help_panel=LOAD)
+    ] = "1,2,4,8",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per request.", rich_help_panel=LOAD)] = 1,
     shared_memory: Annotated[
         Literal["none", "system"],
-        typer.Option(help="How images reach the server: in the request, or in shared memory of its host."),
+        typer.Option(
+            help="How images reach the server: in the request, or in shared memory of its host.", rich_help_panel=LOAD
+        ),
     ] = "none",
     images: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of images.  [default: drawn images]")
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            metavar="DIR",
+            help="Folder of images.  [default: drawn images]",
+            rich_help_panel=LOAD,
+        ),
     ] = None,
     members: Annotated[bool, typer.Option(help="Also measure an ensemble's members on their own.")] = True,
     measurement_requests: Annotated[
-        int, typer.Option(min=1, help="Least number of requests in each window of a measurement.")
+        int,
+        typer.Option(min=1, help="Least number of requests in each window of a measurement.", rich_help_panel=LOAD),
     ] = 100,
     max_spread: Annotated[
         float,
         typer.Option(
-            metavar="PERCENT", min=0.1, help="How far three windows in a row may differ; else nothing has settled."
+            metavar="PERCENT",
+            min=0.1,
+            help="How far three windows in a row may differ; else nothing has settled.",
+            rich_help_panel=LOAD,
         ),
     ] = 20,
-    timeout: Annotated[float, typer.Option(min=1, help="Longest time of one measurement, in seconds.")] = 300,
+    timeout: Annotated[
+        float,
+        typer.Option(min=1, metavar="S", help="Longest time of one measurement, in seconds.", rich_help_panel=LOAD),
+    ] = 300,
     metrics_url: Annotated[
         str | None,
         typer.Option(
@@ -80,7 +102,7 @@ def perf(
             help="The server's metrics, for GPU utilisation and power.  [default: the server's host, 8002]",
         ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for perf.csv and perf.json.")] = Path("perf"),
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for perf.csv and perf.json.")] = Path("perf"),
     export: Annotated[
         Path | None,
         typer.Option(
@@ -91,7 +113,10 @@ def perf(
     repository: RepositoryOption = Path("model_repository"),
     install: Annotated[bool, typer.Option("--install", help="Put perf_analyzer beside this Python and leave.")] = False,
 ) -> None:
-    """Measure throughput, latency and time per stage of a served model with perf_analyzer."""
+    """Measure throughput, latency and time per stage of a served model with perf_analyzer.
+
+    Example: trtgen perf --concurrency 1,8,32 --images photos/
+    """
     from generator.perf import analyzer, report, served, sweep
     from generator.perf import images as image_sets
     from generator.perf.about import describe_run
@@ -127,14 +152,16 @@ def perf(
     say(f"measuring {', '.join(one.name for one in models)} at {url} with {chosen.source}: 3 s or more per line")
     results: list[report.Measurement | report.Unsettled] = []
     try:
-        for one in sweep.measure(models, chosen, load):
-            found = (
-                f"not settled: {one.problem}"
-                if isinstance(one, report.Unsettled)
-                else f"{one.infer_per_s:.1f} images/s"
-            )
-            say(f"* {one.model}  concurrency {one.concurrency}  {found}")
-            results.append(one)
+        with show_progress() as progress:
+            progress.draw(Doing(step="measuring"))
+            for one in sweep.measure(models, chosen, load):
+                found = (
+                    f"not settled: {one.problem}"
+                    if isinstance(one, report.Unsettled)
+                    else f"{one.infer_per_s:.1f} images/s"
+                )
+                say(f"* {one.model}  concurrency {one.concurrency}  {found}")
+                results.append(one)
     finally:  # what was measured before an error or Ctrl-C is worth keeping
         if results:
             print(report.format_table(results))

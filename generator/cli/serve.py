@@ -14,24 +14,29 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from generator.cli.console import say, step
+from generator.cli.console import say, show_progress, step
 from generator.cli.options import RepositoryOption
 from generator.errors import ServerError
+from generator.events import Doing
+from generator.signals import EndedBySignal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from generator.server.embedded import EmbeddedServer
     from generator.server.ports import Ports
 
-PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+CONTAINER = "Container"  # the panel of --help
+CONTAINER = "Container"  # a panel of --help
+_COMMAND_ENDS_S = 10.0  # what a command gets to clean up
+PortOption = Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 takes a free one.")]
 
 
 def serve(
     command: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[-- COMMAND...]",
+            metavar="-- COMMAND",
             help="Run this once every model is ready, then stop and leave with its exit code.",
             show_default=False,
         ),
@@ -41,14 +46,14 @@ def serve(
     http_port: PortOption = 8000,
     grpc_port: PortOption = 8001,
     metrics_port: PortOption = 8002,
-    address: Annotated[str, typer.Option(help="What to bind to.")] = "127.0.0.1",
+    address: Annotated[str, typer.Option(metavar="IPV4", help="What to bind to.")] = "127.0.0.1",
     allow_non_loopback: Annotated[
         bool, typer.Option("--allow-non-loopback", help="Accept an --address that other machines can reach.")
     ] = False,
     log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="tritonserver's log. [default: a temporary file]")
     ] = None,
-    ready_timeout_s: Annotated[float, typer.Option(help="How long loading the models may take.")] = 120,
+    ready_timeout_s: Annotated[float, typer.Option(metavar="S", help="How long loading the models may take.")] = 120,
     model_control: Annotated[
         Literal["none", "explicit"],
         typer.Option(help="`explicit` lets callers load and unload models; on loopback, with a secret header."),
@@ -61,14 +66,22 @@ def serve(
             "Every program on this machine may then run code as you.",
         ),
     ] = False,
-    container: Annotated[bool, typer.Option("--container", help="Run the stock tritonserver with docker.")] = False,
+    container: Annotated[
+        bool, typer.Option("--container", help="Run the stock tritonserver with docker.", rich_help_panel=CONTAINER)
+    ] = False,
     image: Annotated[
-        str | None, typer.Option(help="With --container: the image. [default: trtgen-serving:26.10]")
+        str | None,
+        typer.Option(metavar="IMAGE", help="The image. [default: trtgen-serving:26.10]", rich_help_panel=CONTAINER),
     ] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="With --container: without GPUs.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --container: only print the command.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Without GPUs.", rich_help_panel=CONTAINER)] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the command.", rich_help_panel=CONTAINER)
+    ] = False,
 ) -> None:
-    """Serve the model repository with a real tritonserver until Ctrl-C."""
+    """Serve the model repository with a real tritonserver until Ctrl-C.
+
+    Example: trtgen serve -- python clients/classify.py cat.jpg
+    """
     if not container and (image or cpu or dry_run):
         msg = "--image, --cpu and --dry-run go with --container"
         raise typer.BadParameter(msg)
@@ -102,43 +115,52 @@ def serve(
         explicit=model_control == "explicit",
         locked=not unlocked,
     )
-    _serve_embedded(server, command)
+    _serve_embedded(server, command, log=log)
 
 
-def _serve_embedded(server: EmbeddedServer, command: Sequence[str] | None) -> None:
+def _serve_embedded(server: EmbeddedServer, command: Sequence[str] | None, *, log: Path | None) -> None:
     started = time.monotonic()
-    ready = False
     code = 0
-    try:
-        with _interrupting_signals(), server:
-            ready = True
-            _describe(server, seconds=time.monotonic() - started)
+    with contextlib.ExitStack() as stack:
+        with show_progress() as progress:
+            progress.draw(Doing(step="starting tritonserver"))
+            stack.enter_context(server)
+        _describe(server, seconds=time.monotonic() - started, log=log)
+        if command:
+            code = _run(command)
+        else:
+            say("Ctrl-C stops it.")
             try:
-                if command:
-                    code = _run(command)
-                else:
-                    say("Ctrl-C stops it.")
-                    server.wait()
+                server.wait()
             except KeyboardInterrupt:
                 say("stopping (Ctrl-C again kills at once)")
-    except KeyboardInterrupt:
-        server.stop(timeout_s=0)
-        if not ready:
-            raise
     if code:
         raise typer.Exit(code)
 
 
 def _run(command: Sequence[str]) -> int:
+    """Run the command and return its exit code; what ends this process ends the command, too."""
     say(f"$ {shlex.join(command)}")
     try:
-        return subprocess.run(command, check=False).returncode
+        process = subprocess.Popen(command)
     except OSError as error:
         msg = f"{command[0]} cannot be run: {error.strerror}"
         raise ServerError(msg, hint="give a command that is on PATH, after --") from error
+    try:
+        code = process.wait()
+    except KeyboardInterrupt as end:
+        if isinstance(end, EndedBySignal) and end.number != signal.SIGINT:  # Ctrl-C has reached it already
+            process.send_signal(end.number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_COMMAND_ENDS_S)
+        raise
+    finally:
+        process.kill()
+        process.wait()
+    return code if code >= 0 else 128 - code
 
 
-def _describe(server: EmbeddedServer, *, seconds: float) -> None:
+def _describe(server: EmbeddedServer, *, seconds: float, log: Path | None) -> None:
     from generator.server.launch import OWNER_HEADER
 
     models = server.models()
@@ -149,7 +171,9 @@ def _describe(server: EmbeddedServer, *, seconds: float) -> None:
     say(f"  HTTP     http://{server.http_url}")
     say(f"  gRPC     {server.grpc_url}")
     say(f"  metrics  http://{server.metrics_url}/metrics")
-    say(f"  log      {server.log_path}")
+    say(
+        f"  log      {server.log_path}" + ("" if log else "  (removed at the end unless it fails; --log FILE keeps it)")
+    )
     if server.explicit and server.secret:
         say("  locked   calls that list, load and unload models must carry the header (gRPC: triton-grpc-protocol-...)")
         say(f"           {OWNER_HEADER}: {server.secret}")
@@ -171,31 +195,17 @@ def _serve_container(
         print(shlex.join(run.argv))
         return
     say(shlex.join(run.argv))
-    log_path = log or Path(tempfile.mkdtemp(prefix="trtgen-serve-")) / "tritonserver.log"
+    folder = None if log else Path(tempfile.mkdtemp(prefix="trtgen-serve-"))
+    log_path = log if folder is None else folder / "tritonserver.log"
+    assert log_path is not None
     try:
-        with _interrupting_signals():
-            run.run(show=say, log_path=log_path)
+        run.run(show=say, log_path=log_path)
     except KeyboardInterrupt:
-        say(f"stopped (log: {log_path})")
+        say(f"stopped (log: {log})" if log else "stopped")
     except ServerError as error:
-        said = (error.message, error.hint or "", *error.log_tail)
-        if log is None and not any(str(log_path) in text for text in said):  # nobody would look for it
-            shutil.rmtree(log_path.parent, ignore_errors=True)
+        if any(str(log_path) in text for text in (error.message, error.hint or "", *error.log_tail)):
+            folder = None  # who reads that will look for it
         raise
-
-
-@contextlib.contextmanager
-def _interrupting_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)  # nohup keeps it running
-    numbers = (signal.SIGINT, signal.SIGTERM, *hangup)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)

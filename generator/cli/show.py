@@ -43,7 +43,10 @@ def show(
     calibration: CalibrationOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
 ) -> None:
-    """Print the resolved spec and the recipe of each model; nothing is downloaded or built."""
+    """Print the resolved spec and the recipe of each model; nothing is downloaded or built.
+
+    Example: trtgen show efficientnet_b0 --image-size 300
+    """
     import yaml
 
     from generator.config_text import given_fields

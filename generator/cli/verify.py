@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from generator.cli.console import say
+from generator.cli.console import say, show_progress
 from generator.cli.options import RepositoryOption
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Models; all if none.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Models; all if none.")] = None,
     *,
     repository: RepositoryOption = Path("model_repository"),
     images: Annotated[
@@ -28,21 +28,29 @@ def verify(
         typer.Option("--labelled", metavar="DIR", help="A folder per class: also give the accuracy of each stage."),
     ] = None,
     url: Annotated[
-        str | None, typer.Option("--url", help="gRPC address of a running server; by default one is started.")
+        str | None,
+        typer.Option("--url", metavar="HOST:PORT", help="gRPC address of a running server; by default one is started."),
     ] = None,
     require: Annotated[
         Literal["all"] | None, typer.Option("--require", help="Also fail if a stage cannot run here.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Prove that what is published answers like its source: ONNX, served classifier, served JPEG ensemble."""
+    """Prove that what is published answers like its source: ONNX, served classifier, served JPEG ensemble.
+
+    Example: trtgen verify resnet50 --labelled validation/
+    """
     from generator.verify.published import verify_published
 
     reports = []
-    for report in verify_published(repository, names or [], images=images, labelled=labelled, grpc_url=url):
-        reports.append(report)
-        if not as_json:
-            _print_table(report)
+    with show_progress() as progress:
+        for report in verify_published(
+            repository, names or [], images=images, labelled=labelled, grpc_url=url, on_event=progress.draw
+        ):
+            progress.hide()
+            reports.append(report)
+            if not as_json:
+                _print_table(report)
     if as_json:
         print(json.dumps([{"model": r.model, "images": r.images, "stages": r.as_proof()} for r in reports], indent=2))
     for report in reports:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from generator.artifact import export_artifact
 from generator.errors import ExportError
+from generator.events import Done, OnEvent, ignore
 from generator.export import MODEL_FILE
 from generator.export.exported import EXPORT_FILE, REFERENCE_FILE, ExportRecord, write_export
 from generator.fingerprint import installed_packages, made_by
@@ -17,8 +18,6 @@ from generator.repository.publish import hash_tree
 from generator.target import Asked, choose_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from generator.head import Head
     from generator.spec import ModelSpec
 
@@ -31,7 +30,7 @@ def export_folder(
     *,
     images: Path | None = None,
     spec_file: Path | None = None,
-    on_step: Callable[[str, str, float | None], None] = lambda _done, _detail, _seconds: None,
+    on_event: OnEvent = ignore,
 ) -> tuple[str, ...]:
     """Write model.onnx, reference.npz and export.json into `folder`, which appears at once and complete.
 
@@ -51,7 +50,7 @@ def export_folder(
         msg = f"{spec.name}: an export is made for a target, and none was given ({choice.reason})"
         raise ExportError(msg, hint="--target tensorrt-10, or what is installed where the plan is built")
     if choice.reason:
-        on_step("target", choice.reason, None)
+        on_event(Done(step="target", detail=choice.reason))
     spec = choice.spec
     if folder.exists() and not (folder / EXPORT_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         msg = f"{folder} exists and is no export: it is left as it is"
@@ -60,7 +59,7 @@ def export_folder(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
             new = Path(place) / "new"
-            artifact = export_artifact(spec, new, shown=str(folder / MODEL_FILE), images=images, on_step=on_step)
+            artifact = export_artifact(spec, new, shown=str(folder / MODEL_FILE), images=images, on_event=on_event)
             _require_discrimination(spec, artifact.head, new)
             record = ExportRecord(
                 made_by=made_by(),

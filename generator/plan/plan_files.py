@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import PlanError
+from generator.signals import hold_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from generator.plan.passport import Passport
 
 __all__ = ["write_plan"]
@@ -41,7 +37,7 @@ def write_plan(data: bytes, passport: Passport, path: Path) -> None:
         temporary[0].chmod(0o644)  # mkstemp's 600 would keep the container's user out
         temporary.append(passport_path(temporary[0]))
         write_passport(passport, temporary[0])
-        with _interrupts_wait():  # between the two names an interrupt would leave one without the other
+        with hold_signals():  # between the two names an interrupt would leave one without the other
             temporary[1].replace(passport_path(path))
             temporary[0].replace(path)
             _sync_folder(path.parent)
@@ -59,19 +55,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        signal.raise_signal(signal.SIGINT)

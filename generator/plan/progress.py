@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import threading
-import time
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 __all__ = ["Progress", "left_behind", "run_watched", "silent"]
 
@@ -49,7 +46,6 @@ class Progress:
         self._phases: dict[str, _Phase] = {}
         self._last = ("", 0.0)
         self._told: tuple[str, float] | None = None
-        self._start = time.monotonic()
         self.cancelled = threading.Event()
         self.monitored = False
         self.stage = "starting"
@@ -81,8 +77,7 @@ class Progress:
             name, fraction = self._last
         if name:
             return name, fraction
-        seconds = int(time.monotonic() - self._start)
-        return (f"{self.stage}, {seconds} s" if seconds else self.stage), 0.0 if self.monitored else math.nan
+        return self.stage, 0.0 if self.monitored else math.nan
 
     def tell(self, on_progress: Callable[[str, float], None]) -> None:
         """Hand the state on if it changed."""
@@ -103,8 +98,8 @@ class Progress:
 def run_watched(work: Callable[[], _T], progress: Progress, on_progress: Callable[[str, float], None]) -> _T:
     """Run `work` in a thread and return what it returns; meanwhile hand its progress on.
 
-    Ctrl-C (or an error of `on_progress`) asks the work to stop, waits for it, and is raised then; a second Ctrl-C kills
-    the process at once. Where TensorRT cannot be asked (8.6) the work is left behind: see `left_behind`.
+    Ctrl-C (or an error of `on_progress`) asks the work to stop, waits for it, and is raised then. A second Ctrl-C ends
+    the waiting; then, and where TensorRT cannot be asked (8.6), the work is left behind: see `left_behind`.
     """
     future: Future[_T] = Future()
     thread = threading.Thread(target=_fulfil, args=(future, work), name=_THREAD, daemon=True)
@@ -115,8 +110,7 @@ def run_watched(work: Callable[[], _T], progress: Progress, on_progress: Callabl
     finally:
         if not future.done():
             progress.cancelled.set()
-            with _next_interrupt_kills():
-                _wait_or_leave(thread, progress)
+            _wait_or_leave(thread, progress)
     progress.tell(on_progress)
     thread.join()
     return future.result()
@@ -139,19 +133,7 @@ def _fulfil(future: Future[_T], work: Callable[[], _T]) -> None:
 
 
 def _wait_or_leave(thread: threading.Thread, progress: Progress) -> None:
-    _LOG.warning("stopping as soon as TensorRT lets go (Ctrl-C again kills at once)")
+    _LOG.warning("stopping as soon as TensorRT lets go (Ctrl-C again ends at once)")
     thread.join(None if progress.monitored else _PATIENCE_S)
     if thread.is_alive():
         _LOG.warning("TensorRT cannot be asked to stop now: it is left behind, and nothing is written")
-
-
-@contextmanager
-def _next_interrupt_kills() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["Move", "carry_out", "lock", "recover", "staging", "staging_folder"]
+__all__ = ["Move", "carry_out", "lock", "published_root", "recover", "staging", "staging_folder"]
 
 _JOURNAL = "journal.json"
 _STAGED = "staged"
@@ -43,6 +43,13 @@ def staging_folder(root: Path) -> Path:
     """Return the folder beside the repository that holds everything unfinished."""
     absolute = root.resolve()  # `.` has no name of its own
     return absolute.parent / f".{absolute.name}.trtgen"
+
+
+def published_root(folder: Path) -> Path:
+    """Return the repository that `folder` is staged for; itself where it is none of ours."""
+    place = folder.parent
+    ours = folder.name == _STAGED and place.name.startswith(".") and place.suffix == ".trtgen"
+    return place.with_name(place.stem[1:]) if ours else folder
 
 
 @contextlib.contextmanager
@@ -165,10 +172,11 @@ def carry_out(root: Path, moves: Sequence[Move]) -> None:
     _redo(root, moves)
 
 
-def recover(root: Path) -> list[str]:
+def recover(root: Path, *, otherwise: str = "") -> list[str]:
     """Finish or forget what an interrupted build left; return a line for each thing done.
 
     While another trtgen is writing, nothing is touched: at each moment of publishing the repository answers right.
+    `otherwise` is what the caller does with it then, for the line that says so.
 
     Raises:
         RepositoryError: A change that was decided cannot be finished.
@@ -180,7 +188,7 @@ def recover(root: Path) -> list[str]:
         try:
             stack.enter_context(lock(root))
         except RepositoryError as error:
-            return [f"{error.message}; served as it is"]
+            return [f"{error.message}; {otherwise}"] if otherwise else []
         try:
             return _recover_locked(root)
         except OSError as error:

@@ -8,10 +8,12 @@ import shutil
 import stat
 import subprocess
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
 from generator.server.failures import explain_end, find_failures, tail
+from generator.server.launch import name_rebuild
 from generator.server.plans import check_container_plans, find_plans, has_version_compatible
 from generator.server.ports import LOOPBACK, Ports
 
@@ -31,17 +33,17 @@ _STOP_TIMEOUT_S = 30
 _DOCKER_FAILED = 125  # docker's own exit code, when the container did not run
 _KEPT_LINES = 5000
 
-_WITHOUT = "without a container: trtgen serve"
+_WITHOUT = "or leave --container out"
 _DOCKER_RULES = (
     (
         r"Cannot connect to the Docker daemon|permission denied while trying to connect",
         "docker is installed, but its daemon does not answer",
-        f"start it (systemctl start docker) or join the group docker; {_WITHOUT}",
+        f"start it (systemctl start docker) or join the group docker, {_WITHOUT}",
     ),
     (
         r"could not select device driver|nvidia-container-cli|unresolvable CDI devices",
         "docker cannot give the container a GPU",
-        "install the NVIDIA Container Toolkit, or serve ONNX models on the CPU: trtgen serve --container --cpu",
+        "install the NVIDIA Container Toolkit, or add --cpu to serve ONNX models on the CPU",
     ),
     (
         r"pull access denied for (?P<what>\S+?),|manifest for (?P<what2>\S+) not found|No such image: (?P<what3>\S+)",
@@ -158,7 +160,7 @@ class Container:
         if shutil.which("docker") is None:
             raise ServerError(
                 "docker was not found on PATH",
-                hint=f"install Docker Engine and, for GPUs, the NVIDIA Container Toolkit; {_WITHOUT}",
+                hint=f"install Docker Engine and, for GPUs, the NVIDIA Container Toolkit, {_WITHOUT}",
             )
         try:
             log_path.write_bytes(b"")
@@ -189,7 +191,9 @@ class Container:
             self._stop(process)
             raise
         if code != 0:
-            raise explain_container_end(code, "".join(lines), log_path=log_path)
+            raise explain_container_end(
+                code, "".join(lines), log_path=log_path, rebuild=partial(name_rebuild, self.repository)
+            )
 
     def _stop(self, process: subprocess.Popen[str]) -> None:
         """Stop the container; a second signal while this waits kills it."""
@@ -223,7 +227,7 @@ def check_readable(repository: Path) -> None:
             )
 
 
-def explain_container_end(code: int, output: str, *, log_path: Path) -> ServerError:
+def explain_container_end(code: int, output: str, *, log_path: Path, rebuild: Callable[[str], str]) -> ServerError:
     """Return the error for a container that ended with this exit code."""
     if code == _DOCKER_FAILED:
         for pattern, cause, hint in _DOCKER_RULES:
@@ -232,7 +236,7 @@ def explain_container_end(code: int, output: str, *, log_path: Path) -> ServerEr
                 return ServerError(cause.format(what=what), hint=hint, log_tail=tail(output, lines=3))
         return ServerError(
             "docker could not run the container",
-            hint="run the printed docker command by hand, or trtgen serve without --container",
+            hint=f"run the printed docker command by hand, {_WITHOUT}",
             log_tail=tail(output),
         )
-    return explain_end(code, output, log_path=log_path, ready=not find_failures(output))
+    return explain_end(code, output, log_path=log_path, ready=not find_failures(output), rebuild=rebuild)

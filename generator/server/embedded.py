@@ -153,7 +153,7 @@ class EmbeddedServer:
                     raise
             except BaseException:
                 # Ctrl-C while the models load: __exit__ will not be called.
-                self.stop()
+                self.stop(0)
                 raise
             else:
                 break
@@ -163,7 +163,12 @@ class EmbeddedServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Who interrupts the body does not want to wait for an orderly end.
-        self.stop(0 if kind is not None and issubclass(kind, KeyboardInterrupt) else self._exit_timeout_s)
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        try:
+            self.stop(0 if interrupted else self._exit_timeout_s)
+        except KeyboardInterrupt:  # while it ends in order
+            self.stop(0)
+            raise
 
     def models(self) -> list[ModelState]:
         """Return the state of every model version.
@@ -249,10 +254,14 @@ class EmbeddedServer:
                     logger.debug("the supervisor ended before the request to stop reached it")
         if self._directory is not None:  # it still exists only if the supervisor was killed
             shutil.rmtree(self._directory, ignore_errors=True)
-        if self._own_log and not self._failed:
+        if not self._failed:
+            self._remove_own_log()
+        self._supervisor = None
+
+    def _remove_own_log(self) -> None:
+        if self._own_log:
             self.log_path.unlink(missing_ok=True)
             self.log_path = Path()
-        self._supervisor = None
 
     def _launch(self, triton: EmbeddedTriton, ports: Ports) -> None:
         """Start the supervisor, which starts tritonserver."""
@@ -273,11 +282,13 @@ class EmbeddedServer:
         directory = self._directory = make_directory(self._identifier)
         try:
             self._supervisor = self._start_supervisor(triton, ports, directory)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(directory, ignore_errors=True)
-            raise ServerError(
-                f"cannot start tritonserver: {error}", hint="check the space and rights in /tmp"
-            ) from error
+            self._remove_own_log()
+            if isinstance(error, OSError):
+                msg = f"cannot start tritonserver: {error}"
+                raise ServerError(msg, hint="check the space and rights in /tmp") from error
+            raise
         assert self._supervisor.stdout is not None
         self.pid = int(self._supervisor.stdout.readline() or 0)
         logger.info("tritonserver %s is process %d, log %s", triton.wheel_version, self.pid, self.log_path)

@@ -57,7 +57,7 @@ def list_models(url: str, *, headers: Mapping[str, str]) -> list[ModelState]:
     try:
         status, body = _request(url, "POST", "/v2/repository/index", headers)
     except (OSError, http.client.HTTPException) as error:
-        raise ServerError(f"tritonserver at {url} does not answer: {error}", hint="trtgen serve") from error
+        raise ServerError(f"tritonserver at {url} does not answer: {error}", hint="start the server again") from error
     if status != http.client.OK:
         raise ServerError(
             f"tritonserver at {url} does not list its models: HTTP {status}",

@@ -36,7 +36,7 @@ class _Rule:
 
 _REBUILD = "{rebuild}"
 _EDIT = "correct {model}/config.pbtxt, or write it again: {rebuild} --discard-edits"
-_CONTAINER = "trtgen serve --container"
+_CONTAINER = "serve it with --container"
 _ON_TARGET = "build the plan where it is served, with the TensorRT of the serving image, then: {rebuild}"
 
 # Packages whose import name differs from the name that pip installs.
@@ -155,7 +155,7 @@ _RULES = (
     _Rule(
         r"unable to load shared library: (?P<folder>/\S*)/trtgen-\S+ failed to map segment",
         "the temporary directory {folder} does not allow programs to run (noexec)",
-        "name another one: TMPDIR=/var/tmp trtgen serve",
+        "name another one: run it with TMPDIR=/var/tmp",
     ),
     # our TensorRT backend
     _Rule(
@@ -344,7 +344,7 @@ _RULES = (
     _Rule(
         r"failed to start (?P<name>HTTP|GRPC|Metrics) service: .*Socket '(?P<socket>[^']+)' already in use",
         "the {name} port {socket} is in use by another program",
-        "stop that program or give trtgen serve other ports (--http-port, --grpc-port, --metrics-port)",
+        "stop that program or give other ports (--http-port, --grpc-port, --metrics-port)",
     ),
     # Python models that say themselves what is wrong
     _Rule(

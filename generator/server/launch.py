@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
 from generator.render import template_root
+from generator.repository import name_option, published_root, recover
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,12 +50,10 @@ def open_repository(repository: Path) -> Path:
         RepositoryError: The interrupted publish can be neither finished nor undone.
     """
     root = repository.expanduser().resolve()
-    hint = f"trtgen build-repo resnet50 --repository {shlex.quote(str(repository))}"
+    hint = f"trtgen build-repo resnet50{name_option(repository)}"
     if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises where a folder may not be searched
         raise ServerError(f"there is no model repository at {root}", hint=hint)
-    from generator.repository import recover
-
-    for action in recover(root):
+    for action in recover(root, otherwise="served as it is"):
         logger.warning("%s", action)
     if not any(root.glob("*/config.pbtxt")):
         raise ServerError(f"the model repository {root} holds no model", hint=hint)
@@ -63,10 +62,11 @@ def open_repository(repository: Path) -> Path:
 
 def name_rebuild(repository: Path, model: str) -> str:
     """Return the command that builds a model again: from its record where it has one."""
-    root = repository.relative_to(Path.cwd()) if repository.is_relative_to(Path.cwd()) else repository
+    root = published_root(repository)
+    root = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
     record = root / model / "trtgen.json"
     what = f"--spec {shlex.quote(str(record))}" if record.is_file() else shlex.quote(model)
-    return f"trtgen build-repo {what} --repository {shlex.quote(str(root))}"
+    return f"trtgen build-repo {what}{name_option(root)}"
 
 
 def is_safe_path(path: Path) -> bool:

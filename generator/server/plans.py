@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from generator.errors import DeviceError, MissingDependencyError, PlanError
 from generator.plan.library import TensorRTVersion
 from generator.repository.layout import numeric_versions
+from generator.server.launch import name_rebuild
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -88,10 +89,11 @@ def check_local_plans(plans: Sequence[Path]) -> None:
         return
     if reason := why_no_gpu():
         msg = f"{plans[0]} needs a GPU, but here {reason}"
+        rebuild = name_rebuild(plans[0].parents[2], plans[0].parents[1].name.removesuffix("_classifier"))
         # the backend is part of what clients rely on: the same name takes --replace
         raise DeviceError(
             msg,
-            hint="serve it where the GPU is, or build for here: trtgen build-repo NAME --target onnxruntime --replace",
+            hint=f"serve it where the GPU is, or build for here: {rebuild} --target onnxruntime --replace",
         )
     if installed_version() is None:
         raise MissingDependencyError("tensorrt", extra="tensorrt", why=f"it runs {plans[0]}")

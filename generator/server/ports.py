@@ -55,7 +55,7 @@ def check_address(address: str, *, allow_non_loopback: bool, embedded: bool = Tr
         return
     if embedded:
         reason = "the pip tritonserver (release 24.10) lacks the security fixes of later releases"
-        hint = "use the container (trtgen serve --container), or in a network you trust add --allow-non-loopback"
+        hint = "serve with --container, or in a network you trust with --allow-non-loopback"
     else:
         reason = "tritonserver trusts everybody who reaches it: neither passwords nor encryption"
         hint = "put a gateway in front of it, or in a network you trust add --allow-non-loopback"

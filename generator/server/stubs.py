@@ -7,12 +7,12 @@ healthy", and an orderly stop waits for the dead one until its time is up. So a 
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
+from generator.repository import name_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +69,7 @@ def explain_dead_stubs(
     return ServerError(
         f"a Python process of {', '.join(models)} has ended (a crash, or the system's lack of memory: dmesg | tail); "
         "tritonserver does not start it again and would fail requests",
-        hint=f"read its log: {log_path}, then start again: trtgen serve --repository {shlex.quote(str(repository))}",
+        hint=f"read its log: {log_path}, then start again: trtgen serve{name_option(repository)}",
         log_tail=log_tail,
     )
 

@@ -16,7 +16,7 @@ from generator.errors import MissingDependencyError, ServerError
 
 __all__ = ["EmbeddedTriton", "check_embedded"]
 
-_ELSEWHERE = "use the container on such a machine: trtgen serve --container (rendering and the clients work here)"
+_ELSEWHERE = "serve with --container on such a machine (rendering and the clients work here)"
 _MINIMUM_GLIBC = (2, 35)
 _MAXIMUM_PYTHON = (3, 12)  # our dependencies end there; the wheel has a stub for 3.13 as well
 

@@ -130,7 +130,7 @@ def _download(spec: ModelSpec, weights: Any) -> torch.nn.Module:
     import torchvision
 
     try:
-        module: torch.nn.Module = torchvision.models.get_model(spec.registry_name, weights=weights)
+        module: torch.nn.Module = torchvision.models.get_model(spec.registry_name, weights=weights, progress=False)
     except (URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         msg = f"the weights {weights} cannot be downloaded: {reason}"

@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import MissingDependencyError, ServerError, VerificationError
+from generator.events import Doing, OnEvent, ignore
 from generator.verify import stages
 from generator.verify.compare import LIMITS, Limit, comparable, discriminates, plan_limit
 from generator.verify.plan_stage import check_plan, why_not_here
 from generator.verify.served import ServedModel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -81,7 +84,9 @@ def require_discrimination(name: str, reference: Reference, head: Head, limit: L
         raise VerificationError(msg, hint="give --images DIR with images of several of its classes")
 
 
-def run_gate(subject: Subject, reference: Reference, *, grpc_url: str | None = None) -> GateReport:
+def run_gate(
+    subject: Subject, reference: Reference, *, grpc_url: str | None = None, on_event: OnEvent = ignore
+) -> GateReport:
     """Run every stage that can run here; the server is started on the subject's repository unless `grpc_url` is given.
 
     Raises:
@@ -94,16 +99,24 @@ def run_gate(subject: Subject, reference: Reference, *, grpc_url: str | None = N
         msg = f"{name}: its record says that the source answers {head.output}, but its answers are {found}"
         raise VerificationError(msg, hint="build the model again from its source")
     require_discrimination(name, reference, head, limit)
-    results = [stages.check_batches(subject, reference), stages.check_onnx(subject, reference)]
+
+    def tell(stage: str) -> None:
+        on_event(Doing(step=f"verifying {name}", part=stage))
+
+    tell("batches")
+    results = [stages.check_batches(subject, reference)]
+    tell("onnx")
+    results.append(stages.check_onnx(subject, reference))
     direct: NDArray[np.float32] | None = None
     if subject.plan is not None and not any(result.status == "failed" for result in results):
+        tell("plan")
         result, direct = check_plan(subject, reference, limit)
         results.append(result)
     if failed := [result.stage for result in results if result.status == "failed"]:
         reason = f"{failed[0]} failed"
         results += [stages.not_proved(stage, reason) for stage in SERVED_STAGES]
     else:
-        results += _served_stages(subject, reference, limit, direct, grpc_url)
+        results += _served_stages(subject, reference, limit, direct, grpc_url, tell=tell)
     results += stages.list_assumed(subject)
     return GateReport(model=name, images=len(reference.names), results=tuple(results))
 
@@ -114,16 +127,21 @@ def _served_stages(
     limit: Limit,
     direct: NDArray[np.float32] | None,
     grpc_url: str | None,
+    *,
+    tell: Callable[[str], None],
 ) -> list[StageResult]:
     if grpc_url is not None:
-        return _ask(subject, reference, limit, direct, grpc_url)
+        return _ask(subject, reference, limit, direct, grpc_url, tell=tell)
     from generator.server.embedded import EmbeddedServer
 
     if reason := why_not_served(subject):
         return [stages.not_proved(stage, reason) for stage in SERVED_STAGES]
+    tell("the server's start")
     try:
         with EmbeddedServer(subject.repository, models=[subject.layout.ensemble]) as server:
-            return _ask(subject, reference, limit, direct, server.grpc_url)
+            results = _ask(subject, reference, limit, direct, server.grpc_url, tell=tell)
+            tell("the server's end")
+            return results
     except ServerError as error:
         return _stopped_at(0, error)
 
@@ -143,13 +161,22 @@ def why_not_served(subject: Subject) -> str:
 
 
 def _ask(
-    subject: Subject, reference: Reference, limit: Limit, direct: NDArray[np.float32] | None, grpc_url: str
+    subject: Subject,
+    reference: Reference,
+    limit: Limit,
+    direct: NDArray[np.float32] | None,
+    grpc_url: str,
+    *,
+    tell: Callable[[str], None],
 ) -> list[StageResult]:
     results: list[StageResult] = []
     with ServedModel(grpc_url, subject.layout, max_batch_size=subject.max_batch_size) as served:
         try:
+            tell("served pixels")
             results.append(stages.check_pixels(served, subject, reference))
+            tell("served classifier")
             results.append(stages.check_classifier(served, subject, reference, direct))
+            tell("served ensemble")
             results.append(stages.check_ensemble(served, subject, reference, limit))
         except ServerError as error:
             results += _stopped_at(len(results), error)

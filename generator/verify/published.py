@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from generator.errors import RepositoryError
+from generator.events import Doing, OnEvent, ignore
 from generator.head import read_head
 from generator.recipe import Recipe
-from generator.repository import Layout, Record, find_records, read_record, recover
+from generator.repository import Layout, Record, find_records, name_option, read_record, recover
 from generator.repository.layout import RECORD_FILE
 from generator.spec import ModelSpec
 from generator.verify.gate import GateReport, run_gate
@@ -31,6 +32,7 @@ def verify_published(
     images: Path | None = None,
     labelled: Path | None = None,
     grpc_url: str | None = None,
+    on_event: OnEvent = ignore,
 ) -> Iterator[GateReport]:
     """Yield the gate's report for each model below `root` (all if `names` is empty).
 
@@ -44,9 +46,11 @@ def verify_published(
     if grpc_url is not None:
         check_server(grpc_url, [subject.layout for _, subject in subjects], root)
     for record, subject in subjects:
+        on_event(Doing(step=f"verifying {record.name}", part="the source's own answers" if images else ""))
         reference = _ask_source(record, images) if images else load_reference(root / subject.layout.reference)
-        report = run_gate(subject, reference, grpc_url=grpc_url)
+        report = run_gate(subject, reference, grpc_url=grpc_url, on_event=on_event)
         if labelled is not None:
+            on_event(Doing(step=f"verifying {record.name}", part="labelled images"))
             files = read_labelled(labelled, subject.labels)
             results = [*report.results, *measure_accuracies(subject, record, files, grpc_url)]
             if "recipe" in record.assumed and record.spec["source"] != "export":
@@ -61,14 +65,14 @@ def _find(root: Path, names: Sequence[str]) -> list[Record]:
     if not names:
         if not records:
             msg = f"{root} holds no model made by trtgen"
-            raise RepositoryError(msg, hint="trtgen build-repo demo")
+            raise RepositoryError(msg, hint=f"trtgen build-repo demo{name_option(root)}")
         return records
     found = []
     for name in names:
         record = read_record(root, name)
         if record is None:
             msg = f"{root} holds no model {name!r}; it has {', '.join(r.name for r in records) or 'none'}"
-            raise RepositoryError(msg, hint=f"trtgen build-repo {name}")
+            raise RepositoryError(msg, hint=f"trtgen build-repo {name}{name_option(root)}")
         found.append(record)
     return found
 

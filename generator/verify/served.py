@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ServerError
+from generator.repository import name_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ def check_server(grpc_url: str, layouts: Sequence[Layout], repository: Path) -> 
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 
-    serve = f"trtgen serve -r {shlex.quote(str(repository))}"
+    serve = f"trtgen serve{name_option(repository)}"
     try:
         with contextlib.closing(InferenceServerClient(grpc_url)) as client:
             index = client.get_model_repository_index(client_timeout=_ASK_TIMEOUT_S)
