@@ -34,6 +34,8 @@ class _SpecFile(BaseModel):
 def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
     """Return specs for names of models or ONNX files from the command line; `options` hold for each of them.
 
+    A `name` among the options is what clients call the model, so it goes with one model only.
+
     Raises:
         SpecError: An option or a name is invalid.
     """
@@ -43,7 +45,8 @@ def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
         if name.endswith(".onnx"):
             models.append({**_from_file(Path(name)), "onnx": name, **given})
         else:
-            models.append({"name": name, **given})
+            own = {"architecture": name} if name != "demo" else {"source": "demo"}
+            models.append({"name": name, **(own if "name" in given else {}), **given})
     return _validate({"models": models}, where="command line", folder=Path())
 
 

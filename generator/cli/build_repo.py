@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from generator.cli.console import say, step
+from generator.cli.each import end_with, run_each
 from generator.cli.options import (
     ArchitectureOption,
     CalibrationOption,
@@ -18,6 +19,7 @@ from generator.cli.options import (
     ImagesOption,
     LabelsOption,
     MaxBatchOption,
+    NameOption,
     NamesArgument,
     PrecisionOption,
     RecipeOption,
@@ -27,15 +29,17 @@ from generator.cli.options import (
     WeightsOption,
     specs_from,
 )
-from generator.errors import SpecError
+from generator.errors import SpecError, TrtgenError
 
 if TYPE_CHECKING:
     from generator.pipeline import Built
+    from generator.spec import ModelSpec
 
 
 def build_repo(
     names: NamesArgument = None,
     *,
+    name: NameOption = None,
     spec: SpecOption = None,
     repository: RepositoryOption = Path("model_repository"),
     weights: WeightsOption = None,
@@ -72,6 +76,7 @@ def build_repo(
     specs = specs_from(
         [*(names or []), *(str(path) for path in onnx or [])],
         spec,
+        name=name,
         weights=weights,
         architecture=architecture,
         classes=classes,
@@ -98,16 +103,19 @@ def build_repo(
         spec_file=spec,
         on_step=lambda done, detail, seconds: step(f"{done:8}", detail=detail, seconds=seconds),
     )
-    results = []
-    for model in specs:
+
+    def build(model: ModelSpec) -> Built:
         built = build_repository(model, repository, options)
         _tell(built, repository, dry_run=dry_run)
-        results.append(built)
         if not as_json:
             for change in built.changes:
                 print(f"{change.word:9} {repository / change.path}")
+        return built
+
+    results = run_each(specs, build)
     if as_json:
-        print(json.dumps([_as_dict(built) for built in results], indent=2))
+        print(json.dumps([_as_dict(name, result) for name, result in results.items()], indent=2))
+    end_with(results)
 
 
 def _tell(built: Built, repository: Path, *, dry_run: bool) -> None:
@@ -124,10 +132,12 @@ def _tell(built: Built, repository: Path, *, dry_run: bool) -> None:
     say(f"* {verb:8}  {built.name} version {built.version} in {repository}")
 
 
-def _as_dict(built: Built) -> dict[str, object]:
+def _as_dict(name: str, result: Built | TrtgenError) -> dict[str, object]:
+    if isinstance(result, TrtgenError):
+        return {"name": name, "error": result.message, "hint": result.hint}
     return {
-        "name": built.name,
-        "version": built.version,
-        "files": {change.path: change.word for change in built.changes},
-        "proof": built.report.as_proof() if built.report else None,
+        "name": name,
+        "version": result.version,
+        "files": {change.path: change.word for change in result.changes},
+        "proof": result.report.as_proof() if result.report else None,
     }

@@ -21,6 +21,7 @@ __all__ = [
     "ImagesOption",
     "LabelsOption",
     "MaxBatchOption",
+    "NameOption",
     "NamesArgument",
     "PrecisionOption",
     "RecipeOption",
@@ -38,6 +39,9 @@ NamesArgument = Annotated[
         help="Names of torchvision's classification models, `demo`, or ONNX files.",
         show_default=False,
     ),
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="What clients call the model. [default: the name or file name given]")
 ]
 SpecOption = Annotated[
     Path | None,
@@ -113,6 +117,9 @@ def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) 
     if not names:
         msg = "no model was named"
         raise SpecError(msg, hint="trtgen build-repo demo, trtgen build-repo resnet50, or --spec models.yaml")
+    if "name" in given and len(names) > 1:
+        msg = f"--name {given['name']} names one model, but {len(names)} are given: {', '.join(names)}"
+        raise SpecError(msg, hint="build them one by one, or name them in a spec (--spec; trtgen init writes one)")
     if "max_batch" in given:
         given["batch"] = {"max": given.pop("max_batch")}
     return make_spec(names, **given)
