@@ -160,7 +160,7 @@ def test_a_model_that_fails_does_not_end_the_others(
     assert (net["name"], net["version"], set(net["files"].values())) == ("net", 1, {"identical"})
     assert "none.onnx cannot be read" in broken["error"]
     assert "--labels FILE" in unlabelled["hint"]
-    assert main(["export", "--spec", "models.yaml"]) == 1
+    assert main(["export", "--spec", "models.yaml", "--target", "tensorrt-10"]) == 1
     assert capsys.readouterr().out == "exported/net/model.onnx\n"
 
 
@@ -180,7 +180,7 @@ def test_a_name_of_ones_own(
     monkeypatch.chdir(tmp_path)
     write_tiny_onnx(tmp_path / "net.onnx", size=224)
     told = ["--recipe", "imagenet", "--labels", "index"]
-    assert main(["export", "net.onnx", "--name", "birds", *told]) == 0
+    assert main(["export", "net.onnx", "--name", "birds", "--target", "tensorrt-10", *told]) == 0
     assert capsys.readouterr().out == "exported/birds/model.onnx\n"
     assert main(["build-repo", "--onnx", "net.onnx", "--name", "birds", *told, "--no-verify", "-r", "repo"]) == 0
     assert sorted(path.name for path in (tmp_path / "repo").glob("birds*")) == [
