@@ -245,6 +245,11 @@ def test_the_number_of_classes_follows_from_the_head_where_labels_do_not_fit(tmp
     assert describe_source(spec)[1] == tuple(map(str, range(CLASSES)))
     with pytest.raises(SourceError, match=f"own has {CLASSES} classes and no names for them"):
         load_network(checkpoint_spec(path, tmp_path, classes=None, labels=None))
+    torch.save(small_checkpoint(1), path)
+    (tmp_path / "one.txt").write_text("cracked\n")
+    network = load_network(checkpoint_spec(path, tmp_path, classes=None, labels=str(tmp_path / "one.txt")))
+    assert network.labels == ("not cracked", "cracked")
+    assert network.run(drawn_pixels(1)).shape == (1, 1)
     regnet = torchvision.models.regnet_y_400mf(num_classes=7)
     torch.save(regnet.state_dict(), path)
     spec = checkpoint_spec(path, tmp_path, architecture="regnet_y_400mf", classes=None, labels="index")
@@ -273,8 +278,8 @@ def test_a_damaged_checkpoint_is_refused_in_words(tmp_path: Path, old: bool) -> 
     """Old files stand unprotected: torch raises struct.error, IndexError, AssertionError and more over them."""
 
     def load() -> None:
-        state = align_state_dict(read_state_dict(path), module.state_dict(), path, head="0")
-        load_state_dict(module, state, path, architecture="linear", head="0")
+        state = align_state_dict(read_state_dict(path), module.state_dict(), path, layer="0")
+        load_state_dict(module, state, path, architecture="linear", layer="0")
 
     path = tmp_path / "w.pt"
     content = {"state_dict": {"a": torch.zeros(3), "b": torch.ones(2)}, "epoch": 3, "more": [1, (2,), {"z": None}]}

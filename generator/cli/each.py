@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
 from generator.cli.console import report, say
 from generator.errors import TrtgenError
-from generator.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from generator.spec import ModelSpec
 
 __all__ = ["end_with", "run_each"]
 

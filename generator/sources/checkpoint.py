@@ -36,9 +36,9 @@ _SAVE_STATE_DICT = "where you trust the file: torch.save(model.state_dict(), 'we
 
 
 def load_state_dict(
-    module: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path, *, architecture: str, head: str
+    module: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path, *, architecture: str, layer: str
 ) -> None:
-    """Fill `module` with the aligned weights of `path`, every one of them and no more; `head` is its last layer.
+    """Fill `module` with the aligned weights of `path`, every one of them and no more; `layer` is its last one.
 
     Raises:
         SourceError: Names or shapes that do not fit, or weights that are no numbers.
@@ -46,7 +46,7 @@ def load_state_dict(
     import torch
 
     wanted = module.state_dict()
-    classes = len(wanted[f"{head}.weight"])
+    classes = len(wanted[f"{layer}.weight"])
     names = [f"missing: {name}" for name in wanted if name not in state]
     names += [f"unexpected: {name} {list(state[name].shape)}" for name in state if name not in wanted]
     shapes = [
@@ -57,19 +57,19 @@ def load_state_dict(
     if problems := names + shapes:
         shown = problems[:6] + ([f"and {len(problems) - 6} more"] if len(problems) > 6 else [])
         msg = f"{path} does not fit {architecture} with {classes} classes:\n  " + "\n  ".join(shown)
-        raise SourceError(msg, hint=_hint_of_misfit(state, wanted, head))
+        raise SourceError(msg, hint=_hint_of_misfit(state, wanted, layer))
     if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]:
         msg = f"{path} holds NaN or infinity in {', '.join(broken[:3])}"
         raise SourceError(msg, hint="take an earlier checkpoint: the training diverged")
     module.load_state_dict(state)
 
 
-def _hint_of_misfit(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], head: str) -> str:
-    weight = f"{head}.weight"
+def _hint_of_misfit(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], layer: str) -> str:
+    weight = f"{layer}.weight"
     differing = {name for name in {*state, *wanted} if name not in state or name not in wanted}
-    if differing and all(_root(name) == _root(head) for name in differing):
+    if differing and all(_root(name) == _root(layer) for name in differing):
         return (
-            f"the last layers ({_root(head)}) are not those of the architecture: export the module itself to ONNX "
+            f"the last layers ({_root(layer)}) are not those of the architecture: export the module itself to ONNX "
             "(torch.onnx.export) and give the file with --onnx"
         )
     if (
@@ -82,7 +82,7 @@ def _hint_of_misfit(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torc
 
 
 def align_state_dict(
-    state: dict[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path, *, head: str
+    state: dict[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path, *, layer: str
 ) -> dict[str, torch.Tensor]:
     """Return the weights under the names in `wanted`, as far as wrappers and a head in a Sequential changed them.
 
@@ -93,19 +93,19 @@ def align_state_dict(
     missing = {name for name in wanted if name not in state}
     unexpected = {name for name in state if name not in wanted}
     layers = {name.rpartition(".")[0] for name in unexpected}
-    if len(layers) != 1 or missing != {name for name in wanted if name.rpartition(".")[0] == head}:
+    if len(layers) != 1 or missing != {name for name in wanted if name.rpartition(".")[0] == layer}:
         return state
     own = layers.pop()
-    renamed = {name: f"{head}.{name.rpartition('.')[2]}" for name in unexpected}
+    renamed = {name: f"{layer}.{name.rpartition('.')[2]}" for name in unexpected}
     if (
-        _root(own) != _root(head)
+        _root(own) != _root(layer)
         or set(renamed.values()) != missing
         or any(state[name].shape[1:] != wanted[new].shape[1:] for name, new in renamed.items())
     ):
         return state
     _LOG.warning(
         "%s has its last layer in a Sequential: %s was taken for %s, and no other layer in there but Dropout is served",
-        path, own, head,
+        path, own, layer,
     )  # fmt: skip
     return {renamed.get(name, name): tensor for name, tensor in state.items()}
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from generator.head import Activation
     from generator.spec import ModelSpec
 
-__all__ = ["Network", "find_head", "read_labels", "resolve_labels", "resolve_recipe", "torch_runner"]
+__all__ = ["Network", "find_last_layer", "read_labels", "resolve_labels", "resolve_recipe", "torch_runner"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def find_head(module: torch.nn.Module) -> str:
+def find_last_layer(module: torch.nn.Module) -> str:
     """Return the name of the last linear layer, or of the 1x1 convolution that SqueezeNet ends in."""
     import torch
 

@@ -6,7 +6,7 @@ import io
 import operator
 from typing import TYPE_CHECKING, Any
 
-from generator.sources.network import find_head
+from generator.sources.network import find_last_layer
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int) -> None:
     pixels = make_pixels(recipe)
     images = np.stack([pixels(Image.open(io.BytesIO(drawn.jpeg))) for drawn in draw_set(_IMAGES, seed=_IMAGES_SEED)])
     batch = torch.from_numpy(recipe.normalise(images))
-    head: Any = module.get_submodule(find_head(module))
+    head: Any = module.get_submodule(find_last_layer(module))
     with torch.no_grad():
         if not head.weight.any():
             generator = torch.Generator().manual_seed(seed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
 from generator.recipe import Recipe, from_transforms
-from generator.sources.network import Network, find_head, resolve_labels, resolve_recipe, torch_runner
+from generator.sources.network import Network, find_last_layer, resolve_labels, resolve_recipe, torch_runner
 from generator.spelling import near
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ def _read_checkpoint(spec: ModelSpec, weights: Any, recipe: Recipe) -> tuple[dic
 
     path = Path(spec.weights)
     outline = _outline(spec, weights, recipe)
-    head = find_head(outline)
+    layer = find_last_layer(outline)
     # auxiliary heads are for training only: a checkpoint may have none, or those of another data set
     state = {name: tensor for name, tensor in read_state_dict(path).items() if not _AUXILIARY & {*name.split(".")}}
-    state = align_state_dict(state, outline.state_dict(), path, head=head)
-    weight = f"{head}.weight"
+    state = align_state_dict(state, outline.state_dict(), path, layer=layer)
+    weight = f"{layer}.weight"
     return state, len(state.get(weight, outline.state_dict()[weight]))
 
 
@@ -126,7 +126,7 @@ def _load_checkpoint(
             "trained from scratch would answer wrongly: export the module to ONNX",
             path,
         )
-    load_state_dict(module, state, path, architecture=spec.registry_name, head=find_head(module))
+    load_state_dict(module, state, path, architecture=spec.registry_name, layer=find_last_layer(module))
     _check_size(spec, weights, recipe, module)
     return module
 
