@@ -29,7 +29,7 @@ from generator.demo.draw import draw_set
 from generator.verify.images import photographs
 
 _GIB, _MB = 2**30, 1_000_000
-_DRAWN, _DRAWN_SEED = 6, 11  # with the two photographs eight images: enough to see that a model fails
+_DRAWN, _DRAWN_SEED = 6, 11  # eight images with the photographs: enough to see that a model fails
 # Above this, batches of 2: what one image needs in memory and time is seen with these, too.
 _LARGE_PARAMETERS = 100_000_000
 
@@ -49,11 +49,11 @@ def weights_of(name: str) -> Any:
     return torchvision.models.get_model_weights(name).DEFAULT
 
 
-def write_images(folder: Path) -> None:
-    """Write the images that every model is compared on."""
+def write_images(folder: Path, *, drawn: int) -> None:
+    """Write the images that every model is compared on: drawn ones and two photographs."""
     folder.mkdir()
-    for drawn in draw_set(_DRAWN, seed=_DRAWN_SEED):
-        (folder / f"{drawn.name}.jpg").write_bytes(drawn.jpeg)
+    for image in draw_set(drawn, seed=_DRAWN_SEED):
+        (folder / f"{image.name}.jpg").write_bytes(image.jpeg)
     photos = photographs()
     for name, data in zip(photos.names, photos.files, strict=True):
         (folder / name).write_bytes(data)
@@ -152,7 +152,7 @@ def main() -> int:
     for name in names:
         with tempfile.TemporaryDirectory(prefix="trtgen-registry-") as folder:
             images = Path(folder) / "images"
-            write_images(images)
+            write_images(images, drawn=_DRAWN)
             limits = {"limit_s": options.limit_minutes * 60, "limit_bytes": int(options.limit_gib * _GIB)}
             entry = build(name, Path(folder), images=images, **limits)
         with options.results.open("a", encoding="utf-8") as stream:
