@@ -1,6 +1,7 @@
 """Build every classification model of torchvision's registry once, with random weights at its own size.
 
-    python -m benchmarks.registry --resume
+    python -m benchmarks.registry --resume      # about three hours on two cores
+    python -m benchmarks.registry --table       # what the results say so far
 
 Each model is built, proved and thrown away by a `trtgen build-repo` of its own, the small ones first, with a limit of
 time and memory. Its result is appended to a file of JSON lines as soon as it is there, so that a run that was stopped
@@ -123,12 +124,16 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
-    """Return the results as the table that docs/registry.md keeps."""
+    """Return the results as the table that docs/registry.md keeps, with a row for each model of the registry."""
     lines = [
         "| model | million parameters | input | result | nodes | ONNX file (MB) | most memory (GiB) |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, entry in sorted(results.items()):
+    for name in sorted(list_models()):
+        if name not in results:
+            lines.append(f"| {name} | {weights_of(name).meta['num_params'] / 1e6:.1f} | | not tried | | | |")
+            continue
+        entry = results[name]
         result = entry["result"] if "why" not in entry else f"{entry['result']}: {entry['why']}"
         size = f"{entry['onnx_bytes'] / _MB:.0f}" if "onnx_bytes" in entry else ""
         lines.append(
@@ -144,12 +149,13 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("registry.jsonl"), metavar="FILE")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these models, default: the whole registry")
     parser.add_argument("--resume", action="store_true", help="leave out the models that FILE has results of")
+    parser.add_argument("--table", action="store_true", help="print the table of FILE and build nothing")
     parser.add_argument("--limit-minutes", type=float, default=20, help="per model")
     parser.add_argument("--limit-gib", type=float, default=16, help="per model")
     options = parser.parse_args()
     done = read_results(options.results) if options.resume else {}
     names = [name for name in list_models() if name in (options.only or [name]) and name not in done]
-    for name in names:
+    for name in [] if options.table else names:
         with tempfile.TemporaryDirectory(prefix="trtgen-registry-") as folder:
             images = Path(folder) / "images"
             write_images(images, drawn=_DRAWN)
