@@ -15,7 +15,7 @@ _TORCH, _OLD_TORCH = "a zip archive, as torch.save writes", "a pickle, as torch.
 _SAFETENSORS = "a safetensors file"
 # What files with these endings are.
 CHECKPOINTS = {
-    **dict.fromkeys((".pt", ".pth", ".bin"), (_TORCH, _OLD_TORCH)),
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), (_TORCH, _OLD_TORCH)),
     ".safetensors": (_SAFETENSORS,),
 }
 _CHECKPOINT = "a checkpoint needs its architecture: --architecture NAME --weights FILE, or export it to ONNX"

@@ -93,7 +93,7 @@ class ModelSpec(BaseModel):
     weights: str = Field(
         default="default",
         description="`default` or another name of torchvision's weights, `random` (seeded), or a checkpoint file "
-        "(.pt, .pth, .bin, .safetensors) with a state dict for `architecture`.",
+        "(.pt, .pth, .ckpt, .bin, .safetensors) with a state dict for `architecture`.",
     )
     onnx: FilePath | None = Field(default=None, description="An ONNX file with one image input, FP32, NCHW or NHWC.")
     raw: bool = Field(
@@ -105,7 +105,7 @@ class ModelSpec(BaseModel):
         default=None,
         ge=1,
         le=1_000_000,
-        description="Classes that a checkpoint was trained on; default: as many as torchvision's weights have.",
+        description="Number of classes; default: as many as a checkpoint's last layer or torchvision's weights have.",
     )
     labels: FilePath | Literal["index"] | None = Field(
         default=None,

@@ -35,6 +35,8 @@ class _SpecFile(BaseModel):
 def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
     """Return specs for names of models or ONNX files from the command line; `options` hold for each of them.
 
+    A `name` among the options is what clients call the model, so it goes with one model only.
+
     Raises:
         SpecError: An option or a name is invalid.
     """
@@ -44,7 +46,8 @@ def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
         if name.endswith(".onnx"):
             models.append({**_from_file(Path(name)), "onnx": name, **given})
         else:
-            models.append({"name": name, **given})
+            own = {"architecture": name} if name != "demo" else {"source": "demo"}
+            models.append({"name": name, **(own if "name" in given else {}), **given})
     return _validate({"models": models}, where="command line", folder=Path())
 
 
@@ -100,7 +103,11 @@ def load_spec(path: Path, *, target: str | None = None) -> list[ModelSpec]:
 
 
 def _parse(text: str) -> Any:
-    """Parse YAML, in which a key stands once: PyYAML would take the last one and forget the others."""
+    """Parse YAML, more strictly than PyYAML.
+
+    A key stands once: PyYAML would take the last one and forget the others. A number is read as one reads it: PyYAML
+    takes 010 for 8 and 1:30 for 90. And aliases are bounded: nine lines of them can stand for millions of values.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -115,7 +122,60 @@ def _parse(text: str) -> Any:
                 lines[known] = key.start_mark.line + 1
             return node
 
-    return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+        def compose_scalar_node(self, anchor: Any) -> Any:
+            node = super().compose_scalar_node(anchor)
+            if problem := _misread_number(node.tag.rpartition(":")[2], node.value):
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            return node
+
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_aliases(node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _misread_number(kind: str, text: str) -> str:
+    """Say what is wrong with a number that YAML 1.1 reads otherwise than its reader does."""
+    digits = text.replace("_", "").lstrip("+-")
+    if kind in ("int", "float") and ":" in text:
+        return f"{text} would be read as a number to the base 60; put it in quotes, or write the number"
+    if kind == "int" and digits.isdecimal() and digits.startswith("0") and int(digits, 8) != int(digits):
+        return f"{text} would be read as the octal number {int(digits, 8)}; write it without the leading 0"
+    return ""
+
+
+# More than any list of models has, and little enough to be read at once.
+_MAX_ALIASED_VALUES = 100_000
+
+
+def _check_aliases(root: Any) -> None:
+    """Refuse a document whose aliases stand for too many values, before they become any.
+
+    Raises:
+        YAMLError: They do, or an alias stands for a value that holds it.
+    """
+    import yaml
+
+    sizes: dict[int, int] = {}  # of what a node stands for, by its id; 0 while it is being counted
+
+    def count(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = 0
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            flat = (part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,)))
+            sizes[id(node)] = 1 + sum(map(count, flat))
+        elif sizes[id(node)] == 0:
+            raise yaml.constructor.ConstructorError(None, None, "an alias in it stands for itself", node.start_mark)
+        return sizes[id(node)]
+
+    if count(root) - len(sizes) > _MAX_ALIASED_VALUES:
+        problem = f"its aliases stand for {count(root):,} values, at most {_MAX_ALIASED_VALUES:,} are read"
+        raise yaml.constructor.ConstructorError(None, None, problem, root.start_mark)
 
 
 def _validate(data: dict[str, Any], *, where: str, folder: Path) -> list[ModelSpec]:

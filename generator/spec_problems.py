@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 from generator.spelling import near
@@ -37,11 +39,22 @@ def _describe(detail: Any, fields: Collection[str]) -> tuple[str, str]:
     message = str(detail["msg"]).removeprefix("Value error, ")
     if isinstance(detail.get("input"), dict) or detail["type"] in ("missing", "value_error"):
         return place, message
-    return place, f"{message} (found {_shown(detail['input'])})"
+    found = _shown(detail["input"])
+    if detail["type"] in ("string_type", "path_type") and isinstance(detail["input"], _UNQUOTED):
+        found += ": without quotes YAML reads on, yes, no, null, dates and numbers as values; put it in quotes"
+    return place, f"{message} (found {found})"
+
+
+# What YAML makes of a word that was meant as text.
+_UNQUOTED = (bool, int, float, dt.date, type(None))
 
 
 def _shown(value: object) -> str:
+    """Return the value as Python writes it, cut short: an alias in YAML can make it as long as it likes."""
+    shortened = reprlib.Repr()
+    shortened.maxlevel = 2
+    shortened.maxstring = shortened.maxother = shortened.maxlong = 200
     try:
-        return repr(value)
+        return shortened.repr(value)
     except ValueError:  # Python refuses to print so many digits
         return "a number of thousands of digits"

@@ -144,7 +144,9 @@ def _export_hint(spec: ModelSpec, target: str, asked: Asked | None) -> str:
     if asked.spec_file is not None or not _fits_options(spec):
         words = ["--spec", str(asked.spec_file or "FILE"), "--target", target]
     else:
-        words = [str(spec.onnx) if spec.source == "onnx" else spec.name, "--target", target, *_options(spec)]
+        given = {"onnx": str(spec.onnx), "demo": "demo"}.get(spec.source, spec.name)
+        own_name = name_from_file(spec.onnx) if spec.onnx else given
+        words = [given, *(["--name", spec.name] if own_name != spec.name else []), "--target", target, *_options(spec)]
         words += ["--output", f"exported/{spec.name}"]
     if asked.images is not None:
         words += ["--images", str(asked.images)]
@@ -160,7 +162,7 @@ def _is_default(spec: ModelSpec, field: str) -> bool:
 
 def _fits_options(spec: ModelSpec) -> bool:
     """Say whether the options of `trtgen export` can say all that the export depends on."""
-    if spec.batch != type(spec.batch)(max=spec.batch.max) or (spec.onnx and name_from_file(spec.onnx) != spec.name):
+    if spec.batch != type(spec.batch)(max=spec.batch.max):
         return False
     fields = [field for field in type(spec).model_fields if field not in _OTHERS and not _is_default(spec, field)]
     values = [getattr(spec, field) for field in fields]

@@ -117,6 +117,8 @@ class TestSpecs:
             "net.onnx --recipe imagenet --labels index --precision int8 --calibration photos",
             "demo --precision bf16 --experimental",
             "resnet18 --weights random --target tensorrt-10",
+            "demo --name shapes --target tensorrt-10",
+            "net.onnx --name birds --labels index --recipe imagenet --target tensorrt-10",
             "'my net.onnx' --labels index --recipe imagenet --target tensorrt-10",
             "--spec models.yaml",
             "--spec models.yaml --target tensorrt-11 --images photos",

@@ -20,6 +20,7 @@ from generator import __version__
 from generator.cli import _COMMANDS as COMMANDS
 from generator.cli import app, main
 from generator.cli.options import complete_models
+from generator.spec_file import make_spec
 from tests.tiny_onnx import write_tiny_onnx
 
 
@@ -246,3 +247,60 @@ def test_the_shell_completes_commands_and_models() -> None:
     )
     assert run.stdout.split() == ["mobilenet_v2"]
     assert "--install-completion" in help_of("--help")
+
+
+def test_a_model_that_fails_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tiny_onnx(tmp_path / "net.onnx", size=224)
+    (tmp_path / "models.yaml").write_text(
+        "models:\n- {name: broken, onnx: none.onnx}\n- {name: net, onnx: net.onnx, recipe: imagenet, labels: index}\n"
+        "- {name: unlabelled, onnx: net.onnx, recipe: imagenet}\n"
+    )
+    arguments = ["build-repo", "--spec", "models.yaml", "--no-verify", "-r", "repo"]
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "repo/net/trtgen.json" in captured.out
+    assert captured.err.count("error: ") == 2
+    summary = captured.err[captured.err.index("! 2 of 3 models failed:") :].splitlines()
+    assert summary[1].startswith("!   broken: ")
+    assert "none.onnx cannot be read" in summary[1]
+    assert summary[2] == "!   unlabelled: unlabelled has 4 classes and no names for them"
+    assert main([*arguments, "--json"]) == 1
+    broken, net, unlabelled = json.loads(capsys.readouterr().out)
+    assert (net["name"], net["version"], set(net["files"].values())) == ("net", 1, {"identical"})
+    assert "none.onnx cannot be read" in broken["error"]
+    assert "--labels FILE" in unlabelled["hint"]
+    assert main(["export", "--spec", "models.yaml", "--target", "tensorrt-10"]) == 1
+    assert capsys.readouterr().out == "exported/net/model.onnx\n"
+
+
+def test_one_model_that_fails_is_no_summary_and_still_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["build-repo", "none.onnx", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert "models failed" not in captured.err
+    assert json.loads(captured.out)[0]["name"] == "none"
+
+
+def test_a_name_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tiny_onnx(tmp_path / "net.onnx", size=224)
+    told = ["--recipe", "imagenet", "--labels", "index"]
+    assert main(["export", "net.onnx", "--name", "birds", "--target", "tensorrt-10", *told]) == 0
+    assert capsys.readouterr().out == "exported/birds/model.onnx\n"
+    assert main(["build-repo", "--onnx", "net.onnx", "--name", "birds", *told, "--no-verify", "-r", "repo"]) == 0
+    assert sorted(path.name for path in (tmp_path / "repo").glob("birds*")) == [
+        "birds", "birds_classifier", "birds_preprocess",
+    ]  # fmt: skip
+    assert main(["build-repo", "net.onnx", "demo", "--name", "birds"]) == 1
+    assert "--name birds names one model, but 2 are given: net.onnx, demo" in capsys.readouterr().err
+    resnet, demo = (make_spec([name], name="mine")[0] for name in ("resnet18", "demo"))
+    assert (resnet.name, resnet.registry_name, demo.name, demo.source) == ("mine", "resnet18", "mine", "demo")
+    given = make_spec(["resnet18"], name="mine", architecture="resnet50")[0]
+    assert given.registry_name == "resnet50"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import io
-from pathlib import Path
+import os
+import subprocess
+from collections import defaultdict
+from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.error import URLError
 
@@ -19,7 +23,8 @@ from generator.demo.draw import draw_set
 from generator.errors import SourceError
 from generator.recipe import IMAGENET, make_pixels
 from generator.sources import describe_source, load_network
-from generator.sources.checkpoint import load_state_dict
+from generator.sources.checkpoint import align_state_dict, load_state_dict, read_state_dict
+from generator.sources.random_weights import calibrate
 from generator.spec_file import make_spec
 from tests.tiny_onnx import CLASSES, write_tiny_onnx
 
@@ -41,7 +46,7 @@ def failing(names: list[str], **options: Any) -> SourceError:
 # --- torchvision ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b0", "resnet18", "squeezenet1_1", "vit_b_16"])
+@pytest.mark.parametrize("name", ["efficientnet_b0", "resnet18", "squeezenet1_1", "vit_b_32"])
 def test_random_weights_discriminate_and_follow_from_the_seed(name: str) -> None:
     spec = make_spec([name], weights="random")[0]
     pixels = drawn_pixels()
@@ -89,6 +94,41 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
     assert "--weights random" in error.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "reason", "hint"),
+    [
+        ("inception_v3", 64, "Kernel size can't be greater than actual input size", "at least 75 x 75"),
+        ("alexnet", 32, "Output size is too small", "at least 63 x 63"),
+        ("vit_b_32", 100, "Input shape indivisible by patch size", "for 224 x 224"),
+        ("vit_b_32", (224, 192), "Wrong image width", "for 224 x 224"),
+        ("maxvit_t", 100, "not divisible by partition size 7", "for 224 x 224"),
+    ],
+)
+def test_an_image_size_that_an_architecture_does_not_take(name: str, size: Any, reason: str, hint: str) -> None:
+    error = failing([name], weights="random", image_size=size)
+    height, width = (size, size) if isinstance(size, int) else size
+    assert f"{name} does not take images of {height} x {width} pixels: " in error.message
+    assert reason in error.message
+    assert hint in (error.hint or "")
+
+
+def test_a_vision_transformer_is_built_for_another_image_size() -> None:
+    network = load_network(make_spec(["vit_b_32"], weights="random", image_size=64)[0])
+    assert network.run(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 1000)
+
+
+def test_a_head_without_a_bias_discriminates_too() -> None:
+    """As MaxViT has one: the direction that all images share is taken out of its weights."""
+    torch.manual_seed(1)
+    features = (torch.nn.Conv2d(3, 32, 7, stride=4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    module = torch.nn.Sequential(*features, torch.nn.Linear(32, 20, bias=False))
+    calibrate(module, IMAGENET, seed=0)
+    with torch.inference_mode():
+        scores = module(torch.from_numpy(IMAGENET.normalise(drawn_pixels(12)))).numpy()
+    assert len(set(scores.argmax(axis=1).tolist())) > 3
+    assert np.abs(scores.mean(axis=0)).mean() < scores.std(axis=0).mean()
+
+
 # --- checkpoints ---------------------------------------------------------------------------------------------------
 
 
@@ -128,26 +168,130 @@ def test_a_checkpoint_answers_like_the_module_it_came_from(tmp_path: Path, form:
 
 def test_a_file_of_torchvisions_own_brings_its_recipe(tmp_path: Path) -> None:
     v1 = make_spec(["resnet50"], weights=str(tmp_path / "resnet50-0676ba61.pth"))[0]
-    other = make_spec(["resnet50"], weights=str(tmp_path / "mine.pth"))[0]
+    other = make_spec(["resnet50"], weights=str(tmp_path / "mine.pth"), classes=1000)[0]
     assert describe_source(v1)[0].resize == 256
     assert describe_source(other)[0].resize == 232
     assert len(describe_source(v1)[1]) == 1000
 
 
+def as_training_scripts_write(state: dict[str, torch.Tensor], form: str) -> dict[str, Any]:
+    averaged = {name: tensor * 1.01 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    args = argparse.Namespace(lr=0.1, output_dir=Path("runs/1"), resume=PureWindowsPath("C:/x"))
+    if form == "torchvision":
+        ema = {f"module.{name}": tensor for name, tensor in averaged.items()}
+        ema["n_averaged"] = torch.tensor(3)
+        return {"model": state, "model_ema": ema, "args": args, "epoch": 3, "optimizer": {"state": {}}}
+    if form == "timm":
+        entries = {"arch": "resnet18", "metric": np.float64(76.5), "args": args, "history": defaultdict(list, a=[1])}
+        return {"state_dict": state, "state_dict_ema": averaged, **entries}
+    lightning = {f"model._orig_mod.{name}": tensor for name, tensor in state.items()}
+    return {"state_dict": {**lightning, "loss.weight": torch.ones(4)}, "hyper_parameters": {"loss": torch.nn.L1Loss()}}
+
+
+@pytest.mark.parametrize("form", ["torchvision", "timm", "lightning"])
+def test_a_checkpoint_as_training_scripts_write_it(tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str) -> None:
+    """The averaged weights are taken where there are any, the choice is said, and the last layer tells the classes."""
+    state = small_checkpoint()
+    path = tmp_path / ("w.ckpt" if form == "lightning" else "w.pth")
+    torch.save(as_training_scripts_write(state, form), path)
+    network = load_network(checkpoint_spec(path, tmp_path, classes=None))
+    assert list(network.labels) == LABELS
+    assert network.module is not None
+    taken = network.module.state_dict()["fc.weight"]
+    if form == "lightning":
+        assert torch.equal(taken, state["fc.weight"])
+        assert caplog.text == ""
+    else:
+        own, other = ("model_ema", "model") if form == "torchvision" else ("state_dict_ema", "state_dict")
+        assert torch.equal(taken, state["fc.weight"] * 1.01)
+        assert (
+            f"{own}, the averaged weights, were taken; for {other}, where you trust the file: torch.save("
+            in caplog.text
+        )
+
+
+def test_the_head_of_a_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = small_checkpoint()
+    path = tmp_path / "w.pt"
+
+    def save(**layers: torch.Tensor) -> Any:
+        rest = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+        torch.save({**rest, **{name.replace("_", "."): tensor for name, tensor in layers.items()}}, path)
+        return checkpoint_spec(path, tmp_path, classes=None)
+
+    module = load_network(save(fc_1_weight=state["fc.weight"], fc_1_bias=state["fc.bias"])).module
+    assert module is not None
+    assert torch.equal(module.state_dict()["fc.bias"], state["fc.bias"])
+    assert "fc.1 was taken for fc, and no other layer in there but Dropout is served" in caplog.text
+    deep = {"fc_0_weight": torch.ones(64, 512), "fc_0_bias": torch.ones(64)}
+    spec = save(**deep, fc_3_weight=torch.ones(CLASSES, 64), fc_3_bias=torch.ones(CLASSES))
+    with pytest.raises(
+        SourceError, match=r"missing: fc\.weight\n.*\n.*unexpected: fc\.0\.weight \[64, 512\]"
+    ) as caught:
+        load_network(spec.model_copy(update={"labels": "index"}))
+    assert "the last layers (fc) are not those of the architecture: export the module itself to ONNX" in str(
+        caught.value.hint
+    )
+    twice = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in state.items()}
+    torch.save(twice, path)
+    with pytest.raises(SourceError, match=r"several networks of this architecture, under student\. and teacher\."):
+        load_network(checkpoint_spec(path, tmp_path, classes=None))
+
+
+def test_the_number_of_classes_follows_from_the_head_where_labels_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(small_checkpoint(), path)
+    spec = checkpoint_spec(path, tmp_path, classes=None, labels="index")
+    assert describe_source(spec)[1] == tuple(map(str, range(CLASSES)))
+    with pytest.raises(SourceError, match=f"own has {CLASSES} classes and no names for them"):
+        load_network(checkpoint_spec(path, tmp_path, classes=None, labels=None))
+    torch.save(small_checkpoint(1), path)
+    (tmp_path / "one.txt").write_text("cracked\n")
+    network = load_network(checkpoint_spec(path, tmp_path, classes=None, labels=str(tmp_path / "one.txt")))
+    assert network.labels == ("not cracked", "cracked")
+    assert network.run(drawn_pixels(1)).shape == (1, 1)
+    regnet = torchvision.models.regnet_y_400mf(num_classes=7)
+    torch.save(regnet.state_dict(), path)
+    spec = checkpoint_spec(path, tmp_path, architecture="regnet_y_400mf", classes=None, labels="index")
+    assert len(describe_source(spec)[1]) == 7
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_googlenet_is_built_as_its_weights_were_trained(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, own: bool
+) -> None:
+    """With transform_input, and without the auxiliary heads, which a fine-tuned checkpoint has or has not."""
+    torch.manual_seed(2)
+    trained = torchvision.models.googlenet(num_classes=1000, transform_input=True, aux_logits=own, init_weights=False)
+    path = tmp_path / ("googlenet-1378be20.pth" if own else "mine.pth")
+    torch.save(trained.state_dict(), path)
+    spec = checkpoint_spec(path, tmp_path, architecture="googlenet", classes=None, labels="index")
+    pixels = drawn_pixels(2)
+    with torch.inference_mode():
+        expected = trained.eval()(torch.from_numpy(IMAGENET.normalise(pixels))).numpy()
+    assert np.abs(load_network(spec).run(pixels) - expected).max() < 1e-4
+    assert ("trained from scratch would answer wrongly" in caplog.text) == (not own)
+
+
 @pytest.mark.parametrize("old", [False, True])
 def test_a_damaged_checkpoint_is_refused_in_words(tmp_path: Path, old: bool) -> None:
     """Old files stand unprotected: torch raises struct.error, IndexError, AssertionError and more over them."""
+
+    def load() -> None:
+        state = align_state_dict(read_state_dict(path), module.state_dict(), path, layer="0")
+        load_state_dict(module, state, path, architecture="linear", layer="0")
+
     path = tmp_path / "w.pt"
     content = {"state_dict": {"a": torch.zeros(3), "b": torch.ones(2)}, "epoch": 3, "more": [1, (2,), {"z": None}]}
     torch.save(content, path, _use_new_zipfile_serialization=not old)
-    whole, random, module = path.read_bytes(), np.random.default_rng(0), torch.nn.Linear(3, 1)
+    whole, random, module = path.read_bytes(), np.random.default_rng(0), torch.nn.Sequential(torch.nn.Linear(3, 1))
     for trial in range(300):
         damaged = bytearray(whole[: random.integers(len(whole))] if trial % 2 else whole)
         for place in random.integers(len(damaged), size=3) if damaged else ():
             damaged[place] = random.integers(256)
         path.write_bytes(damaged)
         with pytest.raises(SourceError) as caught:  # what can still be loaded does not fit the module
-            load_state_dict(module, path, architecture="linear", classes=1)
+            load()
         assert caught.value.hint
 
 
@@ -158,12 +302,48 @@ class Payload:
         return Path.touch, (Path("executed"),)
 
 
-def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class PlainPayload:
+    """A call of a function by its own name, which a class that does nothing can stand for."""
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return subprocess.run, (["touch", "executed"],)
+
+
+class SystemPayload:
+    """A call of a module that torch never allows."""
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("place", ["weights", "beside", "plain", "system"])
+def test_code_in_a_checkpoint_is_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, old: bool
+) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": Payload()}, tmp_path / "w.pt")
-    with pytest.raises(SourceError, match="could run code; it was not loaded"):
-        load_network(checkpoint_spec(tmp_path / "w.pt", tmp_path))
+    state, allowed = small_checkpoint(), torch.serialization.get_safe_globals()
+    content = {
+        "weights": {"state_dict": Payload()},
+        "beside": {"state_dict": state, "args": Payload()},
+        "plain": {"state_dict": state, "args": PlainPayload()},
+        "system": {"state_dict": state, "args": SystemPayload()},
+    }[place]
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=not old)
+    spec = checkpoint_spec(tmp_path / "w.pt", tmp_path)
+    if place == "plain" and not old:
+        assert list(load_network(spec).labels) == LABELS
+    else:
+        with pytest.raises(SourceError, match="could run code; it was not loaded"):
+            load_network(spec)
     assert not (tmp_path / "executed").exists()
+    assert set(torch.serialization.get_safe_globals()) == set(allowed)
+
+
+def test_a_pickled_module_is_named(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18(num_classes=CLASSES), tmp_path / "w.pt")
+    with pytest.raises(SourceError, match=r"holds a pickled torchvision\.models\.resnet\.ResNet"):
+        load_network(checkpoint_spec(tmp_path / "w.pt", tmp_path))
 
 
 def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
@@ -182,6 +362,9 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
     assert f"fc.weight has shape [{CLASSES}, 512], but [7, 512] is expected" in message(
         state, classes=7, labels="index"
     )
+    with pytest.raises(SourceError) as caught:
+        load_network(checkpoint_spec(path, tmp_path, classes=7, labels="index"))
+    assert f"its last layer has {CLASSES} classes" in str(caught.value.hint)
     assert "holds NaN or infinity in fc.bias" in message({**state, "fc.bias": state["fc.bias"] * float("nan")})
     assert "a state dict (name -> tensor) was expected" in message([1, 2])
 
@@ -202,6 +385,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, name: str) -> None:
     [
         ("a\nb\nc\n", f"has 3 lines, but own has {CLASSES} classes"),
         ("a\n\nc\nd\n", "has no name in line 2"),
+        ("\n\n", "has no name in line 1"),
     ],
 )
 def test_label_files_that_do_not_fit(tmp_path: Path, content: str, message: str) -> None:
@@ -220,6 +404,17 @@ def test_labels_may_hold_any_text(tmp_path: Path) -> None:
     assert list(load_network(spec).labels) == labels
 
 
+def test_empty_lines_at_the_end_are_no_labels_and_a_name_may_stand_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "l.txt"
+    path.write_text("a\r\nb\r\nc\r\na\r\n\r\n  \r\n", newline="")
+    onnx_path = write_tiny_onnx(tmp_path / "own.onnx", size=224)
+    spec = make_spec([str(onnx_path)], labels=str(path), recipe="imagenet")[0]
+    assert load_network(spec).labels == ("a", "b", "c", "a")
+    assert "has 'a' in lines 1 and 4: answers tell these classes apart by their index only" in caplog.text
+
+
 # --- ONNX files ----------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +422,12 @@ def test_an_onnx_file_needs_to_be_told_its_recipe(tmp_path: Path) -> None:
     path = write_tiny_onnx(tmp_path / "own.onnx", size=224)
     error = failing([str(path)], labels="index")
     assert "recipe lacks resize, crop, interpolation, mean, std" in error.message
+    assert "labels" not in error.message
+    both = failing([str(path)])
+    assert "recipe lacks resize, crop, interpolation, mean, std; " in both.message
+    assert "labels is missing" in both.message
+    assert "--recipe imagenet" in (both.hint or "")
+    assert "--labels FILE" in (both.hint or "")
 
 
 def test_onnx_files_that_cannot_be_served(tmp_path: Path) -> None:

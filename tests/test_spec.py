@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,56 @@ def test_a_key_that_stands_twice(tmp_path: Path) -> None:
     assert "unhashable key" in problems_of(tmp_path, "? [a]\n: 1\n")[0]
     merged = "base: &base {seed: 1}\nmodels:\n- <<: *base\n  name: resnet50\n  seed: 2\n"
     assert "base: " in problems_of(tmp_path, merged)[0], "a merge may be overruled; the key base is what is refused"
+
+
+def test_aliases_that_stand_for_millions_of_values_are_refused_before_they_are_any(tmp_path: Path) -> None:
+    nine = "".join(f"x{n + 1}: &x{n + 1} [{', '.join([f'*x{n}'] * 9)}]\n" for n in range(8))
+    started = time.monotonic()
+    (problem,) = problems_of(tmp_path, f"x0: &x0 {['x'] * 9}\n{nine}models: [{{name: *x8}}]\n")
+    assert "its aliases stand for 926,177,118 values, at most 100,000 are read" in problem
+    merges = "".join(f"m{n + 1}: &m{n + 1} {{<<: [{', '.join([f'*m{n}'] * 9)}]}}\n" for n in range(8))
+    (problem,) = problems_of(tmp_path, f"m0: &m0 {{seed: 1}}\n{merges}models: [{{<<: *m8, name: a}}]\n")
+    assert "its aliases stand for" in problem
+    assert "stands for itself" in problems_of(tmp_path, "models: &m [*m]")[0]
+    assert time.monotonic() - started < 5
+    # many models that share an anchor are no bomb, nor is a long list without one
+    shared = "models:\n- &base {name: m0, batch: {max: 4}}\n" + "".join(
+        f"- {{<<: *base, name: m{n}}}\n" for n in range(1, 200)
+    )
+    assert len(load_spec(write(tmp_path, shared))) == 200
+
+
+def test_a_bad_value_is_shown_in_short(tmp_path: Path) -> None:
+    aliases = "x: &x [y, y, y, y, y, y, y, y]\nmodels: [{name: [*x, *x, *x, *x, *x, *x, *x, *x]}]\n"
+    problems = problems_of(tmp_path, aliases)
+    assert max(map(len, problems)) < 400
+    assert "..." in "\n".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("010", "010 would be read as the octal number 8; write it without the leading 0"),
+        ("1:30", "1:30 would be read as a number to the base 60"),
+        ("0o10", "(found '0o10')"),
+        ("007", 7),
+        ("0x10", 16),
+        ("1_0", 10),
+    ],
+)
+def test_a_number_is_what_its_reader_takes_it_for(tmp_path: Path, text: str, expected: str | int) -> None:
+    models = f"models: [{{name: a, batch: {{max: {text}}}}}]"
+    if isinstance(expected, int):
+        assert load_spec(write(tmp_path, models))[0].batch.max == expected
+    else:
+        assert expected in problems_of(tmp_path, models)[0]
+
+
+@pytest.mark.parametrize("field", ["name: on", "name: 2024-01-02", "name: a, weights: yes", "name: a, labels: no"])
+def test_text_that_yaml_takes_for_a_value_is_to_be_quoted(tmp_path: Path, field: str) -> None:
+    (problem,) = problems_of(tmp_path, f"models: [{{{field}}}]")
+    assert "put it in quotes" in problem
+    assert "put it in quotes" not in problems_of(tmp_path, "models: [{name: a, seed: x}]")[0]
 
 
 def test_paths_are_relative_to_the_spec_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from generator.cli.console import say, show_progress
+from generator.cli.each import end_with, run_each
 from generator.cli.options import (
     PROOF,
     ArchitectureOption,
@@ -20,6 +21,7 @@ from generator.cli.options import (
     ImagesOption,
     LabelsOption,
     MaxBatchOption,
+    NameOption,
     NamesArgument,
     PrecisionOption,
     RecipeOption,
@@ -29,15 +31,17 @@ from generator.cli.options import (
     WeightsOption,
     specs_from,
 )
-from generator.errors import SpecError
+from generator.errors import SpecError, TrtgenError
 
 if TYPE_CHECKING:
     from generator.pipeline import Built
+    from generator.spec import ModelSpec
 
 
 def build_repo(
     names: NamesArgument = None,
     *,
+    name: NameOption = None,
     spec: SpecOption = None,
     repository: RepositoryOption = Path("model_repository"),
     weights: WeightsOption = None,
@@ -83,6 +87,7 @@ def build_repo(
     specs = specs_from(
         [*(names or []), *(str(path) for path in onnx or [])],
         spec,
+        name=name,
         weights=weights,
         architecture=architecture,
         classes=classes,
@@ -109,17 +114,20 @@ def build_repo(
         images=images,
         spec_file=spec,
     )
-    results = []
-    for model in specs:
+
+    def build(model: ModelSpec) -> Built:
         with show_progress() as progress:
             built = build_repository(model, repository, replace_fields(options, on_event=progress.draw))
         _tell(built, repository, dry_run=dry_run)
-        results.append(built)
         if not as_json:
             for change in built.changes:
                 print(f"{change.word:9} {repository / change.path}")
+        return built
+
+    results = run_each(specs, build)
     if as_json:
-        print(json.dumps([_as_dict(built) for built in results], indent=2))
+        print(json.dumps([_as_dict(name, result) for name, result in results.items()], indent=2))
+    end_with(results)
 
 
 def _tell(built: Built, repository: Path, *, dry_run: bool) -> None:
@@ -136,10 +144,12 @@ def _tell(built: Built, repository: Path, *, dry_run: bool) -> None:
     say(f"* {verb:8}  {built.name} version {built.version} in {repository}")
 
 
-def _as_dict(built: Built) -> dict[str, object]:
+def _as_dict(name: str, result: Built | TrtgenError) -> dict[str, object]:
+    if isinstance(result, TrtgenError):
+        return {"name": name, "error": result.message, "hint": result.hint}
     return {
-        "name": built.name,
-        "version": built.version,
-        "files": {change.path: change.word for change in built.changes},
-        "proof": built.report.as_proof() if built.report else None,
+        "name": name,
+        "version": result.version,
+        "files": {change.path: change.word for change in result.changes},
+        "proof": result.report.as_proof() if result.report else None,
     }

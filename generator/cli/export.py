@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from generator.cli.console import say, show_progress
+from generator.cli.each import end_with, run_each
 from generator.cli.options import (
     ArchitectureOption,
     CalibrationOption,
@@ -17,6 +18,7 @@ from generator.cli.options import (
     ImagesOption,
     LabelsOption,
     MaxBatchOption,
+    NameOption,
     NamesArgument,
     PrecisionOption,
     RecipeOption,
@@ -26,10 +28,14 @@ from generator.cli.options import (
     specs_from,
 )
 
+if TYPE_CHECKING:
+    from generator.spec import ModelSpec
+
 
 def export(
     names: NamesArgument = None,
     *,
+    name: NameOption = None,
     spec: SpecOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="The folder. [default: exported/NAME]")
@@ -54,6 +60,7 @@ def export(
     specs = specs_from(
         names,
         spec,
+        name=name,
         weights=weights,
         architecture=architecture,
         classes=classes,
@@ -71,10 +78,13 @@ def export(
         raise typer.BadParameter(msg)
     from generator.export.folder import export_folder
 
-    for model in specs:
+    def run(model: ModelSpec) -> Path:
         folder = output or Path("exported") / model.name
         with show_progress() as progress:
             notes = export_folder(model, folder, images=images, spec_file=spec, on_event=progress.draw)
         for note in notes:
             say(f"! {model.name}: {note}")
         print(folder / "model.onnx")
+        return folder
+
+    end_with(run_each(specs, run))

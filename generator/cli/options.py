@@ -22,6 +22,7 @@ __all__ = [
     "ImagesOption",
     "LabelsOption",
     "MaxBatchOption",
+    "NameOption",
     "NamesArgument",
     "PrecisionOption",
     "RecipeOption",
@@ -59,6 +60,9 @@ NamesArgument = Annotated[
         show_default=False,
         autocompletion=complete_models,
     ),
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="What clients call the model. [default: the name or file name given]")
 ]
 SpecOption = Annotated[
     Path | None,
@@ -175,6 +179,9 @@ def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) 
     if not names:
         msg = "no model was named"
         raise SpecError(msg, hint="name one, such as demo or resnet50, or give --spec models.yaml")
+    if "name" in given and len(names) > 1:
+        msg = f"--name {given['name']} names one model, but {len(names)} are given: {', '.join(names)}"
+        raise SpecError(msg, hint="build them one by one, or name them in a spec (--spec; trtgen init writes one)")
     if "max_batch" in given:
         given["batch"] = {"max": given.pop("max_batch")}
     return make_spec(names, **given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from generator.head import Activation
     from generator.spec import ModelSpec
 
-__all__ = ["Network", "read_labels", "resolve_labels", "resolve_recipe", "torch_runner"]
+__all__ = ["Network", "find_last_layer", "read_labels", "resolve_labels", "resolve_recipe", "torch_runner"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +64,11 @@ def resolve_recipe(spec: ModelSpec, own: Recipe | None) -> Recipe:
             needed = ("resize", "crop", "interpolation", "mean", "std")
             if missing := [name for name in needed if name not in given]:
                 msg = f"{spec.name}: nothing tells how its images were prepared; recipe lacks {', '.join(missing)}"
-                raise SourceError(
-                    msg, hint="say `recipe: imagenet` (--recipe imagenet) if it was trained like torchvision's models"
-                )
+                hint = "say `recipe: imagenet` (--recipe imagenet) if it was trained like torchvision's models"
+                if spec.labels is None:
+                    msg += "; and nothing tells what its classes are called: labels is missing"
+                    hint += "; give labels: FILE with one name a line (--labels FILE), or labels: index"
+                raise SourceError(msg, hint=hint)
             recipe = Recipe.model_validate(given)
     except ValueError as error:  # pydantic's ValidationError is one
         reasons = "; ".join(part["msg"].removeprefix("Value error, ") for part in getattr(error, "errors", list)())
@@ -106,10 +112,10 @@ def resolve_labels(spec: ModelSpec, own: Sequence[str] | None, classes: int) -> 
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Return the lines of a label file.
+    """Return the lines of a label file, without empty ones at its end; a name that stands twice is warned of.
 
     Raises:
-        SourceError: Unreadable, not UTF-8, or with an empty line.
+        SourceError: Unreadable, not UTF-8, or with an empty line before the last name.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -117,11 +123,29 @@ def read_labels(path: Path) -> tuple[str, ...]:
         msg = f"the label file {path} cannot be read: {error}"
         raise SourceError(msg, hint="give a UTF-8 text file with one class name a line") from error
     # split at \n only: splitlines() would also cut a name at a form feed or U+2028, which Triton does not
-    labels = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    labels = [line.removesuffix("\r") for line in text.split("\n")]
+    while len(labels) > 1 and not labels[-1].strip():
+        labels.pop()
     if blank := [number for number, label in enumerate(labels, 1) if not label.strip()]:
         msg = f"the label file {path} has no name in line {blank[0]}"
         raise SourceError(msg, hint="one class name a line, in the order of the network's outputs")
+    if twice := [name for name, count in Counter(labels).items() if count > 1]:
+        lines = [number for number, label in enumerate(labels, 1) if label == twice[0]]
+        more = f", and {len(twice) - 1} more names stand more than once" if len(twice) > 1 else ""
+        _LOG.warning(
+            "the label file %s has %r in lines %s%s: answers tell these classes apart by their index only",
+            path, twice[0], " and ".join(map(str, lines)), more,
+        )  # fmt: skip
     return tuple(labels)
+
+
+def find_last_layer(module: torch.nn.Module) -> str:
+    """Return the name of the last linear layer, or of the 1x1 convolution that SqueezeNet ends in."""
+    import torch
+
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    *_, last = (name for name, layer in module.named_modules() if isinstance(layer, kinds))
+    return str(last)
 
 
 def torch_runner(

@@ -6,6 +6,8 @@ import io
 import operator
 from typing import TYPE_CHECKING, Any
 
+from generator.sources.network import find_last_layer
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,7 +30,7 @@ def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int) -> None:
     An untrained network is degenerate: with the initial statistics torchvision's EfficientNet answers 1/1000 for every
     class and image, and its ResNet-50 the same class for all; a vision transformer's head is all zeros. BatchNorm gets
     the statistics of the drawn images, and the head is shifted and scaled so that over these images every class has
-    mean 0 and the scores have standard deviation 2.
+    mean 0 and the scores have standard deviation 2. A head without a bias (MaxViT) loses the direction of the mean.
     """
     import numpy as np
     import torch
@@ -40,20 +42,23 @@ def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int) -> None:
     pixels = make_pixels(recipe)
     images = np.stack([pixels(Image.open(io.BytesIO(drawn.jpeg))) for drawn in draw_set(_IMAGES, seed=_IMAGES_SEED)])
     batch = torch.from_numpy(recipe.normalise(images))
-    head = _head(module)
+    head: Any = module.get_submodule(find_last_layer(module))
     with torch.no_grad():
-        if head is not None and not head.weight.any():
+        if not head.weight.any():
             generator = torch.Generator().manual_seed(seed)
             head.weight.normal_(0, 0.02, generator=generator)
         for layer in (*_ends_of_branches(module), *_gates(module)):
             layer.weight.mul_(_BRANCH_SCALE)
         _set_statistics(module, batch)
-        if head is not None:
-            scores = _output_of(head, module, batch)
-            mean = scores.mean(dim=0)
-            scale = 2 / (scores - mean).std()
-            head.weight.mul_(scale)
+        features, scores = _run_head(head, module, batch)
+        mean = scores.mean(dim=0)
+        scale = 2 / (scores - mean).std()
+        if head.bias is None:
+            typical = features.mean(dim=0)
+            head.weight.sub_(torch.outer(mean, typical / typical.square().sum()))
+        else:
             head.bias.copy_((head.bias - mean) * scale)
+        head.weight.mul_(scale)
 
 
 def _ends_of_branches(module: torch.nn.Module) -> list[Any]:
@@ -100,20 +105,13 @@ def _set_statistics(module: torch.nn.Module, batch: torch.Tensor) -> None:
     module.eval()
 
 
-def _head(module: torch.nn.Module) -> Any:
-    """The last linear layer, or the 1x1 convolution that SqueezeNet ends in; None if it has no bias to shift."""
-    import torch
-
-    layers = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
-    return layers[-1] if layers and layers[-1].bias is not None else None
-
-
-def _output_of(layer: torch.nn.Module, module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """Run `module` and return what `layer` gave, (N, channels), averaged over the image if it is a map."""
+def _run_head(layer: Any, module: torch.nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run `module` and return what `layer` took and gave, (N, channels), averaged over the image if these are maps."""
     seen: list[torch.Tensor] = []
-    handle = layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
+    handle = layer.register_forward_hook(lambda _layer, inputs, output: seen.extend((inputs[0], output)))
     try:
         module(batch)
     finally:
         handle.remove()
-    return seen[-1].flatten(2).mean(dim=2) if seen[-1].dim() > 2 else seen[-1]
+    features, scores = (values.flatten(2).mean(dim=2) if values.dim() > 2 else values for values in seen)
+    return features, scores

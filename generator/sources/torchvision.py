@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
 from generator.recipe import Recipe, from_transforms
-from generator.sources.network import Network, resolve_labels, resolve_recipe, torch_runner
+from generator.sources.network import Network, find_last_layer, resolve_labels, resolve_recipe, torch_runner
 from generator.spelling import near
 
 if TYPE_CHECKING:
@@ -19,32 +20,44 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_torchvision", "load_torchvision"]
 
+_LOG = logging.getLogger(__name__)
+# Their pretrained networks turn ImageNet's normalisation into that of their first weights (`transform_input`).
+_TRANSFORMING = ("googlenet", "inception_v3")
+_AUXILIARY = {"AuxLogits", "aux1", "aux2"}
+
 
 def load_torchvision(spec: ModelSpec) -> Network:
     """Load `spec.architecture` with the weights the spec asks for, in evaluation mode.
 
     Raises:
-        SourceError: Unknown architecture or weights, no download, or a checkpoint that does not fit.
+        SourceError: Unknown architecture or weights, no download, a checkpoint that does not fit, or an image size
+            that the architecture does not take.
     """
-    recipe, labels = describe_torchvision(spec)
-    weights, classes = _find_weights(spec), len(labels)
+    weights = _find_weights(spec)
+    recipe = resolve_recipe(spec, from_transforms(weights.transforms()))
+    categories = list(weights.meta["categories"])
+    classes = spec.classes or len(categories)
+    state = None
     if spec.source == "checkpoint":
-        from generator.sources.checkpoint import load_state_dict
-
-        module = _build(spec, recipe, classes)
-        load_state_dict(module, Path(spec.weights), architecture=spec.registry_name, classes=classes)
+        state, found = _read_checkpoint(spec, weights, recipe)
+        classes = spec.classes or found
+    labels = resolve_labels(spec, categories, classes)
+    if state is not None:
+        module = _load_checkpoint(spec, weights, recipe, classes, state)
         origin = f"checkpoint {Path(spec.weights).name}"
     elif spec.weights == "random":
         from generator.sources.random_weights import calibrate
 
         module = _build(spec, recipe, classes)
+        _check_size(spec, weights, recipe, module)
         calibrate(module, recipe, seed=spec.seed)
         origin = f"random weights, seed {spec.seed}"
     else:
-        if classes != len(weights.meta["categories"]):
-            msg = f"{spec.name}: classes is {classes}, but {weights} has {len(weights.meta['categories'])}"
+        if classes != len(categories):
+            msg = f"{spec.name}: classes is {classes}, but {weights} has {len(categories)}"
             raise SourceError(msg, hint="leave classes out, or give your own checkpoint as weights")
         module = _download(spec, weights)
+        _check_size(spec, weights, recipe, module)
         origin = str(weights)
     module.eval()
     return Network(
@@ -60,14 +73,62 @@ def load_torchvision(spec: ModelSpec) -> Network:
 def describe_torchvision(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe and the class names without building or downloading anything.
 
+    Where nothing else tells the number of classes, a checkpoint's last layer does.
+
     Raises:
         SourceError: Unknown architecture or weights, or labels that do not fit.
     """
-    _check_architecture(spec.registry_name)
     weights = _find_weights(spec)
-    categories = list(weights.meta["categories"])
     recipe = resolve_recipe(spec, from_transforms(weights.transforms()))
-    return recipe, resolve_labels(spec, categories, spec.classes or len(categories))
+    categories = list(weights.meta["categories"])
+    classes = spec.classes or len(categories)
+    if spec.source == "checkpoint" and spec.classes is None and not _is_own_file(spec, weights):
+        _, classes = _read_checkpoint(spec, weights, recipe)
+    return recipe, resolve_labels(spec, categories, classes)
+
+
+def _read_checkpoint(spec: ModelSpec, weights: Any, recipe: Recipe) -> tuple[dict[str, torch.Tensor], int]:
+    """Return the checkpoint's weights under the architecture's names, and how many classes its last layer has."""
+    from generator.sources.checkpoint import align_state_dict, read_state_dict
+
+    path = Path(spec.weights)
+    outline = _outline(spec, weights, recipe)
+    layer = find_last_layer(outline)
+    # auxiliary heads are for training only: a checkpoint may have none, or those of another data set
+    state = {name: tensor for name, tensor in read_state_dict(path).items() if not _AUXILIARY & {*name.split(".")}}
+    state = align_state_dict(state, outline.state_dict(), path, layer=layer)
+    weight = f"{layer}.weight"
+    return state, len(state.get(weight, outline.state_dict()[weight]))
+
+
+def _outline(spec: ModelSpec, weights: Any, recipe: Recipe) -> torch.nn.Module:
+    """The architecture's names and shapes, without memory for its weights."""
+    import torch
+
+    classes = spec.classes or len(weights.meta["categories"])
+    try:
+        with torch.device("meta"):
+            return _build(spec, recipe, classes)
+    except NotImplementedError:  # RegNet computes its widths with tensors
+        return _build(spec, recipe, classes)
+
+
+def _load_checkpoint(
+    spec: ModelSpec, weights: Any, recipe: Recipe, classes: int, state: dict[str, torch.Tensor]
+) -> torch.nn.Module:
+    from generator.sources.checkpoint import load_state_dict
+
+    path = Path(spec.weights)
+    module = _build(spec, recipe, classes)
+    if spec.registry_name in _TRANSFORMING and not _is_own_file(spec, weights):
+        _LOG.warning(
+            "%s is taken for one that was fine-tuned from torchvision's weights (transform_input=True); one that was "
+            "trained from scratch would answer wrongly: export the module to ONNX",
+            path,
+        )
+    load_state_dict(module, state, path, architecture=spec.registry_name, layer=find_last_layer(module))
+    _check_size(spec, weights, recipe, module)
+    return module
 
 
 def _check_architecture(name: str) -> None:
@@ -85,10 +146,11 @@ def _find_weights(spec: ModelSpec) -> Any:
     """The weights enumeration's member whose recipe and categories hold: the one asked for, else the default."""
     import torchvision
 
+    _check_architecture(spec.registry_name)
     known = torchvision.models.get_model_weights(spec.registry_name)
     if spec.source == "checkpoint":
         # a file of torchvision's own, copied from elsewhere, keeps its name and with it its recipe
-        same = [weights for weights in known if _file_name(weights) == Path(spec.weights).name]
+        same = [weights for weights in known if _is_own_file(spec, weights)]
         return same[0] if same else known.DEFAULT
     if spec.weights in ("default", "random"):
         return known.DEFAULT
@@ -97,7 +159,11 @@ def _find_weights(spec: ModelSpec) -> Any:
     except KeyError as error:
         names = [weights.name for weights in known]
         msg = f"{spec.registry_name} has no weights {spec.weights!r}; it has {', '.join(names)}, default and random"
-        raise SourceError(msg, hint="a checkpoint file must end in .pt, .pth, .bin or .safetensors") from error
+        raise SourceError(msg, hint="a checkpoint file must end in .pt, .pth, .ckpt, .bin or .safetensors") from error
+
+
+def _is_own_file(spec: ModelSpec, weights: Any) -> bool:
+    return _file_name(weights) == Path(spec.weights).name
 
 
 def _file_name(weights: Any) -> str:
@@ -105,7 +171,11 @@ def _file_name(weights: Any) -> str:
 
 
 def _build(spec: ModelSpec, recipe: Recipe, classes: int) -> torch.nn.Module:
-    """An untrained module; the initial weights follow from the seed alone."""
+    """An untrained module; the initial weights follow from the seed alone.
+
+    Raises:
+        SourceError: The architecture cannot be built for the recipe's image size.
+    """
     import torch
     import torchvision
 
@@ -114,13 +184,46 @@ def _build(spec: ModelSpec, recipe: Recipe, classes: int) -> torch.nn.Module:
     signature = inspect.signature(inspect.unwrap(builder))
     if "init_weights" in signature.parameters:  # inception_v3 and googlenet: minutes for the exact truncated normal
         options["init_weights"] = False
-    if "vit_" in spec.registry_name:
+    if spec.source == "checkpoint" and spec.registry_name in _TRANSFORMING:
+        options |= {"transform_input": True, "aux_logits": False}
+    if spec.registry_name.startswith("vit_"):
         options["image_size"] = recipe.crop[0]
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(spec.seed)
-        module: torch.nn.Module = builder(**options)
+    if spec.registry_name.startswith("maxvit_"):
+        options["input_size"] = recipe.crop
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(spec.seed)
+            module: torch.nn.Module = builder(**options)
+    except (AssertionError, ValueError) as error:
+        raise _wrong_size(spec, _find_weights(spec), recipe, error) from error
     return module.eval()
+
+
+def _check_size(spec: ModelSpec, weights: Any, recipe: Recipe, module: torch.nn.Module) -> None:
+    """Try one image of another size than the weights' own.
+
+    Raises:
+        SourceError: The network does not take it.
+    """
+    import torch
+
+    if recipe.crop == from_transforms(weights.transforms()).crop:
+        return
+    try:
+        with torch.inference_mode():
+            module.eval()(torch.zeros(1, 3, *recipe.crop))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise _wrong_size(spec, weights, recipe, error) from error
+
+
+def _wrong_size(spec: ModelSpec, weights: Any, recipe: Recipe, error: Exception) -> SourceError:
+    own = from_transforms(weights.transforms()).crop
+    reason = " ".join(str(error).split())
+    msg = f"{spec.registry_name} does not take images of {recipe.crop[0]} x {recipe.crop[1]} pixels: {reason}"
+    least = min(weights.meta["min_size"][0], own[0])
+    hint = f"leave image_size (--image-size) and crop out for {own[0]} x {own[1]}, or set at least {least} x {least}"
+    return SourceError(msg, hint=hint)
 
 
 def _download(spec: ModelSpec, weights: Any) -> torch.nn.Module:
