@@ -134,7 +134,7 @@ def test_every_field_has_a_row(model: type[BaseModel]) -> None:
         "| `raw` | `true` or `false` | `false` |  |",
         "| `labels` | path or `index` |  |  |",
         "| `image_size` | whole number or [whole number, whole number] |  | 1 to 8,192 |",
-        "| `activation` | `softmax`, `sigmoid` or `none` | `softmax` |  |",
+        "| `activation` | `auto`, `softmax`, `sigmoid` or `none` | `auto` |  |",
         "| `batch` | see [batch](#batch) |  |  |",
         "| `versions` | whole number, `all` or list of whole numbers | `1` | 1 to 100; list: at least 1 entry, each 1 ",
         "| `std` | [number, number, number] | the source's | above 0, at most 1,000 |",

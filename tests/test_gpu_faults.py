@@ -97,7 +97,8 @@ def test_ctrl_c_ends_a_build_at_once(tmp_path: Path) -> None:
     source = write_deep(tmp_path / "deep.onnx", layers=40, channels=32, size=112, more=4)
     with start_build(source, tmp_path / "model.plan", "--precision", "fp16", "--profile", "1,32,64") as process:
         assert process.stderr is not None
-        assert "building" in process.stderr.readline()
+        # on a cold machine parsing takes long enough for a line of its own
+        assert any("building" in line for line in process.stderr)
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)

@@ -62,7 +62,13 @@ NamesArgument = Annotated[
     ),
 ]
 NameOption = Annotated[
-    str | None, typer.Option("--name", help="What clients call the model. [default: the name or file name given]")
+    str | None,
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        rich_help_panel=MODEL,
+        help="What clients call the model. [default: the name or file name given]",
+    ),
 ]
 SpecOption = Annotated[
     Path | None,
