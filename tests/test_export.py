@@ -220,6 +220,7 @@ def test_weights_above_the_limit_of_protobuf_travel_beside_the_graph(
     network = load_network(spec)
     model = export_graph(spec, network, tmp_path / "out")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert all(file.stat().st_mode & 0o444 == 0o444 for file in (tmp_path / "out").iterdir()), "the container's user"
     assert similarity(network, model.path, "softmax") > 0.99999
     # and such a file is a source as good as any
     outer = onnx.load(path)

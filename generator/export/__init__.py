@@ -95,6 +95,7 @@ def _save(proto: onnx.ModelProto, path: Path) -> None:
     weight_bytes = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
     if weight_bytes > _MAX_SINGLE_FILE_BYTES:
         onnx.save(proto, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
+        path.with_name(f"{path.name}.data").chmod(0o644)  # onnx's 600 would keep the container's user out
     else:
         onnx.save(proto, path)
 

@@ -231,4 +231,5 @@ def _write(model: onnx.ModelProto, destination: Path, before: OnnxModel, *, load
             msg = f"the conversion changed {before.input} to {after.input}, or {before.output} to {after.output}"
             raise ExportError(msg, hint="take another precision, and report this graph")
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == destination.name):
+            file.chmod(0o644)  # onnx's 600 for external data would keep the container's user out
             file.replace(destination.parent / file.name)
