@@ -26,11 +26,15 @@ REFUSED = {
     "sequence_batching": "a classifier keeps nothing between requests",
     "max_batch_size": "set batch.max of the spec, which graph and plan are made for",
     "version_policy": "set versions of the spec",
+    "model_repository_agents": "they load code into the server",
 }
 REFUSED_IN_ENSEMBLE = dict.fromkeys(("dynamic_batching", "instance_group", "model_warmup"), _MEMBERS_RUN)
 # The same for `parameters`, by member.
 _REFUSED_PARAMETERS = {
-    "preprocess": dict.fromkeys((*IMAGENET.parameters(), "pillow"), "it is part of the recipe that was proved"),
+    "preprocess": {
+        **dict.fromkeys((*IMAGENET.parameters(), "pillow"), "it is part of the recipe that was proved"),
+        "EXECUTION_ENV_PATH": "another Python would make other pixels than those that were proved",
+    },
     "ensemble": {"negative_label": "it follows from the labels"},
 }
 
@@ -97,6 +101,8 @@ def _problems(member: str, text: str) -> Iterable[str]:
     for name in given_fields(text):
         if name in refused:
             yield f"{name} cannot be given here: {refused[name]}"
+    if parsed.optimization.HasField("execution_accelerators"):
+        yield "optimization.execution_accelerators cannot be given here: set precision of the spec, which is proved"
     for key, reason in _REFUSED_PARAMETERS.get(member, {}).items():
         if key in parsed.parameters:
             yield f"parameters {key} cannot be given here: {reason}"

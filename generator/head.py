@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from generator.errors import ExportError
+from generator.errors import ExportError, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,8 +26,9 @@ Activation = Literal["softmax", "sigmoid", "none"]
 
 # These hand their first input on with other dims or another type: what is before them is still the last word.
 _TRANSPARENT = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
-# Numbers from these are logits even if all happen to lie between 0 and 1.
-_LINEAR = frozenset({"Gemm", "MatMul", "Conv"})
+_ACTIVATIONS = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid"})
+# What may be done to probabilities: selecting, scaling, combining.
+_COMBINING = frozenset({"Add", "Clip", "Concat", "Div", "Gather", "Max", "Mean", "Min", "Mul", "Slice", "Sub", "Sum"})
 # A row of 1,000 probabilities in FP16 sums to 1 within 5e-4.
 _SUM_TOLERANCE = 1e-3
 
@@ -87,17 +88,21 @@ def read_head(data: Mapping[str, Any] | None, activation: str, reference: Path) 
     """Return the head that a record states; for an older one without, what the answers in reference.npz show.
 
     Raises:
-        ValueError: Not a head.
+        SourceError: Not a head.
         VerificationError: `reference` cannot be read.
     """
-    if data is None:
+    if data is None and activation in get_args(Activation):
         from generator.verify.reference import load_reference
 
         return guess_head(activation, load_reference(reference).scores)
     fields = {"output": get_args(Output), "activation": get_args(Activation)}
-    if set(data) != set(fields) or any(data[name] not in values for name, values in fields.items()):
-        msg = f"{dict(data)} is not a head"
-        raise ValueError(msg)
+    if (
+        not isinstance(data, dict)
+        or set(data) != set(fields)
+        or any(data[name] not in values for name, values in fields.items())
+    ):
+        msg = f"the record of {reference.parent} does not say what its source answers: head is {data}"
+        raise SourceError(msg, hint="make it again from its source")
     return Head(**data)
 
 
@@ -120,11 +125,15 @@ def choose_head(
     last = last_node(proto, output)
     end = "" if last is None else last.op_type
     found = _from_answers(scores)
-    if found == "independent probabilities" and end in _LINEAR:
-        found = None
+    behind_activation = _is_behind_activation(proto, output)
+    if found == "independent probabilities" and not behind_activation:
+        found = None  # logits that all lie between 0 and 1
     if found == "probabilities" and end == "Sigmoid":  # of two outputs that are each other's complement
         found = "independent probabilities"
     classes = scores.shape[1]
+    if found is None and behind_activation and asked == "auto":
+        msg = f"{name}: the source ends in {end} behind an activation, but answers {_describe('logits', scores)}"
+        raise ExportError(msg, hint="say what clients shall get: activation: softmax, sigmoid or none")
     if found is None:
         known: Activation = own or ("sigmoid" if classes == 1 else "softmax")
         activation: Any = known if asked == "auto" else asked
@@ -168,6 +177,22 @@ def _describe(output: Output, scores: NDArray[Any]) -> str:
         sums = scores.sum(axis=1)
         return f"values from {low:.3g} to {high:.3g} in rows that sum to {sums.min():.3g} to {sums.max():.3g}"
     return f"logits from {low:.3g} to {high:.3g}"
+
+
+def _is_behind_activation(proto: onnx.ModelProto, output: str) -> bool:
+    """Say whether an activation makes `output`, looking through what selects, scales and combines its values."""
+    waiting, seen = [output], set()
+    while waiting:
+        tensor = waiting.pop()
+        node = last_node(proto, tensor)
+        if node is None or tensor in seen:
+            continue
+        seen.add(tensor)
+        if node.op_type in _ACTIVATIONS:
+            return True
+        if node.op_type in _COMBINING:
+            waiting += node.input
+    return False
 
 
 def _from_answers(scores: NDArray[np.float32]) -> Output | None:

@@ -47,10 +47,12 @@ def ending_signals() -> Iterator[None]:
 def hold_signals() -> Iterator[None]:
     """Hold these signals back until the end of the block."""
     held: list[int] = []
-    with _handling(lambda number, _frame: held.append(number)):
-        yield
-    for number in held:
-        signal.raise_signal(number)
+    try:
+        with _handling(lambda number, _frame: held.append(number)):
+            yield
+    finally:
+        for number in held:
+            signal.raise_signal(number)
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def test_given_as_onnx(tmp_path: Path, make: Callable[[], bytes], kind: str, hin
         ("w.pt", lambda: save({"weight": torch.zeros(3)}), "is a safetensors file; that is no checkpoint with"),
         ("w.pt", lambda: torch_file()[:-40], "is not a checkpoint that torch can load"),
         ("w.pth", lambda: torch_file(old=True)[:-40], "is not a checkpoint that torch can load"),
-        ("w.bin", lambda: torch_file({"args": Path()}, old=True), "holds more than tensors, so loading it could run"),
+        ("w.bin", lambda: torch_file({"args": Path()}, old=True), "whose loading could run code"),
         ("w.safetensors", lambda: torch_file(old=True), "is a pickle, as torch.save once wrote; that is no checkpoint"),
         ("w.pt", zip_file, "is a zip archive; that is no checkpoint with the ending .pt"),
     ],

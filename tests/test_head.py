@@ -22,7 +22,7 @@ from generator.cli import main
 from generator.demo.draw import LABELS, draw_set
 from generator.errors import ExportError, SourceError, VerificationError
 from generator.events import ignore
-from generator.head import Head, choose_head, guess_head
+from generator.head import Head, choose_head, guess_head, read_head
 from generator.onnx_model import load_proto, open_onnx
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record
@@ -123,6 +123,15 @@ def test_logits_that_lie_between_0_and_1_by_chance_stay_logits() -> None:
     )
     scores = np.array([[0.1, 0.8, 0.3], [0.7, 0.2, 0.9]], np.float32)
     assert choose_head("auto", None, proto, "scores", scores, name="m") == Head(output="logits", activation="softmax")
+    # a linear layer as other exporters write it
+    proto.graph.node.extend([onnx.helper.make_node("Add", ["scores", "bias"], ["sum"])])
+    proto.graph.node[0].op_type = "MatMul"
+    assert choose_head("none", None, proto, "sum", scores, name="m") == Head(output="logits", activation="none")
+    proto.graph.node[0].op_type = "Sigmoid"  # and then selected from, or clipped
+    head = choose_head("auto", None, proto, "sum", scores, name="m")
+    assert head == Head(output="independent probabilities", activation="sigmoid")
+    with pytest.raises(ExportError, match="ends in Add behind an activation, but answers logits from 10 to 90"):
+        choose_head("auto", None, proto, "sum", scores * 100, name="m")
     proto.graph.node[0].op_type = "HardSigmoid"
     head = choose_head("auto", None, proto, "scores", scores, name="m")
     assert head == Head(output="independent probabilities", activation="sigmoid")
@@ -150,6 +159,7 @@ def test_tensors_may_have_our_names(tmp_path: Path) -> None:
     ours = {
         "image": "trtgen_cast",
         "conv": "PIXELS",
+        "pooled": "PIXELS_source",
         "relu": "trtgen_scale",
         "raw": "trtgen_scaled",
         "scores": "LOGITS",
@@ -239,6 +249,25 @@ def test_a_graph_that_depends_on_more_than_its_image_is_refused(tmp_path: Path, 
         export_graph(spec, load_network(spec), tmp_path / "out")
     if tail == "random":
         assert "dropout that is left on" in (caught.value.hint or "")
+
+
+def test_every_row_of_the_largest_batch_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows 3 to 15 of 32 were seen in that batch only."""
+    from generator.export import dynamic_batch
+
+    spec = tiny_spec(write_tiny_onnx(tmp_path / "own.onnx"), activation="none", batch={"max": 32})
+    graph = export_graph(spec, load_network(spec), tmp_path / "out")
+    right = open_onnx(graph.path)
+
+    def wrong(batch: NDArray[np.uint8]) -> Scores:
+        scores = right(batch)
+        if len(batch) == 32:
+            scores[7] += 1
+        return scores
+
+    monkeypatch.setattr(dynamic_batch, "open_onnx", lambda _path: wrong)
+    with pytest.raises(ExportError, match="with a batch of 32, row 7 differs"):
+        dynamic_batch.prove_dynamic_batch(graph, maximum=32)
 
 
 def test_a_dropout_that_is_left_on_in_a_module_is_named() -> None:
@@ -334,6 +363,15 @@ def test_a_model_of_an_older_trtgen_that_put_a_softmax_behind_a_sigmoid_is_caugh
     path.write_text(json.dumps(record))
     with pytest.raises(VerificationError, match="the source answers probabilities, but its answers are values"):
         next(verify_published(root, ["own"]))
+
+
+@pytest.mark.parametrize(
+    ("data", "activation"),
+    [({"output": "foo", "activation": "softmax"}, "softmax"), (["logits"], "softmax"), (None, "auto"), ({}, "none")],
+)
+def test_a_damaged_head_is_an_error(tmp_path: Path, data: Any, activation: str) -> None:
+    with pytest.raises(SourceError, match="does not say what its source answers"):
+        read_head(data, activation, tmp_path / "reference.npz")
 
 
 @pytest.mark.server

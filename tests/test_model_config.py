@@ -140,7 +140,6 @@ FIELDS = {
     "metric_tags": "metric_tags { key: 'a' value: 'b' }",
     "parameters": "parameters { key: 'a' value { string_value: 'b' } } parameters { key: 'c' value {} }",
     "model_warmup": "model_warmup { name: 'mine' batch_size: 2 }",
-    "model_repository_agents": "model_repository_agents { agents { name: 'checksum' } }",
     "response_cache": "response_cache { enable: true }",
     "model_metrics": "model_metrics { metric_control { metric_identifier { family: 'f' } } }",
 }

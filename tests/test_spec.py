@@ -187,6 +187,15 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ),
         ("{name: a, config: {classifier: 'instance_group [{'}}", "models[0].config.classifier: line 1: "),
         ("{name: a, config: {ensemble: 'max_batch_size: 0'}}", "max_batch_size cannot be given here: set batch.max"),
+        (
+            "{name: a, config: {classifier: 'optimization { execution_accelerators { } }'}}",
+            "execution_accelerators cannot be given here: set precision",
+        ),
+        (
+            '{name: a, config: {preprocess: \'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "x" } }\'}}',
+            "parameters EXECUTION_ENV_PATH cannot be given here",
+        ),
+        ("{name: a, config: {ensemble: 'model_repository_agents { }'}}", "they load code into the server"),
         ("{name: a, config: {classifier: 'input []'}}", "input cannot be given here: tensors are read from the graph"),
         (
             "{name: a, config: {preprocess: 'parameters { key: \"crop\" value {} }'}}",

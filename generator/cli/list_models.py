@@ -23,9 +23,16 @@ def list_models(
     repository: RepositoryOption = Path("model_repository"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """List the models of the repository: versions, backend, precision, when they were published, what was proved."""
+    """List the models of the repository: versions, backend, precision, when they were published, what was proved.
+
+    Example: trtgen list --repository model_repository
+    """
+    from generator.errors import RepositoryError
     from generator.repository import find_records
 
+    if not repository.is_dir():
+        msg = f"there is no model repository at {repository}"
+        raise RepositoryError(msg, hint="give its folder with --repository, or build a model: trtgen build-repo demo")
     models = [_describe(repository, record) for record in find_records(repository)]
     if as_json:
         print(json.dumps(models, indent=2))

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from generator.server.embedded import EmbeddedServer
     from generator.server.ports import Ports
 
-CONTAINER = "Container"  # the panel of --help
 CONTAINER = "Container"  # a panel of --help
 _COMMAND_ENDS_S = 10.0  # what a command gets to clean up
 PortOption = Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 takes a free one.")]

@@ -101,8 +101,8 @@ def _problems(record: ExportRecord, graph: str) -> Iterator[str]:
     for name in ("made_by", "name", "description", "target", "precision", "activation"):
         if not isinstance(getattr(record, name), str):
             yield f"{name} is no text"
-    if not isinstance(record.head, dict | None) or not isinstance(record.assumed, dict):
-        yield "head or assumed is no object"
+    if not isinstance(record.assumed, dict) or not all(isinstance(one, str) for one in record.assumed.values()):
+        yield "assumed is not an object of texts"
     for name in ("labels", "notes", "keep"):
         value = getattr(record, name)
         if not isinstance(value, list) or not all(isinstance(line, str) for line in value):

@@ -102,6 +102,12 @@ def _rename_tensors(graph: onnx.GraphProto, names: AbstractSet[str]) -> None:
     """Give the tensors of the graph that have one of `names` another one."""
     from onnx import compose
 
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+
+    def free(name: str) -> str:
+        new = f"{name}_source"
+        return free(new) if new in taken else new
+
     # an empty prefix changes no name; only the map does, in the graphs inside nodes, too
     compose.add_prefix_graph(
         graph,
@@ -112,5 +118,5 @@ def _rename_tensors(graph: onnx.GraphProto, names: AbstractSet[str]) -> None:
         rename_initializers=False,
         rename_value_infos=False,
         inplace=True,
-        name_map={name: f"{name}_source" for name in names},
+        name_map={name: free(name) for name in names},
     )

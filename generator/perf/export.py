@@ -52,6 +52,11 @@ def write_export(
             f"tritonserver does not take the path {folder}",
             hint="choose an --export folder of ASCII letters, digits and _./+@:- only",
         )
+    if (folder / _HOME).exists() and not (folder / _CONFIG).is_file():
+        raise PerfError(
+            f"{folder / _HOME} exists, but {folder} is no export of trtgen perf: it is left as it is",
+            hint="give another folder with --export",
+        )
     model = models[0]
     written = [folder / _CONFIG, folder / _SCRIPT]
     missing = ""
@@ -90,7 +95,8 @@ def _make_script(model: ServedModel, load: Load) -> str:
         "#!/bin/sh -e",
         f"# What `trtgen perf` runs to measure {model.name}; the server is the one at {load.url}.",
         'cd "$(dirname "$0")"',
-        f'perf_analyzer="${{PERF_ANALYZER:-{load.analyzer}}}"',
+        f"analyzer={shlex.quote(str(load.analyzer))}",
+        'perf_analyzer="${PERF_ANALYZER:-$analyzer}"',
     ]
     for concurrency in load.concurrencies:
         arguments = make_arguments(model, concurrency, load, output=f"{model.name}-{concurrency}.csv")

@@ -70,10 +70,14 @@ def read_record(root: Path, name: str) -> Record | None:
         if data.get("format") != FORMAT:
             msg = f"{path} has format {data.get('format')}, this version of trtgen reads {FORMAT}"
             raise RepositoryError(msg, hint=_start_anew(directory))
-        return Record(**data)
+        record = Record(**data)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         msg = f"{path} cannot be read: {error}"
         raise RepositoryError(msg, hint=_start_anew(directory)) from error
+    if not isinstance(record.assumed, dict) or not all(isinstance(one, str) for one in record.assumed.values()):
+        msg = f"{path} cannot be read: assumed is not an object of texts"
+        raise RepositoryError(msg, hint=_start_anew(directory))
+    return record
 
 
 def _start_anew(directory: Path) -> str:
