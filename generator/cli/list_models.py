@@ -23,7 +23,10 @@ def list_models(
     repository: RepositoryOption = Path("model_repository"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """List the models of the repository: versions, backend, precision, when they were published, what was proved."""
+    """List the models of the repository: versions, backend, precision, when they were published, what was proved.
+
+    Example: trtgen list -r models --json
+    """
     from generator.repository import find_records
 
     models = [_describe(repository, record) for record in find_records(repository)]

@@ -19,7 +19,10 @@ def remove(
         bool, typer.Option("--discard-edits", help="Also remove files that somebody edited or added by hand.")
     ] = False,
 ) -> None:
-    """Remove a model that trtgen made, with all its versions."""
+    """Remove a model that trtgen made, with all its versions.
+
+    Example: trtgen remove resnet50
+    """
     from generator.removal import remove_model
 
     for path in remove_model(repository, name, discard_edits=discard_edits):
