@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 
@@ -16,6 +17,8 @@ def run() -> None:
     try:
         code = main(sys.argv[1:])
     finally:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python ends would show where it was
         _leave_a_build_behind(code)
     sys.exit(code)
 

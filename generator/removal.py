@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from generator.edits import check_edits
 from generator.errors import RepositoryError
-from generator.repository import Layout, find_records, recover, staging
+from generator.repository import Layout, find_records, name_option, recover, staging
 from generator.repository.publish import hash_tree_names, retire
 
 if TYPE_CHECKING:
@@ -46,6 +46,6 @@ def _find(root: Path, name: str) -> Record:
     for record in records.values():
         if name in Layout.of_record(record).models:
             msg = f"{name} is a member of {record.name} and is removed with it"
-            raise RepositoryError(msg, hint=f"remove that one: {record.name}")
+            raise RepositoryError(msg, hint=f"trtgen remove {record.name}{name_option(root)}")
     msg = f"{root} holds no model {name!r} made by trtgen; it has {', '.join(records) or 'none'}"
     raise RepositoryError(msg, hint="give one of those names, or another folder with --repository")

@@ -32,6 +32,7 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # What is taken for a file or folder of the project; others are Triton's (config.pbtxt), the user's, or made.
 NAMED = ("compose.yaml", "constraints.txt", "Makefile", "LICENSE", ".ci/run")
 FILE = re.compile(r"[\w./-]+(\.(py|md|toml|j2|jpg|safetensors)|/)|" + "|".join(map(re.escape, NAMED)))
+PROGRAM_OPTIONS = ("--help", "--version", "--install-completion")  # of trtgen itself
 PLACEHOLDERS = {"templates/backends/NAME/model.py"}
 REPOSITORY_PAGE = ROOT / "model_repository" / "README.md"
 
@@ -108,7 +109,7 @@ def test_every_command_and_option_named_exists(page: Path) -> None:
     for span in (*find_spans(text), *find_code_lines(text)):
         for part in span.removeprefix("$ ").split(" -- "):
             words = part.partition("#")[0].split()
-            if len(words) > 1 and words[0] == "trtgen" and words[1] not in ("--help", "--version"):
+            if len(words) > 1 and words[0] == "trtgen" and words[1] not in PROGRAM_OPTIONS:
                 assert words[1] in commands, span
                 assert {word for word in words[2:] if word.startswith("-")} <= options[words[1]], span
             elif words and words[0].startswith("--") and page != ROOT / "CONTRIBUTING.md":

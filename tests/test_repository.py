@@ -411,8 +411,10 @@ def test_a_model_is_removed_with_its_members_and_nothing_else(root: Path, capsys
 def test_what_is_no_model_of_trtgen_is_not_removed(root: Path, name: str, message: str) -> None:
     (root / "foreign/1").mkdir(parents=True)
     before = sorted(root.rglob("*"))
-    with pytest.raises(RepositoryError, match=message):
+    with pytest.raises(RepositoryError, match=message) as caught:
         remove_model(root, name)
+    if "member" in message:
+        assert caught.value.hint == f"trtgen remove tiny --repository {root}"
     assert sorted(root.rglob("*")) == before
     with pytest.raises(RepositoryError, match=r"it has none$"):
         remove_model(root / "nowhere", "tiny")

@@ -7,7 +7,6 @@ import errno
 import importlib
 import os
 import sys
-import tempfile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -87,6 +86,8 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         if error.errno not in _DISK_ERRORS or error.filename is not None:
             raise
+        import tempfile  # here, since --help is to be fast
+
         hint = f"free disk space where the output goes, or in {tempfile.gettempdir()}"
         with contextlib.suppress(OSError):
             console.fail(f"nothing more can be written: {error.strerror}", hint=hint)

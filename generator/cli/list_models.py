@@ -25,7 +25,7 @@ def list_models(
 ) -> None:
     """List the models of the repository: versions, backend, precision, when they were published, what was proved.
 
-    Example: trtgen list --repository model_repository
+    Example: trtgen list -r models --json
     """
     from generator.errors import RepositoryError
     from generator.repository import find_records

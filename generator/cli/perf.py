@@ -185,8 +185,10 @@ def _export(folder: Path, repository: Path, name: str | None, images: ImageSet, 
     """Write the files and say how they are used."""
     from generator.perf import served
     from generator.perf.export import write_export
+    from generator.repository import name_option
     from generator.server.launch import open_repository
 
+    serve = f"trtgen serve{name_option(repository)}"
     root = open_repository(repository)
     models = served.read_repository(root, name)
     served.check_batch_size(models, load.batch_size)
@@ -195,6 +197,6 @@ def _export(folder: Path, repository: Path, name: str | None, images: ImageSet, 
         print(path)
     if missing:
         say(f"note: no tritonserver for Model Analyzer's local mode was written: {missing}")
-    say(f"beside `trtgen serve`: {folder}/perf_analyzer.sh")
+    say(f"beside `{serve}`: {folder}/perf_analyzer.sh")
     say(f"alone: model-analyzer profile -f {folder}/model_analyzer.yaml")
-    say("beside `trtgen serve --model-control explicit --unlocked`: the same with --triton-launch-mode remote")
+    say(f"beside `{serve} --model-control explicit --unlocked`: the same with --triton-launch-mode remote")

@@ -21,7 +21,7 @@ def remove(
 ) -> None:
     """Remove a model that trtgen made, with all its versions.
 
-    Example: trtgen remove demo
+    Example: trtgen remove resnet50
     """
     from generator.removal import remove_model
 
