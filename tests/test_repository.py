@@ -487,8 +487,11 @@ def test_the_list_says_what_is_there(root: Path, capsys: pytest.CaptureFixture[s
     assert (model["versions"], model["served"], model["edited"]) == ([1, 2, 10], [1, 2], ["tiny/labels.txt"])
     assert (model["proof"], model["tensorrt"]) == (changed["proof"], "10.16.1.11")
     assert datetime.fromisoformat(model["published"]).tzinfo is not None
-    assert main(["list", "-r", str(root / "nowhere")]) == 0
-    assert capsys.readouterr() == ("", f"{root / 'nowhere'} holds no model made by trtgen\n")
+    assert main(["list", "-r", str(root / "nowhere")]) == 1
+    assert f"error: there is no model repository at {root / 'nowhere'}" in capsys.readouterr().err
+    (root / "empty").mkdir()
+    assert main(["list", "-r", str(root / "empty")]) == 0
+    assert capsys.readouterr() == ("", f"{root / 'empty'} holds no model made by trtgen\n")
 
 
 def test_what_trtgen_did_not_make_is_not_touched(tmp_path: Path) -> None:
