@@ -146,7 +146,7 @@ def format_table(results: dict[str, dict[str, Any]]) -> str:
 def main() -> int:
     """Build what is asked for and print the table; exit 1 where a model was refused or met a bug."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("registry.jsonl"), metavar="FILE")
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_suffix(".jsonl"), metavar="FILE")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these models, default: the whole registry")
     parser.add_argument("--resume", action="store_true", help="leave out the models that FILE has results of")
     parser.add_argument("--table", action="store_true", help="print the table of FILE and build nothing")
