@@ -206,7 +206,7 @@ def _prove(
         max_batch_size=spec.batch.max,
     )
     report = run_gate(subject, load_reference(staged / layout.reference), on_event=options.on_event)
-    report.raise_for_status(require_all=options.require_all, hint="nothing was published; mend the source or the spec")
+    report.raise_for_status(require_all=options.require_all, hint="nothing was published; fix the source or the spec")
     proved = sum(result.status == "proved" for result in report.results)
     stages = proved + len(report.unproved)
     detail = f"{spec.name}  {proved} of {stages} stages on {report.images} images"
