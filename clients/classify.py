@@ -39,6 +39,7 @@ ENOUGH = 0.99  # classes are printed until their probabilities make up this much
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     code = 1
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # after `>&-`
     try:
         try:
             options = parse(arguments)

@@ -174,7 +174,7 @@ def _check_aliases(root: Any) -> None:
         return sizes[id(node)]
 
     if count(root) - len(sizes) > _MAX_ALIASED_VALUES:
-        problem = f"its aliases stand for {count(root):,} values, at most {_MAX_ALIASED_VALUES:,} are read"
+        problem = f"its aliases stand for more than {_MAX_ALIASED_VALUES:,} values"
         raise yaml.constructor.ConstructorError(None, None, problem, root.start_mark)
 
 

@@ -42,93 +42,102 @@ def build(path: Path, *, profiles: tuple[tuple[int, int, int], ...] = ((1, 4, 8)
     return path
 
 
-class TestEngine:
-    @pytest.fixture(scope="class")
-    def plan(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        return build(tmp_path_factory.mktemp("plan") / "model.plan")
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("plan") / "model.plan")
 
-    @pytest.fixture(scope="class")
-    def plan_of_two(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        return build(tmp_path_factory.mktemp("plan") / "model.plan", profiles=((1, 1, 2), (4, 8, 16)))
 
-    def test_what_it_is(self, plan_of_two: Path) -> None:
-        with open_engine(plan_of_two) as engine:
-            assert engine.input == EngineTensor(name="x", data_type=from_onnx(1), shape=(-1, 4))
-            assert engine.output.name == "y"
-            assert describe_profiles(engine.profiles) == "profile 0: x 1..2x4; profile 1: x 4..16x4"
-            assert engine.device_memory_bytes >= 0
+@pytest.fixture(scope="module")
+def plan_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("plan") / "model.plan", profiles=((1, 1, 2), (4, 8, 16)))
 
-    @pytest.mark.parametrize("rows", [1, 2, 3, 4, 16, 17, 37])
-    def test_any_number_of_rows(self, plan_of_two: Path, rows: int) -> None:
-        given = np.random.default_rng(rows).random((rows, 4), np.float32)
-        with open_engine(plan_of_two) as engine:
-            for _ in range(2):
-                assert (engine.run(given) == given * 2).all()
 
-    def test_rows_that_do_not_fit(self, plan: Path) -> None:
+def test_what_it_is(plan_of_two: Path) -> None:
+    with open_engine(plan_of_two) as engine:
+        assert engine.input == EngineTensor(name="x", data_type=from_onnx(1), shape=(-1, 4))
+        assert engine.output.name == "y"
+        assert describe_profiles(engine.profiles) == "profile 0: x 1..2x4; profile 1: x 4..16x4"
+        assert engine.device_memory_bytes >= 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 16, 17, 37])
+def test_any_number_of_rows(plan_of_two: Path, rows: int) -> None:
+    given = np.random.default_rng(rows).random((rows, 4), np.float32)
+    with open_engine(plan_of_two) as engine:
+        for _ in range(2):
+            assert (engine.run(given) == given * 2).all()
+
+
+def test_rows_that_do_not_fit(plan: Path) -> None:
+    with open_engine(plan) as engine:
+        for rows in (np.zeros((0, 4), np.float32), np.zeros((2, 5), np.float32), np.zeros((2, 4), np.float64)):
+            with pytest.raises(PlanError):
+                engine.run(rows)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_sessions_take_turns(plan_of_two: Path, cuda_graph: bool) -> None:
+    with open_engine(plan_of_two) as engine:
+        sessions = [engine.session(batch, cuda_graph=cuda_graph) for batch in (1, 2, 4, 16, 5)]
+        assert [session.profile for session in sessions] == [0, 0, 1, 1, 1]
+        for number in range(3):
+            for session in sessions:
+                session.input[:] = session.batch + number
+                session.output[:] = 0
+                session.copy_in()
+                session.enqueue()
+                session.copy_out()
+                session.synchronize()
+                assert session.output.shape == (session.batch, 4)
+                assert (session.output == 2 * (session.batch + number)).all()
+        sessions[0].close()
+        assert sessions[1].context is not None
+
+
+def test_a_batch_or_profile_that_it_has_not(plan_of_two: Path) -> None:
+    with open_engine(plan_of_two) as engine:
+        for batch, chosen in ((3, None), (17, None), (16, 0), (1, 5)):
+            with pytest.raises(PlanError):
+                engine.session(batch, profile=chosen)
+
+
+def test_everything_is_given_back(plan: Path) -> None:
+    from generator.gpu.memory import free_memory
+
+    def once() -> None:
         with open_engine(plan) as engine:
-            for rows in (np.zeros((0, 4), np.float32), np.zeros((2, 5), np.float32), np.zeros((2, 4), np.float64)):
-                with pytest.raises(PlanError):
-                    engine.run(rows)
+            engine.session(8, cuda_graph=True)
+            engine.run(np.ones((20, 4), np.float32))
 
-    @pytest.mark.parametrize("cuda_graph", [False, True])
-    def test_sessions_take_turns(self, plan_of_two: Path, cuda_graph: bool) -> None:
-        with open_engine(plan_of_two) as engine:
-            sessions = [engine.session(batch, cuda_graph=cuda_graph) for batch in (1, 2, 4, 16, 5)]
-            assert [session.profile for session in sessions] == [0, 0, 1, 1, 1]
-            for number in range(3):
-                for session in sessions:
-                    session.input[:] = session.batch + number
-                    session.output[:] = 0
-                    session.copy_in()
-                    session.enqueue()
-                    session.copy_out()
-                    session.synchronize()
-                    assert session.output.shape == (session.batch, 4)
-                    assert (session.output == 2 * (session.batch + number)).all()
-            sessions[0].close()
-            assert sessions[1].context is not None
-
-    def test_a_batch_or_profile_that_it_has_not(self, plan_of_two: Path) -> None:
-        with open_engine(plan_of_two) as engine:
-            for batch, chosen in ((3, None), (17, None), (16, 0), (1, 5)):
-                with pytest.raises(PlanError):
-                    engine.session(batch, profile=chosen)
-
-    def test_everything_is_given_back(self, plan: Path) -> None:
-        from generator.gpu.memory import free_memory
-
-        def once() -> None:
-            with open_engine(plan) as engine:
-                engine.session(8, cuda_graph=True)
-                engine.run(np.ones((20, 4), np.float32))
-
+    once()
+    free, _ = free_memory()
+    for _ in range(20):
         once()
-        free, _ = free_memory()
-        for _ in range(20):
-            once()
-        assert free_memory()[0] >= free - (32 << 20)
+    assert free_memory()[0] >= free - (32 << 20)
 
-    def test_closed(self, plan: Path) -> None:
-        engine = open_engine(plan)
-        session = engine.session(1)
-        engine.close()
-        engine.close()
-        with pytest.raises(ValueError, match="closed"):
-            session.enqueue()
-        with pytest.raises(ValueError, match="closed"):
-            engine.session(1)
 
-    def test_the_header_of_a_real_plan(self, plan: Path) -> None:
-        import tensorrt as trt
+def test_closed(plan: Path) -> None:
+    engine = open_engine(plan)
+    session = engine.session(1)
+    engine.close()
+    engine.close()
+    with pytest.raises(ValueError, match="closed"):
+        session.enqueue()
+    with pytest.raises(ValueError, match="closed"):
+        engine.session(1)
 
-        from generator.plan.header import read_header
 
-        assert str(read_header(plan).version).startswith(".".join(trt.__version__.split(".")[:3]))
+def test_the_header_of_a_real_plan(plan: Path) -> None:
+    import tensorrt as trt
 
-    def test_a_damaged_plan_is_refused_in_words(self, plan: Path, tmp_path: Path) -> None:
-        path = tmp_path / "model.plan"
-        path.write_bytes(plan.read_bytes()[:64] + b"\xff" * 200)
-        with pytest.raises(PlanError) as caught:
-            open_engine(path)
-        assert caught.value.hint
+    from generator.plan.header import read_header
+
+    assert str(read_header(plan).version).startswith(".".join(trt.__version__.split(".")[:3]))
+
+
+def test_a_damaged_plan_is_refused_in_words(plan: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.plan"
+    path.write_bytes(plan.read_bytes()[:64] + b"\xff" * 200)
+    with pytest.raises(PlanError) as caught:
+        open_engine(path)
+    assert caught.value.hint

@@ -22,6 +22,7 @@ from generator.cli import main
 from generator.demo.draw import LABELS, draw_set
 from generator.errors import ExportError, SourceError, VerificationError
 from generator.events import ignore
+from generator.export.folder import export_folder
 from generator.head import Head, choose_head, guess_head, read_head
 from generator.onnx_model import load_proto, open_onnx
 from generator.pipeline import BuildOptions, build_repository
@@ -420,7 +421,8 @@ def test_an_unchanged_rebuild_needs_no_session(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [
-        ({}, "proved", "30 images"),
+        ({}, "proved", "the best of the usual others"),
+        ({"exported": True}, "proved", "with channels in BGR order, other means and stds not tried"),
         ({"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}, "failed", "with ImageNet's mean and std"),
         ({"labels": "shuffled"}, "not proved", "is not clearly above"),
     ],
@@ -434,9 +436,12 @@ def test_labelled_images_decide_on_a_given_recipe(
         (images / names[drawn.label]).mkdir(parents=True, exist_ok=True)
         (images / names[drawn.label] / f"{drawn.name}.jpg").write_bytes(drawn.jpeg)
     assert not isinstance(spec.recipe, str)
-    recipe = spec.recipe.model_copy(update={key: value for key, value in change.items() if key != "labels"})
-    root = tmp_path / "model_repository"
-    build_repository(spec.model_copy(update={"recipe": recipe}), root, BuildOptions(verify=False))
+    recipe = spec.recipe.model_copy(update={key: value for key, value in change.items() if key in ("mean", "std")})
+    spec, root = spec.model_copy(update={"recipe": recipe}), tmp_path / "model_repository"
+    if "exported" in change:
+        export_folder(spec.model_copy(update={"target": "onnxruntime"}), tmp_path / "export")
+        spec = make_spec([str(tmp_path / "export/model.onnx")], name="own")[0]
+    build_repository(spec, root, BuildOptions(verify=False))
     record = read_record(root, "own")
     assert record is not None
     assert "as given, not proved" in record.assumed["recipe"]

@@ -846,12 +846,13 @@ def test_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert analyzer.check_analyzer(path)
 
 
-@pytest.mark.server
 def test_export_leaves_a_folder_of_others_as_it_is(
-    built_demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "server").mkdir()
-    (tmp_path / "server/mine.txt").write_text("mine")
-    assert main(["perf", "--export", str(tmp_path), "-r", str(built_demo)]) == 1
+    root, folder = build_tiny_repository(tmp_path / "repository"), tmp_path / "export"
+    monkeypatch.setenv("PERF_ANALYZER", str(make_program(tmp_path, ANSWER_VERSION)))
+    (folder / "server").mkdir(parents=True)
+    (folder / "server/mine.txt").write_text("mine")
+    assert main(["perf", "--export", str(folder), "-r", str(root)]) == 1
     assert "is no export of trtgen perf: it is left as it is" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.rglob("*")] == ["server", "mine.txt"]
+    assert [path.name for path in folder.rglob("*")] == ["server", "mine.txt"]

@@ -83,7 +83,7 @@ def test_aliases_that_stand_for_millions_of_values_are_refused_before_they_are_a
     nine = "".join(f"x{n + 1}: &x{n + 1} [{', '.join([f'*x{n}'] * 9)}]\n" for n in range(8))
     started = time.monotonic()
     (problem,) = problems_of(tmp_path, f"x0: &x0 {['x'] * 9}\n{nine}models: [{{name: *x8}}]\n")
-    assert "its aliases stand for 926,177,118 values, at most 100,000 are read" in problem
+    assert "its aliases stand for more than 100,000 values" in problem
     merges = "".join(f"m{n + 1}: &m{n + 1} {{<<: [{', '.join([f'*m{n}'] * 9)}]}}\n" for n in range(8))
     (problem,) = problems_of(tmp_path, f"m0: &m0 {{seed: 1}}\n{merges}models: [{{<<: *m8, name: a}}]\n")
     assert "its aliases stand for" in problem

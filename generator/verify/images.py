@@ -40,19 +40,17 @@ def photographs() -> ImageSet:
 
 
 def extreme_images() -> ImageSet:
-    """Return a black, a white and a noise image: what divides by zero or overflows does it there."""
-    import numpy as np
+    """Return a black, a white and a noise image as files."""
     from PIL import Image
 
-    shape = (256, 256, 3)
-    noise = np.random.default_rng(_DRAWN_SEED).integers(0, 256, shape, dtype=np.uint8)
-    pixels = {"black.png": np.zeros(shape, np.uint8), "white.png": np.full(shape, 255, np.uint8), "noise.png": noise}
+    from generator.export.dynamic_batch import extreme_pixels
+
     files = []
-    for values in pixels.values():
+    for values in extreme_pixels((256, 256, 3)):
         with io.BytesIO() as stream:
             Image.fromarray(values).save(stream, "png")
             files.append(stream.getvalue())
-    return ImageSet(names=tuple(pixels), files=tuple(files))
+    return ImageSet(names=("black.png", "white.png", "noise.png"), files=tuple(files))
 
 
 def default_images() -> ImageSet:
@@ -100,7 +98,7 @@ def read_labelled(folder: Path, labels: tuple[str, ...]) -> LabelledImages:
     """Read a folder with one folder per class, named like a label or like its index.
 
     Raises:
-        VerificationError: A folder is named like no class.
+        VerificationError: A folder is named like no class, or like several.
     """
     names, files, classes = [], [], []
     folders = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
@@ -108,6 +106,9 @@ def read_labelled(folder: Path, labels: tuple[str, ...]) -> LabelledImages:
         msg = f"{folder} holds no folders, one per class was expected"
         raise VerificationError(msg, hint="name them like the labels, or like their indices")
     for entry in folders:
+        if labels.count(entry.name) > 1:
+            msg = f"{entry}: several classes have this name"
+            raise VerificationError(msg, hint="name its folders like the indices of the classes")
         if entry.name in labels:
             index = labels.index(entry.name)
         elif entry.name.isdecimal() and int(entry.name) < len(labels):

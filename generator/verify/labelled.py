@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from generator.onnx_model import read_onnx, run_graph
 from generator.pixels import prepare_without_torch
 from generator.recipe import IMAGENET, RecipeSpec
 from generator.spec import ModelSpec
@@ -46,10 +47,7 @@ def measure_accuracies(
     import numpy as np
 
     truth = np.array(labelled.classes)
-    if record.spec["source"] == "export":  # this host may have no torch
-        pixels = prepare_without_torch(subject.recipe, labelled.images.files, labelled.images.names)
-    else:
-        pixels = prepare(subject.recipe, labelled.images.files)
+    pixels = _prepare(subject, record, labelled)
     answers: dict[str, Callable[[], NDArray[np.floating[Any]] | str]] = {
         "labelled source": lambda: _ask_source(subject, record, pixels),
         "labelled onnx": lambda: _run_onnx(subject, pixels),
@@ -77,14 +75,21 @@ def check_recipe(subject: Subject, record: Record, labelled: LabelledImages) -> 
     from generator.sources import load_network
 
     spec = ModelSpec.model_validate(record.spec)
+    exported = spec.source == "export"  # the recipe's mean and std are in its graph, and the source is elsewhere
+    if exported and subject.graph_precision == "bf16":
+        return stages.not_proved("recipe", stages.NO_BF16)
     truth = np.array(labelled.classes)
+    pixels = _prepare(subject, record, labelled)
 
     def count_right(recipe: Recipe, *, bgr: bool = False) -> int:
-        pixels = prepare(recipe, labelled.images.files)
-        given = RecipeSpec.model_validate(recipe.model_dump())
-        network = load_network(spec.model_copy(update={"recipe": given, "image_size": None}))
-        scores = network.run(np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels)
-        return int((first_classes(comparable(subject.head.finish(scores), subject.head.activation)) == truth).sum())
+        given = np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
+        if exported:
+            scores: NDArray[np.floating[Any]] = run_graph(read_onnx(subject.onnx), given)
+        else:
+            settings = RecipeSpec.model_validate(recipe.model_dump())
+            network = load_network(spec.model_copy(update={"recipe": settings, "image_size": None}))
+            scores = subject.head.finish(network.run(given))
+        return int((first_classes(comparable(scores, subject.head.activation)) == truth).sum())
 
     count = len(truth)
     right = count_right(subject.recipe)
@@ -95,7 +100,7 @@ def check_recipe(subject: Subject, record: Record, labelled: LabelledImages) -> 
         reason = f"{found} is not clearly above {chance:.1%}, what always naming the commonest class gets"
         return StageResult(stage="recipe", status="not proved", accuracy=accuracy, reason=reason)
     others = {"channels in BGR order": count_right(subject.recipe, bgr=True)}
-    for name, change in _USUAL_RECIPES.items():
+    for name, change in () if exported else _USUAL_RECIPES.items():
         other = subject.recipe.model_copy(update=change)
         if other != subject.recipe:
             others[name] = count_right(other)
@@ -103,8 +108,15 @@ def check_recipe(subject: Subject, record: Record, labelled: LabelledImages) -> 
     if others[best] - right >= max(3, 0.05 * count):
         reason = f"{found} as given, {others[best] / count:.1%} with {best}"
         return StageResult(stage="recipe", status="failed", accuracy=accuracy, reason=reason, cause=best)
-    measured = f"{count} images, {others[best] / count:.1%} with {best}, the best of the usual others"
+    measured = f"{count} images, {others[best] / count:.1%} with {best}, "
+    measured += "other means and stds not tried" if exported else "the best of the usual others"
     return StageResult(stage="recipe", status="proved", accuracy=accuracy, measured=measured)
+
+
+def _prepare(subject: Subject, record: Record, labelled: LabelledImages) -> NDArray[np.uint8]:
+    if record.spec["source"] == "export":  # this host may have no torch
+        return prepare_without_torch(subject.recipe, labelled.images.files, labelled.images.names)
+    return prepare(subject.recipe, labelled.images.files)
 
 
 def _ask_source(subject: Subject, record: Record, pixels: NDArray[np.uint8]) -> NDArray[np.floating[Any]] | str:
@@ -117,8 +129,6 @@ def _ask_source(subject: Subject, record: Record, pixels: NDArray[np.uint8]) -> 
 
 
 def _run_onnx(subject: Subject, pixels: NDArray[np.uint8]) -> NDArray[np.float32] | str:
-    from generator.onnx_model import read_onnx, run_graph
-
     if subject.graph_precision == "bf16":
         return stages.NO_BF16
     return run_graph(read_onnx(subject.onnx), pixels)
