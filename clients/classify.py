@@ -39,7 +39,9 @@ ENOUGH = 0.99  # classes are printed until their probabilities make up this much
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     code = 1
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # after `>&-`
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # after `>&-`
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     try:
         try:
             options = parse(arguments)

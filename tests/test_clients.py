@@ -371,6 +371,13 @@ def test_full_output_is_one_error(urls: dict[str, str], images: Path, unbuffered
         assert (run.returncode, run.stdout) == (1, "")
 
 
+def test_a_closed_output_is_like_one_that_nobody_reads(urls: dict[str, str], images: Path) -> None:
+    script = 'exec "$@" >&-'
+    command = ["/bin/sh", "-c", script, "sh", *make_command(images, "--url", urls["grpc"])]
+    run = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 def test_empty_folder_needs_no_server(tmp_path: Path) -> None:
     _, error = classify(tmp_path, code=1)
     assert error.startswith(f"error: {tmp_path}: no image in this folder\nhint: looked for .bmp .gif .jpeg .jpg")

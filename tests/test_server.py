@@ -25,7 +25,8 @@ from tritonclient import grpc
 from tritonclient import http as http_client
 
 from generator.cli import main
-from generator.errors import MissingDependencyError, ServerError
+from generator.errors import MissingDependencyError, PerfError, ServerError
+from generator.perf.served import read_models
 from generator.server import embedded, stubs, supervisor, wheel
 from generator.server.embedded import EmbeddedServer, ModelState, check_embedded
 from generator.server.launch import OWNER_HEADER
@@ -586,9 +587,17 @@ def test_explicit_control_is_for_who_has_the_secret(unlocked: bool, own: Path) -
         assert "double  1  READY" in text
         secret = text.partition(f"{OWNER_HEADER}: ")[2].partition("\n")[0]
         assert bool(secret) is not unlocked
-        for kind, url, prefix in ((grpc, "gRPC     ", "triton-grpc-protocol-"), (http_client, "HTTP     http://", "")):
+        for protocol, kind, url, prefix in (
+            ("grpc", grpc, "gRPC     ", "triton-grpc-protocol-"),
+            ("http", http_client, "HTTP     http://", ""),
+        ):
+            address = text.partition(url)[2].split()[0]
+            assert [model.name for model in read_models(protocol, address, "double")[1]] == ["double"]
+            with pytest.raises(PerfError, match="restricted" if secret else "0 ensembles, not one") as caught:
+                read_models(protocol, address, None)
+            assert "--model NAME" in str(caught.value.hint)
             headers = {f"{prefix}{OWNER_HEADER}": secret} if secret else {}
-            with kind.InferenceServerClient(text.partition(url)[2].split()[0]) as client:
+            with kind.InferenceServerClient(address) as client:
                 if secret:
                     for call in (client.load_model, client.unload_model, client.get_model_repository_index):
                         with pytest.raises(Exception, match="restricted"):

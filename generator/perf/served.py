@@ -127,8 +127,15 @@ def read_repository(root: Path, name: str | None) -> list[ServedModel]:
 
 
 def _read(ask: Callable[..., Any], url: str, name: str | None) -> tuple[Server, list[ServedModel]]:
+    from tritonclient.utils import InferenceServerException
+
     about = ask("get_server_metadata")
-    index = ask("get_model_repository_index")
+    try:
+        index = ask("get_model_repository_index")
+    except InferenceServerException as error:  # as with `trtgen serve --model-control explicit`
+        if name is None:
+            raise PerfError(f"{url} does not list its models: {error}", hint="choose with --model NAME") from error
+        index = [{"name": name, "state": "READY"}]
     entries = index.get("models", []) if isinstance(index, dict) else index
     ready = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
 
