@@ -194,6 +194,15 @@ class TestExports:
         assert "is a graph that trtgen export wrote, but export.json is missing beside it" in err
         assert "hint: copy the whole folder" in err
 
+    def test_a_spec_that_calls_it_a_graph_of_the_user(self, run: Callable[..., Any], graph: Path) -> None:
+        path = graph.with_name("spec.yaml")
+        keys = "source: onnx, labels: index, target: onnxruntime, recipe: imagenet"
+        path.write_text(f"models: [{{name: a, onnx: {graph.name}, {keys}}}]")
+        code, _, err = run("build-repo", "--spec", path, "-r", graph.parent / "repo")
+        assert code == 1
+        assert "is a graph that trtgen export wrote" in err
+        assert "hint: set source: export" in err
+
     @pytest.mark.parametrize(
         "changes",
         [

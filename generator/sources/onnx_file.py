@@ -119,6 +119,7 @@ def _check_weights(path: Path) -> None:
 
 
 def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
+    from generator.export.exported import is_export
     from generator.export.names import INPUT_NAME
 
     layout, size = image_axes(model)
@@ -133,6 +134,9 @@ def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
         if model.input.data_type.numpy not in ("float32", "float16"):
             found = model.input.data_type.numpy
             if found == "uint8" and model.input.name == INPUT_NAME:
+                if is_export(model.path):
+                    msg = f"{model.path} is a graph that trtgen export wrote, the spec calls it a user's own"
+                    raise SourceError(msg, hint="set source: export")
                 msg = f"{model.path} is a graph that trtgen export wrote, but export.json is missing beside it"
                 hint = "copy the whole folder; where the graph is your own, set raw: true in a spec (--spec)"
                 raise SourceError(msg, hint=hint)
