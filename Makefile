@@ -9,6 +9,8 @@ INSTALLED := $(VENV)/.trtgen-installed
 BIN := $(VENV)/bin
 REPOSITORY ?= model_repository
 IMAGE ?= clients/samples/star.jpg
+# The tests of a GPU fill its memory, so there one after the other.
+WORKERS ?= $(if $(wildcard /dev/nvidia0),0,2)
 
 .PHONY: demo test lint install perf-analyzer clean
 
@@ -17,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/trtgen serve --repository $(REPOSITORY) -- $(BIN)/python clients/classify.py $(IMAGE)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

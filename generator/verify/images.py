@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ def extreme_images() -> ImageSet:
     return ImageSet(names=("black.png", "white.png", "noise.png"), files=tuple(files))
 
 
+@functools.cache
 def default_images() -> ImageSet:
     """Return the drawn set, the extremes and the photographs: the same on every machine with the same Pillow."""
     from generator.demo.draw import draw_set
