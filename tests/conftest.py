@@ -12,7 +12,7 @@ import pytest
 from generator.pipeline import BuildOptions, build_repository
 from generator.spec_file import make_spec
 
-# A shell lets what it starts in the background ignore Ctrl-C, nohup a hang-up, and every child of ours would inherit that.
+# A shell lets what it starts in the background ignore Ctrl-C, and nohup a hang-up; children of ours would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
