@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from generator.errors import ServerError
+from generator.gate.reference import load_reference
+from generator.gate.served import ServedModel
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import Layout, journal, publish, read_record, recover
 from generator.repository.publish import hash_tree
 from generator.server.embedded import EmbeddedServer
-from generator.spec_file import make_spec
-from generator.verify.reference import load_reference
-from generator.verify.served import ServedModel
+from generator.spec.file import make_spec
 from tests.tiny_onnx import write_tiny_onnx
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
 
 NAME = "tiny"
 RECIPE = {"resize": 36, "crop": 32, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.25] * 3}

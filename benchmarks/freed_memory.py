@@ -26,10 +26,10 @@ from benchmarks.gpu_serving import measure_barely, perf
 from benchmarks.machine import describe_machine
 from benchmarks.preprocess import load_step, make_jpegs
 from generator.pipeline import BuildOptions, build_repository
-from generator.recipe import IMAGENET
 from generator.server.embedded import EmbeddedServer
-from generator.spec import usable_cores
-from generator.spec_file import make_spec
+from generator.spec.file import make_spec
+from generator.spec.model import usable_cores
+from generator.spec.recipe import IMAGENET
 
 SIZES = ((500, 375), (1280, 960), (2048, 1536), (4000, 3000))
 SERVED = (500, 375)

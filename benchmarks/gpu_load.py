@@ -22,19 +22,19 @@ from benchmarks.load import Load, Question, Tally, likeness, make_bad_questions,
 from benchmarks.machine import measure_pss
 from generator.demo.draw import draw_set
 from generator.errors import ServerError
-from generator.gpu.memory import free_memory
-from generator.pixels import prepare_without_torch
-from generator.recipe import Recipe
+from generator.gate.compare import plan_limit
+from generator.images.served import prepare_without_torch
 from generator.repository import read_record
+from generator.runtime.gpu.memory import free_memory
 from generator.server.embedded import EmbeddedServer
 from generator.server.stubs import find_stubs
-from generator.verify.compare import plan_limit
+from generator.spec.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from generator.plan.engine import Engine
+    from generator.runtime.engine import Engine
 
 MODEL = "resnet50_fp16"
 # What the gate asks of an FP16 plan: its kernels for other batch sizes round otherwise.

@@ -31,16 +31,16 @@ from benchmarks.gpu import plan_of
 from benchmarks.gpu_load import MODEL, find_faults, harm, soak, with_instances
 from benchmarks.gpu_targets import describe, of_serving
 from benchmarks.preprocess import load_step, make_jpegs
-from generator.plan.engine import open_engine
-from generator.recipe import IMAGENET
+from generator.runtime.engine import open_engine
 from generator.server.embedded import EmbeddedServer
-from generator.spec import usable_cores
+from generator.spec.model import usable_cores
+from generator.spec.recipe import IMAGENET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.synchronize import Barrier
 
-    from generator.plan.engine import Engine
+    from generator.runtime.engine import Engine
 
 TREE = Path(__file__).resolve().parent.parent
 SIZE = (500, 375)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from generator.demo.draw import draw_set
-from generator.onnx_model import open_onnx
-from generator.recipe import Recipe, make_pixels
+from generator.gate.compare import comparable, compare
+from generator.graph.model import open_onnx
+from generator.images.sets import photographs
 from generator.repository import read_record
-from generator.verify.compare import comparable, compare
-from generator.verify.images import photographs
+from generator.spec.recipe import Recipe, make_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -25,10 +25,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generator.perf import served, sweep
-from generator.perf.analyzer import find_analyzer
-from generator.perf.images import collect_images, write_input
-from generator.perf.report import Measurement, find_spread
+from generator.measure.perf import served, sweep
+from generator.measure.perf.analyzer import find_analyzer
+from generator.measure.perf.images import collect_images, write_input
+from generator.measure.perf.report import Measurement, find_spread
 from generator.server import endpoint
 from generator.server.embedded import EmbeddedServer
 from generator.server.launch import assemble_backends, assemble_python, make_environment

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.machine import describe_machine
-from generator.recipe import IMAGENET
-from generator.render import template_root
-from generator.verify.images import photographs
+from generator.images.sets import photographs
+from generator.spec.recipe import IMAGENET
+from generator.triton.render import template_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.machine import describe_machine, measure_pss
 from generator.demo.draw import draw_set
-from generator.verify.images import photographs
+from generator.images.sets import photographs
 
 _GIB, _MB = 2**30, 1_000_000
 _DRAWN, _DRAWN_SEED = 6, 11  # eight images with the photographs: enough to see that a model fails

@@ -27,7 +27,7 @@ from benchmarks.load import Load, Tally, make_bad_questions, make_questions, mix
 from benchmarks.machine import describe_machine
 from generator.pipeline import BuildOptions, build_repository
 from generator.server.embedded import EmbeddedServer
-from generator.spec_file import make_spec
+from generator.spec.file import make_spec
 
 PHASES = 10
 BAD_SHARE = 0.01

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.events import Doing, Done, OnEvent
-from generator.onnx_model import OnnxModel, read_onnx
+from generator.graph.model import OnnxModel, read_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from generator.head import Head
     from generator.plan.passport import Passport
-    from generator.recipe import Recipe
     from generator.sources import Network
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
+    from generator.spec.recipe import Recipe
+    from generator.tasks.head import Head
 
 __all__ = ["Artifact", "add_plan", "export_artifact", "take_export"]
 
@@ -64,11 +64,11 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
         ExportError: It does not become the graph that is asked for.
         VerificationError: `images` cannot be used, or the source's answers cannot.
     """
-    from generator.export import make_graph
-    from generator.export.exported import REFERENCE_FILE
+    from generator.gate import default_images, make_reference, read_images
+    from generator.gate.reference import save_reference
+    from generator.graph.export import make_graph
+    from generator.repository.exported import REFERENCE_FILE
     from generator.sources import load_network
-    from generator.verify import default_images, make_reference, read_images
-    from generator.verify.reference import save_reference
 
     chosen = read_images(images) if images else default_images()  # first: it is soon said what is wrong with them
     start = time.monotonic()
@@ -101,7 +101,7 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
 
 def _list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str]:
     """Say what nobody can prove here: the activation behind logits, a recipe that did not come with the weights."""
-    from generator.recipe import RecipeSpec
+    from generator.spec.recipe import RecipeSpec
 
     assumed = {}
     if spec.activation == "auto" and head.output == "logits" and network.activation is None:
@@ -129,14 +129,14 @@ def _export_graph(
     on_event: OnEvent,
 ) -> tuple[OnnxModel, Head, tuple[str, ...], tuple[str, ...]]:
     """Write the graph; return it, its head, what the user should know, and the names of the nodes that `keep` fits."""
-    from generator.export import MODEL_FILE, export_onnx
+    from generator.graph.export import MODEL_FILE, export_onnx
 
     doing = partial(Doing, step=f"exporting {spec.name}")
     on_event(doing(part="head and batches"))
     if _is_plain(spec) and not spec.keep:
         return *export_onnx(spec, network, proto, scores, folder), (), ()
-    from generator.precision import convert_graph
-    from generator.precision.calibration import read_calibration
+    from generator.graph.precision import convert_graph
+    from generator.graph.precision.calibration import read_calibration
 
     folder.mkdir(parents=True, exist_ok=True)
     notes: list[str] = []
@@ -165,7 +165,7 @@ def _export_graph(
 def _is_plain(spec: ModelSpec) -> bool:
     if not spec.is_tensorrt:
         return True
-    from generator.precision import graph_precision
+    from generator.graph.precision import graph_precision
 
     return graph_precision(spec.target, spec.precision) == "fp32"
 
@@ -176,9 +176,9 @@ def take_export(spec: ModelSpec, folder: Path) -> Artifact:
     Raises:
         SourceError: The export is incomplete or was changed.
     """
-    from generator.export.exported import REFERENCE_FILE, read_export
-    from generator.head import read_head
-    from generator.recipe import Recipe
+    from generator.repository.exported import REFERENCE_FILE, read_export
+    from generator.spec.recipe import Recipe
+    from generator.tasks.head import read_head
 
     assert spec.onnx is not None, "the spec's own rules see to it"
     record = read_export(spec.onnx)

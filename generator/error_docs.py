@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator import errors
-from generator.export import names as export_names
+from generator.graph import names as export_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from generator.errors import DeviceError, MissingDependencyError, PlanError, SpecError
 from generator.plan.library import how_to_install, installed_version
-from generator.spec import name_from_file
+from generator.spec.model import name_from_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
 
 __all__ = ["Asked", "Choice", "check_target", "choose_target"]
 
@@ -65,7 +65,7 @@ def choose_target(spec: ModelSpec, asked: Asked | None = None) -> Choice:
 
 def _choice_of_export(spec: ModelSpec) -> Choice:
     """An exported graph was made for a target and a precision; the spec can only agree."""
-    from generator.export.exported import read_export
+    from generator.repository.exported import read_export
 
     assert spec.onnx is not None, "the spec's own rules see to it"
     record = read_export(spec.onnx)
@@ -103,7 +103,7 @@ def check_target(spec: ModelSpec, asked: Asked | None = None) -> None:
         PlanError: Another TensorRT than the target's.
         DeviceError: No GPU.
     """
-    from generator.gpu.device import find_gpu
+    from generator.runtime.gpu.device import find_gpu
 
     if not spec.is_tensorrt:
         return
@@ -124,7 +124,7 @@ def check_target(spec: ModelSpec, asked: Asked | None = None) -> None:
 
 
 def _target_of_this_host() -> tuple[str, str]:
-    from generator.gpu.device import find_gpu, why_no_gpu
+    from generator.runtime.gpu.device import find_gpu, why_no_gpu
 
     installed = installed_version()
     if installed is None:

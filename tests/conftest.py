@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from generator.pipeline import BuildOptions, build_repository
-from generator.spec_file import make_spec
+from generator.spec.file import make_spec
 
 # A shell lets what it starts in the background ignore Ctrl-C, and nohup a hang-up; children of ours would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

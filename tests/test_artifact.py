@@ -10,11 +10,11 @@ import pytest
 
 from generator.artifact import Artifact, add_plan
 from generator.events import Doing, Done
-from generator.head import Head
-from generator.onnx_model import read_onnx
+from generator.graph.model import read_onnx
 from generator.plan import build
-from generator.recipe import IMAGENET
-from generator.spec_file import make_spec
+from generator.spec.file import make_spec
+from generator.spec.recipe import IMAGENET
+from generator.tasks.head import Head
 from tests.tiny_onnx import write_tiny_onnx
 
 HEAD = Head(output="logits", activation="softmax")

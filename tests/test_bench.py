@@ -21,16 +21,16 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from generator.bench import plot, report
-from generator.bench.contender import Contender, count_weights, make_contenders
-from generator.bench.measure import Schedule, count_input_sets, run_bench
-from generator.bench.process import RunnerError, RunnerProcess, runner_command, runner_environment
-from generator.bench.result import Agreement, BenchResult, Energy, Measured, Round
-from generator.bench.runners import loop
 from generator.cli import app, main
 from generator.cli.bench import bench
 from generator.errors import PerfError
-from generator.onnx_model import read_onnx
+from generator.graph.model import read_onnx
+from generator.measure.bench import plot, report
+from generator.measure.bench.contender import Contender, count_weights, make_contenders
+from generator.measure.bench.measure import Schedule, count_input_sets, run_bench
+from generator.measure.bench.process import RunnerError, RunnerProcess, runner_command, runner_environment
+from generator.measure.bench.result import Agreement, BenchResult, Energy, Measured, Round
+from generator.measure.bench.runners import loop
 from tests.tiny_onnx import write_tiny_onnx
 
 if "bench" not in {command.name for command in app.registered_commands}:
@@ -125,7 +125,7 @@ def test_torch_with_the_graphs_weights_agrees(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     from generator.sources import load_network
-    from generator.spec_file import make_spec
+    from generator.spec.file import make_spec
     from tests.tiny_onnx import export_graph
 
     spec = make_spec(["squeezenet1_1"], weights="random", image_size=48, target="tensorrt-8.6")[0]  # quickly exported
@@ -264,7 +264,7 @@ def test_weights_are_counted_in_every_form(tmp_path: Path) -> None:
 def test_a_graph_may_hold_a_few_numbers_more_or_less(factor: float, refused: bool) -> None:
     import torch
 
-    from generator.bench.runners import torch_runner
+    from generator.measure.bench.runners import torch_runner
 
     network = torch.nn.Module()
     network.body, network.aux1 = torch.nn.Linear(99, 10), torch.nn.Linear(99, 100)  # 1000 numbers, and a head to train

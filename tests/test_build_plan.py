@@ -25,18 +25,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from generator.cli.build_plan import read_profiles
 from generator.errors import DeviceError, MissingDependencyError, PlanError
-from generator.gpu.device import Gpu, find_gpu, why_no_gpu
-from generator.onnx_model import hash_bytes, read_onnx
+from generator.graph.model import hash_bytes, read_onnx
 from generator.plan import build
 from generator.plan.adapter import Adapter, PlanTensor, open_adapter
 from generator.plan.hints import explain
 from generator.plan.library import TensorRTVersion, installed_version, open_log
-from generator.plan.options import BatchProfile, PlanOptions
 from generator.plan.passport import read_passport
 from generator.plan.profiles import make_profiles
 from generator.plan.progress import Progress, run_watched
 from generator.plan.timing_cache import CacheKey, TimingCache, cache_folder
+from generator.runtime.gpu.device import Gpu, find_gpu, why_no_gpu
 from generator.signals import ending_signals
+from generator.spec.plan import BatchProfile, PlanOptions
 from tests.tiny_onnx import write_tiny_onnx
 
 GPU = Gpu(

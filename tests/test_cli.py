@@ -20,7 +20,7 @@ from generator import __version__
 from generator.cli import _COMMANDS as COMMANDS
 from generator.cli import app, main
 from generator.cli.options import complete_models
-from generator.spec_file import make_spec
+from generator.spec.file import make_spec
 from tests.tiny_onnx import write_tiny_onnx
 
 

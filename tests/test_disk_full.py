@@ -15,8 +15,8 @@ from generator.errors import RepositoryError
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import journal, recover
 from generator.repository.publish import hash_tree
-from generator.spec import ModelSpec
-from generator.spec_file import make_spec
+from generator.spec.file import make_spec
+from generator.spec.model import ModelSpec
 from tests.tiny_onnx import write_tiny_onnx
 
 QUICK = BuildOptions(verify=False)

@@ -13,14 +13,14 @@ from pydantic import BaseModel, Field
 
 from generator.cli import app
 from generator.errors import SpecError
-from generator.export.dynamic_batch import ROW_TOLERANCE
-from generator.recipe import RecipeSpec
-from generator.spec import Batch, Instances, ModelSpec
-from generator.spec_docs import RULES, render_page
-from generator.spec_file import load_spec
-from generator.verify.compare import LIMITS, ensemble_limit
-from generator.verify.gate import SERVED_STAGES
-from generator.verify.stages import _SERVED_TOLERANCE
+from generator.gate.compare import LIMITS, ensemble_limit
+from generator.gate.run import SERVED_STAGES
+from generator.gate.stages import _SERVED_TOLERANCE
+from generator.graph.batches import ROW_TOLERANCE
+from generator.spec.docs import RULES, render_page
+from generator.spec.file import load_spec
+from generator.spec.model import Batch, Instances, ModelSpec
+from generator.spec.recipe import RecipeSpec
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -118,7 +118,7 @@ def test_every_command_and_option_named_exists(page: Path) -> None:
 
 
 def test_the_page_of_fields_is_what_is_generated() -> None:
-    assert (ROOT / "docs" / "spec.md").read_text() == render_page(), "python -m generator.spec_docs > docs/spec.md"
+    assert (ROOT / "docs" / "spec.md").read_text() == render_page(), "python -m generator.spec.docs > docs/spec.md"
 
 
 @pytest.mark.parametrize("model", [ModelSpec, Batch, Instances, RecipeSpec])
@@ -154,7 +154,7 @@ def test_a_field_without_words_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
         size: Annotated[bytes, Field(description="Bytes.")]
 
     for model, error, message in ((Undescribed, ValueError, "no description"), (Unknown, TypeError, "no words")):
-        monkeypatch.setattr("generator.spec_docs._SECTIONS", ((model, "", ""),))
+        monkeypatch.setattr("generator.spec.docs._SECTIONS", ((model, "", ""),))
         with pytest.raises(error, match=message):
             render_page()
 

@@ -17,20 +17,20 @@ from typer.testing import CliRunner
 
 from generator.cli.classify_plan import classify_plan
 from generator.demo.draw import draw_set
-from generator.dtypes import from_onnx
 from generator.errors import DeviceError, PlanError, SourceError, TrtgenError
-from generator.gpu.device import why_no_gpu
-from generator.pixels import prepare_without_torch
+from generator.gate.reference import prepare
+from generator.images.served import prepare_without_torch
+from generator.images.sets import photographs
 from generator.plan.direct import check_meaning, find_meaning, rank, read_recipe
-from generator.plan.engine import open_engine
 from generator.plan.load_errors import explain_failure
 from generator.plan.profiles import OptimizationProfile, ShapeRange
-from generator.plan.shapes import EngineTensor, check_rows, choose_profile, describe_profiles, split_rows
-from generator.plan.tensors import data_type_of
-from generator.recipe import IMAGENET, Recipe
 from generator.repository import read_record
-from generator.verify.images import photographs
-from generator.verify.reference import prepare
+from generator.runtime.engine import open_engine
+from generator.runtime.gpu.device import why_no_gpu
+from generator.runtime.shapes import EngineTensor, check_rows, choose_profile, describe_profiles, split_rows
+from generator.runtime.tensors import data_type_of
+from generator.spec.recipe import IMAGENET, Recipe
+from generator.tensor import from_onnx
 from tests.test_passport import make
 from tests.test_plan_header import plan_bytes
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from generator.dtypes import from_onnx
 from generator.errors import PlanError
-from generator.gpu.device import why_no_gpu
-from generator.plan.engine import EngineTensor, open_engine
-from generator.plan.shapes import describe_profiles
+from generator.runtime.engine import EngineTensor, open_engine
+from generator.runtime.gpu.device import why_no_gpu
+from generator.runtime.shapes import describe_profiles
+from generator.tensor import from_onnx
 
 WITHOUT = why_no_gpu() or ("" if importlib.util.find_spec("tensorrt") else "tensorrt is not installed")
 pytestmark = pytest.mark.skipif(bool(WITHOUT), reason=f"needs a GPU and TensorRT: {WITHOUT}")
@@ -102,7 +102,7 @@ def test_a_batch_or_profile_that_it_has_not(plan_of_two: Path) -> None:
 
 
 def test_everything_is_given_back(plan: Path) -> None:
-    from generator.gpu.memory import free_memory
+    from generator.runtime.gpu.memory import free_memory
 
     def once() -> None:
         with open_engine(plan) as engine:

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from generator.errors import ExportError
-from generator.export import prove_dynamic_batch
-from generator.head import Head, guess_head
-from generator.onnx_model import open_onnx, read_onnx
-from generator.recipe import IMAGENET
+from generator.gate.compare import comparable, compare
+from generator.graph.export import prove_dynamic_batch
+from generator.graph.model import open_onnx, read_onnx
 from generator.sources import Network, load_network
 from generator.sources.network import torch_runner
-from generator.spec import ModelSpec
-from generator.spec_file import make_spec
-from generator.verify.compare import comparable, compare
+from generator.spec.file import make_spec
+from generator.spec.model import ModelSpec
+from generator.spec.recipe import IMAGENET
+from generator.tasks.head import Head, guess_head
 from tests.tiny_onnx import CLASSES, export_graph, write_tiny_onnx
 
 SMALL = IMAGENET.model_copy(update={"resize": 36, "crop": (32, 32)})
@@ -212,9 +212,9 @@ def test_the_proof_covers_the_largest_batch(tmp_path: Path) -> None:
 def test_weights_above_the_limit_of_protobuf_travel_beside_the_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import generator.export
+    import generator.graph.export
 
-    monkeypatch.setattr(generator.export, "_MAX_SINGLE_FILE_BYTES", 1000)
+    monkeypatch.setattr(generator.graph.export, "_MAX_SINGLE_FILE_BYTES", 1000)
     path = write_tiny_onnx(tmp_path / "own.onnx")
     spec = tiny_spec(path)
     network = load_network(spec)

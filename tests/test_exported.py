@@ -13,12 +13,12 @@ import onnx
 import pytest
 
 from generator.errors import DeviceError, ExportError, MissingDependencyError, PlanError, SourceError, VerificationError
-from generator.export.exported import EXPORT_FILE, read_export
-from generator.export.folder import export_folder
-from generator.onnx_model import read_onnx
+from generator.export_folder import export_folder
+from generator.graph.model import read_onnx
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record
-from generator.spec_file import load_spec, make_spec
+from generator.repository.exported import EXPORT_FILE, read_export
+from generator.spec.file import load_spec, make_spec
 from generator.target import choose_target
 from tests.tiny_onnx import write_tiny_onnx
 

@@ -15,9 +15,9 @@ from safetensors.torch import save
 
 from generator.errors import SourceError
 from generator.file_kind import name_kind
-from generator.onnx_model import read_onnx
+from generator.graph.model import read_onnx
 from generator.sources import load_network
-from generator.spec_file import make_spec
+from generator.spec.file import make_spec
 from tests.tiny_onnx import write_tiny_onnx
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 102400000\n"

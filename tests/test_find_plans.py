@@ -10,7 +10,7 @@ from generator.plan.passport import write_passport
 from generator.server.container import Container
 from generator.server.plans import find_plans
 from generator.server.ports import Ports
-from generator.spec_file import make_spec
+from generator.spec.file import make_spec
 from tests.test_model_config import rendered, with_plan
 from tests.test_passport import make as make_passport
 

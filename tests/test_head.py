@@ -22,20 +22,20 @@ from generator.cli import main
 from generator.demo.draw import LABELS, draw_set
 from generator.errors import ExportError, SourceError, VerificationError
 from generator.events import ignore
-from generator.export.folder import export_folder
-from generator.head import Head, choose_head, guess_head, read_head
-from generator.onnx_model import load_proto, open_onnx
+from generator.export_folder import export_folder
+from generator.gate import default_images, make_reference, published
+from generator.gate.labelled import check_recipe
+from generator.gate.published import verify_published
+from generator.gate.reference import find_decided, load_reference
+from generator.graph.model import load_proto, open_onnx
+from generator.images.sets import read_labelled
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
 from generator.sources import load_network
-from generator.spec import ModelSpec
-from generator.spec_file import make_spec
-from generator.verify import default_images, make_reference, published
-from generator.verify.images import read_labelled
-from generator.verify.labelled import check_recipe
-from generator.verify.published import verify_published
-from generator.verify.reference import find_decided, load_reference
+from generator.spec.file import make_spec
+from generator.spec.model import ModelSpec
+from generator.tasks.head import Head, choose_head, guess_head, read_head
 from tests.test_export import Small, module_network, pixels, tiny_spec
 from tests.tiny_onnx import export_graph, write_tiny_onnx
 
@@ -254,7 +254,7 @@ def test_a_graph_that_depends_on_more_than_its_image_is_refused(tmp_path: Path, 
 
 def test_every_row_of_the_largest_batch_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows 3 to 15 of 32 were seen in that batch only."""
-    from generator.export import dynamic_batch
+    from generator.graph import batches as dynamic_batch
 
     spec = tiny_spec(write_tiny_onnx(tmp_path / "own.onnx"), activation="none", batch={"max": 32})
     graph = export_graph(spec, load_network(spec), tmp_path / "out")
@@ -407,7 +407,7 @@ def test_an_unchanged_rebuild_needs_no_session(tmp_path: Path, monkeypatch: pyte
     def refuse(*_: object) -> None:
         raise AssertionError("onnxruntime was asked")
 
-    monkeypatch.setattr("generator.onnx_model.open_onnx", refuse)
+    monkeypatch.setattr("generator.graph.model.open_onnx", refuse)
     root, path = tmp_path / "model_repository", tmp_path / "own.onnx"
     spec = tiny_spec(path, batch={"max": 4})
     assert {change.word for change in build_repository(spec, root, BuildOptions()).changes} == {"identical"}

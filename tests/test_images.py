@@ -34,10 +34,10 @@ from tritonclient.utils import InferenceServerException
 
 from generator.demo.draw import LABELS, draw_image, draw_set
 from generator.pipeline import BuildOptions, build_repository
-from generator.recipe import IMAGENET, Recipe, make_pixels
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
-from generator.spec_file import make_spec
+from generator.spec.file import make_spec
+from generator.spec.recipe import IMAGENET, Recipe, make_pixels
 from tests.server_parts import find_processes
 from tests.test_preprocess import read, step
 

@@ -23,16 +23,16 @@ from typer.testing import CliRunner
 
 from generator.cli.inspect import inspect
 from generator.errors import PlanError, SourceError, SpecError
-from generator.inspection import Report, inspect_onnx, inspect_plan, is_plan, network, subject, to_json
-from generator.inspection.formats import data_type_of, layout_of
-from generator.inspection.graph import OnnxGraph, read_graph
-from generator.inspection.join import report_engine, report_network
-from generator.inspection.layers import read_information
-from generator.inspection.mapping import find_eliminated, map_layers, split_name
-from generator.inspection.network import Network, NetworkLayer
-from generator.inspection.page import make_page
-from generator.inspection.text import format_report
-from generator.inspection.timing import Timing, measure, summarise
+from generator.measure.inspect import Report, inspect_onnx, inspect_plan, is_plan, network, subject, to_json
+from generator.measure.inspect.formats import data_type_of, layout_of
+from generator.measure.inspect.graph import OnnxGraph, read_graph
+from generator.measure.inspect.join import report_engine, report_network
+from generator.measure.inspect.layers import read_information
+from generator.measure.inspect.mapping import find_eliminated, map_layers, split_name
+from generator.measure.inspect.network import Network, NetworkLayer
+from generator.measure.inspect.page import make_page
+from generator.measure.inspect.text import format_report
+from generator.measure.inspect.timing import Timing, measure, summarise
 from tests.tiny_onnx import write_tiny_onnx
 
 DATA = Path(__file__).parent / "data" / "inspector"
@@ -356,7 +356,7 @@ def test_nodes_without_names_are_found_by_the_parsers_names(tmp_path: Path) -> N
 def test_demo_model_goes_through_the_parser(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     from generator.sources.demo import load_demo
-    from generator.spec_file import make_spec
+    from generator.spec.file import make_spec
     from tests.tiny_onnx import export_graph
 
     spec = make_spec(["demo"], batch={"max": 2}, target="onnxruntime", precision="fp32")[0]
@@ -435,7 +435,7 @@ PLAN = b"ftrt" + bytes(12) + (64).to_bytes(8, "little") + bytes([8, 6, 0, 12]) +
 
 
 def test_plan_without_gpu_shows_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("generator.gpu.device.why_no_gpu", lambda: "there is no GPU")
+    monkeypatch.setattr("generator.runtime.gpu.device.why_no_gpu", lambda: "there is no GPU")
     (tmp_path / "model.plan").write_bytes(PLAN)
     report = inspect_plan(tmp_path / "model.plan", onnx=None, batch=None, iterations=5)
     assert report.subject == "header"
@@ -562,9 +562,9 @@ def test_engine_is_asked_filled_and_timed(tmp_path: Path, monkeypatch: pytest.Mo
         IProfiler=type("IProfiler", (), {}), LayerInformationFormat=types.SimpleNamespace(JSON="json")
     )
     engine.session = lambda _batch: session
-    monkeypatch.setattr("generator.plan.engine.open_engine", lambda _path: contextlib.nullcontext(engine))
+    monkeypatch.setattr("generator.runtime.engine.open_engine", lambda _path: contextlib.nullcontext(engine))
     gpu = types.SimpleNamespace(name="GPU", driver="580")
-    monkeypatch.setattr("generator.gpu.device.find_gpu", lambda: gpu)
+    monkeypatch.setattr("generator.runtime.gpu.device.find_gpu", lambda: gpu)
     report = subject._inspect_engine(
         tmp_path / "model.plan", graph=resnet, facts=[], notes=["first"], batch=None, iterations=3
     )
@@ -578,8 +578,8 @@ def test_engine_is_asked_filled_and_timed(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_stand_ins_have_the_names_of_the_real_ones() -> None:
-    from generator.plan.engine import Engine
-    from generator.plan.session import Session
+    from generator.runtime.engine import Engine
+    from generator.runtime.session import Session
 
     for name in ("context", "copy_in", "enqueue", "synchronize", "close"):
         assert hasattr(Session, name)

@@ -12,16 +12,16 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from generator.artifact import Artifact
-from generator.config_check import check_configs
-from generator.config_text import REFUSED, REFUSED_IN_ENSEMBLE, given_fields
-from generator.dtypes import from_onnx
 from generator.errors import ConfigError, SpecError
-from generator.head import Head
-from generator.model_config import make_model_configs, render_configs
-from generator.onnx_model import OnnxModel, OnnxTensor
+from generator.graph.model import OnnxModel, OnnxTensor
 from generator.plan.passport import Passport
-from generator.recipe import IMAGENET
-from generator.spec_file import make_spec
+from generator.spec.config_text import REFUSED, REFUSED_IN_ENSEMBLE, given_fields
+from generator.spec.file import make_spec
+from generator.spec.recipe import IMAGENET
+from generator.tasks.head import Head
+from generator.tensor import from_onnx
+from generator.triton.check import check_configs
+from generator.triton.config import make_model_configs, render_configs
 
 GRAPH = OnnxModel(
     path=Path("model.onnx"),

@@ -14,9 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generator.errors import PlanError
-from generator.gpu.device import Gpu
-from generator.onnx_model import hash_file
-from generator.plan.options import PlanOptions
+from generator.graph.model import hash_file
 from generator.plan.passport import (
     Host,
     Passport,
@@ -27,6 +25,8 @@ from generator.plan.passport import (
     read_passport,
     write_passport,
 )
+from generator.runtime.gpu.device import Gpu
+from generator.spec.plan import PlanOptions
 
 H200 = Gpu(
     index=0,

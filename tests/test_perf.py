@@ -26,8 +26,8 @@ import yaml
 
 from generator.cli import main
 from generator.errors import PerfError
-from generator.perf import analyzer, gpu, images, report, served, sweep
-from generator.perf.folder import check_folder
+from generator.measure.perf import analyzer, gpu, images, report, served, sweep
+from generator.measure.perf.folder import check_folder
 from generator.server import endpoint
 from generator.server.ports import Ports, choose_ports
 from tests.server_parts import read_settled, wait_until

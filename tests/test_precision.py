@@ -17,21 +17,21 @@ from PIL import Image
 
 from generator.demo.draw import draw_set
 from generator.errors import ExportError, MissingDependencyError
-from generator.head import Head
-from generator.onnx_model import load_proto, read_onnx
-from generator.precision import convert_graph, graph_precision, read_calibration
-from generator.precision import half as half_module
-from generator.precision.graph import GraphView, find_head, find_tail, normalise_names
-from generator.precision.observe import Histogram, observe
-from generator.precision.placement import place
-from generator.precision.scales import choose_threshold, weight_scales
-from generator.precision.types import infer_types
-from generator.recipe import Recipe
+from generator.gate import default_images, make_reference
+from generator.gate.compare import LIMITS, comparable, compare
+from generator.gate.reference import Reference, prepare
+from generator.graph.model import load_proto, read_onnx
+from generator.graph.precision import convert_graph, graph_precision, read_calibration
+from generator.graph.precision import half as half_module
+from generator.graph.precision.graph import GraphView, find_head, find_tail, normalise_names
+from generator.graph.precision.observe import Histogram, observe
+from generator.graph.precision.placement import place
+from generator.graph.precision.scales import choose_threshold, weight_scales
+from generator.graph.precision.types import infer_types
 from generator.sources import load_network
-from generator.spec_file import make_spec
-from generator.verify import default_images, make_reference
-from generator.verify.compare import LIMITS, comparable, compare
-from generator.verify.reference import Reference, prepare
+from generator.spec.file import make_spec
+from generator.spec.recipe import Recipe
+from generator.tasks.head import Head
 from tests.tiny_onnx import export_graph
 
 SIZE = 32
@@ -390,7 +390,7 @@ def test_constant_in_two_precisions(tmp_path: Path, noise: Pixels) -> None:
 def test_converter_is_imported_only_when_needed_and_missed_in_plain_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    program = "import generator.precision as p, generator.precision.half, sys; "
+    program = "import generator.graph.precision as p, generator.graph.precision.half, sys; "
     program += "sys.exit(any(name in sys.modules for name in ('onnxconverter_common', 'onnx', 'onnxruntime', 'torch')))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
     monkeypatch.setitem(sys.modules, "onnxconverter_common", None)

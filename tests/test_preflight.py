@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from generator.cli.check import check
 from generator.errors import PlanError
-from generator.onnx_model import OnnxModel, read_onnx
-from generator.plan.options import BatchProfile, PlanOptions
+from generator.graph.model import OnnxModel, read_onnx
 from generator.plan.preflight import PreflightReport, check_graph
 from generator.plan.profiles import make_profiles
 from generator.sources import load_network
-from generator.spec_file import make_spec
+from generator.spec.file import make_spec
+from generator.spec.plan import BatchProfile, PlanOptions
 from tests.test_build_plan import asymmetric, custom_domain, int32_bias, late_cast, no_kernel, unsupported
 from tests.tiny_onnx import export_graph, write_tiny_onnx
 
@@ -183,7 +183,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 def test_models_are_accepted(exported: Callable[[str], OnnxModel], tmp_path: Path, name: str, precision: str) -> None:
     model = exported(name)
     if precision != "fp32":
-        from generator.precision import convert_graph
+        from generator.graph.precision import convert_graph
 
         shape = (CALIBRATION_IMAGES, *model.input.shape[1:])
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8) if precision == "int8" else None

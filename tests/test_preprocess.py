@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 from generator.demo.draw import draw_set
-from generator.recipe import IMAGENET, Recipe, make_pixels
-from generator.render import template_root
-from generator.verify.images import photographs
+from generator.images.sets import photographs
+from generator.spec.recipe import IMAGENET, Recipe, make_pixels
+from generator.triton.render import template_root
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_the_memory_of_one_image_serves_the_next() -> None:
 import json, resource, sys
 from types import SimpleNamespace
 from benchmarks.preprocess import load_step, make_jpegs
-from generator.recipe import IMAGENET
+from generator.spec.recipe import IMAGENET
 step = load_step()
 step.pb_utils.Logger = SimpleNamespace(log_warn=print)
 config = {

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from generator.errors import PlanError
-from generator.onnx_model import OnnxModel, read_onnx
-from generator.plan.options import BatchProfile
+from generator.graph.model import OnnxModel, read_onnx
 from generator.plan.profiles import OptimizationProfile, ShapeRange, check_profiles, make_profiles
+from generator.spec.plan import BatchProfile
 from tests.tiny_onnx import write_tiny_onnx
 
 REST = (3, 32, 32)

@@ -28,15 +28,15 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from generator.artifact import Artifact
-from generator.config_check import check_configs
 from generator.demo.draw import LABELS
 from generator.errors import SpecError
-from generator.model_config import make_model_configs, render_configs
 from generator.pipeline import BuildOptions, build_repository
-from generator.recipe import IMAGENET, Recipe
 from generator.server.embedded import EmbeddedServer
-from generator.spec import ModelSpec
-from generator.spec_file import load_spec, make_spec
+from generator.spec.file import load_spec, make_spec
+from generator.spec.model import ModelSpec
+from generator.spec.recipe import IMAGENET, Recipe
+from generator.triton.check import check_configs
+from generator.triton.config import make_model_configs, render_configs
 from tests.test_images import ANSWERED, STATUS, Caller, encode, stubs
 from tests.test_model_config import GRAPH, HEAD
 from tests.test_preprocess import read, step

@@ -8,7 +8,7 @@ import torchvision
 from PIL import Image
 from pydantic import ValidationError
 
-from generator.recipe import IMAGENET, Recipe, RecipeSpec, from_transforms, make_pixels
+from generator.spec.recipe import IMAGENET, Recipe, RecipeSpec, from_transforms, make_pixels
 
 
 def photo(width: int, height: int) -> Image.Image:

@@ -24,16 +24,16 @@ from tritonclient.grpc import InferenceServerClient
 from benchmarks.crash import run_until_killed
 from generator.cli import main
 from generator.errors import RepositoryError
-from generator.fingerprint import installed_packages
-from generator.onnx_model import hash_file
+from generator.gate.published import verify_published
+from generator.graph.model import hash_file
 from generator.pipeline import BuildOptions, build_repository
-from generator.removal import remove_model
 from generator.repository import find_records, journal, read_record
+from generator.repository.fingerprint import installed_packages
 from generator.repository.publish import hash_tree
+from generator.repository.removal import remove_model
 from generator.server.embedded import EmbeddedServer
-from generator.spec import ModelSpec
-from generator.spec_file import make_spec
-from generator.verify.published import verify_published
+from generator.spec.file import make_spec
+from generator.spec.model import ModelSpec
 from tests.tiny_onnx import write_tiny_onnx
 
 QUICK = BuildOptions(verify=False)
@@ -172,7 +172,7 @@ def test_lines_that_trtgen_would_write_otherwise_now_are_not_called_published(
     config = tmp_path / "repo/tiny_preprocess/config.pbtxt"
     config.write_text(config.read_text() + "\n" * 60)
     versions = {**installed_packages(), "pillow": "99"}
-    monkeypatch.setattr("generator.staging.installed_packages", lambda: versions)
+    monkeypatch.setattr("generator.repository.stage.installed_packages", lambda: versions)
     with pytest.raises(RepositoryError) as caught:
         words(tmp_path, spec)
     lines = caught.value.message.splitlines()
@@ -646,7 +646,7 @@ def test_a_folder_that_may_not_be_searched() -> None:
 
 
 def test_a_record_can_be_built_again(tmp_path: Path) -> None:
-    from generator.spec_file import load_spec
+    from generator.spec.file import load_spec
 
     words(tmp_path, tiny(tmp_path))
     (spec,) = load_spec(tmp_path / "repo/tiny/trtgen.json")

@@ -26,7 +26,7 @@ from tritonclient import http as http_client
 
 from generator.cli import main
 from generator.errors import MissingDependencyError, PerfError, ServerError
-from generator.perf.served import read_models
+from generator.measure.perf.served import read_models
 from generator.server import embedded, stubs, supervisor, wheel
 from generator.server.embedded import EmbeddedServer, ModelState, check_embedded
 from generator.server.launch import OWNER_HEADER

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from generator.head import Head
-from generator.recipe import IMAGENET
+from generator.gate.compare import LIMITS
+from generator.gate.plan_stage import check_rows
+from generator.gate.reference import Reference, find_decided, load_reference, save_reference
+from generator.gate.stages import StageResult, judge
+from generator.gate.subject import Subject
 from generator.repository import Layout
-from generator.verify.compare import LIMITS
-from generator.verify.plan_stage import check_rows
-from generator.verify.reference import Reference, find_decided, load_reference, save_reference
-from generator.verify.stages import StageResult, judge
-from generator.verify.subject import Subject
+from generator.spec.recipe import IMAGENET
+from generator.tasks.head import Head
 
 IMAGES, CLASSES = 40, 50
 PIXELS = np.random.default_rng(0).integers(125, 132, (IMAGES, 8, 8, 3), dtype=np.uint8)

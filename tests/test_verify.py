@@ -16,14 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 from generator.cli import main
 from generator.demo.draw import LABELS, draw_set
 from generator.errors import VerificationError
-from generator.head import Activation, Head
+from generator.gate import ImageSet, default_images, make_reference
+from generator.gate.compare import LIMITS, Limit, comparable, compare, discriminates
+from generator.gate.published import verify_published
+from generator.gate.reference import Reference, load_reference, save_reference
+from generator.gate.run import GateReport
+from generator.images.sets import photographs
 from generator.repository import read_record
-from generator.verify import ImageSet, default_images, make_reference
-from generator.verify.compare import LIMITS, Limit, comparable, compare, discriminates
-from generator.verify.gate import GateReport
-from generator.verify.images import photographs
-from generator.verify.published import verify_published
-from generator.verify.reference import Reference, load_reference, save_reference
+from generator.tasks.head import Activation, Head
 
 Edit = Callable[[Path, str, str], None]
 
@@ -366,7 +366,7 @@ def test_a_gate_without_a_server_says_what_it_did_not_prove(built_demo: Path, mo
 
 def test_a_reference_is_made_by_the_source() -> None:
     from generator.sources import load_network
-    from generator.spec_file import make_spec
+    from generator.spec.file import make_spec
 
     network = load_network(make_spec(["demo"])[0])
     drawn = draw_set(10, seed=5)

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from generator.export import export_onnx, make_graph
-from generator.onnx_model import OnnxModel
+from generator.graph.export import export_onnx, make_graph
+from generator.graph.model import OnnxModel
 from generator.sources import Network
-from generator.spec import ModelSpec
+from generator.spec.model import ModelSpec
 
 CLASSES = 4
 node = helper.make_node

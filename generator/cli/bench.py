@@ -11,7 +11,7 @@ import typer
 from generator.cli.console import say
 
 if TYPE_CHECKING:
-    from generator.bench.result import BenchResult
+    from generator.measure.bench.result import BenchResult
 
 SPREAD_WORTH_A_NOTE = 0.05
 
@@ -76,13 +76,13 @@ def bench(  # noqa: PLR0917 - the command line
 
     Example: trtgen bench exported/resnet50/model.onnx --plan model.plan --batches 1,8
     """
-    from generator.bench.about import describe_run
-    from generator.bench.contender import make_contenders
-    from generator.bench.measure import Schedule, run_bench
-    from generator.bench.result import BenchResult
-    from generator.gpu.device import why_no_gpu
-    from generator.onnx_model import read_onnx
-    from generator.perf.folder import check_folder
+    from generator.graph.model import read_onnx
+    from generator.measure.bench.about import describe_run
+    from generator.measure.bench.contender import make_contenders
+    from generator.measure.bench.measure import Schedule, run_bench
+    from generator.measure.bench.result import BenchResult
+    from generator.measure.perf.folder import check_folder
+    from generator.runtime.gpu.device import why_no_gpu
 
     wanted = _parse_batches(batches)
     check_folder(output)
@@ -127,15 +127,15 @@ def bench(  # noqa: PLR0917 - the command line
 
 def _keep(result: BenchResult, output: Path) -> None:
     """Write the figures of the batches so far, for an end without a chance to do it."""
-    from generator.bench import report
+    from generator.measure.bench import report
 
     if result.usable():
         report.write_files({"bench.json": report.to_json(report.to_document(result))}, output)
 
 
 def _report(result: BenchResult, output: Path) -> None:
-    from generator.bench import plot, report
-    from generator.bench.measure import LEAST_COSINE
+    from generator.measure.bench import plot, report
+    from generator.measure.bench.measure import LEAST_COSINE
 
     print(report.format_table(result))
     files = {

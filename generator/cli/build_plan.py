@@ -14,7 +14,7 @@ from generator.cli.console import show_progress, step
 from generator.events import Doing
 
 if TYPE_CHECKING:
-    from generator.onnx_model import OnnxModel
+    from generator.graph.model import OnnxModel
     from generator.plan.profiles import OptimizationProfile
 
 TENSORRT, ELSEWHERE = "TensorRT", "Other machines"  # panels of --help
@@ -90,10 +90,10 @@ def build_plan(
 
     Example: trtgen build-plan exported/resnet50/model.onnx --profile 1,8,32
     """
-    from generator.onnx_model import read_onnx
+    from generator.graph.model import read_onnx
     from generator.plan import build
-    from generator.plan.options import PlanOptions
     from generator.plan.passport import passport_path
+    from generator.spec.plan import PlanOptions
 
     onnx = read_onnx(model)
     profiles, largest = read_profiles(onnx, profile or [], max_batch)
@@ -131,8 +131,8 @@ def read_profiles(
     """Return the profiles that the command line asks for, and the largest batch; none for a graph of fixed shape."""
     from pydantic import ValidationError
 
-    from generator.plan.options import BatchProfile
     from generator.plan.profiles import make_profiles
+    from generator.spec.plan import BatchProfile
 
     if not texts and max_batch is None and min(onnx.input.shape, default=0) >= 0:
         return (), None

@@ -35,7 +35,7 @@ from generator.errors import SpecError, TrtgenError
 
 if TYPE_CHECKING:
     from generator.pipeline import Built
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
 
 
 def build_repo(

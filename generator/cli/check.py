@@ -29,7 +29,7 @@ def check(
     Example: trtgen check exported/resnet50/model.onnx --max-batch 16
     """
     from generator.errors import SourceError
-    from generator.onnx_model import read_onnx
+    from generator.graph.model import read_onnx
     from generator.plan.preflight import check_graph
     from generator.sources.onnx_file import check_shape
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from generator.plan.direct import Score
-    from generator.recipe import Recipe
+    from generator.spec.recipe import Recipe
 
 _BATCH = 64  # images that are held in memory at once
 
@@ -48,8 +48,8 @@ def classify_plan(
     import numpy as np
 
     from generator.plan.direct import check_meaning, find_meaning, rank, read_recipe
-    from generator.plan.engine import open_engine
     from generator.plan.header import read_header
+    from generator.runtime.engine import open_engine
 
     read_header(plan)
     meaning = find_meaning(plan)
@@ -80,7 +80,7 @@ def classify_plan(
 
 def _prepare(recipe: Recipe, paths: list[Path]) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
     """Yield the pixels of each file that is an image; say what is wrong with the others."""
-    from generator.pixels import prepare_without_torch
+    from generator.images.served import prepare_without_torch
 
     for path in paths:
         try:

@@ -12,7 +12,7 @@ from generator.errors import TrtgenError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
 
 __all__ = ["end_with", "run_each"]
 

@@ -29,7 +29,7 @@ from generator.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
 
 
 def export(
@@ -76,7 +76,7 @@ def export(
     if output is not None and len(specs) > 1:
         msg = "--output names one folder, but several models are exported"
         raise typer.BadParameter(msg)
-    from generator.export.folder import export_folder
+    from generator.export_folder import export_folder
 
     def run(model: ModelSpec) -> Path:
         folder = output or Path("exported") / model.name

@@ -34,9 +34,9 @@ def inspect(
 
     Example: trtgen inspect model.plan --top 10 --html model.html
     """
-    from generator.inspection import inspect_onnx, inspect_plan, is_plan, to_json
-    from generator.inspection.page import write_page
-    from generator.inspection.text import format_report
+    from generator.measure.inspect import inspect_onnx, inspect_plan, is_plan, to_json
+    from generator.measure.inspect.page import write_page
+    from generator.measure.inspect.text import format_report
 
     if is_plan(file):
         with show_progress() as progress:

@@ -50,8 +50,8 @@ def list_models(
 
 
 def _describe(root: Path, record: Record) -> dict[str, Any]:
-    from generator.edits import find_edited
     from generator.repository import Layout
+    from generator.repository.edits import find_edited
     from generator.repository.layout import numeric_versions
 
     layout = Layout.of_record(record)

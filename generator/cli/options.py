@@ -11,7 +11,7 @@ import typer
 from generator.errors import SpecError
 
 if TYPE_CHECKING:
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
 
 __all__ = [
     "ArchitectureOption",
@@ -171,7 +171,7 @@ def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) 
     Raises:
         SpecError: Neither names nor a file, both, or an invalid spec.
     """
-    from generator.spec_file import load_spec, make_spec
+    from generator.spec.file import load_spec, make_spec
 
     given = {key: value for key, value in options.items() if value is not None}
     if "calibration" in given:

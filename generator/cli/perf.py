@@ -15,8 +15,8 @@ from generator.errors import PerfError
 from generator.events import Doing
 
 if TYPE_CHECKING:
-    from generator.perf.images import ImageSet
-    from generator.perf.sweep import Load
+    from generator.measure.perf.images import ImageSet
+    from generator.measure.perf.sweep import Load
 LOAD = "Load"  # a panel of --help
 
 
@@ -117,10 +117,10 @@ def perf(
 
     Example: trtgen perf --concurrency 1,8,32 --images photos/
     """
-    from generator.perf import analyzer, report, served, sweep
-    from generator.perf import images as image_sets
-    from generator.perf.about import describe_run
-    from generator.perf.folder import check_folder
+    from generator.measure.perf import analyzer, report, served, sweep
+    from generator.measure.perf import images as image_sets
+    from generator.measure.perf.about import describe_run
+    from generator.measure.perf.folder import check_folder
 
     if install:
         print(analyzer.install_analyzer(Path(sys.prefix)))
@@ -183,8 +183,8 @@ def perf(
 
 def _export(folder: Path, repository: Path, name: str | None, images: ImageSet, load: Load) -> None:
     """Write the files and say how they are used."""
-    from generator.perf import served
-    from generator.perf.export import write_export
+    from generator.measure.perf import served
+    from generator.measure.perf.export import write_export
     from generator.repository import name_option
     from generator.server.launch import open_repository
 

@@ -23,7 +23,7 @@ def remove(
 
     Example: trtgen remove resnet50
     """
-    from generator.removal import remove_model
+    from generator.repository.removal import remove_model
 
     for path in remove_model(repository, name, discard_edits=discard_edits):
         print(f"{'remove':9} {repository / path}")

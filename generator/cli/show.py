@@ -49,8 +49,8 @@ def show(
     """
     import yaml
 
-    from generator.config_text import given_fields
     from generator.sources import describe_source
+    from generator.spec.config_text import given_fields
     from generator.target import choose_target
 
     specs = specs_from(

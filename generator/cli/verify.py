@@ -12,7 +12,7 @@ from generator.cli.console import say, show_progress
 from generator.cli.options import RepositoryOption
 
 if TYPE_CHECKING:
-    from generator.verify import GateReport
+    from generator.gate import GateReport
 
 
 def verify(
@@ -40,7 +40,7 @@ def verify(
 
     Example: trtgen verify resnet50 --labelled validation/
     """
-    from generator.verify.published import verify_published
+    from generator.gate.published import verify_published
 
     reports = []
     with show_progress() as progress:

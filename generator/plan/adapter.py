@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from generator.plan.library import TensorRTLog
-    from generator.plan.options import PlanOptions
     from generator.plan.profiles import OptimizationProfile
     from generator.plan.progress import Progress
+    from generator.spec.plan import PlanOptions
 
 __all__ = ["TRITON_TYPES", "Adapter", "Fault", "PlanTensor", "open_adapter"]
 
@@ -128,7 +128,7 @@ class Adapter:
             yield found + " or ".join(possible), f"give --precision {possible[-1]}, or {convert}"
 
     def _option_problems(self, options: PlanOptions, opset: int) -> Iterable[tuple[str, str]]:
-        from generator.export.names import NEWEST_OPSET_OF_8
+        from generator.graph.names import NEWEST_OPSET_OF_8
 
         if self.weakly_typed and opset > NEWEST_OPSET_OF_8:
             found = f"the graph has opset {opset}; {self.name} reads {NEWEST_OPSET_OF_8} at most"
@@ -369,7 +369,7 @@ def _triton_type(data_type: Any) -> str:
 
 def _node_of(path: Path, index: int) -> tuple[str, str]:
     """Return name and operator of a node by its place, for parsers that only tell that."""
-    from generator.onnx_model import load_proto
+    from generator.graph.model import load_proto
 
     nodes = load_proto(path, weights=False).graph.node
     return (nodes[index].name, nodes[index].op_type) if index < len(nodes) else ("", "")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydantic import ValidationError
 
-    from generator.plan.shapes import EngineTensor
-    from generator.recipe import Recipe
+    from generator.runtime.shapes import EngineTensor
+    from generator.spec.recipe import Recipe
 
 __all__ = ["Meaning", "Score", "check_meaning", "find_meaning", "rank", "read_recipe"]
 
@@ -50,8 +50,8 @@ def find_meaning(plan: Path) -> Meaning:
         PlanError: The export.json cannot be read, or it or the record does not say recipe and labels.
         RepositoryError: The record cannot be read.
     """
-    from generator.recipe import Recipe
     from generator.repository import read_record
+    from generator.spec.recipe import Recipe
 
     plan = plan.absolute()
     export = plan.with_name(_EXPORT_FILE)
@@ -92,7 +92,7 @@ def read_recipe(text: str, tensor: EngineTensor) -> Recipe:
 
     from pydantic import ValidationError
 
-    from generator.recipe import IMAGENET, Recipe
+    from generator.spec.recipe import IMAGENET, Recipe
 
     if text == "imagenet":
         if len(tensor.shape) != 4 or tensor.shape[3] != 3:

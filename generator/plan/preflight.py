@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.plan.build import BuildRequest, compile_graph, detect_precision, refusal
-from generator.plan.options import PlanOptions
 from generator.plan.progress import silent
+from generator.spec.plan import PlanOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from generator.errors import PlanError
-    from generator.onnx_model import OnnxModel
+    from generator.graph.model import OnnxModel
     from generator.plan.adapter import Adapter, Fault
     from generator.plan.profiles import OptimizationProfile
 
@@ -104,7 +104,7 @@ def check_graph(
         PlanError: The profiles do not fit the graph.
         MissingDependencyError: tensorrt-rtx is not installed.
     """
-    from generator.onnx_model import load_proto
+    from generator.graph.model import load_proto
     from generator.plan.adapter import open_adapter
 
     adapter = open_adapter("tensorrt_rtx")

@@ -14,8 +14,8 @@ from generator.errors import PlanError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from generator.onnx_model import OnnxModel, OnnxTensor
-    from generator.plan.options import BatchProfile
+    from generator.graph.model import OnnxModel, OnnxTensor
+    from generator.spec.plan import BatchProfile
 
 __all__ = ["OptimizationProfile", "ShapeRange", "check_profiles", "make_profiles"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from generator.repository.record import Record
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
 
 __all__ = ["RECORD_FILE", "Layout", "name_option", "numeric_versions"]
 
@@ -38,7 +38,7 @@ class Layout:
     @classmethod
     def of_record(cls, record: Record) -> Layout:
         """Return the layout of what `record` says was published."""
-        from generator.spec import MEMBERS
+        from generator.spec.model import MEMBERS
 
         preprocess, classifier = (record.name + suffix for suffix in MEMBERS)
         return cls(ensemble=record.name, preprocess=preprocess, classifier=classifier, version=record.version)

@@ -8,8 +8,8 @@ from generator.errors import SourceError
 from generator.sources.network import Network
 
 if TYPE_CHECKING:
-    from generator.recipe import Recipe
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
+    from generator.spec.recipe import Recipe
 
 __all__ = ["Network", "describe_source", "load_network"]
 
@@ -57,8 +57,8 @@ def describe_source(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
 
 
 def _describe_export(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
-    from generator.export.exported import read_export
-    from generator.recipe import Recipe
+    from generator.repository.exported import read_export
+    from generator.spec.recipe import Recipe
 
     assert spec.onnx is not None, "the spec's own rules see to it"
     record = read_export(spec.onnx)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.recipe import Recipe
 from generator.sources.network import Network, resolve_labels, resolve_recipe, torch_runner
+from generator.spec.recipe import Recipe
 
 if TYPE_CHECKING:
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
 
 __all__ = ["describe_demo", "load_demo"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import SourceError
-from generator.recipe import IMAGENET, Recipe
+from generator.spec.recipe import IMAGENET, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from generator.head import Activation
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
+    from generator.tasks.head import Activation
 
 __all__ = ["Network", "find_last_layer", "read_labels", "resolve_labels", "resolve_recipe", "torch_runner"]
 

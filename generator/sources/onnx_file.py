@@ -1,4 +1,4 @@
-"""The user's ONNX file: checked here, wrapped by `generator.export`."""
+"""The user's ONNX file: checked here, wrapped by `generator.graph.export`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
-from generator.onnx_model import OnnxModel, broken_weights, default_opset, load_proto, open_onnx, read_onnx
-from generator.recipe import IMAGENET
+from generator.graph.model import OnnxModel, broken_weights, default_opset, load_proto, open_onnx, read_onnx
 from generator.sources.network import Network, resolve_labels, resolve_recipe
+from generator.spec.recipe import IMAGENET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from generator.recipe import Recipe
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
+    from generator.spec.recipe import Recipe
 
 __all__ = ["check_shape", "image_axes", "load_onnx_file"]
 
@@ -119,8 +119,8 @@ def _check_weights(path: Path) -> None:
 
 
 def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
-    from generator.export.exported import is_export
-    from generator.export.names import INPUT_NAME
+    from generator.graph.names import INPUT_NAME
+    from generator.repository.exported import is_export
 
     layout, size = image_axes(model)
     if spec.raw:

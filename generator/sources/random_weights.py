@@ -11,7 +11,7 @@ from generator.sources.network import find_last_layer
 if TYPE_CHECKING:
     import torch
 
-    from generator.recipe import Recipe
+    from generator.spec.recipe import Recipe
 
 __all__ = ["calibrate"]
 
@@ -37,7 +37,7 @@ def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int) -> None:
     from PIL import Image
 
     from generator.demo.draw import draw_set
-    from generator.recipe import make_pixels
+    from generator.spec.recipe import make_pixels
 
     pixels = make_pixels(recipe)
     images = np.stack([pixels(Image.open(io.BytesIO(drawn.jpeg))) for drawn in draw_set(_IMAGES, seed=_IMAGES_SEED)])

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
-from generator.recipe import Recipe, from_transforms
 from generator.sources.network import Network, find_last_layer, resolve_labels, resolve_recipe, torch_runner
+from generator.spec.recipe import Recipe, from_transforms
 from generator.spelling import near
 
 if TYPE_CHECKING:
     import torch
 
-    from generator.spec import ModelSpec
+    from generator.spec.model import ModelSpec
 
 __all__ = ["describe_torchvision", "load_torchvision"]
 

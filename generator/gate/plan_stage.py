@@ -1,0 +1,116 @@
+"""The gate's stage for a plan: run directly on the GPU, without a server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from generator.errors import DeviceError, MissingDependencyError, PlanError
+from generator.gate import causes
+from generator.gate.compare import comparable, compare
+from generator.gate.stages import StageResult, judge, not_proved
+from generator.graph.batches import batch_sizes, extreme_pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from generator.gate.compare import Limit
+    from generator.gate.reference import Reference
+    from generator.gate.subject import Subject
+
+__all__ = ["check_plan", "check_rows", "why_not_here"]
+
+STAGE = "plan"
+
+
+def check_plan(subject: Subject, reference: Reference, limit: Limit) -> tuple[StageResult, NDArray[np.float32] | None]:
+    """Run the plan on the reference's pixels; return the result and the scores, None where it could not run here.
+
+    The batches that are served are compared with the source, then those of `batch_sizes` and each profile's optimum
+    with these: other profiles have other kernels.
+    """
+    import numpy as np
+
+    from generator.runtime.engine import open_engine
+
+    plan = subject.plan
+    assert plan is not None, "only plans come here"
+    if reason := why_not_here():
+        return not_proved(STAGE, reason), None
+    try:
+        with open_engine(plan) as engine:
+            maximum = subject.max_batch_size
+            # as the server is asked, so that the same kernels answer
+            scores = np.concatenate(
+                [engine.run(reference.pixels[at : at + maximum]) for at in range(0, len(reference.pixels), maximum)]
+            )
+            result = judge(STAGE, subject, reference, scores, limit, lambda: _cause(subject))
+            if result.status == "proved":
+                optima = {profile.shapes[engine.input.name].opt[0] for profile in engine.profiles}
+                sizes = {*batch_sizes(maximum), *(min(size, maximum) for size in optima)}
+                result = check_rows(result, subject, reference, engine.run, scores, sizes=sorted(sizes), limit=limit)
+    except (PlanError, DeviceError) as error:
+        return StageResult(stage=STAGE, status="failed", reason=error.message, cause=error.hint or ""), None
+    return result, scores
+
+
+def why_not_here() -> str:
+    """Return why no plan can run on this machine, empty where one can."""
+    from generator.plan.library import import_tensorrt
+    from generator.runtime.gpu.device import why_no_gpu
+
+    if reason := why_no_gpu():
+        return reason
+    try:
+        import_tensorrt()
+    except (MissingDependencyError, PlanError) as error:
+        return error.message
+    return ""
+
+
+def check_rows(
+    result: StageResult,
+    subject: Subject,
+    reference: Reference,
+    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    scores: NDArray[np.float32],
+    *,
+    sizes: Sequence[int],
+    limit: Limit,
+) -> StageResult:
+    """Return `result` if batches of these sizes give each image what `scores` (N, classes) says, else a failure.
+
+    The images are taken backwards, so that each has other neighbours than for `scores`.
+    """
+    import numpy as np
+
+    if not all(np.isfinite(run(image[None])).all() for image in extreme_pixels(reference.pixels.shape[1:])):
+        reason = "NaN or infinity for a black, a white or a noise image"
+        return StageResult(stage=STAGE, status="failed", reason=reason, cause=causes.NAN)
+    for size in sizes:
+        rows = np.arange(size)[::-1] % len(reference.pixels)
+        answers = run(reference.pixels[rows])
+        if not np.isfinite(answers).all():
+            reason = f"NaN or infinity in a batch of {size}"
+            return StageResult(stage=STAGE, status="failed", reason=reason, cause=causes.NAN)
+        expected, actual = (comparable(one, subject.head.activation) for one in (scores[rows], answers))
+        comparison = compare(expected, actual)
+        if comparison.worst_cosine < limit.cosine:
+            reason = (
+                f"{reference.names[rows[comparison.worst_image]]} gets another answer in a batch of {size}: "
+                f"cosine {comparison.worst_cosine:.6f} (limit {limit.cosine:.5f})"
+            )
+            cause = "a layer mixes the rows of a batch, or the kernels of another profile round too much"
+            return StageResult(stage=STAGE, status="failed", reason=reason, cause=cause)
+    return result
+
+
+def _cause(subject: Subject) -> str:
+    """The graph passed with its own limit, so that only TensorRT's arithmetic is left."""
+    if subject.precision == "fp32":
+        return "TF32 rounds to 10 bits: try plan.tf32: false"
+    if subject.precision == "int8":
+        return "scales that do not fit these images: give calibration images of your own, or keep the first layers"
+    return f"{subject.precision} overflows or rounds too much: name the nodes to keep in FP32 (keep), or take fp32"

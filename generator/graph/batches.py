@@ -1,0 +1,154 @@
+"""The dynamism proof: every batch size gives each image what it gets alone."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import ExportError, SourceError
+from generator.graph.model import OnnxModel, load_proto, open_onnx
+from generator.graph.names import DYNAMIC_HINT, NAN_HINT, RANDOM_HINT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+__all__ = ["ROW_TOLERANCE", "batch_sizes", "extreme_pixels", "prove_dynamic_batch"]
+
+# Rows of one batch may differ from single runs by the order of summation only.
+ROW_TOLERANCE = 1e-4
+
+
+def batch_sizes(maximum: int) -> list[int]:
+    """Return the batches that are tried: 1, 2, 3, a middle size and the maximum."""
+    return sorted({1, 2, 3, (maximum + 1) // 2, maximum} & set(range(1, maximum + 1)))
+
+
+def extreme_pixels(shape: Sequence[int]) -> NDArray[np.uint8]:
+    """Return black, white and noise of `shape` (height, width, 3): what divides by zero or overflows does it there."""
+    import numpy as np
+
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return np.stack([np.zeros_like(noise), np.full_like(noise, 255), noise])
+
+
+def prove_dynamic_batch(
+    model: OnnxModel, *, maximum: int, pixels: NDArray[np.uint8] | None = None, tolerance: float = ROW_TOLERANCE
+) -> float:
+    """Run the batches of `batch_sizes` and compare rows with the same image alone; return the largest difference.
+
+    The images are black, white, noise and `pixels` (N, H, W, 3) or more noise, repeated as often as needed.
+
+    Raises:
+        ExportError: A batch does not run, has another number of rows, or its rows differ from the same image alone, or
+            in another order, by more than `tolerance` times the largest score (or 1); the same image is answered
+            differently twice; an answer is NaN or infinite.
+    """
+    import numpy as np
+
+    shape = [size if size > 0 else 64 for size in model.input.shape[1:]]
+    if pixels is None:
+        pixels = np.random.default_rng(1).integers(0, 256, (maximum, *shape), dtype=np.uint8)
+    images = np.concatenate([extreme_pixels(shape), pixels])
+    session = open_onnx(model.path)
+
+    def run(rows: Sequence[int]) -> NDArray[np.float32]:
+        batch = images[np.array(rows) % len(images)]
+        result = _run_batch(session, batch, model)
+        if result.shape != (len(batch), model.output.shape[1]):
+            raise _baked_in(model, len(batch), f"output {model.output.name} came out as {list(result.shape)}")
+        return result
+
+    middle = (maximum + 1) // 2
+    known = {row: run([row])[0] for row in sorted({0, 1, 2, middle, maximum - 1})}
+    if broken := [row for row, scores in known.items() if not np.isfinite(scores).all()]:
+        which = ("black", "white", "noise")[broken[0]] if broken[0] < 3 else f"number {broken[0]}"
+        msg = f"{model.path.name}: output {model.output.name} is NaN or infinite for single images (image {which})"
+        raise ExportError(msg, hint=NAN_HINT)
+    limit = tolerance * max(1.0, *(float(np.abs(scores).max()) for scores in known.values()))
+    _check_repeatable(model, max(float(np.abs(run([row])[0] - scores).max()) for row, scores in known.items()), limit)
+
+    # the two middle ones cover all rows of the maximum, each among others than there
+    halves = [range(maximum - 1, maximum - 1 - middle, -1), range(middle)]
+    orders = [[1, 0], [2, 0, 1], *halves, range(maximum)]
+    worst = 0.0
+    for rows in (list(order) for order in orders if len(order) <= maximum):
+        for position, (row, scores) in enumerate(zip(rows, run(rows), strict=True)):
+            # rows that were not seen alone are compared with the same row among others
+            difference = float(np.abs(scores - known.setdefault(row, scores)).max())
+            if not difference <= limit:
+                by = f"differs from the same image alone or in another batch by {difference:.2g}"
+                if not np.isfinite(scores).all():
+                    by = "is NaN or infinite, which the same image alone is not"
+                raise _baked_in(model, len(rows), f"row {position} {by}")
+            worst = max(worst, difference)
+    return worst
+
+
+def _check_repeatable(model: OnnxModel, difference: float, limit: float) -> None:
+    """Refuse a graph that answers one image differently twice: it would look like a batch that is baked in."""
+    if difference <= limit:
+        return
+    nodes = sorted(load_proto(model.path, weights=False).graph.node, key=lambda node: node.op_type == "Dropout")
+    named = next((f" by node {node.name or node.output[0]} ({node.op_type})" for node in nodes if _is_random(node)), "")
+    msg = (
+        f"{model.path.name}: the same image is answered differently twice{named}: the scores differ by {difference:.2g}"
+    )
+    raise ExportError(msg, hint=RANDOM_HINT)
+
+
+def _is_random(node: Any) -> bool:
+    return node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial", "Dropout")
+
+
+def _run_batch(session: Any, batch: NDArray[np.uint8], model: OnnxModel) -> NDArray[np.float32]:
+    try:
+        result: NDArray[np.float32] = session(batch)
+    except SourceError as error:
+        raise _baked_in(model, len(batch), error.message) from error
+    return result
+
+
+def _baked_in(model: OnnxModel, size: int, what: str) -> ExportError:
+    named = re.search(r"running (\w+) node\. Name:'([^']*)'", what)
+    proto = load_proto(model.path, weights=False)
+    node = _first_node_without_batch(proto)
+    if named:
+        place = f"node {named[2]} ({named[1]})" if named[2] else _nameless(proto, named[1])
+    elif node:
+        place = f"node {node.name or node.output[0]} ({node.op_type})"
+    else:
+        place = "a node that mixes the rows of a batch"
+    msg = f"{model.path.name}: the batch is baked in by {place}: with a batch of {size}, {what}"
+    return ExportError(msg, hint=DYNAMIC_HINT)
+
+
+def _nameless(model: onnx.ModelProto, operator: str) -> str:
+    """Say which node without a name ran: by its output where it is the only one of its operator."""
+    outputs = [node.output[0] for node in model.graph.node if node.op_type == operator and not node.name]
+    return f"the node of output {outputs[0]} ({operator})" if len(outputs) == 1 else f"a node {operator} without a name"
+
+
+def _first_node_without_batch(model: onnx.ModelProto) -> Any:
+    """Return the first node that takes a tensor with the batch axis first and gives one without it, or None."""
+    import onnx
+
+    probe = 7919  # a prime that no other axis has
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = probe
+    del proto.graph.value_info[:]
+    proto.graph.output[0].type.tensor_type.shape.dim[0].Clear()
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    first_axis = {
+        info.name: info.type.tensor_type.shape.dim[0].dim_value
+        for info in (*inferred.input, *inferred.value_info, *inferred.output)
+        if info.type.tensor_type.shape.dim
+    }
+    for node in model.graph.node:
+        if first_axis.get(node.input[0] if node.input else "") == probe and first_axis.get(node.output[0]) != probe:
+            return node
+    return None

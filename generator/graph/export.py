@@ -1,0 +1,110 @@
+"""ModelSpec and Network -> OnnxModel: uint8 NHWC pixels in, FP32 scores out, any batch up to the maximum.
+
+    PIXELS uint8 [batch, H, W, 3] -> cast -> transpose -> scale and shift -> network -> activation -> PROBABILITIES
+
+The cast comes first because TensorRT takes UINT8 only as a network input that is cast at once. Scale and shift are
+(x / 255 - mean) / std written as one multiplication and one addition.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import ExportError
+from generator.graph.batches import prove_dynamic_batch
+from generator.graph.model import OnnxModel, read_onnx
+from generator.tasks.head import choose_head
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    from generator.sources import Network
+    from generator.spec.model import ModelSpec
+    from generator.tasks.head import Head
+
+__all__ = ["MODEL_FILE", "export_onnx", "make_graph", "prove_dynamic_batch"]
+
+MODEL_FILE = "model.onnx"
+# protobuf refuses messages of 2 GiB; above this the weights travel in a file beside the model
+_MAX_SINGLE_FILE_BYTES = 1_900_000_000
+
+
+def make_graph(spec: ModelSpec, network: Network) -> onnx.ModelProto:
+    """Return the network's graph with pixels in front and nothing behind it.
+
+    Raises:
+        ExportError: The exporter fails, or the opset is too new for the target.
+    """
+    if network.module is not None:
+        from generator.graph.torch_module import export_module
+
+        return export_module(spec, network.module, network.recipe)
+    from generator.graph.wrap import wrap_file
+
+    assert network.onnx is not None, "a network has a module or a file"
+    return wrap_file(spec, network.onnx, network.recipe)
+
+
+def export_onnx(
+    spec: ModelSpec, network: Network, proto: onnx.ModelProto, scores: NDArray[np.float32], folder: Path
+) -> tuple[OnnxModel, Head]:
+    """Put the activation behind the graph `proto` and write it as `folder`/model.onnx; return it and its head.
+
+    It is checked, loaded in onnxruntime, and its batch is proved to be dynamic. `scores`, (N, classes), are the
+    source's own answers: together with the end of its graph and the spec they decide what is put behind it.
+
+    Raises:
+        ExportError: The graph is invalid, its batch is baked in, or the source contradicts the spec's activation.
+    """
+    from generator.graph.wrap import add_activation
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MODEL_FILE
+    head = choose_head(spec.activation, network.activation, proto, proto.graph.output[0].name, scores, name=spec.name)
+    add_activation(proto, head)
+    _strip_traces(proto)
+    _save(proto, path)
+    _check(path)
+    model = read_onnx(path)
+    prove_dynamic_batch(model, maximum=spec.batch.max)
+    return model, head
+
+
+def _strip_traces(proto: onnx.ModelProto) -> None:
+    """Take out what the exporter notes about its own run: paths of this machine, and different bytes each time."""
+    del proto.metadata_props[:]
+    proto.doc_string = ""
+    proto.graph.doc_string = ""
+    del proto.graph.metadata_props[:]
+    for node in proto.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    tensors: list[Any] = [*proto.graph.initializer, *proto.graph.value_info, *proto.graph.input, *proto.graph.output]
+    for tensor in tensors:
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+
+
+def _save(proto: onnx.ModelProto, path: Path) -> None:
+    import onnx
+
+    weight_bytes = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    if weight_bytes > _MAX_SINGLE_FILE_BYTES:
+        onnx.save(proto, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
+        path.with_name(f"{path.name}.data").chmod(0o644)  # onnx's 600 would keep the container's user out
+    else:
+        onnx.save(proto, path)
+
+
+def _check(path: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        msg = f"{path.name} is not a valid ONNX graph: {' '.join(str(error).split())}"
+        raise ExportError(msg, hint="this source cannot be served as it is; export it with another opset") from error

@@ -1,0 +1,278 @@
+"""OnnxModel: a file that the chain has looked into. Names, data types and shapes are always read back from it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import SourceError
+from generator.tensor import DataType, from_onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+__all__ = [
+    "OnnxModel",
+    "OnnxTensor",
+    "broken_weights",
+    "external_data_files",
+    "hash_file",
+    "open_onnx",
+    "read_onnx",
+    "run_graph",
+]
+
+# onnxruntime's words for an operator that it does not have.
+_UNKNOWN_OPERATOR = re.compile(r"(\S*):(\w+)\(-?\d+\) is not a registered function/op")
+# Their initializers are weights: an infinity elsewhere may be meant, as the mask before a Softmax or a bound of a Clip.
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxTensor:
+    """A graph input or output. `shape` has -1 for every axis that is not fixed; axis 0 is the batch."""
+
+    name: str
+    data_type: DataType
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxModel:
+    """An ONNX file with one input and one output, both with the batch first."""
+
+    path: Path
+    input: OnnxTensor
+    output: OnnxTensor
+    opset: int
+    node_count: int
+    sha256: str
+
+
+def read_onnx(path: Path) -> OnnxModel:
+    """Look into a file: its only input, its only output, opset, hash. Weights are not loaded.
+
+    Raises:
+        SourceError: Not ONNX, or not one input and one output.
+    """
+    model = load_proto(path, weights=False)
+    inputs = graph_inputs(model)
+    outputs = list(model.graph.output)
+    if len(inputs) != 1 or len(outputs) != 1:
+        names = f"inputs {[tensor.name for tensor in inputs]}, outputs {[tensor.name for tensor in outputs]}"
+        msg = f"{path} has {names}: one image input and one output with a score per class were expected"
+        raise SourceError(msg, hint="cut the graph to one input and one output, e.g. with onnx.utils.extract_model")
+    return OnnxModel(
+        path=path,
+        input=_tensor(inputs[0], path),
+        output=_tensor(outputs[0], path),
+        opset=default_opset(model),
+        node_count=len(model.graph.node),
+        sha256=hash_file(path),
+    )
+
+
+def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Return the parsed file, with its external data unless `weights` is false.
+
+    Raises:
+        SourceError: Absent, not ONNX, or external data missing.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        # said outright: onnx would take the name's ending for the format, and .json for text
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise SourceError(msg, hint="give the path of an ONNX file") from error
+    except DecodeError as error:
+        if _is_plan(path):
+            msg = f"{path} is a TensorRT plan, an ONNX file was expected"
+            hint = "give the graph that it was built from; trtgen inspect and classify-plan take plans"
+            raise SourceError(msg, hint=hint) from error
+        _refuse_other_kind(path)
+        msg = f"{path} is not an ONNX file: {error}"
+        raise SourceError(msg, hint="export it again; it may be cut off, or of another format") from error
+    if not model.graph.node or not model.graph.output:
+        _refuse_other_kind(path)
+        msg = f"{path} holds no graph: not an ONNX file, or an empty one"
+        raise SourceError(msg, hint="export it again; it may be cut off, or of another format")
+    missing = [name for name in external_data_files(model) if not (path.parent / name).is_file()]
+    if missing:
+        msg = f"{path} keeps weights in {', '.join(missing)}, which is not beside it"
+        raise SourceError(msg, hint=f"copy {missing[0]} into {path.parent}")
+    if weights:
+        _load_linked_data(model, path.parent)
+        onnx.load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def _load_linked_data(model: onnx.ModelProto, folder: Path) -> None:
+    """Load the weights that lie behind a symbolic link, as in Hugging Face's cache: onnx refuses these."""
+    from onnx.external_data_helper import load_external_data_for_tensor
+
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and "/" not in entry.value and (folder / entry.value).is_symlink():
+                file = (folder / entry.value).resolve()
+                entry.value = file.name
+                load_external_data_for_tensor(tensor, str(file.parent))
+                tensor.data_location = tensor.DEFAULT
+        if tensor.data_location == tensor.DEFAULT:
+            del tensor.external_data[:]
+
+
+def _is_plan(path: Path) -> bool:
+    from generator.errors import PlanError
+    from generator.plan.header import read_header
+
+    with path.open("rb") as stream:
+        if stream.read(4) in (b"ftrt", b"vtrt"):  # even one that is cut off
+            return True
+    try:
+        return read_header(path, accept=("ultralytics",)).kind == "ultralytics"
+    except PlanError:
+        return False
+
+
+def _refuse_other_kind(path: Path) -> None:
+    from generator.file_kind import name_kind
+
+    kind, hint = name_kind(path)
+    if kind:
+        msg = f"{path} is {kind}; an ONNX file was expected"
+        raise SourceError(msg, hint=hint)
+
+
+def external_data_files(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the files beside the model that hold its weights, sorted."""
+    found: set[str] = set()
+    for tensor in model.graph.initializer:
+        if tensor.data_location == tensor.EXTERNAL:
+            found.update(entry.value for entry in tensor.external_data if entry.key == "location")
+    return sorted(found)
+
+
+def broken_weights(model: onnx.ModelProto) -> list[str]:
+    """Return the initializers that hold NaN, or infinity as the weights of a layer; the weights must be loaded."""
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    weights = {name for node in model.graph.node if node.op_type in _WEIGHTED for name in node.input}
+    broken = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type in floats:
+            values = numpy_helper.to_array(tensor)
+            if np.isnan(values).any() or (tensor.name in weights and not np.isfinite(values).all()):
+                broken.append(tensor.name)
+    return broken
+
+
+def graph_inputs(model: onnx.ModelProto) -> list[Any]:
+    """Return the real inputs: old files list their weights as inputs too."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [tensor for tensor in model.graph.input if tensor.name not in weights]
+
+
+def default_opset(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operators."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def open_onnx(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """Return a function that runs the only input through the graph on the CPU and returns the only output.
+
+    Raises:
+        SourceError: onnxruntime cannot load the file, or (from the returned function) cannot run it; in its own words.
+    """
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    failures = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.InvalidArgument, state.NotImplemented,
+                state.NoSuchFile, state.RuntimeException)  # fmt: skip
+    silent = 4  # what goes wrong is raised, and need not be on stderr as well
+    options, run_options = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
+    options.log_severity_level = run_options.log_severity_level = silent
+    # Q/DQ as they stand: onnxruntime would quantize the biases of convolutions too, which TensorRT leaves in float
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except failures as error:
+        if unknown := _UNKNOWN_OPERATOR.search(str(error)):
+            domain, operator = unknown.groups()
+            node = _find_node(load_proto(path, weights=False), domain, operator)
+            msg = (
+                f"{path} has the operator {operator} of the domain {domain or 'ai.onnx'}{node}, which onnxruntime lacks"
+            )
+            raise SourceError(msg, hint="export it again with ONNX's standard operators only") from error
+        msg = f"onnxruntime cannot load {path}: {' '.join(str(error).split())}"
+        raise SourceError(msg, hint="check it with onnx.checker.check_model(path, full_check=True)") from error
+    name = session.get_inputs()[0].name
+
+    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
+        try:
+            result: NDArray[np.float32] = session.run(None, {name: batch}, run_options)[0]
+        except failures as error:
+            msg = f"onnxruntime cannot run {path.name}: {' '.join(str(error).split())}"
+            raise SourceError(msg, hint="look at the node it names; netron shows the graph") from error
+        return result
+
+    return run
+
+
+def _find_node(model: onnx.ModelProto, domain: str, operator: str) -> str:
+    """Say which is the first node of an operator, in brackets; empty where it is inside another node's graph."""
+    standard = ("", "ai.onnx")
+    for node in model.graph.node:
+        if node.op_type == operator and (node.domain == domain or {node.domain, domain} <= set(standard)):
+            return f" (node {node.name or node.output[0]})"
+    return ""
+
+
+def run_graph(model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8) -> NDArray[np.float32]:
+    """Run the graph on the CPU in batches of `batch` and return the scores of all, (N, classes)."""
+    import numpy as np
+
+    run = open_onnx(model.path)
+    parts = [run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
+    return np.concatenate(parts)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_bytes(data: bytes) -> str:
+    """Return the SHA-256 of `data`, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _tensor(info: Any, path: Path) -> OnnxTensor:
+    kind = info.type.tensor_type
+    try:
+        data_type = from_onnx(kind.elem_type)
+    except KeyError as error:
+        msg = f"{path}: tensor {info.name} has element type {kind.elem_type}, which Triton cannot carry"
+        raise SourceError(msg, hint="make it FP32, or UINT8 for raw pixels") from error
+    shape = tuple(_sizes(kind.shape.dim))
+    return OnnxTensor(name=info.name, data_type=data_type, shape=shape)
+
+
+def _sizes(dims: Iterable[Any]) -> Iterable[int]:
+    for dim in dims:
+        yield dim.dim_value if dim.HasField("dim_value") else -1

@@ -1,0 +1,122 @@
+"""What is put around a network's graph: pixels in front of the user's own, the activation behind every one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from generator.errors import ExportError
+from generator.graph.model import graph_inputs, load_proto, read_onnx
+from generator.graph.names import INPUT_NAME, NEWEST_OPSET_OF_8
+from generator.sources.onnx_file import image_axes
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+    from pathlib import Path
+
+    import onnx
+
+    from generator.spec.model import ModelSpec
+    from generator.spec.recipe import Recipe
+    from generator.tasks.head import Head
+
+__all__ = ["add_activation", "wrap_file"]
+
+_OUR_NAMES = frozenset(
+    {INPUT_NAME, "PROBABILITIES", "LOGITS", "trtgen_cast", "trtgen_nchw", "trtgen_scale", "trtgen_shift",
+     "trtgen_scaled", "trtgen_normalised", "trtgen_scores"}
+)  # fmt: skip
+
+
+def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
+    """Return the user's graph with cast, transpose and normalisation before it, as far as it takes no pixels itself.
+
+    Raises:
+        ExportError: Its opset is too new for the target.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    source = read_onnx(path)
+    if spec.target == "tensorrt-8.6" and source.opset > NEWEST_OPSET_OF_8:
+        msg = f"{path} has opset {source.opset}, TensorRT 8.6 reads {NEWEST_OPSET_OF_8} at most"
+        raise ExportError(msg, hint=f"export it with opset {NEWEST_OPSET_OF_8}, or take a newer TensorRT as the target")
+    proto = load_proto(path)
+    if spec.raw:
+        _rename_tensors(proto.graph, _OUR_NAMES - {source.input.name})
+        return proto
+    _rename_tensors(proto.graph, _OUR_NAMES)
+    graph = proto.graph
+    image = graph_inputs(proto)[0].name
+    layout, _ = image_axes(source)
+    shape = (1, 3, 1, 1) if layout == "NCHW" else (1, 1, 1, 3)
+    std, mean = np.asarray(recipe.std, np.float32), np.asarray(recipe.mean, np.float32)
+    graph.initializer.append(numpy_helper.from_array((1 / (255 * std)).reshape(shape), "trtgen_scale"))
+    graph.initializer.append(numpy_helper.from_array((-mean / std).reshape(shape), "trtgen_shift"))
+    nodes = [helper.make_node("Cast", [INPUT_NAME], ["trtgen_cast"], name="trtgen_cast", to=TensorProto.FLOAT)]
+    if layout == "NCHW":
+        nodes.append(
+            helper.make_node("Transpose", ["trtgen_cast"], ["trtgen_nchw"], name="trtgen_nchw", perm=[0, 3, 1, 2])
+        )
+    scaled_from = nodes[-1].output[0]
+    nodes.append(helper.make_node("Mul", [scaled_from, "trtgen_scale"], ["trtgen_scaled"], name="trtgen_scaled"))
+    nodes.append(helper.make_node("Add", ["trtgen_scaled", "trtgen_shift"], [image], name="trtgen_normalised"))
+    if source.input.data_type.numpy == "float16":
+        nodes[-1].output[0] = "trtgen_normalised"
+        nodes.append(
+            helper.make_node("Cast", ["trtgen_normalised"], [image], name="trtgen_half", to=TensorProto.FLOAT16)
+        )
+    for index, node in enumerate(nodes):
+        graph.node.insert(index, node)
+    kept = [tensor for tensor in graph.input if tensor.name != image]
+    pixels = helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, ["batch", *recipe.crop, 3])
+    del graph.input[:]
+    graph.input.extend([pixels, *kept])
+    return proto
+
+
+def add_activation(proto: onnx.ModelProto, head: Head) -> None:
+    """Put the activation of `head` behind the graph's only output, in FP32, under the name that clients see."""
+    from onnx import TensorProto, helper
+
+    graph = proto.graph
+    (output,) = graph.output
+    kind = output.type.tensor_type
+    if output.name == head.output_name and head.operator == "Identity" and kind.elem_type == TensorProto.FLOAT:
+        return
+    if output.name == head.output_name:  # of the exporter, or of a file that takes pixels
+        _rename_tensors(graph, frozenset({output.name}))
+    scores, dims = output.name, [dim.dim_value for dim in kind.shape.dim][1:]
+    if kind.elem_type != TensorProto.FLOAT:
+        graph.node.append(
+            helper.make_node("Cast", [scores], ["trtgen_scores"], name="trtgen_scores", to=TensorProto.FLOAT)
+        )
+        scores = "trtgen_scores"
+    last = helper.make_node(head.operator, [scores], [head.output_name], name="trtgen_activation")
+    if head.operator == "Softmax":
+        last.attribute.append(helper.make_attribute("axis", 1))
+    graph.node.append(last)
+    output.CopyFrom(helper.make_tensor_value_info(head.output_name, TensorProto.FLOAT, ["batch", *dims]))
+
+
+def _rename_tensors(graph: onnx.GraphProto, names: AbstractSet[str]) -> None:
+    """Give the tensors of the graph that have one of `names` another one."""
+    from onnx import compose
+
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+
+    def free(name: str) -> str:
+        new = f"{name}_source"
+        return free(new) if new in taken else new
+
+    # an empty prefix changes no name; only the map does, in the graphs inside nodes, too
+    compose.add_prefix_graph(
+        graph,
+        "",
+        rename_edges=False,
+        rename_inputs=False,
+        rename_outputs=False,
+        rename_initializers=False,
+        rename_value_infos=False,
+        inplace=True,
+        name_map={name: free(name) for name in names},
+    )

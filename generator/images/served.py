@@ -1,0 +1,83 @@
+"""Pixels as the served preprocessing step makes them, without a server and without torch.
+
+There is one implementation, `templates/preprocess/1/model.py`; it is loaded here as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import SourceError
+from generator.triton.render import template_root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from generator.spec.recipe import Recipe
+
+__all__ = ["prepare_without_torch"]
+
+_ONLY_IN_TRITON = "triton_python_backend_utils"
+
+
+def prepare_without_torch(
+    recipe: Recipe, files: Sequence[bytes], names: Sequence[str] | None = None
+) -> NDArray[np.uint8]:
+    """Return the pixels (N, height, width, 3) of encoded images, the same bytes that the served step answers with.
+
+    Args:
+        recipe: The model's recipe.
+        files: Encoded images.
+        names: What to call them in errors; default: image 0, image 1, ...
+
+    Raises:
+        SourceError: One is no image that the step takes; names it and says why.
+    """
+    import numpy as np
+    from PIL import Image
+
+    step = _load_step()
+    settings = step.Recipe({name: {"string_value": value} for name, value in recipe.parameters().items()})
+    pixels = np.empty((len(files), *recipe.crop, 3), np.uint8)
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None  # as in the step's own process, which has limits of its own
+    try:
+        for index, data in enumerate(files):
+            try:
+                pixels[index] = step.decode(data, settings)
+            except step.BadImageError as error:
+                name = names[index] if names is not None else f"image {index}"
+                raise SourceError(f"{name}: {error}", hint="give another image") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    return pixels
+
+
+@functools.cache
+def _load_step() -> Any:
+    from PIL import Image
+
+    path = template_root() / "preprocess" / "1" / "model.py"
+    spec = importlib.util.spec_from_file_location("trtgen_preprocess_step", path)
+    assert spec is not None
+    assert spec.loader is not None
+    step = importlib.util.module_from_spec(spec)
+    limit = Image.MAX_IMAGE_PIXELS
+    # outside Triton this module does not exist, and nothing of it is used by what is called here
+    absent = _ONLY_IN_TRITON not in sys.modules
+    if absent:
+        sys.modules[_ONLY_IN_TRITON] = ModuleType(_ONLY_IN_TRITON)
+    try:
+        spec.loader.exec_module(step)
+    finally:
+        if absent:
+            del sys.modules[_ONLY_IN_TRITON]
+        Image.MAX_IMAGE_PIXELS = limit
+    return step

@@ -1,0 +1,259 @@
+"""The schedule: every runner prepares a batch, then all of them take turns, so that what drifts drifts for all.
+
+All processes stay alive through the run; at any time at most one of them works.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import PerfError
+from generator.measure.bench.process import RunnerError, RunnerProcess, runner_command, runner_environment
+from generator.measure.bench.result import Agreement, BenchResult, Energy, Measured, Round
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from generator.measure.bench.contender import Contender
+
+__all__ = ["LEAST_COSINE", "Schedule", "count_input_sets", "run_bench"]
+
+# The last-level cache of an H200 has 60 MB, most others less: inputs together are larger than twice that if they may.
+_CACHE_BYTES = 64 * 2**20
+_INPUT_SETS = (2, 8)
+# A runner too slow for the least number of iterations stops after so many times the time that a round should take.
+_PATIENCE = 4
+# Rows of the answer that are compared, and how many deaths until a runner is not started again.
+_ROWS = 8
+_DEATHS = 2
+# The loosest limit of the gate, that of int8; below it two runners hardly run the same network.
+LEAST_COSINE = 0.97
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """What is measured how long. A round is `seconds` or `iterations`, whichever takes longer, at most 4 x `seconds`.
+
+    `energy_s` is the length of each round's energy window, 0 for none; `timeout_s` the longest wait for one answer.
+    """
+
+    batches: tuple[int, ...] = (1, 8, 32, 64, 128)
+    rounds: int = 5
+    seconds: float = 0.5
+    iterations: int = 20
+    warm_s: float = 0.5
+    energy_s: float = 1.0
+    timeout_s: float = 180.0
+    seed: int = 0
+
+
+class _Lane:
+    """A contender and its process, which is started when it is needed, and again after an end of its own."""
+
+    def __init__(self, contender: Contender, timeout_s: float) -> None:
+        self.contender = contender
+        self.about: dict[str, Any] = {}
+        self.clock = ""
+        self._timeout_s = timeout_s
+        self._process: RunnerProcess | None = None
+        self._deaths = 0
+        self._last_words = ""
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Pass a request on; RunnerError where it fails."""
+        if self._process is None:
+            self.start()
+        assert self._process is not None
+        try:
+            return self._process.ask(do, **arguments)
+        except RunnerError as error:
+            if not error.alive:
+                self._bury(error)
+            raise
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    def close(self, *, patience_s: float) -> None:
+        if self._process is not None:
+            self._process.stop(patience_s=patience_s)
+            self._process = None
+
+    def start(self) -> None:
+        """Start the process and let it load what it runs; RunnerError where that fails."""
+        if self._deaths >= _DEATHS:
+            raise RunnerError(f"not started again: {self._last_words}", alive=False)
+        python = self.contender.python
+        command, environment = runner_command(self.contender.kind, python), runner_environment(python)
+        try:
+            self._process = RunnerProcess(command, environment, timeout_s=self._timeout_s)
+            answer = self._process.ask("start", settings=self.contender.settings)
+        except RunnerError as error:  # a runner that does not start is of no use, even if its process lives
+            self._bury(error)
+            raise
+        self.about, self.clock = answer["about"], answer["clock"]
+
+    def _bury(self, error: RunnerError) -> None:
+        self.close(patience_s=0)
+        self._deaths += 1
+        self._last_words = error.message
+
+
+def count_input_sets(bytes_of_one: int) -> int:
+    """Return how many sets of inputs are rotated: together twice the cache where 8 suffice for that, at least 2."""
+    least, most = _INPUT_SETS
+    return max(least, min(most, -(-2 * _CACHE_BYTES // bytes_of_one)))
+
+
+def run_bench(
+    contenders: Sequence[Contender],
+    schedule: Schedule,
+    result: BenchResult,
+    *,
+    on_progress: Callable[[str], None] = lambda _line: None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> None:
+    """Measure and put everything into `result`, which holds what was found even if this is interrupted.
+
+    `on_batch` is called after each batch.
+
+    Raises:
+        PerfError: A runner does not start: what it was given is wrong, and nothing was measured.
+    """
+    lanes = [_Lane(contender, schedule.timeout_s) for contender in contenders]
+    patience_s = 0.0
+    try:
+        for lane in lanes:
+            on_progress(f"starting {lane.contender.label}")
+            _start(lane)
+        for batch in schedule.batches:
+            _run_batch(lanes, batch, schedule, result, on_progress)
+            on_batch()
+        patience_s, result.finished = 5.0, True
+    finally:
+        for lane in lanes:
+            lane.close(patience_s=patience_s)
+
+
+def _start(lane: _Lane) -> None:
+    """Start a runner before anything is measured."""
+    one = lane.contender
+    try:
+        lane.start()
+    except RunnerError as error:
+        msg = f"the runner {one.label} does not start under {one.python or 'this Python'}: {error.message}"
+        options = "--model, --state-dict or --torch-python"
+        hint = f"mend {options}, or leave --model out" if one.kind == "torch" else f"leave it out: --skip {one.label}"
+        raise PerfError(msg, hint=hint) from error
+
+
+def _run_batch(
+    lanes: Sequence[_Lane], batch: int, schedule: Schedule, result: BenchResult, on_progress: Callable[[str], None]
+) -> None:
+    entries = [(lane, Measured(label=lane.contender.label, batch=batch)) for lane in lanes]
+    answers: dict[str, NDArray[np.float32]] = {}
+    for lane, one in entries:
+        result.measured.append(one)
+        on_progress(f"batch {batch}: preparing {one.label}")
+        with _failure_of(one):
+            _prepare(lane, one, schedule)
+            result.runners[one.label] = {"kind": lane.contender.kind, "weights": lane.contender.weights, **lane.about}
+            answers[one.label] = _check(lane)
+    result.agreements += _compare(answers, {lane.contender.label: lane.contender.weights for lane in lanes}, batch)
+    for number in range(schedule.rounds):
+        on_progress(f"batch {batch}: round {number + 1} of {schedule.rounds}")
+        first = number % len(entries)  # nobody always follows the same neighbour's heat
+        for lane, one in entries[first:] + entries[:first]:
+            if not one.failure:
+                with _failure_of(one):
+                    one.rounds.append(_measure(lane, schedule))
+    for lane, one in entries:
+        if not one.failure:
+            with _failure_of(one):
+                _finish(lane, one, schedule, answers[one.label])
+        if lane.running:
+            with contextlib.suppress(RunnerError):  # its figures are there; the next batch will tell
+                lane.ask("release")
+        if one.failure:
+            on_progress(f"batch {batch}: {one.label} failed: {one.failure}")
+
+
+@contextlib.contextmanager
+def _failure_of(one: Measured) -> Iterator[None]:
+    """Note what fails, instead of ending the run."""
+    try:
+        yield
+    except RunnerError as error:
+        one.failure = error.message
+
+
+def _prepare(lane: _Lane, one: Measured, schedule: Schedule) -> None:
+    settings = lane.contender.settings
+    sets = count_input_sets(one.batch * settings["height"] * settings["width"] * 3)
+    answer = lane.ask("prepare", batch=one.batch, sets=sets, seed=schedule.seed)
+    one.clock, one.input_sets, one.input_bytes = lane.clock, sets, answer["input_bytes"]
+    answer = lane.ask("warm", seconds=schedule.warm_s)
+    one.gpu_bytes, one.host_bytes = answer["gpu_bytes"], answer["host_bytes"]
+
+
+def _measure(lane: _Lane, schedule: Schedule) -> Round:
+    longest = _PATIENCE * schedule.seconds
+    found = lane.ask("measure", seconds=schedule.seconds, iterations=schedule.iterations, longest=longest)
+    energy = None
+    if schedule.energy_s > 0:
+        read = lane.ask("energy", seconds=schedule.energy_s)
+        if read["joules"] is not None:
+            energy = Energy(joules=read["joules"], window_s=read["window_s"], iterations=read["iterations"])
+    return Round(times_ms=tuple(found["times_ms"]), span_ms=found["span_ms"], energy=energy)
+
+
+def _finish(lane: _Lane, one: Measured, schedule: Schedule, before: NDArray[np.float32]) -> None:
+    """With copies; and the answer is still the one from before the measurement."""
+    longest = _PATIENCE * schedule.seconds
+    one.with_copies_ms = lane.ask("copies", seconds=schedule.seconds / 2, longest=longest)["times_ms"] or []
+    similar = _cosine(before, _check(lane))[0]
+    if not similar >= LEAST_COSINE:
+        msg = f"answers differently after the measurement than before it: cosine {similar:.4f}"
+        raise RunnerError(msg, alive=True)
+
+
+def _check(lane: _Lane) -> NDArray[np.float32]:
+    """The first rows of the answer to input set 0."""
+    import numpy as np
+
+    answer = lane.ask("check", rows=_ROWS)
+    if not answer["finite"]:
+        raise RunnerError("answers NaN or infinity: its figures are not reported", alive=True)
+    return np.frombuffer(base64.b64decode(answer["scores"]), np.float32).reshape(answer["shape"])
+
+
+def _compare(answers: dict[str, NDArray[np.float32]], weights: dict[str, str], batch: int) -> list[Agreement]:
+    """Compare every two runners that have the same weights; the earlier one of the list is what is expected."""
+    labels = list(answers)
+    found = []
+    for index, second in enumerate(labels):
+        for first in labels[:index]:
+            if weights[first] == weights[second]:
+                cosine, top1 = _cosine(answers[first], answers[second])
+                found.append(Agreement(first=first, second=second, batch=batch, worst_cosine=cosine, top1=top1))
+    return found
+
+
+def _cosine(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> tuple[float, float]:
+    """Worst cosine of the centred log-probabilities, and top-1 agreement; 0 for answers of different shapes."""
+    from generator.gate.compare import comparable, compare
+    from generator.tasks.head import guess_head
+
+    if expected.shape != actual.shape:
+        return 0.0, 0.0
+    # PyTorch answers logits, the graph probabilities
+    one, other = (comparable(guess_head("softmax", scores).finish(scores), "softmax") for scores in (expected, actual))
+    found = compare(one, other)
+    return found.worst_cosine, found.top1

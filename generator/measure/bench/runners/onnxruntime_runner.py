@@ -1,0 +1,154 @@
+"""An ONNX graph in onnxruntime: on the CPU by the host's clock, or with the CUDA provider by events on its stream."""
+
+# ruff: noqa: D102 - the methods are described in loop.Runner
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+_SILENT = 4  # what goes wrong is raised, and need not be on stderr as well
+
+
+def open_runner(settings: dict[str, Any]) -> HostRunner | CudaRunner:
+    """Load the graph. Keys of `settings`: onnx (a path), device ("cuda" or "cpu"), height, width."""
+    return CudaRunner(settings) if settings["device"] == "cuda" else HostRunner(settings)
+
+
+class HostRunner:
+    """See `loop.Runner`; one session on the CPU provider."""
+
+    clock = "host"
+    failures: tuple[type[Exception], ...] = (state.Fail, state.InvalidGraph, state.InvalidProtobuf,
+                state.InvalidArgument, state.NotImplemented, state.NoSuchFile, state.RuntimeException, state.EPFail,
+                RuntimeError, ValueError, OSError)  # fmt: skip
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._session = onnxruntime.InferenceSession(
+            settings["onnx"], make_options(), providers=["CPUExecutionProvider"]
+        )
+        self._name = self._session.get_inputs()[0].name
+        self._sets: Sequence[NDArray[np.uint8]] = []
+
+    def about(self) -> dict[str, Any]:
+        return {"onnxruntime": onnxruntime.__version__, "providers": self._session.get_providers()}
+
+    def prepare(self, sets: Sequence[NDArray[np.uint8]]) -> None:
+        self._sets = sets
+        self.enqueue(0)
+
+    def enqueue(self, index: int) -> None:
+        self._session.run(None, {self._name: self._sets[index]})
+
+    def synchronize(self) -> None:
+        pass
+
+    def time(self, indices: Sequence[int]) -> tuple[list[float], float]:
+        times = []
+        for index in indices:
+            begin = time.perf_counter()
+            self.enqueue(index)
+            times.append((time.perf_counter() - begin) * 1000)
+        return times, sum(times)
+
+    def time_with_copies(self, indices: Sequence[int]) -> list[float] | None:  # noqa: ARG002 - input and output are here
+        return None
+
+    def scores(self) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = self._session.run(None, {self._name: self._sets[0]})[0]
+        return result
+
+    def release(self) -> None:
+        self._sets = []
+
+    def close(self) -> None:
+        self.release()
+
+
+class CudaRunner:
+    """See `loop.Runner`; the CUDA provider on a stream of ours, inputs and output bound to device memory."""
+
+    clock = "device"
+    failures = HostRunner.failures
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from generator.errors import TrtgenError
+        from generator.runtime.gpu.memory import Stream
+
+        self.failures = (*HostRunner.failures, TrtgenError)
+        self._stream = Stream()
+        provider = ("CUDAExecutionProvider", {"device_id": 0, "user_compute_stream": str(self._stream.handle)})
+        self._session = onnxruntime.InferenceSession(settings["onnx"], make_options(), providers=[provider])
+        if "CUDAExecutionProvider" not in self._session.get_providers():  # it falls back to the CPU without an error
+            msg = "onnxruntime's CUDA provider does not load: its cuDNN or CUDA libraries are missing"
+            raise RuntimeError(msg)
+        self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._events: list[Any] = []
+        self._bindings: list[Any] = []
+        self._result: Any = None
+        self._host: NDArray[np.uint8] | None = None
+
+    def about(self) -> dict[str, Any]:
+        return {"onnxruntime": onnxruntime.__version__, "providers": self._session.get_providers()}
+
+    def prepare(self, sets: Sequence[NDArray[np.uint8]]) -> None:
+        self._host = sets[0]
+        shape = self._session.run(None, {self._input: sets[0]})[0].shape
+        self._result = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", 0)
+        for pixels in sets:
+            binding = self._session.io_binding()
+            binding.bind_ortvalue_input(self._input, onnxruntime.OrtValue.ortvalue_from_numpy(pixels, "cuda", 0))
+            binding.bind_ortvalue_output(self._output, self._result)
+            self._bindings.append(binding)
+
+    def enqueue(self, index: int) -> None:
+        self._session.run_with_iobinding(self._bindings[index], self._run_options)
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
+
+    def time(self, indices: Sequence[int]) -> tuple[list[float], float]:
+        from generator.measure.bench.runners.events import time_on_device
+
+        return time_on_device(self._stream, self._events, self.enqueue, indices)
+
+    def time_with_copies(self, indices: Sequence[int]) -> list[float] | None:
+        """By the host's clock: onnxruntime's own copies wait for their end."""
+        return [_time_on_host(lambda: self._session.run(None, {self._input: self._host})) for _ in indices]
+
+    def scores(self) -> NDArray[np.float32]:
+        self._result.update_inplace(np.full(self._result.shape(), np.nan, np.float32))
+        self.enqueue(0)
+        self.synchronize()
+        result: NDArray[np.float32] = self._result.numpy()
+        return result
+
+    def release(self) -> None:
+        self._bindings, self._result, self._host = [], None, None
+
+    def close(self) -> None:
+        self.release()
+
+
+def make_options() -> onnxruntime.SessionOptions:
+    """Return options that say nothing on stderr."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
+    return options
+
+
+def _time_on_host(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return (time.perf_counter() - begin) * 1000

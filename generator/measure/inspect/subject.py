@@ -1,0 +1,219 @@
+"""A file -> Report: what is asked of TensorRT, and what is said where it cannot be asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import PlanError
+from generator.graph.model import hash_file
+from generator.measure.inspect.graph import read_graph
+from generator.measure.inspect.join import report_engine, report_graph, report_network
+from generator.measure.inspect.layers import read_information
+from generator.measure.inspect.network import parse_network
+from generator.measure.inspect.report import Report, finish
+from generator.plan.library import installed_version
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from generator.measure.inspect.graph import OnnxGraph
+    from generator.plan.header import PlanHeader
+    from generator.plan.passport import Passport
+    from generator.runtime.engine import Engine
+    from generator.runtime.session import Session
+
+__all__ = ["inspect_onnx", "inspect_plan", "is_plan"]
+
+_PLAN_MAGIC = (b"ftrt", b"vtrt")
+_PLAN_SUFFIXES = (".plan", ".engine", ".trt")
+_WARM_UP = 10
+
+
+def is_plan(path: Path) -> bool:
+    """Say whether a file is to be read as a plan: by its first bytes, else by its name.
+
+    Raises:
+        PlanError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            first = stream.read(4)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise PlanError(msg, hint="give the path of a plan or of an ONNX file") from error
+    return first in _PLAN_MAGIC or path.suffix.lower() in _PLAN_SUFFIXES
+
+
+def inspect_onnx(path: Path) -> Report:
+    """Return the network that TensorRT's parser makes of a graph, or the graph itself where no parser is installed.
+
+    Raises:
+        SourceError: Not ONNX.
+        PlanError: The parser refuses it.
+    """
+    graph = read_graph(path)
+    facts = [
+        ("file", path.name),
+        ("size", f"{path.stat().st_size / 1e6:.1f} MB"),
+        ("opset", str(graph.opset)),
+        ("sha256", graph.sha256[:16]),
+    ]
+    network = parse_network(path)
+    if network is not None:
+        return report_network(network, graph, title=path.name, facts=facts)
+    note = "neither TensorRT-RTX (pip install -e '.[preflight]') nor TensorRT can parse here: these are ONNX's nodes"
+    return report_graph(graph, title=path.name, facts=facts, notes=[note])
+
+
+def inspect_plan(path: Path, *, onnx: Path | None, batch: int | None, iterations: int) -> Report:
+    """Return the engine's layers with times, or header and passport alone where this host cannot run the plan.
+
+    Args:
+        path: The plan.
+        onnx: The graph it was built from; default: `model.onnx` beside it, if the passport says that it was that one.
+        batch: Images at once; default: what the first profile is optimised for.
+        iterations: Runs that the times are taken from.
+
+    Raises:
+        PlanError: Not a plan, another TensorRT's, or no profile holds the batch.
+        SourceError: `onnx` is not ONNX.
+        DeviceError: The GPU's memory is exhausted.
+    """
+    from generator.plan.header import read_header
+    from generator.runtime.gpu.device import why_no_gpu
+
+    header = read_header(path)
+    passport = _passport(path)
+    facts = _plan_facts(path, header, passport)
+    notes = []
+    if passport is None:
+        notes.append("the plan has no passport beside it: what it was built from and for is unknown")
+    if reason := why_no_gpu() or ("" if installed_version() else "TensorRT is not installed (the extra tensorrt)"):
+        notes.append(
+            f"this plan cannot be opened here, so this is its header and passport only: {reason}. Layers exist only "
+            "in an engine on its GPU; trtgen inspect of the ONNX file shows the network here"
+        )
+        return finish(Report(subject="header", title=path.name, facts=tuple(facts), notes=tuple(notes)))
+    graph = _find_graph(path, onnx, passport, notes)
+    return _inspect_engine(path, graph=graph, facts=facts, notes=notes, batch=batch, iterations=iterations)
+
+
+def _inspect_engine(
+    path: Path,
+    *,
+    graph: OnnxGraph | None,
+    facts: list[tuple[str, str]],
+    notes: list[str],
+    batch: int | None,
+    iterations: int,
+) -> Report:
+    from generator.measure.inspect.timing import measure
+    from generator.runtime.engine import open_engine
+    from generator.runtime.gpu.device import find_gpu
+
+    with open_engine(path) as engine:
+        chosen = _choose_batch(engine, batch)
+        session = engine.session(chosen)
+        try:
+            _fill(session)
+            information = read_information(
+                _ask_inspector(engine.trt, engine.engine, session.context), profile=session.profile
+            )
+            timing = measure(engine.trt, session, iterations=iterations, warm_up=_WARM_UP)
+        finally:
+            session.close()
+        gpu = find_gpu()
+        facts = [*facts, ("measured on", f"{gpu.name}, driver {gpu.driver}"), ("batch", str(chosen))]
+        return report_engine(
+            information, graph=graph, timing=timing, title=path.name, facts=facts, notes=notes, batch=chosen
+        )
+
+
+def _ask_inspector(trt: Any, engine: Any, context: Any) -> str:
+    """Return the inspector's JSON with the context's real shapes; without it dynamic ones would read -1."""
+    inspector = engine.create_engine_inspector()
+    inspector.execution_context = context
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _choose_batch(engine: Engine, batch: int | None) -> int:
+    name = engine.inputs[0].name
+    ranges = [profile.shapes[name] for profile in engine.profiles if name in profile.shapes]
+    if not ranges:  # nothing is dynamic
+        fixed = engine.inputs[0].shape[0]
+        ranges_text, fits, default = f"{fixed}", batch in (None, fixed), fixed
+    else:
+        ranges_text = ", ".join(f"{one.min[0]} to {one.max[0]}" for one in ranges)
+        fits = batch is None or any(one.min[0] <= batch <= one.max[0] for one in ranges)
+        default = ranges[0].opt[0]
+    if not fits:
+        msg = f"no optimization profile of {engine.path.name} holds a batch of {batch}; they hold {ranges_text}"
+        raise PlanError(msg, hint=f"trtgen inspect {engine.path} --batch {default}")
+    return default if batch is None else batch
+
+
+def _fill(session: Session) -> None:
+    """Give the engine noise instead of zeros: a GPU draws less power on zeros, and clocks higher."""
+    import numpy as np
+
+    pixels = session.input
+    random = np.random.default_rng(0)
+    if np.issubdtype(pixels.dtype, np.integer):
+        pixels[...] = random.integers(0, 256, pixels.shape).astype(pixels.dtype)
+    else:
+        pixels[...] = random.standard_normal(pixels.shape).astype(pixels.dtype)
+    session.copy_in()
+    session.synchronize()
+
+
+def _passport(path: Path) -> Passport | None:
+    from generator.plan.passport import passport_path, read_passport
+
+    return read_passport(path) if passport_path(path).is_file() else None
+
+
+def _find_graph(path: Path, onnx: Path | None, passport: Passport | None, notes: list[str]) -> OnnxGraph | None:
+    """Return the graph whose nodes are looked up; say so where it is not the one that the plan was built from."""
+    if onnx is None:
+        beside = path.with_name("model.onnx")
+        if passport is None or not beside.is_file() or hash_file(beside) != passport.onnx_sha256:
+            return None
+        onnx = beside
+    graph = read_graph(onnx)
+    if passport is not None and graph.sha256 != passport.onnx_sha256:
+        notes.append(
+            f"{onnx.name} is not the file that the plan was built from (its passport has another hash): "
+            "nodes may be missing or wrong"
+        )
+    return graph
+
+
+def _plan_facts(path: Path, header: PlanHeader, passport: Passport | None) -> list[tuple[str, str]]:
+    facts = [
+        ("file", path.name),
+        ("size", f"{header.size_bytes / 1e6:.1f} MB"),
+        ("TensorRT", str(header.version or "unknown version")),
+    ]
+    if passport is None:
+        return facts
+    gpu = passport.gpu
+    return [
+        *facts,
+        ("built on", f"{gpu['name']} (compute capability {gpu['compute_capability']})"),
+        ("precision", passport.precision),
+        ("profiles", "; ".join(_profile_text(profile) for profile in passport.profiles) or "static"),
+        ("flags", ", ".join(passport.flags) or "none"),
+        ("build", f"{passport.build_seconds:.0f} s, timing cache {passport.timing_cache}"),
+        ("ONNX sha256", passport.onnx_sha256[:16]),
+        ("made by", passport.command),
+    ]
+
+
+def _profile_text(profile: Any) -> str:
+    """Return the batches of one profile: `1 / 8 / 32` for min, opt and max."""
+    texts = []
+    for ranges in profile.values():
+        values: Sequence[Sequence[int]] = [ranges[key] for key in ("min", "opt", "max")]
+        texts.append(" / ".join(str(shape[0]) for shape in values))
+    return ", ".join(texts)

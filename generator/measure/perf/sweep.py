@@ -1,0 +1,218 @@
+"""perf_analyzer run once per model and concurrency, until its measurement windows agree.
+
+A window takes at least a second and `requests` requests. Three windows in a row that agree within `max_spread_percent`,
+in throughput and in latency, are reported together; what came before them does not count. Where ten windows bring no
+such three, or far fewer requests were in flight than asked for, the result is Unsettled: no figure. A run that is not
+measured warms each model up first. (`--request-count` would be shorter for the rest, too, but version 2.50 rounds the
+time it divides by up to whole seconds: 200 requests of 3 ms came out as 200 infer/s.)
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from generator.errors import PerfError
+from generator.measure.perf.gpu import MetricsWatch
+from generator.measure.perf.images import write_input
+from generator.measure.perf.report import Unsettled, find_spread, read_measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from generator.measure.perf.images import ImageSet
+    from generator.measure.perf.report import Measurement
+    from generator.measure.perf.served import ServedModel
+
+__all__ = ["INPUT_FILE", "Load", "make_arguments", "make_memory_arguments", "make_window_arguments", "measure"]
+
+_MOST_WINDOWS = 10
+_LEAST_IN_FLIGHT = 0.5  # of the concurrency; the rest is perf_analyzer's own time between two requests
+_UNSTABLE = "Failed to obtain stable measurement"
+INPUT_FILE, _OUTPUT = "images.json", "out.csv"
+_TAIL_LINES = 12
+_HINT = "the lines above are perf_analyzer's own; the server's log may say more"
+_SHARED_MEMORY = re.compile("shared.memory", re.IGNORECASE)
+_SHARED_MEMORY_HINT = (
+    "--shared-memory system needs a server on this host that sees the same /dev/shm (a container: --ipc=host), "
+    "from Triton 26.04 on started with --allow-client-shm=true"
+)
+_OPEN_OUTPUT_BYTES = 16 * 2**20  # per image and output; pages that nobody writes to cost nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is sent where.
+
+    `url` is `host:port`, the host as an address: perf_analyzer opens a connection for every sixth request in flight,
+    and looks a name up for each of them while it already measures.
+    `concurrencies` are numbers of requests in flight, `requests` the least number of them in a measurement window,
+    `timeout_s` the longest time that one model at one concurrency may take. A request has `batch_size` images.
+    `shared_memory` is `none` or `system`: with the latter, images and answers stay in shared memory of the server's
+    host. `metrics_url` is `host:port` of the server's metrics page. `max_spread_percent` is how far three windows in a
+    row may differ to be a result.
+    """
+
+    analyzer: Path
+    protocol: str
+    url: str
+    concurrencies: Sequence[int]
+    requests: int
+    timeout_s: float
+    batch_size: int
+    shared_memory: str
+    metrics_url: str
+    max_spread_percent: float
+
+
+def measure(models: Sequence[ServedModel], images: ImageSet, load: Load) -> Iterator[Measurement | Unsettled]:
+    """Yield a Measurement per model and concurrency as soon as it is there, or what did not settle.
+
+    A model that takes encoded images gets `images` in turn, `batch_size` of them per request. One that takes tensors
+    gets random bytes: what a network costs does not depend on the values.
+
+    Raises:
+        PerfError: A run that failed, measured nothing or did not end in time; with the last lines of its output.
+    """
+    with tempfile.TemporaryDirectory(prefix="trtgen-perf-") as temporary:
+        folder = Path(temporary)
+        for model in models:
+            if model.image_input:
+                write_input(images.images, model.image_input, folder / INPUT_FILE)
+            _warm_up(model, load, folder)
+            for concurrency in load.concurrencies:
+                yield _measure_one(model, concurrency, load, folder)
+
+
+def _warm_up(model: ServedModel, load: Load, folder: Path) -> None:
+    """Send enough requests for every instance and the largest batch that the load makes."""
+    concurrency = max(load.concurrencies)
+    count = ["--request-count", str(max(load.requests, 2 * concurrency))]
+    arguments = [*make_arguments(model, concurrency, load), *count]
+    what = f"perf_analyzer on {model.name}, warming up at concurrency {concurrency},"
+    _run(arguments, what, load, folder)
+
+
+def _measure_one(model: ServedModel, concurrency: int, load: Load, folder: Path) -> Measurement | Unsettled:
+    arguments = [*make_arguments(model, concurrency, load), *make_window_arguments(load)]
+    what = f"perf_analyzer on {model.name} at concurrency {concurrency}"
+    command = shlex.join(["perf_analyzer", *arguments])
+    watch = MetricsWatch(load.metrics_url, model.name)
+    with watch.run():
+        output = _run(arguments, what, load, folder)
+    windows = tuple(float(value) for value in re.findall(r"Pass \[\d+\] throughput: ([0-9.]+) infer/sec", output))
+
+    def refuse(problem: str) -> Unsettled:
+        return Unsettled(
+            model=model.name,
+            concurrency=concurrency,
+            batch_size=load.batch_size,
+            windows_infer_per_s=windows,
+            problem=problem,
+            command=command,
+        )
+
+    if _UNSTABLE in output:
+        return refuse(f"no three of {len(windows)} windows in a row are within {load.max_spread_percent:g} %")
+    measurement = read_measurement(
+        (folder / _OUTPUT).read_text(encoding="utf-8"),
+        model=model.name,
+        members={member: _read_member(folder, member, what, output) for member in model.members},
+        spread=find_spread(windows),
+        command=command,
+        batch_size=load.batch_size,
+    )
+    # Little's law: requests in flight = throughput x latency.
+    in_flight = measurement.infer_per_s / load.batch_size * measurement.average_ms / 1000
+    if in_flight < _LEAST_IN_FLIGHT * concurrency:
+        return refuse(f"perf_analyzer kept only {in_flight:.1f} of {concurrency} requests in flight")
+    return replace(measurement, gpu=watch.summarize(measurement.infer_per_s))
+
+
+def _run(arguments: Sequence[str], what: str, load: Load, folder: Path) -> str:
+    """Run perf_analyzer and return its output once it has written its file or says that nothing settled."""
+    for old in folder.glob(f"*{_OUTPUT}"):
+        old.unlink()
+    try:
+        run = subprocess.run(
+            [load.analyzer, *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=load.timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout or b""
+        raise PerfError(
+            f"{what} did not end within {load.timeout_s:g} s{_tail(said.decode(errors='replace'))}",
+            hint="lower --measurement-requests or raise --timeout; is the server still answering?",
+        ) from error
+    except OSError as error:
+        raise PerfError(f"{what} does not start: {error}", hint="trtgen perf --install") from error
+    # The exit code alone is not to be trusted: versions before 26.11 leave with 0 after some failures.
+    if _UNSTABLE not in run.stdout and (run.returncode or not (folder / _OUTPUT).is_file()):
+        raise PerfError(
+            f"{what} measured nothing (exit code {run.returncode}){_tail(run.stdout)}",
+            hint=_SHARED_MEMORY_HINT if load.shared_memory != "none" and _SHARED_MEMORY.search(run.stdout) else _HINT,
+        )
+    return run.stdout
+
+
+def make_arguments(model: ServedModel, concurrency: int, load: Load, *, output: str = _OUTPUT) -> list[str]:
+    """Return the arguments that say what is sent where; the images are in INPUT_FILE of the current folder."""
+    return [
+        *("-m", model.name),
+        *("-i", load.protocol),
+        *("-u", load.url),
+        *("-b", str(load.batch_size)),
+        *make_memory_arguments(model, load),
+        *("--input-data", INPUT_FILE if model.image_input else "random"),
+        *("--concurrency-range", f"{concurrency}:{concurrency}:1"),
+        *("-f", output),
+        "--verbose-csv",
+        "-v",
+    ]
+
+
+def make_memory_arguments(model: ServedModel, load: Load) -> list[str]:
+    """Return the arguments that put images and answers into shared memory; none where they are in the requests."""
+    if load.shared_memory == "none":
+        return []
+    # perf_analyzer works out the size of outputs whose shape is known; for the others it takes 100 KB.
+    size = ["--output-shared-memory-size", str(_OPEN_OUTPUT_BYTES)] if model.has_open_outputs else []
+    return ["--shared-memory", load.shared_memory, *size]
+
+
+def make_window_arguments(load: Load) -> list[str]:
+    """Return the arguments that say when a measurement is a result."""
+    return [
+        *("--measurement-mode", "count_windows"),
+        *("--measurement-request-count", str(load.requests)),
+        *("--stability-percentage", f"{load.max_spread_percent:g}"),
+        *("--max-trials", str(_MOST_WINDOWS)),
+    ]
+
+
+def _read_member(folder: Path, member: str, what: str, output: str) -> str:
+    """Return the CSV of an ensemble's member: `<member>_v<version>.out.csv`, `<member>.<version>.out.csv` later."""
+    pattern = re.compile(rf"{re.escape(member)}[._]v?\d+\.{re.escape(_OUTPUT)}")
+    found = [file for file in folder.glob(f"*{_OUTPUT}") if pattern.fullmatch(file.name)]
+    if len(found) != 1:
+        raise PerfError(
+            f"{what} wrote no file for the member {member}{_tail(output)}",
+            hint="use the version of `trtgen perf --install`",
+        )
+    return found[0].read_text(encoding="utf-8")
+
+
+def _tail(output: str) -> str:
+    lines = [line for line in output.splitlines() if line.strip()][-_TAIL_LINES:]
+    return "".join(f"\n  | {line}" for line in lines)

@@ -1,0 +1,134 @@
+"""What a build follows from, as two hashes, without importing torch: the test for "nothing changed"."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from generator import __version__
+from generator.errors import SourceError
+from generator.graph.model import external_data_files, hash_file, load_proto
+from generator.triton.render import template_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from generator.spec.model import ModelSpec
+
+__all__ = ["fingerprint", "installed_packages", "made_by"]
+
+# Raised when the exporter, the wrapping or the random weights change what comes out of the same inputs.
+_EXPORT_FORMAT = 2
+# The ones that decide what an exported graph looks like.
+_EXPORT_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript")
+_PACKAGES = (
+    *_EXPORT_PACKAGES, "onnxruntime", "onnxconverter-common", "numpy", "pillow", "tritonclient", "nvidia-pytriton",
+    "tensorrt", "cuda-python",
+)  # fmt: skip
+_ARTIFACT_FIELDS = (
+    "source", "architecture", "raw", "seed", "classes", "labels", "image_size", "target", "precision", "activation",
+)  # fmt: skip
+
+
+def fingerprint(spec: ModelSpec) -> dict[str, str]:
+    """Return the hashes `artifact` (the graph follows from it) and `configuration` (everything else does).
+
+    Raises:
+        SourceError: A file that the spec names cannot be read.
+    """
+    data = spec.model_dump(mode="json")
+    templates = {path.relative_to(template_root()).as_posix(): hash_file(path) for path in _template_files()}
+    files = {field: _hash_input(path) for field, path in _input_files(spec)}
+    packages = installed_packages()
+    artifact = {
+        "format": _EXPORT_FORMAT,
+        "spec": {field: data[field] for field in _ARTIFACT_FIELDS if field not in files},
+        # a file counts by its content, wherever it lies
+        "weights": None if "weights" in files else spec.weights,
+        # an architecture left out follows from the name
+        "architecture": spec.registry_name if spec.source in ("torchvision", "checkpoint") else spec.source,
+        "recipe": data["recipe"],
+        "files": files,
+        "packages": {name: packages[name] for name in _EXPORT_PACKAGES},
+        "preprocess": templates["preprocess/1/model.py"],
+    }
+    if spec.is_tensorrt:
+        artifact["plan"] = _plan_inputs(spec, data)
+    configuration = {
+        "trtgen": __version__,
+        "spec": data,
+        "files": files,
+        "templates": templates,
+        "pillow": packages["pillow"],
+        "instances": [spec.preprocess_instances(), spec.classifier_instances()],
+    }
+    return {"artifact": _hash_json(artifact), "configuration": _hash_json(configuration)}
+
+
+def _plan_inputs(spec: ModelSpec, data: dict[str, Any]) -> dict[str, Any]:
+    """What a plan follows from besides its graph: it runs on the GPU and with the TensorRT that built it."""
+    from generator.plan.library import installed_version
+    from generator.runtime.gpu.device import find_gpu, why_no_gpu
+
+    gpu = None if why_no_gpu() else find_gpu()
+    return {
+        "options": {key: value for key, value in data["plan"].items() if key not in ("timing_cache", "cuda_graphs")},
+        "profiles": [profile.model_dump() for profile in spec.profile_batches()],
+        "keep": data["keep"],
+        "tensorrt": str(installed_version()),
+        "gpu": [gpu.name, gpu.compute_capability] if gpu else None,
+    }
+
+
+def installed_packages() -> dict[str, str]:
+    """Return the version of each package that matters, "absent" where it is not installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def made_by() -> str:
+    """Return who made a repository: name and version."""
+    return f"trtgen {__version__}"
+
+
+def _template_files() -> Iterable[Path]:
+    files = (path for path in template_root().rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return sorted(path for path in files if path.parent.name != "reports")  # no part of a repository
+
+
+def _input_files(spec: ModelSpec) -> Iterable[tuple[str, Path]]:
+    if spec.onnx is not None:
+        yield "onnx", spec.onnx
+        model = load_proto(spec.onnx, weights=False)
+        yield from ((f"onnx:{name}", spec.onnx.parent / name) for name in external_data_files(model))
+    if spec.source == "checkpoint":
+        yield "weights", Path(spec.weights)
+    if spec.source == "export" and spec.onnx is not None:
+        yield "export", spec.onnx.with_name("export.json")
+    if isinstance(spec.labels, Path):
+        yield "labels", spec.labels
+    if spec.calibration is not None:
+        paths = sorted(path for path in spec.calibration.rglob("*") if path.is_file())
+        yield from ((f"calibration:{path.relative_to(spec.calibration).as_posix()}", path) for path in paths)
+
+
+def _hash_input(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise SourceError(
+            msg, hint="give the path of an existing file; in models.yaml it is relative to that file"
+        ) from error
+
+
+def _hash_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

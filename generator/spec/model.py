@@ -1,0 +1,249 @@
+"""What the user asks for: `ModelSpec`, one model to serve. Nothing here imports torch or reads a model."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from generator.spec.config_text import ConfigTexts
+from generator.spec.plan import BatchProfile, PlanOptions
+from generator.spec.recipe import Edge, RecipeSpec
+from generator.spec.rules import CHECKPOINT_SUFFIXES, disagreements
+
+__all__ = ["MEMBERS", "Batch", "Instances", "ModelSpec", "Target", "usable_cores"]
+
+Source = Literal["torchvision", "checkpoint", "onnx", "export", "demo"]
+Target = Literal["auto", "onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+Activation = Literal["auto", "softmax", "sigmoid", "none"]
+Version = Annotated[int, Field(ge=1, le=1_000_000)]
+
+# Letters that neither a shell, nor a protobuf, nor the Python backend (which refuses shell characters) trips over.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+MEMBERS = ("_preprocess", "_classifier")
+
+
+def _expand(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 - a validator gets text
+
+
+FilePath = Annotated[Path, BeforeValidator(_expand)]
+
+
+class Batch(BaseModel):
+    """How many images one execution takes: a TensorRT optimization profile, and `max` is Triton's max_batch_size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: int = Field(default=1, ge=1, description="Smallest batch. Anything but 1 would refuse single images.")
+    opt: int | None = Field(default=None, ge=1, description="The batch to tune for; default 8, or max if that is less.")
+    max: int = Field(default=32, ge=1, le=1024, description="Largest batch; Triton's max_batch_size.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Batch:
+        opt = min(8, self.max) if self.opt is None else self.opt
+        if not self.min <= opt <= self.max:
+            msg = f"min <= opt <= max does not hold for min {self.min}, opt {opt}, max {self.max}"
+            raise ValueError(msg)
+        if self.min != 1:
+            msg = f"min is {self.min}: requests with fewer images would be refused, 1 was expected"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def optimum(self) -> int:
+        """The batch to tune for, with the default filled in."""
+        return min(8, self.max) if self.opt is None else self.opt
+
+
+class Instances(BaseModel):
+    """How many instances serve each member; left out, they follow from the usable cores."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preprocess: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="Preprocessing processes; default half of the usable cores, beside a GPU all.",
+    )
+    classifier: int | None = Field(
+        default=None, ge=1, le=64, description="Classifier instances; default 1, with a plan 4."
+    )
+
+
+class ModelSpec(BaseModel):
+    """One model to serve: where it comes from, how it is prepared and how Triton runs it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="Name of the ensemble that clients call; its members get it as a prefix.")
+    source: Source = Field(
+        default="torchvision",
+        description="Where the model comes from. Left out, it follows from `onnx`, `weights` and the name. "
+        "`export` is a graph that `trtgen export` wrote, given in `onnx`.",
+    )
+    architecture: str | None = Field(
+        default=None, description="Name in torchvision's registry of classification models; default: `name`."
+    )
+    weights: str = Field(
+        default="default",
+        description="`default` or another name of torchvision's weights, `random` (seeded), or a checkpoint file "
+        "(.pt, .pth, .ckpt, .bin, .safetensors) with a state dict for `architecture`.",
+    )
+    onnx: FilePath | None = Field(default=None, description="An ONNX file with one image input, FP32, NCHW or NHWC.")
+    raw: bool = Field(
+        default=False,
+        description="The ONNX file takes UINT8 NHWC pixels and normalises them itself: nothing is put before it.",
+    )
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed for `weights: random`.")
+    classes: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Number of classes; default: as many as a checkpoint's last layer or torchvision's weights have.",
+    )
+    labels: FilePath | Literal["index"] | None = Field(
+        default=None,
+        description="File with one class name a line, or `index` to use the numbers; default: the weights' own names.",
+    )
+    recipe: Literal["imagenet"] | RecipeSpec = Field(
+        default_factory=RecipeSpec,
+        description="Preprocessing, where it differs from the weights' own; `imagenet` is the usual 256/224 one.",
+    )
+    image_size: Edge | tuple[Edge, Edge] | None = Field(
+        default=None,
+        description="Another input size in pixels, one number or [height, width]; resize keeps its proportion to it.",
+    )
+    target: Target = Field(
+        default="auto",
+        description="What runs the classifier; `auto` takes the installed TensorRT where there is a GPU, "
+        "else onnxruntime on the CPU.",
+    )
+    precision: Precision = Field(
+        default="auto",
+        description="Precision of the network; input and output stay UINT8 and FP32. `auto` is fp16 for TensorRT and "
+        "fp32 for onnxruntime.",
+    )
+    experimental: bool = Field(
+        default=False, description="Allow what was built but never run on a GPU by its authors: `precision: bf16`."
+    )
+    keep: tuple[str, ...] = Field(
+        default=(),
+        description="Nodes that stay in FP32 with fp16 or int8: names, operator types or patterns such as `*head*`.",
+    )
+    calibration: FilePath | None = Field(
+        default=None,
+        description="Folder of images (100 or more, as they are served) that int8 scales are taken from; "
+        "default: drawn images, which are not your data.",
+    )
+    plan: PlanOptions = Field(default_factory=PlanOptions, description="How TensorRT builds the plan.")
+    activation: Activation = Field(
+        default="auto",
+        description="What clients get: `softmax` for probabilities that sum to 1, `sigmoid` for one per class, `none` "
+        "for the network's own output. Nothing is put behind a network that ends in it already. `auto` follows from "
+        "the end of the graph and the source's answers; behind logits it is softmax, with one class sigmoid.",
+    )
+    batch: Batch = Field(default_factory=Batch, description="Batch sizes.")
+    instances: Instances = Field(default_factory=Instances, description="Instance counts.")
+    max_queue_delay_microseconds: int | None = Field(
+        default=None, ge=0, le=1_000_000, description="How long the classifier waits for a batch to fill; default 500."
+    )
+    versions: Annotated[int, Field(ge=1, le=100)] | Literal["all"] | Annotated[list[Version], Field(min_length=1)] = (
+        Field(default=1, description="Versions to serve: the newest N, `all`, or a list of version numbers.")
+    )
+    config: ConfigTexts = Field(
+        default_factory=ConfigTexts, description="More for each config.pbtxt, in Triton's own words."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_safe(cls, value: str) -> str:
+        if not _NAME.fullmatch(value) or ".." in value:
+            msg = f"{value!r} is no model name: letters, digits, '_', '-' and single '.', at most 100, were expected"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _infer_source(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "source" in value:
+            return value
+        weights = value.get("weights")
+        if value.get("onnx") is not None:
+            inferred = "onnx"
+        elif isinstance(weights, str) and weights.endswith(CHECKPOINT_SUFFIXES):
+            inferred = "checkpoint"
+        elif value.get("name") == "demo" and value.get("architecture") is None:
+            inferred = "demo"
+        else:
+            inferred = "torchvision"
+        return {**value, "source": inferred}
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ModelSpec:
+        problems = list(disagreements(self))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def registry_name(self) -> str:
+        """The architecture, with its default filled in."""
+        return self.architecture or self.name
+
+    @property
+    def preprocess_name(self) -> str:
+        """The member that decodes, resizes and crops."""
+        return f"{self.name}_preprocess"
+
+    @property
+    def classifier_name(self) -> str:
+        """The member that runs the network."""
+        return f"{self.name}_classifier"
+
+    @property
+    def is_tensorrt(self) -> bool:
+        """Say whether a plan is served, and not the graph itself."""
+        return self.target.startswith("tensorrt")
+
+    def profile_batches(self) -> tuple[BatchProfile, ...]:
+        """The optimization profiles: those of the spec, or one from the range of batches."""
+        default = BatchProfile(min=self.batch.min, opt=self.batch.optimum, max=self.batch.max)
+        return self.plan.profiles or (default,)
+
+    def preprocess_instances(self) -> int:
+        """Preprocessing processes.
+
+        Beside onnxruntime half of the usable cores, since the classifier needs the other half. Beside a GPU all of
+        them: on 16 cores 16 processes served 14 % more images than 14 (docs/benchmarks.md).
+        """
+        cores = usable_cores()
+        return self.instances.preprocess or (cores if self.is_tensorrt else max(1, cores // 2))
+
+    def classifier_instances(self) -> int:
+        """Classifier instances.
+
+        With onnxruntime one, which uses all cores for a batch. With a plan four, so that others copy while one
+        computes: on an H200 they take 18 % more images than three, and three a third more than two
+        (docs/benchmarks.md).
+        """
+        return self.instances.classifier or (4 if self.is_tensorrt else 1)
+
+    def queue_delay_microseconds(self) -> int:
+        """How long the classifier waits for a batch to fill, with the default filled in."""
+        return 500 if self.max_queue_delay_microseconds is None else self.max_queue_delay_microseconds
+
+
+def name_from_file(path: Path) -> str:
+    """Return the name of a model that is known by its file only; what no name may hold becomes an underscore."""
+    return re.sub(r"[^A-Za-z0-9_.-]+|\.(?=\.)", "_", path.stem).lstrip("_.-") or path.stem
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, which is fewer than the machine's in a container or a cpuset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

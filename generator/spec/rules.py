@@ -1,0 +1,80 @@
+"""The rules between the fields of a spec: each problem as a sentence, found before anything is loaded or built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from generator.spec.config_text import given_fields, parse_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from generator.spec.model import ModelSpec
+
+__all__ = ["CHECKPOINT_SUFFIXES", "disagreements"]
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+# What an exported graph was made with; its export.json states it.
+_SETTLED_BY_EXPORT = ("classes", "labels", "recipe", "image_size", "keep", "calibration")
+
+
+def disagreements(spec: ModelSpec) -> Iterable[str]:
+    """Yield every contradiction between the fields of `spec`."""
+    if spec.source in ("onnx", "export"):
+        yield from _of_files(spec)
+    else:
+        yield from _of_networks(spec)
+    if spec.source in ("onnx", "export", "demo"):
+        for field, default in (("weights", "default"), ("architecture", None)):
+            if getattr(spec, field) != default:
+                yield f"{field} does not go with source: {spec.source}, which brings its own"
+    if spec.raw and spec.source != "onnx":
+        yield "raw goes with source: onnx only"
+    yield from _of_precision(spec)
+    yield from _of_config(spec)
+    if gaps := spec.plan.uncovered(spec.batch.max):
+        yield f"plan.profiles do not cover a batch of {gaps}: all from 1 to batch.max ({spec.batch.max}) are needed"
+
+
+def _of_files(spec: ModelSpec) -> Iterable[str]:
+    if spec.onnx is None:
+        yield f"source: {spec.source} needs the field onnx with the file"
+    if spec.source == "export":
+        for field in _SETTLED_BY_EXPORT:
+            if getattr(spec, field) != type(spec).model_fields[field].get_default(call_default_factory=True):
+                yield f"{field} was settled when the graph was exported; export again to change it"
+
+
+def _of_networks(spec: ModelSpec) -> Iterable[str]:
+    if spec.onnx is not None:
+        yield f"onnx is given, but source is {spec.source}"
+    if spec.source == "checkpoint" and not spec.weights.endswith(CHECKPOINT_SUFFIXES):
+        yield f"source: checkpoint needs weights to be a file ({', '.join(CHECKPOINT_SUFFIXES)})"
+
+
+def _of_precision(spec: ModelSpec) -> Iterable[str]:
+    if spec.target == "onnxruntime" and spec.precision not in ("auto", "fp32"):
+        yield f"precision: {spec.precision} needs a TensorRT target; onnxruntime runs fp32"
+    if spec.target == "tensorrt-8.6" and spec.precision == "bf16":
+        yield "precision: bf16 needs tensorrt-10 or later"
+    if spec.precision == "bf16" and not spec.experimental:
+        yield "precision: bf16 is experimental: it needs experimental: true (--experimental)"
+    if spec.calibration is not None and spec.precision != "int8":
+        yield f"calibration goes with precision: int8 only, it is {spec.precision}"
+    if spec.keep and spec.precision not in ("auto", "fp16", "int8"):
+        yield f"keep goes with precision: fp16 or int8, it is {spec.precision}"
+
+
+def _of_config(spec: ModelSpec) -> Iterable[str]:
+    """What the spec sets and `config` states, too: neither is to win silently."""
+    instances, texts = spec.instances, spec.config
+    classifier, preprocess = given_fields(texts.classifier), given_fields(texts.preprocess)
+    twice = "of the spec and {} in config.{} state the same: leave one of them out"
+    if instances.preprocess is not None and "instance_group" in preprocess:
+        yield f"instances.preprocess {twice.format('instance_group', 'preprocess')}"
+    if instances.classifier is not None and "instance_group" in classifier:
+        yield f"instances.classifier {twice.format('instance_group', 'classifier')}"
+    if spec.max_queue_delay_microseconds is not None and "dynamic_batching" in classifier:
+        yield f"max_queue_delay_microseconds {twice.format('dynamic_batching', 'classifier')}"
+    if not spec.plan.cuda_graphs and parse_text(texts.classifier).optimization.HasField("cuda"):
+        yield f"plan.cuda_graphs {twice.format('optimization.cuda', 'classifier')}"

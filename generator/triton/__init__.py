@@ -1,0 +1,1 @@
+"""Triton's model configurations: values, rendering, checks."""

@@ -1,0 +1,175 @@
+"""Rendered configurations, read back with Triton's own protobuf and checked together.
+
+Applied are the rules that the server applies at load time, and those that it applies only when requests come.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import ConfigError
+from generator.triton.config import artifact_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from generator.artifact import Artifact
+
+__all__ = ["check_configs", "parse_config"]
+
+
+def check_configs(texts: Mapping[str, str], artifact: Artifact) -> None:
+    """Parse the rendered configurations with Triton's protobuf and check them together.
+
+    Raises:
+        ConfigError: The text is not a ModelConfig, or a rule is broken; lists every broken rule.
+    """
+    parsed = {name: parse_config(name, text) for name, text in texts.items()}
+    problems: list[str] = []
+    ensembles = [config for config in parsed.values() if config.platform == "ensemble"]
+    for name, config in parsed.items():
+        problems += [f"{name}: {problem}" for problem in _single(name, config)]
+    for config in parsed.values():
+        if config.backend in ("onnxruntime", "tensorrt"):
+            problems += [f"{config.name}: {problem}" for problem in _against_artifact(config, artifact)]
+        if config.backend == "tensorrt":
+            problems += [f"{config.name}: {problem}" for problem in _against_profiles(config, artifact)]
+    for ensemble in ensembles:
+        problems += [f"{ensemble.name}: {problem}" for problem in _links(ensemble, parsed)]
+    if problems:
+        raise ConfigError("\n".join(problems), hint="change the spec; if it is right, this is a bug of trtgen")
+
+
+def parse_config(name: str, text: str) -> Any:
+    """Return the model configuration `text` as Triton's protobuf.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        msg = f"{name}/config.pbtxt is not a model configuration: line {error}"
+        raise ConfigError(msg, hint="this is a bug in the templates") from error
+
+
+def _single(name: str, config: Any) -> Iterable[str]:
+    """Rules that concern one configuration (see the server's model_config_utils.cc)."""
+    if config.name != name:
+        yield f"name is {config.name!r}, but the directory is {name!r}"
+    if config.max_batch_size < 1:
+        yield f"max_batch_size is {config.max_batch_size}, at least 1 was expected"
+    yield from _shapes(config)
+    if config.platform == "ensemble":
+        forbidden = [field for field in ("instance_group", "model_warmup") if getattr(config, field)]
+        yield from (f"{field} is not allowed in an ensemble" for field in forbidden)
+    for group in config.instance_group:
+        if group.count < 1:
+            yield f"instance_group count is {group.count}, at least 1 was expected"
+    for sample in config.model_warmup:
+        if sample.batch_size > config.max_batch_size:
+            yield f"warmup batch_size {sample.batch_size} is above max_batch_size {config.max_batch_size}"
+
+
+def _shapes(config: Any) -> Iterable[str]:
+    for tensor in (*config.input, *config.output):
+        if not tensor.dims or any(size == 0 or size < -1 for size in tensor.dims):
+            yield f"tensor {tensor.name}: dims {list(tensor.dims)}, positive sizes or -1 were expected"
+    for tensor in config.input:
+        if tensor.format and len(tensor.dims) != 3:
+            yield f"input {tensor.name} has a format, which needs 3 dims, and has {len(tensor.dims)}"
+
+
+def _against_artifact(config: Any, artifact: Artifact) -> Iterable[str]:
+    """The classifier's tensors are those of the graph or plan, name by name."""
+    from tritonclient.grpc import model_config_pb2
+
+    what = "graph" if artifact.passport is None else "plan"
+    given, made = artifact_tensors(artifact)
+    for kind, stated, actual in (("input", config.input[0], given), ("output", config.output[0], made)):
+        data_type = model_config_pb2.DataType.Name(stated.data_type)
+        if stated.name != actual.name:
+            yield f"{kind} {stated.name!r}, but the {what} has {actual.name!r}"
+        if data_type != actual.data_type:
+            yield f"{kind} {stated.name} is {data_type}, but {actual.data_type} in the {what}"
+        if list(stated.dims) != list(actual.shape[1:]):
+            yield f"{kind} {stated.name} has dims {list(stated.dims)}, but {list(actual.shape[1:])} in the {what}"
+    classes = len(artifact.output_labels)
+    if list(config.output[0].dims) != [classes]:
+        yield f"output {config.output[0].name} has dims {list(config.output[0].dims)}, but there are {classes} labels"
+
+
+def _against_profiles(config: Any, artifact: Artifact) -> Iterable[str]:
+    """Every batch from 1 to max_batch_size is in a profile that every instance group lists.
+
+    With --disable-auto-complete-config the native backend does not check this: requests fail when they come.
+    """
+    if artifact.passport is None:
+        yield "backend is tensorrt, but there is no plan"
+        return
+    profiles = artifact.passport.profiles
+    name = config.input[0].name
+    for group in config.instance_group:
+        listed = [int(text) for text in group.profile] or [0]
+        if unknown := [index for index in listed if index >= len(profiles)]:
+            yield f"instance_group lists profile {unknown[0]}, the plan has {len(profiles)}"
+            continue
+        ranges = [(profiles[index][name]["min"][0], profiles[index][name]["max"][0]) for index in listed]
+        gaps = [n for n in range(1, config.max_batch_size + 1) if not any(low <= n <= high for low, high in ranges)]
+        if gaps:
+            yield f"max_batch_size is {config.max_batch_size}, but no profile of the group covers a batch of {gaps[0]}"
+
+
+def _links(ensemble: Any, parsed: Mapping[str, Any]) -> Iterable[str]:
+    """Members exist, carry the ensemble's batches, and each link has one data type and shape on both ends."""
+    written = {tensor.name: ("ensemble input", tensor) for tensor in ensemble.input}
+    for step in ensemble.ensemble_scheduling.step:
+        member = parsed.get(step.model_name)
+        if member is None:
+            yield f"step {step.model_name} is not among the models {', '.join(parsed)}"
+            continue
+        if member.max_batch_size < ensemble.max_batch_size:
+            yield f"max_batch_size {ensemble.max_batch_size}, but {member.name} takes at most {member.max_batch_size}"
+        yield from _reads(step, member, written)
+        yield from _writes(step, member, written)
+    for tensor in ensemble.output:
+        if tensor.name not in written:
+            yield f"output {tensor.name!r} is written by no step"
+            continue
+        yield from _same(tensor.name, written[tensor.name], ("ensemble output", tensor))
+        if tensor.label_filename != written[tensor.name][1].label_filename:
+            yield f"output {tensor.name}: label_filename differs between the ensemble and its member"
+
+
+def _reads(step: Any, member: Any, written: Mapping[str, tuple[str, Any]]) -> Iterable[str]:
+    inputs = {tensor.name: tensor for tensor in member.input}
+    for name in sorted(set(inputs) ^ set(step.input_map)):
+        yield f"input_map of {member.name} does not fit its inputs: {name}"
+    for name, link in step.input_map.items():
+        if link not in written:
+            yield f"{member.name}.{name} reads {link!r}, which nothing before it writes"
+        elif name in inputs:
+            yield from _same(link, written[link], (member.name, inputs[name]))
+
+
+def _writes(step: Any, member: Any, written: dict[str, tuple[str, Any]]) -> Iterable[str]:
+    """Check the step's outputs and add them to what is `written`."""
+    outputs = {tensor.name: tensor for tensor in member.output}
+    for name, link in step.output_map.items():
+        if name not in outputs:
+            yield f"output_map of {member.name} names {name!r}, which it does not have"
+        elif link in written:
+            yield f"tensor {link!r} is written twice"
+        else:
+            written[link] = (member.name, outputs[name])
+
+
+def _same(link: str, one: tuple[str, Any], other: tuple[str, Any]) -> Iterable[str]:
+    (owner, first), (reader, second) = one, other
+    if first.data_type != second.data_type:
+        yield f"tensor {link}: data type differs between {owner} and {reader}"
+    if list(first.dims) != list(second.dims):
+        yield f"tensor {link}: dims {list(first.dims)} of {owner}, but {list(second.dims)} of {reader}"
