@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from generator.errors import ServerError
-from generator.gate.reference import load_reference
 from generator.gate.served import ServedModel
+from generator.images.reference import load_reference
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import Layout, journal, publish, read_record, recover
 from generator.repository.publish import hash_tree

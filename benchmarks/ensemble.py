@@ -28,11 +28,11 @@ from benchmarks.load import Load, Question
 from benchmarks.machine import describe_machine
 from benchmarks.preprocess import load_step, make_jpegs
 from generator.pipeline import BuildOptions, build_repository
+from generator.render import template_root
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
 from generator.spec.file import make_spec
 from generator.spec.recipe import Recipe
-from generator.triton.render import template_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,8 +17,9 @@ from generator.demo.draw import draw_set
 from generator.gate.compare import comparable, compare
 from generator.graph.model import open_onnx
 from generator.images.sets import photographs
+from generator.images.training import make_pixels
 from generator.repository import read_record
-from generator.spec.recipe import Recipe, make_pixels
+from generator.spec.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -31,8 +31,8 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from generator.images.sets import photographs
+from generator.render import template_root
 from generator.spec.recipe import IMAGENET
-from generator.triton.render import template_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,20 +10,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generator.artifact import Artifact, add_plan, export_artifact, take_export
 from generator.errors import SpecError
 from generator.events import Done, OnEvent, ignore
+from generator.exporting import add_plan, export_artifact, take_export
 from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, recover, staging
 from generator.repository.edits import check_edits
-from generator.repository.fingerprint import fingerprint, installed_packages, made_by
+from generator.repository.fingerprint import fingerprint
 from generator.repository.layout import RECORD_FILE, numeric_versions
 from generator.repository.publish import check_contract, check_owner, hash_tree
 from generator.repository.stage import stage_files, stage_listed_versions, take_over
 from generator.target import Asked, check_target, choose_target
+from generator.versions import installed_packages, made_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from generator.artifact import Artifact
     from generator.gate import GateReport
     from generator.spec.model import ModelSpec
 
@@ -135,7 +137,7 @@ def _is_reusable(root: Path, old: Record, inputs: dict[str, str]) -> bool:
 
 def _damaged(root: Path, files: Mapping[str, str]) -> list[str]:
     """Return the files that are gone or no longer what was published."""
-    from generator.graph.model import hash_file
+    from generator.files import hash_file
 
     return [path for path, digest in files.items() if not (root / path).is_file() or hash_file(root / path) != digest]
 
@@ -189,7 +191,7 @@ def _prove(
     spec: ModelSpec, staged: Path, layout: Layout, artifact: Artifact, options: BuildOptions
 ) -> GateReport | None:
     from generator.gate import Subject, run_gate
-    from generator.gate.reference import load_reference
+    from generator.images.reference import load_reference
 
     if not options.verify or options.dry_run:
         return None

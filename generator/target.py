@@ -65,7 +65,7 @@ def choose_target(spec: ModelSpec, asked: Asked | None = None) -> Choice:
 
 def _choice_of_export(spec: ModelSpec) -> Choice:
     """An exported graph was made for a target and a precision; the spec can only agree."""
-    from generator.repository.exported import read_export
+    from generator.spec.exported import read_export
 
     assert spec.onnx is not None, "the spec's own rules see to it"
     record = read_export(spec.onnx)
@@ -103,7 +103,7 @@ def check_target(spec: ModelSpec, asked: Asked | None = None) -> None:
         PlanError: Another TensorRT than the target's.
         DeviceError: No GPU.
     """
-    from generator.runtime.gpu.device import find_gpu
+    from generator.gpu.device import find_gpu
 
     if not spec.is_tensorrt:
         return
@@ -124,7 +124,7 @@ def check_target(spec: ModelSpec, asked: Asked | None = None) -> None:
 
 
 def _target_of_this_host() -> tuple[str, str]:
-    from generator.runtime.gpu.device import find_gpu, why_no_gpu
+    from generator.gpu.device import find_gpu, why_no_gpu
 
     installed = installed_version()
     if installed is None:

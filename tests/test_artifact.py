@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from generator.artifact import Artifact, add_plan
+from generator.artifact import Artifact
 from generator.events import Doing, Done
+from generator.exporting import add_plan
 from generator.graph.model import read_onnx
 from generator.plan import build
 from generator.spec.file import make_spec

@@ -19,17 +19,17 @@ from typing import Any
 
 import pytest
 
-from generator import export_folder as export_module
+from generator import exporting as export_module
 from generator.cli import main
 from generator.errors import ExportError, PlanError
-from generator.export_folder import export_folder
-from generator.graph.model import hash_file
+from generator.exporting import export_folder
+from generator.files import hash_file
 from generator.pipeline import BuildOptions
 from generator.plan.header import read_header
 from generator.plan.passport import Host, passport_path, write_passport
 from generator.plan.timing_cache import CacheKey, TimingCache
-from generator.repository.exported import EXPORT_FILE
 from generator.server.plans import check_plans
+from generator.spec.exported import EXPORT_FILE
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 from generator.target import choose_target
@@ -45,7 +45,7 @@ RECIPE = {"resize": 32, "crop": 32, "interpolation": "bilinear", "mean": [0.5] *
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same answers on a host that has a GPU or TensorRT."""
-    monkeypatch.setattr("generator.runtime.gpu.device.why_no_gpu", lambda *_: "there is no GPU")
+    monkeypatch.setattr("generator.gpu.device.why_no_gpu", lambda *_: "there is no GPU")
     monkeypatch.setattr("generator.target.installed_version", lambda: None)
 
 
@@ -150,7 +150,7 @@ class TestSpecs:
         code, _, err = run("build-repo", *shlex.split(words))
         assert code == 1
         (command,) = re.findall(r"export here: trtgen (export .*?); build on the GPU host", err)
-        monkeypatch.setattr("generator.export_folder.export_folder", keep)
+        monkeypatch.setattr("generator.exporting.export_folder", keep)
         assert run(*shlex.split(command))[0] == 0
         (wanted, images), (exported, exported_images) = asked
         wanted = wanted if wanted.target != "auto" else wanted.model_copy(update={"target": "tensorrt-10"})
@@ -384,7 +384,7 @@ class TestPlans:
             assert "pydantic" not in err
 
     def test_a_recipe_that_is_none(self, tmp_path: Path) -> None:
-        from generator.plan.direct import read_recipe
+        from generator.runtime.direct import read_recipe
         from generator.runtime.shapes import EngineTensor
         from generator.tensor import from_onnx
 

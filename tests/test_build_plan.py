@@ -25,7 +25,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from generator.cli.build_plan import read_profiles
 from generator.errors import DeviceError, MissingDependencyError, PlanError
-from generator.graph.model import hash_bytes, read_onnx
+from generator.files import hash_bytes
+from generator.gpu.device import Gpu, find_gpu, why_no_gpu
+from generator.graph.model import read_onnx
 from generator.plan import build
 from generator.plan.adapter import Adapter, PlanTensor, open_adapter
 from generator.plan.hints import explain
@@ -34,7 +36,6 @@ from generator.plan.passport import read_passport
 from generator.plan.profiles import make_profiles
 from generator.plan.progress import Progress, run_watched
 from generator.plan.timing_cache import CacheKey, TimingCache, cache_folder
-from generator.runtime.gpu.device import Gpu, find_gpu, why_no_gpu
 from generator.signals import ending_signals
 from generator.spec.plan import BatchProfile, PlanOptions
 from tests.tiny_onnx import write_tiny_onnx
@@ -431,7 +432,6 @@ import sys
 from pathlib import Path
 from generator.plan import build
 from generator.plan.adapter import open_adapter
-from tests.test_build_plan import GPU, make_request
 
 def tell(phase, fraction):
     if fraction > 0:
@@ -517,7 +517,6 @@ from pathlib import Path
 from generator import __main__, cli
 from generator.plan import build
 from generator.plan.adapter import Adapter, open_adapter
-from tests.test_build_plan import GPU, make_request
 
 def tell(phase, fraction):
     if phase.startswith("building"):

@@ -18,15 +18,15 @@ from typer.testing import CliRunner
 from generator.cli.classify_plan import classify_plan
 from generator.demo.draw import draw_set
 from generator.errors import DeviceError, PlanError, SourceError, TrtgenError
-from generator.gate.reference import prepare
+from generator.gpu.device import why_no_gpu
 from generator.images.served import prepare_without_torch
 from generator.images.sets import photographs
-from generator.plan.direct import check_meaning, find_meaning, rank, read_recipe
+from generator.images.training import prepare
 from generator.plan.load_errors import explain_failure
 from generator.plan.profiles import OptimizationProfile, ShapeRange
 from generator.repository import read_record
+from generator.runtime.direct import check_meaning, find_meaning, rank, read_recipe
 from generator.runtime.engine import open_engine
-from generator.runtime.gpu.device import why_no_gpu
 from generator.runtime.shapes import EngineTensor, check_rows, choose_profile, describe_profiles, split_rows
 from generator.runtime.tensors import data_type_of
 from generator.spec.recipe import IMAGENET, Recipe

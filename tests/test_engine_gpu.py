@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from generator.errors import PlanError
+from generator.gpu.device import why_no_gpu
 from generator.runtime.engine import EngineTensor, open_engine
-from generator.runtime.gpu.device import why_no_gpu
 from generator.runtime.shapes import describe_profiles
 from generator.tensor import from_onnx
 
@@ -102,7 +102,7 @@ def test_a_batch_or_profile_that_it_has_not(plan_of_two: Path) -> None:
 
 
 def test_everything_is_given_back(plan: Path) -> None:
-    from generator.runtime.gpu.memory import free_memory
+    from generator.gpu.memory import free_memory
 
     def once() -> None:
         with open_engine(plan) as engine:

@@ -13,11 +13,11 @@ import onnx
 import pytest
 
 from generator.errors import DeviceError, ExportError, MissingDependencyError, PlanError, SourceError, VerificationError
-from generator.export_folder import export_folder
+from generator.exporting import export_folder
 from generator.graph.model import read_onnx
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record
-from generator.repository.exported import EXPORT_FILE, read_export
+from generator.spec.exported import EXPORT_FILE, read_export
 from generator.spec.file import load_spec, make_spec
 from generator.target import choose_target
 from tests.tiny_onnx import write_tiny_onnx

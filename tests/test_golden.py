@@ -25,9 +25,9 @@ import pytest
 
 from generator.graph.model import read_onnx
 from generator.pipeline import BuildOptions, build_repository
+from generator.render import read_static
 from generator.server.embedded import EmbeddedServer
 from generator.spec.file import load_spec
-from generator.triton.render import read_static
 from tests.tiny_onnx import write_tiny_onnx
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from generator.errors import DeviceError, MissingDependencyError
-from generator.runtime.gpu import device
-from generator.runtime.gpu.device import _text, find_gpu, load_driver, load_nvml, why_no_gpu
-from generator.runtime.gpu.energy import EnergyCounter
-from generator.runtime.gpu.graph import capture
-from generator.runtime.gpu.memory import (
+from generator.gpu import device
+from generator.gpu.device import _text, find_gpu, load_driver, load_nvml, why_no_gpu
+from generator.gpu.energy import EnergyCounter
+from generator.gpu.graph import capture
+from generator.gpu.memory import (
     DeviceMemory,
     Event,
     PinnedMemory,
@@ -51,7 +51,7 @@ class TestWithout:
     def test_it_is_fast_and_imports_nothing_heavy(self) -> None:
         code = (
             "import sys, time; start = time.perf_counter()\n"
-            "from generator.runtime.gpu.device import why_no_gpu\n"
+            "from generator.gpu.device import why_no_gpu\n"
             "reason = why_no_gpu(); seconds = time.perf_counter() - start\n"
             "assert not {'torch', 'numpy', 'tensorrt'} & set(sys.modules)\n"
             "print(f'{seconds:.3f} {reason}')"

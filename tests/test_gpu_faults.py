@@ -19,13 +19,13 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonclient import grpc
 
 from generator.errors import ServerError
+from generator.gpu.device import call, why_no_gpu
 from generator.graph.model import read_onnx
 from generator.measure.inspect import inspect_plan
 from generator.plan import build
 from generator.plan.library import installed_version
 from generator.plan.profiles import make_profiles
 from generator.runtime.engine import open_engine
-from generator.runtime.gpu.device import call, why_no_gpu
 from generator.server.embedded import EmbeddedServer
 from generator.spec.plan import BatchProfile, PlanOptions
 from tests import test_backend_gpu as backend
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 OPSET = 17  # the newest that 8.6 reads
 HOG = """
 import sys
-from generator.runtime.gpu.memory import DeviceMemory, free_memory
+from generator.gpu.memory import DeviceMemory, free_memory
 held = DeviceMemory(free_memory()[0] - int(sys.argv[1]) * 2**20, what="others")
 print("held", flush=True)
 sys.stdin.read()

@@ -17,17 +17,16 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from generator.artifact import export_artifact
 from generator.cli import main
 from generator.demo.draw import LABELS, draw_set
 from generator.errors import ExportError, SourceError, VerificationError
 from generator.events import ignore
-from generator.export_folder import export_folder
+from generator.exporting import export_artifact, export_folder
 from generator.gate import default_images, make_reference, published
 from generator.gate.labelled import check_recipe
 from generator.gate.published import verify_published
-from generator.gate.reference import find_decided, load_reference
 from generator.graph.model import load_proto, open_onnx
+from generator.images.reference import find_decided, load_reference
 from generator.images.sets import read_labelled
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record

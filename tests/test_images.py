@@ -33,11 +33,12 @@ from PIL import Image, ImageCms
 from tritonclient.utils import InferenceServerException
 
 from generator.demo.draw import LABELS, draw_image, draw_set
+from generator.images.training import make_pixels
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
 from generator.spec.file import make_spec
-from generator.spec.recipe import IMAGENET, Recipe, make_pixels
+from generator.spec.recipe import IMAGENET, Recipe
 from tests.server_parts import find_processes
 from tests.test_preprocess import read, step
 

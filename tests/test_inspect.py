@@ -435,7 +435,7 @@ PLAN = b"ftrt" + bytes(12) + (64).to_bytes(8, "little") + bytes([8, 6, 0, 12]) +
 
 
 def test_plan_without_gpu_shows_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("generator.runtime.gpu.device.why_no_gpu", lambda: "there is no GPU")
+    monkeypatch.setattr("generator.gpu.device.why_no_gpu", lambda: "there is no GPU")
     (tmp_path / "model.plan").write_bytes(PLAN)
     report = inspect_plan(tmp_path / "model.plan", onnx=None, batch=None, iterations=5)
     assert report.subject == "header"
@@ -564,7 +564,7 @@ def test_engine_is_asked_filled_and_timed(tmp_path: Path, monkeypatch: pytest.Mo
     engine.session = lambda _batch: session
     monkeypatch.setattr("generator.runtime.engine.open_engine", lambda _path: contextlib.nullcontext(engine))
     gpu = types.SimpleNamespace(name="GPU", driver="580")
-    monkeypatch.setattr("generator.runtime.gpu.device.find_gpu", lambda: gpu)
+    monkeypatch.setattr("generator.gpu.device.find_gpu", lambda: gpu)
     report = subject._inspect_engine(
         tmp_path / "model.plan", graph=resnet, facts=[], notes=["first"], batch=None, iterations=3
     )

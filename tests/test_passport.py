@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generator.errors import PlanError
-from generator.graph.model import hash_file
+from generator.files import hash_file
+from generator.gpu.device import Gpu
 from generator.plan.passport import (
     Host,
     Passport,
@@ -25,7 +26,6 @@ from generator.plan.passport import (
     read_passport,
     write_passport,
 )
-from generator.runtime.gpu.device import Gpu
 from generator.spec.plan import PlanOptions
 
 H200 = Gpu(

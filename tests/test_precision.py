@@ -19,7 +19,6 @@ from generator.demo.draw import draw_set
 from generator.errors import ExportError, MissingDependencyError
 from generator.gate import default_images, make_reference
 from generator.gate.compare import LIMITS, comparable, compare
-from generator.gate.reference import Reference, prepare
 from generator.graph.model import load_proto, read_onnx
 from generator.graph.precision import convert_graph, graph_precision, read_calibration
 from generator.graph.precision import half as half_module
@@ -28,6 +27,8 @@ from generator.graph.precision.observe import Histogram, observe
 from generator.graph.precision.placement import place
 from generator.graph.precision.scales import choose_threshold, weight_scales
 from generator.graph.precision.types import infer_types
+from generator.images.reference import Reference
+from generator.images.training import prepare
 from generator.sources import load_network
 from generator.spec.file import make_spec
 from generator.spec.recipe import Recipe

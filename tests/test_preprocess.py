@@ -22,8 +22,9 @@ from PIL import Image
 
 from generator.demo.draw import draw_set
 from generator.images.sets import photographs
-from generator.spec.recipe import IMAGENET, Recipe, make_pixels
-from generator.triton.render import template_root
+from generator.images.training import make_pixels
+from generator.render import template_root
+from generator.spec.recipe import IMAGENET, Recipe
 
 
 @pytest.fixture(scope="module")

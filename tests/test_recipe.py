@@ -8,7 +8,9 @@ import torchvision
 from PIL import Image
 from pydantic import ValidationError
 
-from generator.spec.recipe import IMAGENET, Recipe, RecipeSpec, from_transforms, make_pixels
+from generator.images.training import make_pixels
+from generator.sources.torchvision import from_transforms
+from generator.spec.recipe import IMAGENET, Recipe, RecipeSpec
 
 
 def photo(width: int, height: int) -> Image.Image:

@@ -24,16 +24,16 @@ from tritonclient.grpc import InferenceServerClient
 from benchmarks.crash import run_until_killed
 from generator.cli import main
 from generator.errors import RepositoryError
+from generator.files import hash_file
 from generator.gate.published import verify_published
-from generator.graph.model import hash_file
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import find_records, journal, read_record
-from generator.repository.fingerprint import installed_packages
 from generator.repository.publish import hash_tree
 from generator.repository.removal import remove_model
 from generator.server.embedded import EmbeddedServer
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
+from generator.versions import installed_packages
 from tests.tiny_onnx import write_tiny_onnx
 
 QUICK = BuildOptions(verify=False)

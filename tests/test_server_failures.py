@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from generator.errors import ServerError
+from generator.render import template_root
 from generator.server import embedded
 from generator.server.embedded import EmbeddedServer, check_embedded
 from generator.server.failure_rules import explain_words
@@ -29,7 +30,6 @@ from generator.server.failures import (
 )
 from generator.server.launch import assemble_python
 from generator.server.ports import Ports, choose_ports
-from generator.triton.render import template_root
 from tests.server_parts import (
     ECHO,
     add_doubling_model,

@@ -21,11 +21,12 @@ from safetensors.torch import save_file
 
 from generator.demo.draw import draw_set
 from generator.errors import SourceError
+from generator.images.training import make_pixels
 from generator.sources import describe_source, load_network
 from generator.sources.checkpoint import align_state_dict, load_state_dict, read_state_dict
 from generator.sources.random_weights import calibrate
 from generator.spec.file import make_spec
-from generator.spec.recipe import IMAGENET, make_pixels
+from generator.spec.recipe import IMAGENET
 from tests.tiny_onnx import CLASSES, write_tiny_onnx
 
 LABELS = [f"class {index}" for index in range(CLASSES)]

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from generator.errors import SpecError
+from generator.render import read_static
 from generator.spec.file import load_spec, make_spec
 from generator.spec.model import ModelSpec
-from generator.triton.render import read_static
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -22,8 +22,8 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from generator.errors import TrtgenError
+from generator.render import template_root
 from generator.server.embedded import EmbeddedServer
-from generator.triton.render import template_root
 from tests.server_parts import read_settled, write_config
 from tests.tensorrt_standin import DTYPES, Driver, SimpleError, make_plan, make_tensorrt
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from generator.gate.compare import LIMITS
 from generator.gate.plan_stage import check_rows
-from generator.gate.reference import Reference, find_decided, load_reference, save_reference
 from generator.gate.stages import StageResult, judge
 from generator.gate.subject import Subject
+from generator.images.reference import Reference, find_decided, load_reference, save_reference
 from generator.repository import Layout
 from generator.spec.recipe import IMAGENET
 from generator.tasks.head import Head

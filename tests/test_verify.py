@@ -19,8 +19,8 @@ from generator.errors import VerificationError
 from generator.gate import ImageSet, default_images, make_reference
 from generator.gate.compare import LIMITS, Limit, comparable, compare, discriminates
 from generator.gate.published import verify_published
-from generator.gate.reference import Reference, load_reference, save_reference
 from generator.gate.run import GateReport
+from generator.images.reference import Reference, load_reference, save_reference
 from generator.images.sets import photographs
 from generator.repository import read_record
 from generator.tasks.head import Activation, Head

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from generator.plan.direct import Score
+    from generator.runtime.direct import Score
     from generator.spec.recipe import Recipe
 
 _BATCH = 64  # images that are held in memory at once
@@ -47,8 +47,8 @@ def classify_plan(
     """
     import numpy as np
 
-    from generator.plan.direct import check_meaning, find_meaning, rank, read_recipe
     from generator.plan.header import read_header
+    from generator.runtime.direct import check_meaning, find_meaning, rank, read_recipe
     from generator.runtime.engine import open_engine
 
     read_header(plan)

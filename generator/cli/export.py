@@ -76,7 +76,7 @@ def export(
     if output is not None and len(specs) > 1:
         msg = "--output names one folder, but several models are exported"
         raise typer.BadParameter(msg)
-    from generator.export_folder import export_folder
+    from generator.exporting import export_folder
 
     def run(model: ModelSpec) -> Path:
         folder = output or Path("exported") / model.name

@@ -17,7 +17,7 @@ def init(
 
     Example: trtgen init models.yaml
     """
-    from generator.triton.render import read_static
+    from generator.render import read_static
 
     try:
         with path.open("xb") as stream:

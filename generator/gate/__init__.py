@@ -1,8 +1,8 @@
 """The gate: source, ONNX, served classifier and served JPEG ensemble must agree on the same images."""
 
-from generator.gate.reference import Reference, make_reference
 from generator.gate.run import GateReport, run_gate
 from generator.gate.subject import Subject
+from generator.images.reference import Reference, make_reference
 from generator.images.sets import ImageSet, default_images, read_images
 
 __all__ = [

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from generator.gate.reference import Reference
     from generator.gate.subject import Subject
+    from generator.images.reference import Reference
 
 __all__ = ["LABELS", "NAN", "UPSTREAM", "of_graph", "of_pixels"]
 
@@ -81,7 +81,7 @@ def of_pixels(subject: Subject, reference: Reference, pixels: NDArray[np.uint8])
     """Say why pixels differ: channel order, interpolation, EXIF rotation."""
     import numpy as np
 
-    from generator.gate.reference import prepare
+    from generator.images.training import prepare
 
     def levels(one: NDArray[np.uint8]) -> int:
         return int(np.abs(one.astype(np.int16) - pixels.astype(np.int16)).max())

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from generator.gate import stages
 from generator.gate.compare import comparable, first_classes
 from generator.gate.plan_stage import why_not_here
-from generator.gate.reference import prepare
 from generator.gate.run import why_not_served
 from generator.gate.served import ServedModel
 from generator.gate.stages import StageResult
 from generator.graph.model import read_onnx, run_graph
 from generator.images.served import prepare_without_torch
+from generator.images.training import prepare
 from generator.spec.model import ModelSpec
 from generator.spec.recipe import IMAGENET, RecipeSpec
 

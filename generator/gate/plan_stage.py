@@ -8,7 +8,8 @@ from generator.errors import DeviceError, MissingDependencyError, PlanError
 from generator.gate import causes
 from generator.gate.compare import comparable, compare
 from generator.gate.stages import StageResult, judge, not_proved
-from generator.graph.batches import batch_sizes, extreme_pixels
+from generator.graph.batches import batch_sizes
+from generator.images.sets import extreme_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from generator.gate.compare import Limit
-    from generator.gate.reference import Reference
     from generator.gate.subject import Subject
+    from generator.images.reference import Reference
 
 __all__ = ["check_plan", "check_rows", "why_not_here"]
 
@@ -58,8 +59,8 @@ def check_plan(subject: Subject, reference: Reference, limit: Limit) -> tuple[St
 
 def why_not_here() -> str:
     """Return why no plan can run on this machine, empty where one can."""
+    from generator.gpu.device import why_no_gpu
     from generator.plan.library import import_tensorrt
-    from generator.runtime.gpu.device import why_no_gpu
 
     if reason := why_no_gpu():
         return reason

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from generator.errors import RepositoryError
 from generator.events import Doing, OnEvent, ignore
 from generator.gate.labelled import check_recipe, measure_accuracies
-from generator.gate.reference import Reference, load_reference, make_reference
 from generator.gate.run import GateReport, run_gate
 from generator.gate.served import check_server
 from generator.gate.subject import Subject
+from generator.images.reference import Reference, load_reference, make_reference
 from generator.images.sets import read_images, read_labelled
 from generator.repository import Layout, Record, find_records, name_option, read_record, recover
 from generator.repository.layout import RECORD_FILE

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from generator.gate.reference import Reference
     from generator.gate.stages import StageResult
     from generator.gate.subject import Subject
+    from generator.images.reference import Reference
     from generator.tasks.head import Head
 
 __all__ = ["GateReport", "require_discrimination", "run_gate", "why_not_served"]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from generator.errors import ExportError, SourceError
 from generator.gate import causes
 from generator.gate.compare import LIMITS, Comparison, Limit, comparable, compare, ensemble_limit, first_classes
-from generator.gate.reference import find_leads
 from generator.graph.batches import ROW_TOLERANCE, batch_sizes, prove_dynamic_batch
 from generator.graph.model import read_onnx, run_graph
 from generator.graph.names import DYNAMIC_HINT, NAN_HINT
+from generator.images.reference import find_leads
 from generator.tasks.head import is_distribution
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from generator.gate.reference import Reference
     from generator.gate.served import ServedModel
     from generator.gate.subject import Subject
+    from generator.images.reference import Reference
 
 __all__ = [
     "NO_BF16",

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import ExportError, SourceError
 from generator.graph.model import OnnxModel, load_proto, open_onnx
-from generator.graph.names import DYNAMIC_HINT, NAN_HINT, RANDOM_HINT
+from generator.graph.names import DYNAMIC_HINT, NAN_HINT
+from generator.images.reference import RANDOM_HINT
+from generator.images.sets import extreme_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["ROW_TOLERANCE", "batch_sizes", "extreme_pixels", "prove_dynamic_batch"]
+__all__ = ["ROW_TOLERANCE", "batch_sizes", "prove_dynamic_batch"]
 
 # Rows of one batch may differ from single runs by the order of summation only.
 ROW_TOLERANCE = 1e-4
@@ -25,14 +27,6 @@ ROW_TOLERANCE = 1e-4
 def batch_sizes(maximum: int) -> list[int]:
     """Return the batches that are tried: 1, 2, 3, a middle size and the maximum."""
     return sorted({1, 2, 3, (maximum + 1) // 2, maximum} & set(range(1, maximum + 1)))
-
-
-def extreme_pixels(shape: Sequence[int]) -> NDArray[np.uint8]:
-    """Return black, white and noise of `shape` (height, width, 3): what divides by zero or overflows does it there."""
-    import numpy as np
-
-    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return np.stack([np.zeros_like(noise), np.full_like(noise, 255), noise])
 
 
 def prove_dynamic_batch(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
+from generator.files import ONNX, hash_file, name_kind
 from generator.tensor import DataType, from_onnx
 
 if TYPE_CHECKING:
@@ -18,16 +18,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = [
-    "OnnxModel",
-    "OnnxTensor",
-    "broken_weights",
-    "external_data_files",
-    "hash_file",
-    "open_onnx",
-    "read_onnx",
-    "run_graph",
-]
+__all__ = ["OnnxModel", "OnnxTensor", "broken_weights", "external_data_files", "open_onnx", "read_onnx", "run_graph"]
 
 # onnxruntime's words for an operator that it does not have.
 _UNKNOWN_OPERATOR = re.compile(r"(\S*):(\w+)\(-?\d+\) is not a registered function/op")
@@ -79,6 +70,21 @@ def read_onnx(path: Path) -> OnnxModel:
     )
 
 
+def image_axes(model: OnnxModel) -> tuple[str, tuple[int, int]]:
+    """Return the layout, "NCHW" or "NHWC", and (height, width) of the image input; -1 where they are not fixed.
+
+    Raises:
+        SourceError: The input is no batch of RGB images.
+    """
+    shape = model.input.shape
+    if len(shape) == 4 and shape[1] == 3:
+        return "NCHW", (shape[2], shape[3])
+    if len(shape) == 4 and shape[3] == 3:
+        return "NHWC", (shape[1], shape[2])
+    msg = f"{model.path}: input {model.input.name} has shape {list(shape)}, [batch, 3, height, width] was expected"
+    raise SourceError(msg, hint="the input must be a batch of RGB images")
+
+
 def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     """Return the parsed file, with its external data unless `weights` is false.
 
@@ -95,10 +101,6 @@ def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
         msg = f"{path} cannot be read: {error.strerror or error}"
         raise SourceError(msg, hint="give the path of an ONNX file") from error
     except DecodeError as error:
-        if _is_plan(path):
-            msg = f"{path} is a TensorRT plan, an ONNX file was expected"
-            hint = "give the graph that it was built from; trtgen inspect and classify-plan take plans"
-            raise SourceError(msg, hint=hint) from error
         _refuse_other_kind(path)
         msg = f"{path} is not an ONNX file: {error}"
         raise SourceError(msg, hint="export it again; it may be cut off, or of another format") from error
@@ -131,24 +133,9 @@ def _load_linked_data(model: onnx.ModelProto, folder: Path) -> None:
             del tensor.external_data[:]
 
 
-def _is_plan(path: Path) -> bool:
-    from generator.errors import PlanError
-    from generator.plan.header import read_header
-
-    with path.open("rb") as stream:
-        if stream.read(4) in (b"ftrt", b"vtrt"):  # even one that is cut off
-            return True
-    try:
-        return read_header(path, accept=("ultralytics",)).kind == "ultralytics"
-    except PlanError:
-        return False
-
-
 def _refuse_other_kind(path: Path) -> None:
-    from generator.file_kind import name_kind
-
     kind, hint = name_kind(path)
-    if kind:
+    if kind not in ("", ONNX):
         msg = f"{path} is {kind}; an ONNX file was expected"
         raise SourceError(msg, hint=hint)
 
@@ -246,20 +233,6 @@ def run_graph(model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8) ->
     run = open_onnx(model.path)
     parts = [run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
     return np.concatenate(parts)
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def hash_bytes(data: bytes) -> str:
-    """Return the SHA-256 of `data`, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def _tensor(info: Any, path: Path) -> OnnxTensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from generator.errors import ExportError
-from generator.graph.model import graph_inputs, load_proto, read_onnx
+from generator.graph.model import graph_inputs, image_axes, load_proto, read_onnx
 from generator.graph.names import INPUT_NAME, NEWEST_OPSET_OF_8
-from generator.sources.onnx_file import image_axes
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet

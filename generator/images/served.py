@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
-from generator.triton.render import template_root
+from generator.render import template_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,8 +6,15 @@ import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from generator.errors import VerificationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["ImageSet", "LabelledImages", "default_images", "find_images", "photographs", "read_images", "read_labelled"]
 
@@ -40,11 +47,17 @@ def photographs() -> ImageSet:
     return ImageSet(names=tuple(path.name for path in paths), files=tuple(path.read_bytes() for path in paths))
 
 
+def extreme_pixels(shape: Sequence[int]) -> NDArray[np.uint8]:
+    """Return black, white and noise of `shape` (height, width, 3): what divides by zero or overflows does it there."""
+    import numpy as np
+
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return np.stack([np.zeros_like(noise), np.full_like(noise, 255), noise])
+
+
 def extreme_images() -> ImageSet:
     """Return a black, a white and a noise image as files."""
     from PIL import Image
-
-    from generator.graph.batches import extreme_pixels
 
     files = []
     for values in extreme_pixels((256, 256, 3)):

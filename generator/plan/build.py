@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import PlanError
-from generator.graph.model import hash_bytes
+from generator.files import hash_bytes
 from generator.plan.adapter import Fault, PlanTensor, open_adapter
 from generator.plan.profiles import check_profiles
 from generator.plan.progress import Progress, run_watched, silent
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from generator.gpu.device import Gpu
     from generator.graph.model import OnnxModel
     from generator.plan.adapter import Adapter
     from generator.plan.passport import Passport
     from generator.plan.profiles import OptimizationProfile
     from generator.plan.timing_cache import TimingCache
-    from generator.runtime.gpu.device import Gpu
     from generator.spec.plan import PlanOptions
 
 __all__ = ["BuildRequest", "Compiled", "Plan", "build_plan", "build_with", "compile_graph", "detect_precision"]
@@ -82,7 +82,7 @@ def build_plan(request: BuildRequest, path: Path, *, on_progress: Callable[[str,
         DeviceError: No GPU.
         MissingDependencyError: No tensorrt.
     """
-    from generator.runtime.gpu.device import find_gpu
+    from generator.gpu.device import find_gpu
 
     _check_request(request, path)
     adapter = open_adapter()
@@ -271,7 +271,7 @@ def _check_request(request: BuildRequest, path: Path) -> None:
 
 def _make_passport(adapter: Adapter, gpu: Gpu, request: BuildRequest, compiled: Compiled) -> Passport:
     from generator.plan.passport import Passport
-    from generator.repository.fingerprint import made_by
+    from generator.versions import made_by
 
     onnx = request.onnx
     return Passport(

@@ -11,8 +11,8 @@ from generator.plan.library import TensorRTVersion, installed_version
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from generator.gpu.device import Gpu
     from generator.plan.passport import Passport
-    from generator.runtime.gpu.device import Gpu
 
 __all__ = ["Host", "Misfit", "check_fits", "local_host"]
 
@@ -48,7 +48,7 @@ class Misfit:
 
 def local_host() -> Host:
     """Return what is installed here; nothing is imported that is heavy, and nothing allocated."""
-    from generator.runtime.gpu.device import find_gpu
+    from generator.gpu.device import find_gpu
 
     installed = installed_version()
     try:

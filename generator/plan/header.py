@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from generator.errors import PlanError
+from generator.files import ONNX, PLAN_MAGIC, RTX_MAGIC, find_wrapped_plan, name_kind
 from generator.plan.library import TensorRTVersion
 
 if TYPE_CHECKING:
@@ -24,13 +25,11 @@ __all__ = ["Kind", "PlanHeader", "read_header"]
 
 Kind = Literal["tensorrt", "tensorrt-rtx", "ultralytics"]
 
-_PLAN, _RTX = b"ftrt", b"vtrt"
 _HEADER_BYTES = 28
 _READ_BYTES = 4096
 _DEFAULT: tuple[Kind, ...] = ("tensorrt",)
 _MAJORS = {"tensorrt": range(8, 31), "tensorrt-rtx": range(1, 31)}
 _LARGEST = 2**42  # a size beyond this is no size
-_LARGEST_METADATA = 2**20
 _REBUILD = "build it again from its ONNX file: trtgen build-plan model.onnx"
 
 
@@ -54,15 +53,15 @@ def read_header(path: Path, *, accept: Sequence[Kind] = _DEFAULT) -> PlanHeader:
         PlanError: Unreadable, no plan, cut off, or of a kind that is not accepted, with the way out of it.
     """
     start, size = _read_start(path)
-    if start[:4] not in (_PLAN, _RTX):
-        offset = _find_wrapped(start, path)
+    if start[:4] not in (PLAN_MAGIC, RTX_MAGIC):
+        offset = find_wrapped_plan(path, start)
         if offset is None:
             raise _not_a_plan(path, start)
         if "ultralytics" not in accept:
             raise _wrapped(path, offset)
         inner = _read_at(path, offset)
         return PlanHeader(kind="ultralytics", version=_version(inner, "tensorrt"), size_bytes=size)
-    kind: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt" if start[:4] == _PLAN else "tensorrt-rtx"
+    kind: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt" if start[:4] == PLAN_MAGIC else "tensorrt-rtx"
     if kind not in accept:
         raise _wrong_kind(path, kind)
     if size < _HEADER_BYTES:
@@ -112,16 +111,6 @@ def _guess(path: Path) -> str:
     return str(plans[0] if plans else path / "model.plan")
 
 
-def _find_wrapped(start: bytes, path: Path) -> int | None:
-    """Return where a plan begins behind Ultralytics' metadata: a length in four bytes, then that much JSON."""
-    if len(start) < 5:
-        return None
-    length: int = struct.unpack_from("<I", start)[0]
-    if not 2 <= length <= _LARGEST_METADATA or start[4:5] != b"{":
-        return None
-    return 4 + length if _read_at(path, 4 + length)[:4] == _PLAN else None
-
-
 def _wrapped(path: Path, offset: int) -> PlanError:
     bare = shlex.quote(str(path.with_suffix(".plan")))
     return PlanError(
@@ -143,22 +132,13 @@ def _wrong_kind(path: Path, kind: str) -> PlanError:
 
 
 def _not_a_plan(path: Path, start: bytes) -> PlanError:
-    quoted = shlex.quote(str(path))
     if not start:
         return PlanError(f"{path} is empty, a TensorRT plan was expected", hint=f"copy it again, or {_REBUILD}")
-    if start.startswith(b"version https://git-lfs"):
-        return PlanError(f"{path} is a pointer of Git LFS, not the plan itself", hint="git lfs pull")
-    if path.suffix == ".onnx" or _looks_like_onnx(start):
-        return PlanError(f"{path} is an ONNX file, not a plan", hint=f"build its plan: trtgen build-plan {quoted}")
-    if start.startswith(b"PK\x03\x04"):
-        return PlanError(
-            f"{path} is a zip archive, such as torch.save and np.savez write, not a TensorRT plan",
-            hint="export the model and build its plan: trtgen build-repo (see --help)",
-        )
-    begins = f"it begins with {start[:8]!r}, a plan with {_PLAN!r}"
+    kind, hint = name_kind(path)
+    if kind == ONNX or path.suffix == ".onnx":
+        build = f"build its plan: trtgen build-plan {shlex.quote(str(path))}"
+        return PlanError(f"{path} is an ONNX file, not a plan", hint=build)
+    if kind:
+        return PlanError(f"{path} is {kind}, not a TensorRT plan", hint=hint)
+    begins = f"it begins with {start[:8]!r}, a plan with {PLAN_MAGIC!r}"
     return PlanError(f"{path} is not a TensorRT plan: {begins}", hint=_REBUILD)
-
-
-def _looks_like_onnx(start: bytes) -> bool:
-    """Say whether this is a ModelProto: ir_version first, then the producer's name, the opsets or the graph."""
-    return len(start) > 2 and start[0] == 0x08 and 3 <= start[1] <= 30 and start[2] in (0x12, 0x1A, 0x22, 0x3A, 0x42)

@@ -136,7 +136,7 @@ def read_passport(plan: Path, *, check_hash: bool = False) -> Passport:
 
 
 def _compare(passport: Passport, plan: Path) -> None:
-    from generator.graph.model import hash_file
+    from generator.files import hash_file
 
     try:
         size, digest = plan.stat().st_size, hash_file(plan)

@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generator.graph.model import hash_bytes
+from generator.files import hash_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from generator.runtime.gpu.device import Gpu
+    from generator.gpu.device import Gpu
 
 __all__ = ["CacheKey", "TimingCache", "cache_folder"]
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from generator.errors import RepositoryError, TrtgenError
-from generator.graph.model import hash_file
+from generator.files import hash_file
 from generator.repository import Layout
 from generator.repository.publish import hash_tree_names
 from generator.repository.stage import read_published, stage_files

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator import __version__
 from generator.errors import SourceError
-from generator.graph.model import external_data_files, hash_file, load_proto
-from generator.triton.render import template_root
+from generator.files import hash_file
+from generator.graph.model import external_data_files, load_proto
+from generator.render import template_root
+from generator.versions import EXPORT_PACKAGES, installed_packages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from generator.spec.model import ModelSpec
 
-__all__ = ["fingerprint", "installed_packages", "made_by"]
+__all__ = ["fingerprint", "installed_packages"]
 
 # Raised when the exporter, the wrapping or the random weights change what comes out of the same inputs.
 _EXPORT_FORMAT = 2
-# The ones that decide what an exported graph looks like.
-_EXPORT_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript")
-_PACKAGES = (
-    *_EXPORT_PACKAGES, "onnxruntime", "onnxconverter-common", "numpy", "pillow", "tritonclient", "nvidia-pytriton",
-    "tensorrt", "cuda-python",
-)  # fmt: skip
 _ARTIFACT_FIELDS = (
     "source", "architecture", "raw", "seed", "classes", "labels", "image_size", "target", "precision", "activation",
 )  # fmt: skip
@@ -52,7 +47,7 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         "architecture": spec.registry_name if spec.source in ("torchvision", "checkpoint") else spec.source,
         "recipe": data["recipe"],
         "files": files,
-        "packages": {name: packages[name] for name in _EXPORT_PACKAGES},
+        "packages": {name: packages[name] for name in EXPORT_PACKAGES},
         "preprocess": templates["preprocess/1/model.py"],
     }
     if spec.is_tensorrt:
@@ -70,8 +65,8 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
 
 def _plan_inputs(spec: ModelSpec, data: dict[str, Any]) -> dict[str, Any]:
     """What a plan follows from besides its graph: it runs on the GPU and with the TensorRT that built it."""
+    from generator.gpu.device import find_gpu, why_no_gpu
     from generator.plan.library import installed_version
-    from generator.runtime.gpu.device import find_gpu, why_no_gpu
 
     gpu = None if why_no_gpu() else find_gpu()
     return {
@@ -81,22 +76,6 @@ def _plan_inputs(spec: ModelSpec, data: dict[str, Any]) -> dict[str, Any]:
         "tensorrt": str(installed_version()),
         "gpu": [gpu.name, gpu.compute_capability] if gpu else None,
     }
-
-
-def installed_packages() -> dict[str, str]:
-    """Return the version of each package that matters, "absent" where it is not installed."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-def made_by() -> str:
-    """Return who made a repository: name and version."""
-    return f"trtgen {__version__}"
 
 
 def _template_files() -> Iterable[Path]:

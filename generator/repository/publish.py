@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from generator.errors import RepositoryError
-from generator.graph.model import hash_file
+from generator.files import hash_file
 from generator.repository.journal import Move, carry_out
 from generator.repository.layout import RECORD_FILE, Layout
 

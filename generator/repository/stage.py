@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from generator.artifact import Artifact
 from generator.errors import RepositoryError
 from generator.repository import Layout, Record
-from generator.repository.fingerprint import installed_packages, made_by
 from generator.repository.layout import numeric_versions
+from generator.versions import installed_packages, made_by
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,9 +57,9 @@ def _link(source: str, target: str) -> None:
 
 def stage_files(spec: ModelSpec, staged: Path, layout: Layout, artifact: Artifact, inputs: dict[str, str]) -> None:
     """Write configurations, labels, the preprocessing step and warmup data into the staged tree."""
+    from generator.render import read_static
     from generator.triton.check import check_configs
     from generator.triton.config import LABELS_FILE, WARMUP_FILE, make_model_configs, render_configs
-    from generator.triton.render import read_static
 
     packages = installed_packages()
     configs = make_model_configs(spec, artifact, pillow_version=packages["pillow"])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from generator.runtime.gpu.device import Gpu
+    from generator.gpu.device import Gpu
     from generator.runtime.session import Session
 
 __all__ = ["Engine", "EngineTensor", "choose_profile", "open_engine", "split_rows"]
@@ -52,8 +52,8 @@ def open_engine(path: Path, *, index: int = 0) -> Engine:
         DeviceError: No GPU, or its memory is exhausted.
         MissingDependencyError: TensorRT or cuda-python is not installed.
     """
+    from generator.gpu.device import find_gpu, use_gpu
     from generator.plan.library import import_tensorrt, open_log
-    from generator.runtime.gpu.device import find_gpu, use_gpu
 
     header = read_header(path)
     passport = read_passport(path, check_hash=True) if passport_path(path).is_file() else None
@@ -95,7 +95,7 @@ class Engine:
     """
 
     def __init__(self, path: Path, *, trt: Any, runtime: Any, engine: Any, gpu: Gpu) -> None:
-        from generator.runtime.gpu.memory import Stream
+        from generator.gpu.memory import Stream
 
         self.path, self.gpu = path, gpu
         self.trt, self.engine, self._runtime = trt, engine, runtime
@@ -166,7 +166,7 @@ class Engine:
             PlanError: No profile has this batch, or the engine has several inputs or outputs.
             DeviceError: The GPU's memory is exhausted.
         """
-        from generator.runtime.gpu.device import use_gpu
+        from generator.gpu.device import use_gpu
         from generator.runtime.session import Session
 
         self._check_open()
@@ -212,7 +212,7 @@ class Engine:
             DeviceError: The GPU's memory is exhausted.
             PlanError: TensorRT refuses the profile, the shapes or the addresses.
         """
-        from generator.runtime.gpu.device import use_gpu
+        from generator.gpu.device import use_gpu
 
         self._check_open()
         if self._prepared.get(session.profile) is session:
@@ -244,8 +244,8 @@ class Engine:
             self._sessions.remove(session)
 
     def _make_context(self, profile: int) -> Any:
+        from generator.gpu.memory import mib
         from generator.plan.library import open_log
-        from generator.runtime.gpu.memory import mib
 
         log = open_log()
         log.clear()

@@ -6,10 +6,10 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import DeviceError, PlanError
+from generator.gpu.graph import CudaGraph, capture
+from generator.gpu.memory import DeviceMemory, PinnedMemory, copy_to_device, copy_to_host
 from generator.plan.library import open_log
 from generator.plan.load_errors import explain_failure
-from generator.runtime.gpu.graph import CudaGraph, capture
-from generator.runtime.gpu.memory import DeviceMemory, PinnedMemory, copy_to_device, copy_to_host
 
 if TYPE_CHECKING:
     from types import TracebackType

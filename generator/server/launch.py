@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
+from generator.render import template_root
 from generator.repository import name_option, published_root, recover
-from generator.triton.render import template_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

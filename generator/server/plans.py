@@ -81,9 +81,9 @@ def check_local_plans(plans: Sequence[Path]) -> None:
         MissingDependencyError: No TensorRT.
         PlanError: See `check_plans`.
     """
+    from generator.gpu.device import why_no_gpu
     from generator.plan.library import installed_version
     from generator.plan.passport import local_host
-    from generator.runtime.gpu.device import why_no_gpu
 
     if not plans:
         return

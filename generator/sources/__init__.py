@@ -57,7 +57,7 @@ def describe_source(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
 
 
 def _describe_export(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
-    from generator.repository.exported import read_export
+    from generator.spec.exported import read_export
     from generator.spec.recipe import Recipe
 
     assert spec.onnx is not None, "the spec's own rules see to it"

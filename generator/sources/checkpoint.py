@@ -235,7 +235,7 @@ def _stand_ins(path: Path) -> list[Any]:
 
 
 def _refuse_other_kind(path: Path) -> None:
-    from generator.file_kind import CHECKPOINTS, name_kind
+    from generator.files import CHECKPOINTS, name_kind
 
     kind, hint = name_kind(path)
     if kind and kind not in CHECKPOINTS.get(path.suffix, CHECKPOINTS[".pt"]):

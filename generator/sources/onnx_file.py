@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
-from generator.graph.model import OnnxModel, broken_weights, default_opset, load_proto, open_onnx, read_onnx
+from generator.graph.model import OnnxModel, broken_weights, default_opset, image_axes, load_proto, open_onnx, read_onnx
 from generator.sources.network import Network, resolve_labels, resolve_recipe
 from generator.spec.recipe import IMAGENET
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
 
-__all__ = ["check_shape", "image_axes", "load_onnx_file"]
+__all__ = ["check_shape", "load_onnx_file"]
 
 # Softmax over one axis only, and what onnxruntime and every TensorRT since 8.6 read.
 _OLDEST_OPSET = 13
@@ -68,21 +68,6 @@ def check_shape(model: OnnxModel) -> int:
     return _classes(model)
 
 
-def image_axes(model: OnnxModel) -> tuple[str, tuple[int, int]]:
-    """Return the layout, "NCHW" or "NHWC", and (height, width) of the image input; -1 where they are not fixed.
-
-    Raises:
-        SourceError: The input is no batch of RGB images.
-    """
-    shape = model.input.shape
-    if len(shape) == 4 and shape[1] == 3:
-        return "NCHW", (shape[2], shape[3])
-    if len(shape) == 4 and shape[3] == 3:
-        return "NHWC", (shape[1], shape[2])
-    msg = f"{model.path}: input {model.input.name} has shape {list(shape)}, [batch, 3, height, width] was expected"
-    raise SourceError(msg, hint="the input must be a batch of RGB images")
-
-
 def _check_opset(model: OnnxModel) -> None:
     opset = default_opset(load_proto(model.path, weights=False))
     if opset < _OLDEST_OPSET:
@@ -120,7 +105,7 @@ def _check_weights(path: Path) -> None:
 
 def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
     from generator.graph.names import INPUT_NAME
-    from generator.repository.exported import is_export
+    from generator.spec.exported import is_export
 
     layout, size = image_axes(model)
     if spec.raw:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
 from generator.sources.network import Network, find_last_layer, resolve_labels, resolve_recipe, torch_runner
-from generator.spec.recipe import Recipe, from_transforms
+from generator.spec.recipe import Recipe
 from generator.spelling import near
 
 if TYPE_CHECKING:
@@ -243,3 +243,28 @@ def _download(spec: ModelSpec, weights: Any) -> torch.nn.Module:
         msg = f"the weights {weights} are damaged: {error}"
         raise SourceError(msg, hint="delete the file in torch's cache (torch.hub.get_dir()) and run again") from error
     return module
+
+
+def from_transforms(transforms: Any) -> Recipe:
+    """Read the recipe of torchvision's `weights.transforms()` (an `ImageClassification` preset).
+
+    Raises:
+        ValueError: The transforms are of another kind.
+    """
+    needed = ("resize_size", "crop_size", "interpolation", "mean", "std")
+    if missing := [name for name in needed if not hasattr(transforms, name)]:
+        msg = f"{type(transforms).__name__} has no {', '.join(missing)}: not a classification preset"
+        raise ValueError(msg)
+
+    def edges(value: list[int]) -> int | tuple[int, int]:
+        return value[0] if len(value) == 1 else (value[0], value[1])
+
+    return Recipe.model_validate(
+        {
+            "resize": edges(list(transforms.resize_size)),
+            "crop": edges(list(transforms.crop_size)),
+            "interpolation": transforms.interpolation.value,
+            "mean": tuple(transforms.mean),
+            "std": tuple(transforms.std),
+        }
+    )

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from generator.render import read_static
 from generator.spec.config_text import REFUSED, REFUSED_IN_ENSEMBLE, ConfigTexts
 from generator.spec.model import Batch, Instances, ModelSpec
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.recipe import IMAGENET, Recipe, RecipeSpec
-from generator.triton.render import read_static
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

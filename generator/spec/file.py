@@ -53,7 +53,7 @@ def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
 
 def _from_file(path: Path) -> dict[str, object]:
     """Return what an ONNX file on the command line says itself; target and precision of an export: see `target.py`."""
-    from generator.repository.exported import is_export, read_export
+    from generator.spec.exported import is_export, read_export
 
     if not is_export(path):
         return {"name": name_from_file(path)}

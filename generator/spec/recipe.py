@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     from numpy.typing import NDArray
-    from PIL.Image import Image
 
-__all__ = ["IMAGENET", "Interpolation", "Recipe", "RecipeSpec", "from_transforms", "make_pixels"]
+__all__ = ["IMAGENET", "Interpolation", "Recipe", "RecipeSpec"]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Edge = Annotated[int, Field(ge=1, le=8192)]
@@ -134,65 +131,3 @@ class Recipe(BaseModel):
 IMAGENET = Recipe(
     resize=256, crop=(224, 224), interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
 )
-
-
-def from_transforms(transforms: Any) -> Recipe:
-    """Read the recipe of torchvision's `weights.transforms()` (an `ImageClassification` preset).
-
-    Raises:
-        ValueError: The transforms are of another kind.
-    """
-    needed = ("resize_size", "crop_size", "interpolation", "mean", "std")
-    if missing := [name for name in needed if not hasattr(transforms, name)]:
-        msg = f"{type(transforms).__name__} has no {', '.join(missing)}: not a classification preset"
-        raise ValueError(msg)
-
-    def edges(value: list[int]) -> int | tuple[int, int]:
-        return value[0] if len(value) == 1 else (value[0], value[1])
-
-    return Recipe.model_validate(
-        {
-            "resize": edges(list(transforms.resize_size)),
-            "crop": edges(list(transforms.crop_size)),
-            "interpolation": transforms.interpolation.value,
-            "mean": tuple(transforms.mean),
-            "std": tuple(transforms.std),
-        }
-    )
-
-
-def to_rgb(image: Image) -> Image:
-    """Return the image in RGB, as documented for what training sets do not hold: transparency on white, 16 bits scaled.
-
-    Everything else is converted as torchvision's loader does it.
-    """
-    import numpy as np
-    import PIL.Image
-
-    if image.mode.startswith("I"):
-        levels = np.rint(np.asarray(image, np.float64) / 257)
-        return PIL.Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def make_pixels(recipe: Recipe) -> Callable[[Image], NDArray[np.uint8]]:
-    """Return the function that training would have used: a Pillow image to pixels (H, W, 3), uint8.
-
-    It resizes the whole image and then crops, with torchvision's own code, independently of the serving step that it
-    is the measure for.
-    """
-    import numpy as np
-    from torchvision.transforms import functional
-    from torchvision.transforms.functional import InterpolationMode
-
-    mode = InterpolationMode(recipe.interpolation)
-    size = [recipe.resize] if isinstance(recipe.resize, int) else list(recipe.resize)
-
-    def pixels(image: Image) -> NDArray[np.uint8]:
-        resized = functional.resize(to_rgb(image), size, interpolation=mode, antialias=True)
-        return np.asarray(functional.center_crop(resized, list(recipe.crop)), np.uint8)
-
-    return pixels

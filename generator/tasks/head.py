@@ -92,7 +92,7 @@ def read_head(data: Mapping[str, Any] | None, activation: str, reference: Path) 
         VerificationError: `reference` cannot be read.
     """
     if data is None and activation in get_args(Activation):
-        from generator.gate.reference import load_reference
+        from generator.images.reference import load_reference
 
         return guess_head(activation, load_reference(reference).scores)
     fields = {"output": get_args(Output), "activation": get_args(Activation)}

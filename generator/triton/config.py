@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from generator.render import render
 from generator.spec.config_text import given_fields
-from generator.triton.render import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

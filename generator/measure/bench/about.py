@@ -46,7 +46,7 @@ def describe_run(
     """
     from dataclasses import asdict
 
-    from generator.runtime.gpu.device import find_gpu
+    from generator.gpu.device import find_gpu
 
     return {
         "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generator.measure.bench.report import COLUMNS, table_rows
-from generator.triton.render import render
+from generator.render import render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from generator.graph.model import default_opset, graph_inputs, hash_file, load_proto
+from generator.files import hash_file
+from generator.graph.model import default_opset, graph_inputs, load_proto
 from generator.measure.inspect.formats import data_type_of
 from generator.tensor import from_onnx
 

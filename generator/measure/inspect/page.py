@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import PlanError
 from generator.measure.inspect.report import Group, Report, Row
 from generator.measure.inspect.text import scale_macs, shorten, visible
-from generator.triton.render import template_root
+from generator.render import template_root
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -192,7 +192,7 @@ def _clean(value: Any) -> Any:
 
 @functools.cache
 def _environment() -> Environment:
-    """Its own, unlike that of `generator.triton.render`: HTML is escaped."""
+    """Its own, unlike that of `generator.render`: HTML is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

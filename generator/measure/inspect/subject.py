@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import PlanError
-from generator.graph.model import hash_file
+from generator.files import PLAN_MAGIC, RTX_MAGIC, hash_file
 from generator.measure.inspect.graph import read_graph
 from generator.measure.inspect.join import report_engine, report_graph, report_network
 from generator.measure.inspect.layers import read_information
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect_onnx", "inspect_plan", "is_plan"]
 
-_PLAN_MAGIC = (b"ftrt", b"vtrt")
 _PLAN_SUFFIXES = (".plan", ".engine", ".trt")
 _WARM_UP = 10
 
@@ -42,7 +41,7 @@ def is_plan(path: Path) -> bool:
     except OSError as error:
         msg = f"{path} cannot be read: {error.strerror or error}"
         raise PlanError(msg, hint="give the path of a plan or of an ONNX file") from error
-    return first in _PLAN_MAGIC or path.suffix.lower() in _PLAN_SUFFIXES
+    return first in (PLAN_MAGIC, RTX_MAGIC) or path.suffix.lower() in _PLAN_SUFFIXES
 
 
 def inspect_onnx(path: Path) -> Report:
@@ -80,8 +79,8 @@ def inspect_plan(path: Path, *, onnx: Path | None, batch: int | None, iterations
         SourceError: `onnx` is not ONNX.
         DeviceError: The GPU's memory is exhausted.
     """
+    from generator.gpu.device import why_no_gpu
     from generator.plan.header import read_header
-    from generator.runtime.gpu.device import why_no_gpu
 
     header = read_header(path)
     passport = _passport(path)
@@ -108,9 +107,9 @@ def _inspect_engine(
     batch: int | None,
     iterations: int,
 ) -> Report:
+    from generator.gpu.device import find_gpu
     from generator.measure.inspect.timing import measure
     from generator.runtime.engine import open_engine
-    from generator.runtime.gpu.device import find_gpu
 
     with open_engine(path) as engine:
         chosen = _choose_batch(engine, batch)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.runtime.gpu.memory import Event
+from generator.gpu.memory import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from generator.runtime.gpu.memory import Stream
+    from generator.gpu.memory import Stream
 
 __all__ = ["time_on_device"]
 

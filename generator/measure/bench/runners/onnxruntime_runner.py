@@ -82,7 +82,7 @@ class CudaRunner:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         from generator.errors import TrtgenError
-        from generator.runtime.gpu.memory import Stream
+        from generator.gpu.memory import Stream
 
         self.failures = (*HostRunner.failures, TrtgenError)
         self._stream = Stream()

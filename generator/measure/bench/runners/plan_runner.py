@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import TrtgenError
+from generator.gpu.device import call, find_gpu
+from generator.gpu.graph import CudaGraph, capture
+from generator.gpu.memory import DeviceMemory, Event, PinnedMemory, copy_to_device
 from generator.measure.bench.runners.events import time_on_device
 from generator.runtime.engine import open_engine
-from generator.runtime.gpu.device import call, find_gpu
-from generator.runtime.gpu.graph import CudaGraph, capture
-from generator.runtime.gpu.memory import DeviceMemory, Event, PinnedMemory, copy_to_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -67,7 +67,7 @@ def read_export(onnx: Path) -> ExportRecord:
     Raises:
         SourceError: Absent, of another format, damaged, not of this graph, or a file is missing or was changed.
     """
-    from generator.graph.model import hash_file
+    from generator.files import hash_file
 
     path = onnx.with_name(EXPORT_FILE)
     hint = "copy the whole folder that trtgen export wrote, or export again"

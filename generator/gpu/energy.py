@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from generator.runtime.gpu.device import find_gpu, load_nvml, nvml_handle
+from generator.gpu.device import find_gpu, load_nvml, nvml_handle
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import DeviceError
-from generator.runtime.gpu.device import call, load_driver, release, use_gpu
+from generator.gpu.device import call, load_driver, release, use_gpu
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from generator.errors import SourceError
-from generator.file_kind import name_kind
+from generator.files import ONNX, name_kind
 from generator.graph.model import read_onnx
 from generator.sources import load_network
 from generator.spec.file import make_spec
@@ -90,7 +90,7 @@ def test_given_as_a_checkpoint(tmp_path: Path, name: str, data: Callable[[], byt
 
 
 def test_the_right_kinds_are_not_named(tmp_path: Path) -> None:
-    assert name_kind(write_tiny_onnx(tmp_path / "own.onnx")) == ("", "")
+    assert name_kind(write_tiny_onnx(tmp_path / "own.onnx")) == (ONNX, "")
     for size in (0, 1, 8, 9):
         (tmp_path / "short").write_bytes(b"\0" * size)
         assert name_kind(tmp_path / "short") == ("", "")

@@ -1,7 +1,8 @@
-"""What a file is that was given in place of another: told by its first bytes, for error messages."""
+"""What a file is, told by its first bytes, and its hash."""
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zipfile
 from typing import TYPE_CHECKING
@@ -9,7 +10,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CHECKPOINTS", "name_kind"]
+__all__ = [
+    "CHECKPOINTS",
+    "ONNX",
+    "PLAN_MAGIC",
+    "RTX_MAGIC",
+    "find_wrapped_plan",
+    "hash_bytes",
+    "hash_file",
+    "name_kind",
+]
+
+PLAN_MAGIC, RTX_MAGIC = b"ftrt", b"vtrt"
+ONNX = "an ONNX file"
 
 _TORCH, _OLD_TORCH = "a zip archive, as torch.save writes", "a pickle, as torch.save once wrote"
 _SAFETENSORS = "a safetensors file"
@@ -21,8 +34,11 @@ CHECKPOINTS = {
 _CHECKPOINT = "a checkpoint needs its architecture: --architecture NAME --weights FILE, or export it to ONNX"
 _CONVERT = "convert it to ONNX with the tools of its framework"
 _IMAGE = "give the model's file; images go to the client"
+_PLAN = "give the graph that it was built from; trtgen inspect and classify-plan take plans"
 # offset, bytes there, what that is, what to do
 _KINDS = (
+    (0, PLAN_MAGIC, "a TensorRT plan", _PLAN),
+    (0, RTX_MAGIC, "a plan of TensorRT-RTX", _PLAN),
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file that it stands for", "git lfs pull fetches it"),
     (0, b"\xff\xd8\xff", "a JPEG image", _IMAGE),
     (0, b"\x89PNG", "a PNG image", _IMAGE),
@@ -36,6 +52,7 @@ _KINDS = (
     (0, b"<?xml", "an XML file, as OpenVINO writes", _CONVERT),
 )
 _LONGEST_HEADER = 100 << 20  # of safetensors, its own limit
+_LONGEST_METADATA = 1 << 20  # of Ultralytics
 
 
 def name_kind(path: Path) -> tuple[str, str]:
@@ -49,7 +66,26 @@ def name_kind(path: Path) -> tuple[str, str]:
             return kind, hint
     if len(start) > 9 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < _LONGEST_HEADER:
         return _SAFETENSORS, _CHECKPOINT
-    return "", ""
+    if find_wrapped_plan(path, start) is not None:
+        return "an .engine file of Ultralytics, which holds a plan", _PLAN
+    return (ONNX, "") if _looks_like_onnx(start) else ("", "")
+
+
+def find_wrapped_plan(path: Path, start: bytes) -> int | None:
+    """Return where a plan begins behind Ultralytics' metadata: a length in four bytes, then that much JSON."""
+    if len(start) < 5 or start[4:5] != b"{":
+        return None
+    length: int = struct.unpack_from("<I", start)[0]
+    if not 2 <= length <= _LONGEST_METADATA:
+        return None
+    with path.open("rb") as stream:
+        stream.seek(4 + length)
+        return 4 + length if stream.read(4) == PLAN_MAGIC else None
+
+
+def _looks_like_onnx(start: bytes) -> bool:
+    """Say whether this is a ModelProto: ir_version first, then the producer's name, the opsets or the graph."""
+    return len(start) > 2 and start[0] == 0x08 and 3 <= start[1] <= 30 and start[2] in (0x12, 0x1A, 0x22, 0x3A, 0x42)
 
 
 def _is_torch(path: Path, start: bytes) -> bool:
@@ -59,3 +95,17 @@ def _is_torch(path: Path, start: bytes) -> bool:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError):
         names = []  # cut off or damaged: the list of names stands at the end
     return b"/data.pkl" in start or any(name.endswith("/data.pkl") for name in names)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_bytes(data: bytes) -> str:
+    """Return the SHA-256 of `data`, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

@@ -5,15 +5,14 @@ It is written beside the ONNX file at export, so that a host without torch and w
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generator.errors import VerificationError
-from generator.graph.names import RANDOM_HINT
+from generator.images.training import prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
 
     from generator.images.sets import ImageSet
     from generator.sources import Network
-    from generator.spec.recipe import Recipe
 
 __all__ = ["Reference", "find_decided", "find_leads", "load_reference", "make_reference", "save_reference"]
 
+RANDOM_HINT = "take random nodes out, such as a dropout that is left on: call model.eval() before the export"
 _NOISE_SEED = 3
 # Two runs of one image on the CPU differ by the order of summation only; of the largest score, if that is above 1.
 _REPEATABLE = 1e-3
@@ -108,21 +107,6 @@ def find_leads(scores: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(np.abs(scores[:, 0] - np.float32(threshold)))
     second, first = np.sort(scores, axis=1)[:, -2:].T
     return np.asarray(first - second)
-
-
-def prepare(recipe: Recipe, files: Sequence[bytes]) -> NDArray[np.uint8]:
-    """Return the pixels of encoded images, made with torchvision's own transforms."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    from generator.spec.recipe import make_pixels
-
-    to_pixels = make_pixels(recipe)
-    prepared = []
-    for data in files:
-        with Image.open(io.BytesIO(data)) as image:
-            prepared.append(to_pixels(ImageOps.exif_transpose(image) if recipe.exif == "apply" else image))
-    return np.stack(prepared)
 
 
 def save_reference(reference: Reference, path: Path) -> None:

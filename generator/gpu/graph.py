@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from generator.runtime.gpu.device import call, load_driver, release
+from generator.gpu.device import call, load_driver, release
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from generator.runtime.gpu.memory import Stream
+    from generator.gpu.memory import Stream
 
 __all__ = ["CudaGraph", "capture"]
 

@@ -1,0 +1,303 @@
+"""A spec becomes its artifact: exported from the source, or taken from an export; and `trtgen export`."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from generator.artifact import Artifact
+from generator.errors import ExportError
+from generator.events import Doing, Done, OnEvent, ignore
+from generator.graph.export import MODEL_FILE
+from generator.graph.model import OnnxModel, read_onnx
+from generator.repository.publish import hash_tree
+from generator.spec.exported import EXPORT_FILE, REFERENCE_FILE, ExportRecord, write_export
+from generator.target import Asked, choose_target
+from generator.versions import installed_packages, made_by
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    from generator.sources import Network
+    from generator.spec.model import ModelSpec
+    from generator.tasks.head import Head
+
+__all__ = ["add_plan", "export_artifact", "export_folder", "take_export"]
+
+
+def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path | None, on_event: OnEvent) -> Artifact:
+    """Write the graph for the spec's target and precision and the source's answers into `folder`.
+
+    `shown` is what `on_event` is told of the graph, since `folder` is often a temporary one.
+
+    Raises:
+        SourceError: The source cannot be loaded.
+        ExportError: It does not become the graph that is asked for.
+        VerificationError: `images` cannot be used, or the source's answers cannot.
+    """
+    from generator.gate import default_images, make_reference, read_images
+    from generator.graph.export import make_graph
+    from generator.images.reference import save_reference
+    from generator.sources import load_network
+
+    chosen = read_images(images) if images else default_images()  # first: it is soon said what is wrong with them
+    start = time.monotonic()
+    on_event(Doing(step=f"loading {spec.name}"))
+    network = load_network(spec)
+    on_event(Done(step="loaded", detail=network.description, seconds=time.monotonic() - start))
+    start = time.monotonic()
+    doing = partial(Doing, step=f"exporting {spec.name}")
+    on_event(doing(part="the graph"))
+    proto = make_graph(spec, network)
+    on_event(doing(part="the source's own answers"))
+    reference = make_reference(network, chosen)
+    onnx, head, notes, keep = _export_graph(spec, network, proto, reference.scores, folder, on_event)
+    detail = f"{shown}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
+    if spec.is_tensorrt:
+        detail += f", for {spec.target} in {spec.precision}"
+    on_event(Done(step="exported", detail=detail, seconds=time.monotonic() - start))
+    save_reference(reference, folder / REFERENCE_FILE)
+    return Artifact(
+        onnx=onnx,
+        head=head,
+        recipe=network.recipe,
+        labels=network.labels,
+        description=network.description,
+        assumed=_list_assumed(spec, network, head),
+        notes=notes,
+        keep=keep,
+    )
+
+
+def _list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str]:
+    """Say what nobody can prove here: the activation behind logits, a recipe that did not come with the weights."""
+    from generator.spec.recipe import RecipeSpec
+
+    assumed = {}
+    if spec.activation == "auto" and head.output == "logits" and network.activation is None:
+        several = "a model with several labels per image" if head.activation == "softmax" else "a regression"
+        named = "" if network.onnx is None else _named_otherwise(network.onnx)
+        assumed["activation"] = f"{head.activation}: the source answers logits{named}; {several} would look the same"
+    if spec.source == "onnx" or spec.recipe != RecipeSpec():
+        assumed["recipe"] = "as given, not proved; --labelled DIR measures it"
+    elif spec.source == "checkpoint":
+        assumed["recipe"] = f"that of {spec.registry_name}'s own weights, not proved; --labelled DIR measures it"
+    return assumed
+
+
+def _named_otherwise(onnx: Path) -> str:
+    name = read_onnx(onnx).output.name
+    return f", though its output is called {name}" if "prob" in name.lower() else ""
+
+
+def _export_graph(
+    spec: ModelSpec,
+    network: Network,
+    proto: onnx.ModelProto,
+    scores: NDArray[np.float32],
+    folder: Path,
+    on_event: OnEvent,
+) -> tuple[OnnxModel, Head, tuple[str, ...], tuple[str, ...]]:
+    """Write the graph; return it, its head, what the user should know, and the names of the nodes that `keep` fits."""
+    from generator.graph.export import export_onnx
+
+    doing = partial(Doing, step=f"exporting {spec.name}")
+    on_event(doing(part="head and batches"))
+    if _is_plain(spec) and not spec.keep:
+        return *export_onnx(spec, network, proto, scores, folder), (), ()
+    from generator.graph.precision import convert_graph
+    from generator.graph.precision.calibration import read_calibration
+
+    folder.mkdir(parents=True, exist_ok=True)
+    notes: list[str] = []
+    calibration: Any = None
+    if spec.precision == "int8":
+        on_event(doing(part="calibration images"))
+        images = read_calibration(spec.calibration, network.recipe)
+        calibration = images.pixels
+        notes += [images.warning] if images.warning else []
+    with tempfile.TemporaryDirectory(prefix="trtgen-fp32-") as plain:
+        fp32, head = export_onnx(spec, network, proto, scores, Path(plain))
+        on_event(doing(part=spec.precision))
+        converted = convert_graph(
+            fp32.path,
+            folder / MODEL_FILE,
+            precision=spec.precision,
+            target=spec.target,
+            keep=spec.keep,
+            calibration=calibration,
+        )
+    notes += converted.warnings
+    keep = tuple(name for name, reason in converted.kept_nodes.items() if reason == "keep")
+    return read_onnx(folder / MODEL_FILE), head, tuple(notes), keep
+
+
+def _is_plain(spec: ModelSpec) -> bool:
+    if not spec.is_tensorrt:
+        return True
+    from generator.graph.precision import graph_precision
+
+    return graph_precision(spec.target, spec.precision) == "fp32"
+
+
+def take_export(spec: ModelSpec, folder: Path) -> Artifact:
+    """Copy what `trtgen export` wrote beside the spec's file into `folder`; neither torch nor the source is needed.
+
+    Raises:
+        SourceError: The export is incomplete or was changed.
+    """
+    from generator.spec.exported import read_export
+    from generator.spec.recipe import Recipe
+    from generator.tasks.head import read_head
+
+    assert spec.onnx is not None, "the spec's own rules see to it"
+    record = read_export(spec.onnx)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in record.files:
+        shutil.copyfile(spec.onnx.parent / name, folder / name)
+    return Artifact(
+        onnx=read_onnx(folder / spec.onnx.name),
+        head=read_head(record.head, record.activation, folder / REFERENCE_FILE),
+        recipe=Recipe.model_validate(record.recipe),
+        labels=tuple(record.labels),
+        description=record.description,
+        assumed=record.assumed,
+        notes=tuple(record.notes),
+        keep=tuple(record.keep),
+    )
+
+
+def add_plan(spec: ModelSpec, artifact: Artifact, path: Path, *, command: str, on_event: OnEvent) -> Artifact:
+    """Build the plan of the artifact's graph at `path`, with its passport beside it.
+
+    Raises:
+        PlanError: TensorRT refuses the graph, or does not build it.
+        DeviceError: The GPU's memory is exhausted.
+    """
+    from generator.plan.build import BuildRequest, build_plan
+    from generator.plan.profiles import check_profiles, make_profiles
+
+    start = time.monotonic()
+    profiles = make_profiles(artifact.onnx, spec.profile_batches())
+    check_profiles(artifact.onnx, profiles, max_batch_size=spec.batch.max)
+    request = BuildRequest(
+        onnx=artifact.onnx,
+        precision=spec.precision,
+        profiles=profiles,
+        max_batch_size=spec.batch.max,
+        options=spec.plan,
+        command=command,
+        keep=artifact.keep,
+    )
+    doing = partial(Doing, step=f"building the plan of {spec.name}")
+    plan = build_plan(request, path, on_progress=lambda phase, done: on_event(doing(part=phase, fraction=done)))
+    passport = plan.passport
+    detail = (
+        f"{spec.classifier_name}  {passport.plan_bytes / 1e6:.1f} MB plan, TensorRT {passport.tensorrt}, "
+        f"{passport.precision}, timing cache {passport.timing_cache}"
+    )
+    on_event(Done(step="built", detail=detail, seconds=time.monotonic() - start))
+    notes = artifact.notes
+    if (largest := max(one.max for one in spec.profile_batches())) > spec.batch.max:
+        more = f"a profile reaches {largest} images, which takes memory for nothing: batch.max is {spec.batch.max}"
+        notes = (*notes, more)
+    return replace(artifact, passport=passport, notes=notes)
+
+
+def export_folder(
+    spec: ModelSpec,
+    folder: Path,
+    *,
+    images: Path | None = None,
+    spec_file: Path | None = None,
+    on_event: OnEvent = ignore,
+) -> tuple[str, ...]:
+    """Write model.onnx, reference.npz and export.json into `folder`, which appears at once and complete.
+
+    Returns what the user should know. `spec_file` is where the spec stands, for hints.
+
+    Raises:
+        ExportError: No target was said, `folder` holds something else, or cannot be written.
+        SourceError: As `export_artifact`.
+        VerificationError: As `export_artifact`; or the source answers alike for all images, which would be found on
+            the GPU host otherwise.
+    """
+    if spec.source == "export":
+        msg = f"{spec.onnx} is an export already"
+        raise ExportError(msg, hint="export from the source again")
+    choice = choose_target(spec, Asked(spec_file=spec_file, images=images))
+    if spec.target == "auto" and not choice.spec.is_tensorrt:
+        msg = f"{spec.name}: an export is made for a target, and none was given ({choice.reason})"
+        raise ExportError(msg, hint="--target tensorrt-10, or what is installed where the plan is built")
+    if choice.reason:
+        on_event(Done(step="target", detail=choice.reason))
+    spec = choice.spec
+    if folder.exists() and not (folder / EXPORT_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        msg = f"{folder} exists and is no export: it is left as it is"
+        raise ExportError(msg, hint="give another folder with --output")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
+            new = Path(place) / "new"
+            artifact = export_artifact(spec, new, shown=str(folder / MODEL_FILE), images=images, on_event=on_event)
+            _require_discrimination(spec, artifact.head, new)
+            record = ExportRecord(
+                made_by=made_by(),
+                name=spec.name,
+                description=artifact.description,
+                target=spec.target,
+                precision=spec.precision,
+                activation=artifact.head.activation,
+                head=asdict(artifact.head),
+                assumed=artifact.assumed,
+                recipe=artifact.recipe.model_dump(mode="json"),
+                labels=list(artifact.labels),
+                notes=list(artifact.notes),
+                keep=list(artifact.keep),
+                spec=spec.model_dump(mode="json"),
+                packages=installed_packages(),
+                files=hash_tree(new),
+            )
+            write_export(record, new)
+            new.chmod(0o755)
+            _put(new, folder, Path(place) / "old")
+    except OSError as error:
+        msg = f"{folder} cannot be written: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = f"free disk space there, or in {tempfile.gettempdir()}, where the graph is converted"
+        else:
+            hint = "give a folder that you may write, with --output"
+        raise ExportError(msg, hint=hint) from error
+    return artifact.notes
+
+
+def _require_discrimination(spec: ModelSpec, head: Head, folder: Path) -> None:
+    from generator.gate.compare import LIMITS, plan_limit
+    from generator.gate.run import require_discrimination
+    from generator.images.reference import load_reference
+
+    reference = load_reference(folder / REFERENCE_FILE)
+    limit = plan_limit(spec.precision) if spec.is_tensorrt else LIMITS["fp32"]
+    require_discrimination(spec.name, reference, head, limit)
+
+
+def _put(new: Path, folder: Path, old: Path) -> None:
+    """Let `new` take the place of `folder`, which stays as it was if that fails or is interrupted."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    try:
+        folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
