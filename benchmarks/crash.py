@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from generator.errors import ServerError
-from generator.gate.served import ServedModel
+from generator.gate.served import ServedModel, as_bytes
 from generator.images.reference import load_reference
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import Layout, journal, publish, read_record, recover
@@ -116,15 +116,15 @@ def answer_of(root: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | N
     versions = [int(entry.name) for entry in classifier.glob("[0-9]*")] if classifier.is_dir() else []
     try:
         with EmbeddedServer(root, models=[NAME]) as server:
-            layout = Layout(
-                ensemble=NAME, preprocess=f"{NAME}_preprocess", classifier=classifier.name, version=max(versions)
-            )
+            members = {"preprocess": f"{NAME}_preprocess", "classifier": classifier.name, "ensemble": NAME}
+            layout = Layout(members=members, network=classifier.name, version=max(versions))
             reference = load_reference(root / layout.reference)
             with ServedModel(server.grpc_url, layout, max_batch_size=8) as served:
-                scores = served.classify_images(reference.files[:4])
+                (scores,) = served.ask("ensemble", as_bytes(reference.files[:4])).values()
     except ServerError:
         return None
-    exponentials = np.exp(reference.scores[:4] - reference.scores[:4].max(axis=1, keepdims=True))
+    logits = reference.answers["scores"][:4]
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return scores, exponentials / exponentials.sum(axis=1, keepdims=True)
 
 

@@ -64,10 +64,10 @@ class BareLoop:
         step = load_step()
         record = read_record(repository, spec.name)
         assert record is not None
-        graph = repository / spec.classifier_name / str(record.version) / "model.onnx"
+        graph = repository / spec.network_name / str(record.version) / "model.onnx"
         parameters = Recipe.model_validate(record.recipe).parameters()
         recipe = step.Recipe({name: {"string_value": value} for name, value in parameters.items()})
-        options = load_backend().make_session_options({}, spec.classifier_instances(), model=spec.name)
+        options = load_backend().make_session_options({}, spec.instance_counts()["classifier"], model=spec.name)
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         self.intra_op_threads = options.intra_op_num_threads
@@ -138,7 +138,7 @@ def main() -> int:
     ratio = statistics.median(row[0] / row[1] for row in rows)
     ratio_alone = statistics.median(row[0] / row[2] for row in rows)
     print(f"{describe_machine()}\n")
-    print(f"instances: preprocessing {spec.preprocess_instances()}, classifier {spec.classifier_instances()}")
+    print(f"instances: preprocessing {options.preprocess_instances}, classifier {options.classifier_instances}")
     print(f"intra-op threads: {bare.intra_op_threads}; concurrency {concurrency}\n")
     print("| | images/s | served / this |")
     print("|---|---|---|")

@@ -81,9 +81,9 @@ def make_models(folder: Path, instances: int) -> Path:
     build_repository(spec, folder / "built", BuildOptions(verify=False))
     tree = folder / "served"
     for name in ("kept", "given_back"):
-        shutil.copytree(folder / "built" / spec.preprocess_name, tree / name)
+        shutil.copytree(folder / "built" / f"{spec.name}_preprocess", tree / name)
         config = tree / name / "config.pbtxt"
-        config.write_text(config.read_text().replace(f'"{spec.preprocess_name}"', f'"{name}"'))
+        config.write_text(config.read_text().replace(f'"{f"{spec.name}_preprocess"}"', f'"{name}"'))
     model = tree / "given_back" / "1" / "model.py"
     text = model.read_text()
     assert text.count(CALL) == 1

@@ -22,13 +22,13 @@ from benchmarks.load import Load, Question, Tally, likeness, make_bad_questions,
 from benchmarks.machine import measure_pss
 from generator.demo.draw import draw_set
 from generator.errors import ServerError
-from generator.gate.compare import plan_limit
 from generator.gpu.memory import free_memory
 from generator.images.served import prepare_without_torch
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
 from generator.server.stubs import find_stubs
 from generator.spec.recipe import Recipe
+from generator.tasks.classification.compare import plan_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from generator.demo.draw import draw_set
-from generator.gate.compare import comparable, compare
 from generator.graph.model import open_onnx
 from generator.images.sets import photographs
 from generator.images.training import make_pixels
 from generator.repository import read_record
 from generator.spec.recipe import Recipe
+from generator.tasks.classification.compare import comparable, compare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -111,7 +111,8 @@ def make_questions(repository: Path, *, name: str = "demo", drawn: int = 200, se
     files += zip(photos.names, photos.files, strict=True)
     pixels = (to_pixels(Image.open(io.BytesIO(data))) for _, data in files)
     return [
-        Question(name=file[0], data=file[1], scores=run(one[None])[0]) for file, one in zip(files, pixels, strict=True)
+        Question(name=file[0], data=file[1], scores=next(iter(run(one[None]).values()))[0])
+        for file, one in zip(files, pixels, strict=True)
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from generator.graph.model import OnnxModel
     from generator.plan.passport import Passport
     from generator.spec.recipe import Recipe
-    from generator.tasks.head import Head
+    from generator.tensor import Tensor
 
 __all__ = ["Artifact"]
 
@@ -20,13 +20,13 @@ __all__ = ["Artifact"]
 class Artifact:
     """Made just now, taken from an export, or taken over from the published version.
 
-    `labels` are the names of the classes; a network with one output has two, and answers the second one's probability.
+    `labels` are the names of the classes, `head` is what the task's `finish_graph` did.
     `assumed` says by its name what was taken on trust, and why. `notes` are for the user, `keep` the names of the
     nodes that were asked to stay in FP32.
     """
 
     onnx: OnnxModel
-    head: Head
+    head: Any
     recipe: Recipe
     labels: tuple[str, ...]
     description: str
@@ -36,6 +36,11 @@ class Artifact:
     keep: tuple[str, ...] = ()
 
     @property
-    def output_labels(self) -> tuple[str, ...]:
-        """One name per output of the network."""
-        return self.labels[-1:] if self.onnx.output.shape[-1] == 1 else self.labels
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the network takes, as the plan has it, or else the graph."""
+        return self.onnx.inputs if self.passport is None else self.passport.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What the network makes, as the plan has it, or else the graph."""
+        return self.onnx.outputs if self.passport is None else self.passport.outputs

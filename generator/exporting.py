@@ -19,16 +19,17 @@ from generator.graph.model import OnnxModel, read_onnx
 from generator.repository.publish import hash_tree
 from generator.spec.exported import EXPORT_FILE, REFERENCE_FILE, ExportRecord, write_export
 from generator.target import Asked, choose_target
+from generator.task import find_task
 from generator.versions import installed_packages, made_by
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Mapping
+
     import onnx
     from numpy.typing import NDArray
 
     from generator.sources import Network
     from generator.spec.model import ModelSpec
-    from generator.tasks.head import Head
 
 __all__ = ["add_plan", "export_artifact", "export_folder", "take_export"]
 
@@ -43,11 +44,12 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
         ExportError: It does not become the graph that is asked for.
         VerificationError: `images` cannot be used, or the source's answers cannot.
     """
-    from generator.gate import default_images, make_reference, read_images
     from generator.graph.export import make_graph
-    from generator.images.reference import save_reference
+    from generator.images.reference import make_reference, save_reference
+    from generator.images.sets import default_images, read_images
     from generator.sources import load_network
 
+    task = find_task(spec.task)
     chosen = read_images(images) if images else default_images()  # first: it is soon said what is wrong with them
     start = time.monotonic()
     on_event(Doing(step=f"loading {spec.name}"))
@@ -58,8 +60,8 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
     on_event(doing(part="the graph"))
     proto = make_graph(spec, network)
     on_event(doing(part="the source's own answers"))
-    reference = make_reference(network, chosen)
-    onnx, head, notes, keep = _export_graph(spec, network, proto, reference.scores, folder, on_event)
+    reference = make_reference(task, network, chosen)
+    onnx, head, notes, keep = _export_graph(spec, network, proto, reference.answers, folder, on_event)
     detail = f"{shown}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
     if spec.is_tensorrt:
         detail += f", for {spec.target} in {spec.precision}"
@@ -71,48 +73,27 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
         recipe=network.recipe,
         labels=network.labels,
         description=network.description,
-        assumed=_list_assumed(spec, network, head),
+        assumed=task.list_assumed(spec, network, head),
         notes=notes,
         keep=keep,
     )
-
-
-def _list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str]:
-    """Say what nobody can prove here: the activation behind logits, a recipe that did not come with the weights."""
-    from generator.spec.recipe import RecipeSpec
-
-    assumed = {}
-    if spec.activation == "auto" and head.output == "logits" and network.activation is None:
-        several = "a model with several labels per image" if head.activation == "softmax" else "a regression"
-        named = "" if network.onnx is None else _named_otherwise(network.onnx)
-        assumed["activation"] = f"{head.activation}: the source answers logits{named}; {several} would look the same"
-    if spec.source == "onnx" or spec.recipe != RecipeSpec():
-        assumed["recipe"] = "as given, not proved; --labelled DIR measures it"
-    elif spec.source == "checkpoint":
-        assumed["recipe"] = f"that of {spec.registry_name}'s own weights, not proved; --labelled DIR measures it"
-    return assumed
-
-
-def _named_otherwise(onnx: Path) -> str:
-    name = read_onnx(onnx).output.name
-    return f", though its output is called {name}" if "prob" in name.lower() else ""
 
 
 def _export_graph(
     spec: ModelSpec,
     network: Network,
     proto: onnx.ModelProto,
-    scores: NDArray[np.float32],
+    answers: Mapping[str, NDArray[Any]],
     folder: Path,
     on_event: OnEvent,
-) -> tuple[OnnxModel, Head, tuple[str, ...], tuple[str, ...]]:
+) -> tuple[OnnxModel, Any, tuple[str, ...], tuple[str, ...]]:
     """Write the graph; return it, its head, what the user should know, and the names of the nodes that `keep` fits."""
     from generator.graph.export import export_onnx
 
     doing = partial(Doing, step=f"exporting {spec.name}")
     on_event(doing(part="head and batches"))
     if _is_plain(spec) and not spec.keep:
-        return *export_onnx(spec, network, proto, scores, folder), (), ()
+        return *export_onnx(spec, network, proto, answers, folder), (), ()
     from generator.graph.precision import convert_graph
     from generator.graph.precision.calibration import read_calibration
 
@@ -125,7 +106,7 @@ def _export_graph(
         calibration = images.pixels
         notes += [images.warning] if images.warning else []
     with tempfile.TemporaryDirectory(prefix="trtgen-fp32-") as plain:
-        fp32, head = export_onnx(spec, network, proto, scores, Path(plain))
+        fp32, head = export_onnx(spec, network, proto, answers, Path(plain))
         on_event(doing(part=spec.precision))
         converted = convert_graph(
             fp32.path,
@@ -156,7 +137,6 @@ def take_export(spec: ModelSpec, folder: Path) -> Artifact:
     """
     from generator.spec.exported import read_export
     from generator.spec.recipe import Recipe
-    from generator.tasks.head import read_head
 
     assert spec.onnx is not None, "the spec's own rules see to it"
     record = read_export(spec.onnx)
@@ -165,7 +145,7 @@ def take_export(spec: ModelSpec, folder: Path) -> Artifact:
         shutil.copyfile(spec.onnx.parent / name, folder / name)
     return Artifact(
         onnx=read_onnx(folder / spec.onnx.name),
-        head=read_head(record.head, record.activation, folder / REFERENCE_FILE),
+        head=find_task(spec.task).restore_head(record.head, spec, folder / REFERENCE_FILE),
         recipe=Recipe.model_validate(record.recipe),
         labels=tuple(record.labels),
         description=record.description,
@@ -201,7 +181,7 @@ def add_plan(spec: ModelSpec, artifact: Artifact, path: Path, *, command: str, o
     plan = build_plan(request, path, on_progress=lambda phase, done: on_event(doing(part=phase, fraction=done)))
     passport = plan.passport
     detail = (
-        f"{spec.classifier_name}  {passport.plan_bytes / 1e6:.1f} MB plan, TensorRT {passport.tensorrt}, "
+        f"{spec.network_name}  {passport.plan_bytes / 1e6:.1f} MB plan, TensorRT {passport.tensorrt}, "
         f"{passport.precision}, timing cache {passport.timing_cache}"
     )
     on_event(Done(step="built", detail=detail, seconds=time.monotonic() - start))
@@ -248,14 +228,14 @@ def export_folder(
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
             new = Path(place) / "new"
             artifact = export_artifact(spec, new, shown=str(folder / MODEL_FILE), images=images, on_event=on_event)
-            _require_discrimination(spec, artifact.head, new)
+            _check_reference(spec, artifact, new)
             record = ExportRecord(
                 made_by=made_by(),
                 name=spec.name,
                 description=artifact.description,
                 target=spec.target,
                 precision=spec.precision,
-                activation=artifact.head.activation,
+                activation=getattr(artifact.head, "activation", "none"),
                 head=asdict(artifact.head),
                 assumed=artifact.assumed,
                 recipe=artifact.recipe.model_dump(mode="json"),
@@ -279,14 +259,21 @@ def export_folder(
     return artifact.notes
 
 
-def _require_discrimination(spec: ModelSpec, head: Head, folder: Path) -> None:
-    from generator.gate.compare import LIMITS, plan_limit
-    from generator.gate.run import require_discrimination
+def _check_reference(spec: ModelSpec, artifact: Artifact, folder: Path) -> None:
+    """Refuse answers that prove nothing, as the gate on the GPU host would."""
+    from generator.gate.candidate import Candidate
     from generator.images.reference import load_reference
+    from generator.repository import Layout
 
-    reference = load_reference(folder / REFERENCE_FILE)
-    limit = plan_limit(spec.precision) if spec.is_tensorrt else LIMITS["fp32"]
-    require_discrimination(spec.name, reference, head, limit)
+    candidate = Candidate(
+        repository=folder,
+        layout=Layout.of(spec, 1),
+        spec=spec,
+        recipe=artifact.recipe,
+        labels=artifact.labels,
+        head=artifact.head,
+    )
+    find_task(spec.task).make_stages(candidate, load_reference(folder / REFERENCE_FILE))
 
 
 def _put(new: Path, folder: Path, old: Path) -> None:

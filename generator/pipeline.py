@@ -20,6 +20,7 @@ from generator.repository.layout import RECORD_FILE, numeric_versions
 from generator.repository.publish import check_contract, check_owner, hash_tree
 from generator.repository.stage import stage_files, stage_listed_versions, take_over
 from generator.target import Asked, check_target, choose_target
+from generator.task import find_task
 from generator.versions import installed_packages, made_by
 
 if TYPE_CHECKING:
@@ -95,8 +96,10 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         layout = Layout.of(spec, version)
         check_owner(root, layout, old)
         _refuse_edits(root, old, options)
-        artifact = take_over(root, staged, old, layout) if old and reusable else _make(spec, staged, layout, options)
-        contract = _contract(artifact)
+        artifact = (
+            take_over(root, staged, old, spec, layout) if old and reusable else _make(spec, staged, layout, options)
+        )
+        contract = _contract(spec, artifact)
         check_contract(old, contract, replace=options.replace)
         stage_files(spec, staged, layout, artifact, inputs)
         served = stage_listed_versions(spec, root, staged, layout)
@@ -143,8 +146,7 @@ def _damaged(root: Path, files: Mapping[str, str]) -> list[str]:
 
 
 def _next_version(root: Path, spec: ModelSpec) -> int:
-    models = (spec.name, spec.preprocess_name, spec.classifier_name)
-    return max((max(numeric_versions(root / name), default=0) for name in models), default=0) + 1
+    return max((max(numeric_versions(root / name), default=0) for name in spec.model_names), default=0) + 1
 
 
 @contextmanager
@@ -176,13 +178,13 @@ def _command(layout: Layout, root: Path | None = None) -> str:
     return f"trtgen build-repo --spec {repository}/{layout.record} --repository {repository}"
 
 
-def _contract(artifact: Artifact) -> dict[str, Any]:
+def _contract(spec: ModelSpec, artifact: Artifact) -> dict[str, Any]:
     """What clients and the older versions of the same model rely on: one config.pbtxt serves all versions."""
     return {
         "input": [artifact.onnx.input.data_type.triton, list(artifact.onnx.input.shape)],
         "output": [artifact.onnx.output.name, artifact.onnx.output.data_type.triton, list(artifact.onnx.output.shape)],
         "preprocessing": artifact.recipe.model_dump(mode="json", include={"resize", "crop", "interpolation", "exif"}),
-        "labels": list(artifact.labels),
+        **find_task(spec.task).make_contract(artifact),
         "backend": "onnxruntime" if artifact.passport is None else "tensorrt",
     }
 
@@ -190,24 +192,22 @@ def _contract(artifact: Artifact) -> dict[str, Any]:
 def _prove(
     spec: ModelSpec, staged: Path, layout: Layout, artifact: Artifact, options: BuildOptions
 ) -> GateReport | None:
-    from generator.gate import Subject, run_gate
+    from generator.gate import Candidate, run_gate
     from generator.images.reference import load_reference
 
     if not options.verify or options.dry_run:
         return None
     start = time.monotonic()
-    subject = Subject(
+    candidate = Candidate(
         repository=staged,
         layout=layout,
+        spec=spec,
         recipe=artifact.recipe,
         labels=artifact.labels,
         head=artifact.head,
         assumed=artifact.assumed,
-        target=spec.target,
-        precision=spec.precision,
-        max_batch_size=spec.batch.max,
     )
-    report = run_gate(subject, load_reference(staged / layout.reference), on_event=options.on_event)
+    report = run_gate(candidate, load_reference(staged / layout.reference), on_event=options.on_event)
     report.raise_for_status(require_all=options.require_all, hint="nothing was published; fix the source or the spec")
     proved = sum(result.status == "proved" for result in report.results)
     stages = proved + len(report.unproved)

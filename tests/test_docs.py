@@ -13,14 +13,14 @@ from pydantic import BaseModel, Field
 
 from generator.cli import app
 from generator.errors import SpecError
-from generator.gate.compare import LIMITS, ensemble_limit
-from generator.gate.run import SERVED_STAGES
-from generator.gate.stages import _SERVED_TOLERANCE
 from generator.graph.batches import ROW_TOLERANCE
 from generator.spec.docs import RULES, render_page
 from generator.spec.file import load_spec
-from generator.spec.model import Batch, Instances, ModelSpec
+from generator.spec.members import instances_model
+from generator.spec.model import Batch, ModelSpec
 from generator.spec.recipe import RecipeSpec
+from generator.tasks.classification.compare import LIMITS, ensemble_limit
+from generator.tasks.classification.stages import _SERVED_TOLERANCE
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -121,7 +121,7 @@ def test_the_page_of_fields_is_what_is_generated() -> None:
     assert (ROOT / "docs" / "spec.md").read_text() == render_page(), "python -m generator.spec.docs > docs/spec.md"
 
 
-@pytest.mark.parametrize("model", [ModelSpec, Batch, Instances, RecipeSpec])
+@pytest.mark.parametrize("model", [ModelSpec, Batch, instances_model("classification"), RecipeSpec])
 def test_every_field_has_a_row(model: type[BaseModel]) -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", render_page(), re.MULTILINE)
     assert set(model.model_fields) <= {name for name, _ in rows}
@@ -171,7 +171,7 @@ def test_the_limits_of_the_gate_are_the_codes() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z ]+)` \| .*? \| (.*) \|$", text, re.MULTILINE))
     whole = ensemble_limit(LIMITS["fp32"])
-    assert tuple(rows)[-3:] == SERVED_STAGES
+    assert tuple(rows)[-3:] == ("served pixels", "served classifier", "served ensemble")
     assert f"within {ROW_TOLERANCE:.4f} " in rows["batches"]
     assert f"cosine {LIMITS['fp32'].cosine} " in rows["onnx"]
     assert LIMITS["fp32"].top1 == 1.0

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from generator.errors import ExportError
-from generator.gate.compare import comparable, compare
 from generator.graph.export import prove_dynamic_batch
 from generator.graph.model import open_onnx, read_onnx
 from generator.sources import Network, load_network
@@ -19,8 +18,9 @@ from generator.sources.network import torch_runner
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 from generator.spec.recipe import IMAGENET
-from generator.tasks.head import Head, guess_head
-from tests.tiny_onnx import CLASSES, export_graph, write_tiny_onnx
+from generator.tasks.classification.compare import comparable, compare
+from generator.tasks.classification.head import Head, guess_head
+from tests.tiny_onnx import CLASSES, export_graph, only, write_tiny_onnx
 
 SMALL = IMAGENET.model_copy(update={"resize": 36, "crop": (32, 32)})
 RECIPE = {"resize": 36, "crop": 32, "interpolation": "bilinear", "mean": SMALL.mean, "std": SMALL.std}
@@ -46,8 +46,8 @@ def module_network(module: torch.nn.Module, labels: int) -> Network:
 
 def similarity(network: Network, path: Path, activation: str) -> float:
     batch = pixels()
-    expected = comparable(guess_head(activation, network.run(batch)).finish(network.run(batch)), activation)
-    return compare(expected, comparable(open_onnx(path)(batch), activation)).worst_cosine
+    expected = comparable(guess_head(activation, only(network.run(batch))).finish(only(network.run(batch))), activation)
+    return compare(expected, comparable(only(open_onnx(path)(batch)), activation)).worst_cosine
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
@@ -58,9 +58,9 @@ def test_a_torchvision_model_becomes_the_graph_it_was(tmp_path: Path, name: str)
     assert (model.input.name, model.input.data_type.numpy, model.input.shape) == ("PIXELS", "uint8", (-1, 64, 64, 3))
     assert (model.output.name, model.output.shape) == ("PROBABILITIES", (-1, 1000))
     batch = pixels(size=64)
-    probabilities = open_onnx(model.path)(batch)
+    probabilities = only(open_onnx(model.path)(batch))
     assert np.abs(probabilities.sum(axis=1) - 1).max() < 1e-5
-    expected = comparable(Head(output="logits", activation="softmax").finish(network.run(batch)), "softmax")
+    expected = comparable(Head(output="logits", activation="softmax").finish(only(network.run(batch))), "softmax")
     assert compare(expected, comparable(probabilities, "softmax")).worst_cosine > 0.99999
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
 
@@ -88,15 +88,15 @@ def test_a_sigmoid_gives_independent_probabilities(tmp_path: Path) -> None:
     spec = tiny_spec(write_tiny_onnx(tmp_path / "own.onnx"), activation="sigmoid")
     network = load_network(spec)
     model = export_graph(spec, network, tmp_path / "out")
-    expected = 1 / (1 + np.exp(-network.run(pixels())))
-    assert np.abs(open_onnx(model.path)(pixels()) - expected).max() < 1e-5
+    expected = 1 / (1 + np.exp(-only(network.run(pixels()))))
+    assert np.abs(only(open_onnx(model.path)(pixels())) - expected).max() < 1e-5
 
 
 def test_a_softmax_inside_an_onnx_file_is_not_doubled(tmp_path: Path) -> None:
     spec = tiny_spec(write_tiny_onnx(tmp_path / "own.onnx", tail="softmax"))
     network = load_network(spec)
     model = export_graph(spec, network, tmp_path / "out")
-    assert np.abs(open_onnx(model.path)(pixels()) - network.run(pixels())).max() < 1e-6
+    assert np.abs(only(open_onnx(model.path)(pixels())) - only(network.run(pixels()))).max() < 1e-6
     with pytest.raises(ExportError, match="activation is sigmoid, but the source ends in Softmax"):
         export_graph(tiny_spec(tmp_path / "own.onnx", activation="sigmoid"), network, tmp_path / "other")
 
@@ -122,7 +122,7 @@ class Small(torch.nn.Module):
 def test_a_softmax_inside_a_module_is_not_doubled(tmp_path: Path) -> None:
     network = module_network(Small(softmax=True), CLASSES)
     model = export_graph(make_spec(["small"])[0], network, tmp_path)
-    assert np.abs(open_onnx(model.path)(pixels()) - network.run(pixels())).max() < 1e-6
+    assert np.abs(only(open_onnx(model.path)(pixels())) - only(network.run(pixels()))).max() < 1e-6
     assert model.output.name == "PROBABILITIES"
     proto = onnx.load(model.path)
     assert [node.op_type for node in proto.graph.node].count("Softmax") == 1

@@ -22,21 +22,23 @@ from generator.demo.draw import LABELS, draw_set
 from generator.errors import ExportError, SourceError, VerificationError
 from generator.events import ignore
 from generator.exporting import export_artifact, export_folder
-from generator.gate import default_images, make_reference, published
-from generator.gate.labelled import check_recipe
+from generator.gate import published
 from generator.gate.published import verify_published
 from generator.graph.model import load_proto, open_onnx
-from generator.images.reference import find_decided, load_reference
-from generator.images.sets import read_labelled
+from generator.images.reference import load_reference, make_reference
+from generator.images.sets import default_images, read_labelled
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
 from generator.sources import load_network
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
-from generator.tasks.head import Head, choose_head, guess_head, read_head
+from generator.task import find_task
+from generator.tasks.classification.answers import find_decided
+from generator.tasks.classification.head import Head, choose_head, guess_head, read_head
+from generator.tasks.classification.labelled import check_recipe
 from tests.test_export import Small, module_network, pixels, tiny_spec
-from tests.tiny_onnx import export_graph, write_tiny_onnx
+from tests.tiny_onnx import export_graph, only, write_tiny_onnx
 
 Scores = NDArray[np.float32]
 
@@ -55,7 +57,7 @@ def exported(tmp_path: Path, tail: str, activation: str = "auto", **options: Any
     spec = tiny_spec(write_tiny_onnx(tmp_path / "own.onnx", tail=tail, **options), activation=activation)
     network = load_network(spec)
     model = export_graph(spec, network, tmp_path / "out")
-    return network.run(pixels()), open_onnx(model.path)(pixels()), model.output.name
+    return only(network.run(pixels())), only(open_onnx(model.path)(pixels())), model.output.name
 
 
 # --- auto ------------------------------------------------------------------------------------------------------------
@@ -146,8 +148,8 @@ def test_an_output_that_is_called_probabilities_and_holds_logits(tmp_path: Path)
     artifact = export_artifact(spec, tmp_path / "out", shown="", images=None, on_event=ignore)
     assert "logits, though its output is called PROBABILITIES" in artifact.assumed["activation"]
     batch = pixels()
-    served = open_onnx(artifact.onnx.path)(batch)
-    assert np.abs(served - softmax(load_network(spec).run(batch))).max() < 1e-5
+    served = only(open_onnx(artifact.onnx.path)(batch))
+    assert np.abs(served - softmax(only(load_network(spec).run(batch)))).max() < 1e-5
 
 
 # --- names and types -------------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ def test_tensors_may_have_our_names(tmp_path: Path) -> None:
     spec = tiny_spec(path)
     network = load_network(spec)
     graph = export_graph(spec, network, tmp_path / "out")
-    assert np.abs(open_onnx(graph.path)(pixels()) - softmax(network.run(pixels()))).max() < 1e-5
+    assert np.abs(only(open_onnx(graph.path)(pixels())) - softmax(only(network.run(pixels())))).max() < 1e-5
 
 
 @pytest.mark.parametrize("tail", ["none", "softmax"])
@@ -186,8 +188,8 @@ def test_half_precision_outputs_and_inputs_are_cast(tmp_path: Path, tail: str) -
     network = load_network(spec)
     graph = export_graph(spec, network, tmp_path / "out")
     assert (graph.output.data_type.numpy, graph.input.data_type.numpy) == ("float32", "uint8")
-    finished = guess_head("softmax", network.run(pixels())).finish(network.run(pixels()))
-    assert np.abs(open_onnx(graph.path)(pixels()) - finished).max() < 1e-3
+    finished = guess_head("softmax", only(network.run(pixels()))).finish(only(network.run(pixels())))
+    assert np.abs(only(open_onnx(graph.path)(pixels())) - finished).max() < 1e-3
 
 
 def test_weights_behind_links_are_read(tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_weights_behind_links_are_read(tmp_path: Path) -> None:
     spec = tiny_spec(snapshot / "own.onnx")
     network = load_network(spec)
     graph = export_graph(spec, network, tmp_path / "out")
-    assert np.abs(open_onnx(graph.path)(pixels()) - softmax(network.run(pixels()))).max() < 1e-5
+    assert np.abs(only(open_onnx(graph.path)(pixels())) - softmax(only(network.run(pixels())))).max() < 1e-5
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.onnx"]
 
 
@@ -215,7 +217,7 @@ def test_an_old_opset_is_refused_with_the_command_that_converts(
         load_network(tiny_spec(path))
     command = shlex.split((caught.value.hint or "").removesuffix(", or export it again"))
     subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True)
-    assert load_network(tiny_spec(tmp_path / "converted.onnx")).run(pixels()).shape == (5, 4)
+    assert only(load_network(tiny_spec(tmp_path / "converted.onnx")).run(pixels())).shape == (5, 4)
 
 
 # --- what no image may do --------------------------------------------------------------------------------------------
@@ -259,11 +261,11 @@ def test_every_row_of_the_largest_batch_is_compared(tmp_path: Path, monkeypatch:
     graph = export_graph(spec, load_network(spec), tmp_path / "out")
     right = open_onnx(graph.path)
 
-    def wrong(batch: NDArray[np.uint8]) -> Scores:
-        scores = right(batch)
+    def wrong(batch: NDArray[np.uint8]) -> dict[str, Scores]:
+        outputs = right(batch)
         if len(batch) == 32:
-            scores[7] += 1
-        return scores
+            outputs["LOGITS"][7] += 1
+        return outputs
 
     monkeypatch.setattr(dynamic_batch, "open_onnx", lambda _path: wrong)
     with pytest.raises(ExportError, match="with a batch of 32, row 7 differs"):
@@ -276,7 +278,7 @@ def test_a_dropout_that_is_left_on_in_a_module_is_named() -> None:
             return torch.nn.functional.dropout(super().forward(images), training=True)
 
     with pytest.raises(VerificationError, match="differently twice") as caught:
-        make_reference(module_network(Dropping(), 4), default_images())
+        make_reference(find_task("classification"), module_network(Dropping(), 4), default_images())
     assert "dropout that is left on" in (caught.value.hint or "")
 
 
@@ -382,7 +384,7 @@ def test_one_output_is_proved_and_named(tmp_path: Path) -> None:
     assert record["assumed"]["activation"].startswith("sigmoid: the source answers logits")
     assert (root / "own/labels.txt").read_text() == "cat\n"
     reference = load_reference(root / "own_classifier/1/reference.npz")
-    assert reference.scores.shape == (40, 1)
+    assert reference.answers["scores"].shape == (40, 1)
     with EmbeddedServer(root) as server:
         import tritonclient.grpc
 
@@ -444,8 +446,8 @@ def test_labelled_images_decide_on_a_given_recipe(
     record = read_record(root, "own")
     assert record is not None
     assert "as given, not proved" in record.assumed["recipe"]
-    subject = published._subject(root, record)
-    result = check_recipe(subject, record, read_labelled(images, subject.labels))
+    candidate = published.read_candidate(root, record)
+    result = check_recipe(candidate, read_labelled(images, candidate.labels))
     assert (result.status, result.stage) == (status, "recipe")
     assert words in result.measured + result.reason
 

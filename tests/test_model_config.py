@@ -13,20 +13,21 @@ from tritonclient.grpc import model_config_pb2
 
 from generator.artifact import Artifact
 from generator.errors import ConfigError, SpecError
-from generator.graph.model import OnnxModel, OnnxTensor
+from generator.graph.model import OnnxModel
 from generator.plan.passport import Passport
 from generator.spec.config_text import REFUSED, REFUSED_IN_ENSEMBLE, given_fields
 from generator.spec.file import make_spec
 from generator.spec.recipe import IMAGENET
-from generator.tasks.head import Head
-from generator.tensor import from_onnx
-from generator.triton.check import check_configs
-from generator.triton.config import make_model_configs, render_configs
+from generator.task import find_task
+from generator.tasks.classification.head import Head
+from generator.tensor import Tensor, from_onnx
+from generator.triton.check import check_members
+from generator.triton.config import Member
 
 GRAPH = OnnxModel(
     path=Path("model.onnx"),
-    input=OnnxTensor(name="PIXELS", data_type=from_onnx(2), shape=(-1, 224, 224, 3)),
-    output=OnnxTensor(name="PROBABILITIES", data_type=from_onnx(1), shape=(-1, 1000)),
+    input=Tensor(name="PIXELS", data_type=from_onnx(2), shape=(-1, 224, 224, 3)),
+    outputs=(Tensor(name="PROBABILITIES", data_type=from_onnx(1), shape=(-1, 1000)),),
     opset=18,
     node_count=1,
     sha256="0",
@@ -65,9 +66,17 @@ def with_plan(*batches: tuple[int, int, int]) -> Artifact:
     return replace(ARTIFACT, passport=passport)
 
 
-def rendered(artifact: Artifact = ARTIFACT, **options: Any) -> dict[str, str]:
+def members_of(artifact: Artifact, **options: Any) -> list[Member]:
     spec = make_spec(["net"], **options)[0]
-    return render_configs(make_model_configs(spec, artifact, pillow_version="13.0.0"))
+    return find_task(spec.task).make_members(spec, artifact)
+
+
+def rendered(artifact: Artifact = ARTIFACT, **options: Any) -> dict[str, str]:
+    return {member.config.name: member.render() for member in members_of(artifact, **options)}
+
+
+def check_configs(texts: dict[str, str], artifact: Artifact) -> None:
+    check_members(texts, members_of(artifact), artifact)
 
 
 def parsed(texts: dict[str, str], name: str) -> Any:
@@ -115,7 +124,7 @@ def test_the_classifier_says_how_its_pixels_lie() -> None:
 @pytest.mark.parametrize(("activation", "expected"), [("sigmoid", {"negative_label": "dog"}), ("none", {})])
 def test_one_probability_comes_with_the_name_of_the_other_class(activation: Any, expected: dict[str, str]) -> None:
     """A logit does not: the client would take one between 0 and 0.5 for a probability."""
-    graph = replace(GRAPH, output=replace(GRAPH.output, shape=(-1, 1)))
+    graph = replace(GRAPH, outputs=(replace(GRAPH.output, shape=(-1, 1)),))
     head = Head(output="logits", activation=activation)
     artifact = replace(ARTIFACT, onnx=graph, head=head, labels=("dog", "cat"))
     parameters = parsed(rendered(artifact), "net").parameters
@@ -177,7 +186,7 @@ def test_a_text_that_gives_nothing_changes_nothing(text: str | None) -> None:
 
 
 def test_no_parameter_of_ours_can_be_given() -> None:
-    graph = replace(GRAPH, output=replace(GRAPH.output, shape=(-1, 1)))
+    graph = replace(GRAPH, outputs=(replace(GRAPH.output, shape=(-1, 1)),))
     artifact = replace(
         ARTIFACT, onnx=graph, head=Head(output="logits", activation="sigmoid"), labels=("dog", "cat")
     )  # has parameters in the ensemble, too
@@ -284,10 +293,9 @@ def test_labels_must_fit_the_output() -> None:
 
 
 def test_names_of_a_raw_graph_are_kept() -> None:
-    graph = replace(GRAPH, input=replace(GRAPH.input, name='in "put"'), output=replace(GRAPH.output, name="scores"))
-    spec = make_spec(["net"])[0]
+    graph = replace(GRAPH, input=replace(GRAPH.input, name='in "put"'), outputs=(replace(GRAPH.output, name="scores"),))
     artifact = replace(ARTIFACT, onnx=graph)
-    texts = render_configs(make_model_configs(spec, artifact, pillow_version="13.0.0"))
+    texts = rendered(artifact)
     check_configs(texts, artifact)
     step = parsed(texts, "net").ensemble_scheduling.step[1]
     assert dict(step.input_map) == {'in "put"': "pixels"}

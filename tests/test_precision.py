@@ -17,8 +17,6 @@ from PIL import Image
 
 from generator.demo.draw import draw_set
 from generator.errors import ExportError, MissingDependencyError
-from generator.gate import default_images, make_reference
-from generator.gate.compare import LIMITS, comparable, compare
 from generator.graph.model import load_proto, read_onnx
 from generator.graph.precision import convert_graph, graph_precision, read_calibration
 from generator.graph.precision import half as half_module
@@ -27,12 +25,15 @@ from generator.graph.precision.observe import Histogram, observe
 from generator.graph.precision.placement import place
 from generator.graph.precision.scales import choose_threshold, weight_scales
 from generator.graph.precision.types import infer_types
-from generator.images.reference import Reference
+from generator.images.reference import Reference, make_reference
+from generator.images.sets import default_images
 from generator.images.training import prepare
 from generator.sources import load_network
 from generator.spec.file import make_spec
 from generator.spec.recipe import Recipe
-from generator.tasks.head import Head
+from generator.task import find_task
+from generator.tasks.classification.compare import LIMITS, comparable, compare
+from generator.tasks.classification.head import Head
 from tests.tiny_onnx import export_graph
 
 SIZE = 32
@@ -56,7 +57,7 @@ def passes_gate(path: Path, reference: Reference, precision: str) -> bool:
     scores = run(path, reference.pixels)
     if not np.isfinite(scores).all():
         return False
-    expected = comparable(Head(output="logits", activation="softmax").finish(reference.scores), "softmax")
+    expected = comparable(Head(output="logits", activation="softmax").finish(reference.answers["scores"]), "softmax")
     return compare(expected, comparable(scores, "softmax")).meets(LIMITS[precision])
 
 
@@ -69,7 +70,7 @@ class Demo:
         self.new = export_graph(spec, self.network, folder / "new").path
         old = make_spec(["demo"], target="tensorrt-8.6", precision="fp32", batch={"max": 8})[0]
         self.old = export_graph(old, self.network, folder / "old").path
-        self.reference = make_reference(self.network, default_images())
+        self.reference = make_reference(find_task("classification"), self.network, default_images())
         self.calibration: Pixels = read_calibration(None, self.network.recipe).pixels
 
 
@@ -349,8 +350,7 @@ def test_fp16_overflow_of_a_constant_without_our_search_fails_the_gate(tmp_path:
         names=("",) * len(noise),
         files=(b"",) * len(noise),
         pixels=noise,
-        scores=scores,
-        decided=np.ones(len(noise), bool),
+        answers={"scores": scores, "decided": np.ones(len(noise), bool)},
     )
     assert passes_gate(source, reference, "fp32")
     assert not passes_gate(tmp_path / "overflow.onnx", reference, "fp16")

@@ -35,8 +35,8 @@ from generator.server.embedded import EmbeddedServer
 from generator.spec.file import load_spec, make_spec
 from generator.spec.model import ModelSpec
 from generator.spec.recipe import IMAGENET, Recipe
-from generator.triton.check import check_configs
-from generator.triton.config import make_model_configs, render_configs
+from generator.task import find_task
+from generator.triton.check import check_members
 from tests.test_images import ANSWERED, STATUS, Caller, encode, stubs
 from tests.test_model_config import GRAPH, HEAD
 from tests.test_preprocess import read, step
@@ -135,19 +135,20 @@ def test_valid_specs_become_valid_configurations(
     graph = replace(
         GRAPH,
         input=replace(GRAPH.input, name=tensors[0], shape=(-1, *recipe.crop, 3)),
-        output=replace(GRAPH.output, name=tensors[1], shape=(-1, classes)),
+        outputs=(replace(GRAPH.output, name=tensors[1], shape=(-1, classes)),),
     )
     artifact = Artifact(onnx=graph, head=HEAD, recipe=recipe, labels=("",) * classes, description="")
-    texts = render_configs(make_model_configs(spec, artifact, pillow_version="13.0.0"))
-    check_configs(texts, artifact)
+    members = find_task(spec.task).make_members(spec, artifact)
+    texts = {member.config.name: member.render() for member in members}
+    check_members(texts, members, artifact)
     parsed = {name: text_format.Parse(text, model_config_pb2.ModelConfig()) for name, text in texts.items()}
     preprocess, classifier, ensemble = parsed.values()
     assert list(parsed) == [f"{spec.name}_preprocess", f"{spec.name}_classifier", spec.name]
     assert {config.max_batch_size for config in parsed.values()} == {spec.batch.max}
     assert (classifier.input[0].name, ensemble.output[0].name) == tensors
     assert list(classifier.output[0].dims) == list(ensemble.output[0].dims) == [classes]
-    assert preprocess.instance_group[0].count == spec.preprocess_instances()
-    assert classifier.instance_group[0].count == spec.classifier_instances()
+    assert preprocess.instance_group[0].count == spec.instance_counts()["preprocess"]
+    assert classifier.instance_group[0].count == spec.instance_counts()["classifier"]
     if spec.batch.max > 1:
         assert classifier.dynamic_batching.max_queue_delay_microseconds == spec.queue_delay_microseconds()
     seen = step.Recipe({key: {"string_value": it.string_value} for key, it in preprocess.parameters.items()})

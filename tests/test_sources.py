@@ -27,7 +27,7 @@ from generator.sources.checkpoint import align_state_dict, load_state_dict, read
 from generator.sources.random_weights import calibrate
 from generator.spec.file import make_spec
 from generator.spec.recipe import IMAGENET
-from tests.tiny_onnx import CLASSES, write_tiny_onnx
+from tests.tiny_onnx import CLASSES, only, write_tiny_onnx
 
 LABELS = [f"class {index}" for index in range(CLASSES)]
 
@@ -51,17 +51,17 @@ def failing(names: list[str], **options: Any) -> SourceError:
 def test_random_weights_discriminate_and_follow_from_the_seed(name: str) -> None:
     spec = make_spec([name], weights="random")[0]
     pixels = drawn_pixels()
-    scores = load_network(spec).run(pixels)
+    scores = only(load_network(spec).run(pixels))
     assert len(set(scores.argmax(axis=1).tolist())) > 1
     assert scores.std(axis=0).mean() > 0.1
-    assert np.array_equal(scores, load_network(spec).run(pixels))
-    other = load_network(make_spec([name], weights="random", seed=1)[0]).run(pixels)
+    assert np.array_equal(scores, only(load_network(spec).run(pixels)))
+    other = only(load_network(make_spec([name], weights="random", seed=1)[0]).run(pixels))
     assert np.abs(other - scores).max() > 0.1
 
 
 def test_random_weights_are_calm_for_images_unlike_those_they_were_set_with() -> None:
     """Squeeze-excitation gates at full strength give one of these images 21 times the usual length."""
-    scores = load_network(make_spec(["efficientnet_b0"], weights="random")[0]).run(drawn_pixels(40))
+    scores = only(load_network(make_spec(["efficientnet_b0"], weights="random")[0]).run(drawn_pixels(40)))
     lengths = np.linalg.norm(scores - scores.mean(axis=1, keepdims=True), axis=1)
     assert lengths.max() < 10 * np.median(lengths)
 
@@ -115,7 +115,7 @@ def test_an_image_size_that_an_architecture_does_not_take(name: str, size: Any, 
 
 def test_a_vision_transformer_is_built_for_another_image_size() -> None:
     network = load_network(make_spec(["vit_b_32"], weights="random", image_size=64)[0])
-    assert network.run(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 1000)
+    assert only(network.run(np.zeros((1, 64, 64, 3), np.uint8))).shape == (1, 1000)
 
 
 def test_a_head_without_a_bias_discriminates_too() -> None:
@@ -164,7 +164,7 @@ def test_a_checkpoint_answers_like_the_module_it_came_from(tmp_path: Path, form:
     pixels = drawn_pixels(2)
     with torch.inference_mode():
         expected = own.eval()(torch.from_numpy(IMAGENET.normalise(pixels))).numpy()
-    assert np.abs(network.run(pixels) - expected).max() < 1e-4
+    assert np.abs(only(network.run(pixels)) - expected).max() < 1e-4
 
 
 def test_a_file_of_torchvisions_own_brings_its_recipe(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_the_number_of_classes_follows_from_the_head_where_labels_do_not_fit(tmp
     (tmp_path / "one.txt").write_text("cracked\n")
     network = load_network(checkpoint_spec(path, tmp_path, classes=None, labels=str(tmp_path / "one.txt")))
     assert network.labels == ("not cracked", "cracked")
-    assert network.run(drawn_pixels(1)).shape == (1, 1)
+    assert only(network.run(drawn_pixels(1))).shape == (1, 1)
     regnet = torchvision.models.regnet_y_400mf(num_classes=7)
     torch.save(regnet.state_dict(), path)
     spec = checkpoint_spec(path, tmp_path, architecture="regnet_y_400mf", classes=None, labels="index")
@@ -270,7 +270,7 @@ def test_googlenet_is_built_as_its_weights_were_trained(
     pixels = drawn_pixels(2)
     with torch.inference_mode():
         expected = trained.eval()(torch.from_numpy(IMAGENET.normalise(pixels))).numpy()
-    assert np.abs(load_network(spec).run(pixels) - expected).max() < 1e-4
+    assert np.abs(only(load_network(spec).run(pixels)) - expected).max() < 1e-4
     assert ("trained from scratch would answer wrongly" in caplog.text) == (not own)
 
 
@@ -493,4 +493,4 @@ def test_an_infinity_that_is_no_weight_may_be_meant(tmp_path: Path) -> None:
     model.graph.node[1].CopyFrom(onnx.helper.make_node("Clip", ["conv", "", "bound"], ["relu"], name="relu"))
     onnx.save(model, path)
     spec = make_spec([str(path)], labels="index", recipe="imagenet")[0]
-    assert np.isfinite(load_network(spec).run(np.zeros((1, 224, 224, 3), np.uint8))).all()
+    assert np.isfinite(only(load_network(spec).run(np.zeros((1, 224, 224, 3), np.uint8)))).all()

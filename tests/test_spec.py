@@ -30,7 +30,7 @@ def problems_of(tmp_path: Path, text: str) -> list[str]:
 def test_a_name_is_enough() -> None:
     (spec,) = make_spec(["resnet50"])
     assert (spec.source, spec.registry_name, spec.weights) == ("torchvision", "resnet50", "default")
-    assert (spec.preprocess_name, spec.classifier_name) == ("resnet50_preprocess", "resnet50_classifier")
+    assert spec.model_names == ("resnet50_preprocess", "resnet50_classifier", "resnet50")
 
 
 @pytest.mark.parametrize(

@@ -9,27 +9,29 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from generator.gate.compare import LIMITS
-from generator.gate.plan_stage import check_rows
-from generator.gate.stages import StageResult, judge
-from generator.gate.subject import Subject
-from generator.images.reference import Reference, find_decided, load_reference, save_reference
+from generator.gate.candidate import Candidate
+from generator.images.reference import Reference, load_reference, save_reference
 from generator.repository import Layout
+from generator.spec.file import make_spec
 from generator.spec.recipe import IMAGENET
-from generator.tasks.head import Head
+from generator.task import StageResult
+from generator.tasks.classification.answers import find_decided
+from generator.tasks.classification.compare import LIMITS
+from generator.tasks.classification.head import Head
+from generator.tasks.classification.plan_stage import check_rows
+from generator.tasks.classification.stages import judge
 
 IMAGES, CLASSES = 40, 50
 PIXELS = np.random.default_rng(0).integers(125, 132, (IMAGES, 8, 8, 3), dtype=np.uint8)
 WEIGHTS = np.random.default_rng(1).normal(0, 0.05, (8 * 8 * 3, CLASSES))
-SUBJECT = Subject(
+SPEC = make_spec(["m"], target="tensorrt-10", precision="fp16", batch={"max": 8})[0]
+CANDIDATE = Candidate(
     repository=Path(),
-    layout=Layout(ensemble="m", preprocess="m_preprocess", classifier="m_classifier", version=1),
+    layout=Layout.of(SPEC, 1),
+    spec=SPEC,
     recipe=IMAGENET,
     labels=(),
     head=Head(output="logits", activation="none"),
-    target="tensorrt-10",
-    precision="fp16",
-    max_batch_size=8,
 )
 
 
@@ -44,13 +46,12 @@ def reference(scores: NDArray[np.float32]) -> Reference:
         names=tuple(f"{n}.jpg" for n in range(IMAGES)),
         files=(b"",) * IMAGES,
         pixels=PIXELS,
-        scores=scores,
-        decided=decided,
+        answers={"scores": scores, "decided": decided},
     )
 
 
 def gate(expected: Reference, scores: NDArray[np.float32], precision: str = "fp16") -> StageResult:
-    return judge("plan", SUBJECT, expected, scores, LIMITS[precision], lambda: "")
+    return judge("plan", CANDIDATE, expected, scores, LIMITS[precision], lambda: "")
 
 
 def with_first_and_second_swapped(scores: NDArray[np.float32], images: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -63,7 +64,7 @@ def with_first_and_second_swapped(scores: NDArray[np.float32], images: NDArray[n
 
 
 def test_some_images_are_decided_and_some_are_not() -> None:
-    decided = reference(source(PIXELS)).decided
+    decided = reference(source(PIXELS)).answers["decided"]
     assert 5 < decided.sum() < IMAGES - 5
     lead = np.diff(np.sort(source(PIXELS), axis=1)[:, -2:])[:, 0]
     assert lead[decided].min() > lead[~decided].min()
@@ -71,37 +72,40 @@ def test_some_images_are_decided_and_some_are_not() -> None:
 
 def test_a_first_class_that_noise_decides_does_not_count() -> None:
     expected = reference(source(PIXELS))
-    lead = np.diff(np.sort(expected.scores, axis=1)[:, -2:])[:, 0]
+    lead = np.diff(np.sort(expected.answers["scores"], axis=1)[:, -2:])[:, 0]
     closest = np.argsort(lead)[:1]
-    assert not expected.decided[closest].any()
-    result = gate(expected, with_first_and_second_swapped(expected.scores, closest))
+    assert not expected.answers["decided"][closest].any()
+    result = gate(expected, with_first_and_second_swapped(expected.answers["scores"], closest))
     assert (result.status, result.top1) == ("proved", 1.0)
-    assert f"top-1 100.0% of the {expected.decided.sum()} images that the source is decided on" in result.measured
+    assert (
+        f"top-1 100.0% of the {expected.answers['decided'].sum()} images that the source is decided on"
+        in result.measured
+    )
     assert f"{closest[0]}.jpg (margin " in result.measured
     assert "undecided)" in result.measured
 
 
 def test_a_graph_in_fp32_must_agree_on_every_image() -> None:
     expected = reference(source(PIXELS))
-    closest = np.argsort(np.diff(np.sort(expected.scores, axis=1)[:, -2:])[:, 0])[:1]
-    result = gate(expected, with_first_and_second_swapped(expected.scores, closest), precision="fp32")
+    closest = np.argsort(np.diff(np.sort(expected.answers["scores"], axis=1)[:, -2:])[:, 0])[:1]
+    result = gate(expected, with_first_and_second_swapped(expected.answers["scores"], closest), precision="fp32")
     assert (result.status, result.top1) == ("failed", 1 - 1 / IMAGES)
 
 
 def test_a_first_class_that_the_source_is_decided_on_counts() -> None:
     expected = reference(source(PIXELS))
-    lead = np.diff(np.sort(expected.scores, axis=1)[:, -2:])[:, 0]
-    narrow = np.array([min(np.flatnonzero(expected.decided), key=lambda image: lead[image])])
-    result = gate(expected, with_first_and_second_swapped(expected.scores, narrow))
+    lead = np.diff(np.sort(expected.answers["scores"], axis=1)[:, -2:])[:, 0]
+    narrow = np.array([min(np.flatnonzero(expected.answers["decided"]), key=lambda image: lead[image])])
+    result = gate(expected, with_first_and_second_swapped(expected.answers["scores"], narrow))
     assert result.status == "failed"
-    assert result.top1 == pytest.approx(1 - 1 / expected.decided.sum())
+    assert result.top1 == pytest.approx(1 - 1 / expected.answers["decided"].sum())
     assert f"{narrow[0]}.jpg (margin" in result.reason
 
 
 def test_without_a_decided_image_the_cosine_alone_judges() -> None:
     flat = np.random.default_rng(2).normal(0, 1e-4, (IMAGES, CLASSES)).astype(np.float32)
     expected = reference(flat)
-    assert not expected.decided.any()
+    assert not expected.answers["decided"].any()
     result = gate(expected, flat)
     assert (result.status, result.top1) == ("proved", None)
     assert "top-1 not judged" in result.measured
@@ -111,7 +115,7 @@ def test_without_a_decided_image_the_cosine_alone_judges() -> None:
 def test_what_is_decided_is_kept_with_the_reference(tmp_path: Path) -> None:
     expected = reference(source(PIXELS))
     save_reference(expected, tmp_path / "reference.npz")
-    assert (load_reference(tmp_path / "reference.npz").decided == expected.decided).all()
+    assert (load_reference(tmp_path / "reference.npz").answers["decided"] == expected.answers["decided"]).all()
 
 
 # --- other batches of a plan ------------------------------------------------------------------------------------------
@@ -121,7 +125,9 @@ PROVED = StageResult(stage="plan", status="proved")
 
 def rows_of(run: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> StageResult:
     expected = reference(source(PIXELS))
-    return check_rows(PROVED, SUBJECT, expected, run, expected.scores, sizes=[1, 3, 8], limit=LIMITS["fp16"])
+    return check_rows(
+        PROVED, CANDIDATE, expected, run, expected.answers["scores"], sizes=[1, 3, 8], limit=LIMITS["fp16"]
+    )
 
 
 def test_batches_that_give_each_image_its_answer_are_proved() -> None:

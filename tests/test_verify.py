@@ -16,14 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 from generator.cli import main
 from generator.demo.draw import LABELS, draw_set
 from generator.errors import VerificationError
-from generator.gate import ImageSet, default_images, make_reference
-from generator.gate.compare import LIMITS, Limit, comparable, compare, discriminates
 from generator.gate.published import verify_published
 from generator.gate.run import GateReport
-from generator.images.reference import Reference, load_reference, save_reference
-from generator.images.sets import photographs
+from generator.images.reference import Reference, load_reference, make_reference, save_reference
+from generator.images.sets import ImageSet, default_images, photographs
 from generator.repository import read_record
-from generator.tasks.head import Activation, Head
+from generator.task import find_task
+from generator.tasks.classification.compare import LIMITS, Limit, comparable, compare, discriminates
+from generator.tasks.classification.head import Activation, Head
 
 Edit = Callable[[Path, str, str], None]
 
@@ -237,7 +237,7 @@ def test_a_reference_survives_its_file(built_demo: Path, tmp_path: Path) -> None
     copy = load_reference(tmp_path / "copy.npz")
     assert copy.names == reference.names
     assert copy.files == reference.files
-    assert np.array_equal(copy.scores, reference.scores)
+    assert np.array_equal(copy.answers["scores"], reference.answers["scores"])
     assert (tmp_path / "copy.npz").read_bytes() == (built_demo / "demo_classifier/1/reference.npz").read_bytes()
     (tmp_path / "copy.npz").write_bytes(b"PK broken")
     with pytest.raises(VerificationError, match="cannot be read"):
@@ -371,7 +371,7 @@ def test_a_reference_is_made_by_the_source() -> None:
     network = load_network(make_spec(["demo"])[0])
     drawn = draw_set(10, seed=5)
     images = ImageSet(names=tuple(d.name for d in drawn), files=tuple(d.jpeg for d in drawn))
-    reference = make_reference(network, images)
+    reference = make_reference(find_task("classification"), network, images)
     assert isinstance(reference, Reference)
     assert reference.pixels.shape == (10, 96, 96, 3)
-    assert [int(row.argmax()) for row in reference.scores] == [d.label for d in drawn]
+    assert [int(row.argmax()) for row in reference.answers["scores"]] == [d.label for d in drawn]

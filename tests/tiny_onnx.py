@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from generator.graph.export import export_onnx, make_graph
@@ -127,4 +128,10 @@ def export_graph(spec: ModelSpec, network: Network, folder: Path) -> OnnxModel:
     """Export a network whose head follows from its answers to noise."""
     proto = make_graph(spec, network)
     pixels = np.random.default_rng(2).integers(0, 256, (4, *network.recipe.crop, 3), dtype=np.uint8)
-    return export_onnx(spec, network, proto, network.run(pixels), folder)[0]
+    return export_onnx(spec, network, proto, {"scores": only(network.run(pixels))}, folder)[0]
+
+
+def only(outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Return the only output."""
+    (values,) = outputs.values()
+    return values

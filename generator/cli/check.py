@@ -31,11 +31,12 @@ def check(
     from generator.errors import SourceError
     from generator.graph.model import read_onnx
     from generator.plan.preflight import check_graph
-    from generator.sources.onnx_file import check_shape
+    from generator.sources.onnx_file import check_file
+    from generator.task import find_task
 
     onnx = read_onnx(model)
     try:
-        check_shape(onnx)
+        check_file(onnx, find_task("classification"))
     except SourceError as error:  # TensorRT may take it all the same, which is what is asked here
         say(f"! build-repo does not take this graph: {error.message}")
     profiles, largest = read_profiles(onnx, profile or [], max_batch)

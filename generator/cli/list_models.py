@@ -55,7 +55,7 @@ def _describe(root: Path, record: Record) -> dict[str, Any]:
     from generator.repository.layout import numeric_versions
 
     layout = Layout.of_record(record)
-    versions = numeric_versions(root / layout.classifier)
+    versions = numeric_versions(root / layout.network)
     listed = record.spec["versions"]
     if isinstance(listed, list):
         served = [version for version in versions if version in listed]

@@ -78,13 +78,12 @@ def show(
         data = model.model_dump(mode="json")
         data["batch"]["opt"] = model.batch.optimum
         # a default holds where `config` does not state the same
-        preprocess, classifier = given_fields(model.config.preprocess), given_fields(model.config.classifier)
-        if "instance_group" not in preprocess:
-            data["instances"]["preprocess"] = model.preprocess_instances()
-        if "instance_group" not in classifier:
-            data["instances"]["classifier"] = model.classifier_instances()
-        if "dynamic_batching" not in classifier:
-            data["max_queue_delay_microseconds"] = model.queue_delay_microseconds()
+        for role in model.roles:
+            given = given_fields(getattr(model.config, role.key))
+            if role.default_instances is not None and "instance_group" not in given:
+                data["instances"][role.key] = model.instance_counts()[role.key]
+            if role.holds_network and "dynamic_batching" not in given:
+                data["max_queue_delay_microseconds"] = model.queue_delay_microseconds()
         data["recipe"] = resolved.model_dump(mode="json")
         data["classes"] = len(categories)
         models.append(data)

@@ -4,80 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.gate.compare import Comparison, comparable, compare
-from generator.graph.model import OnnxModel, load_proto, run_graph
-from generator.tasks.head import last_node
-
 if TYPE_CHECKING:
     import numpy as np
-    import onnx
     from numpy.typing import NDArray
 
-    from generator.gate.subject import Subject
+    from generator.gate.candidate import Candidate
     from generator.images.reference import Reference
 
-__all__ = ["LABELS", "NAN", "UPSTREAM", "of_graph", "of_pixels"]
+__all__ = ["NAN", "of_pixels"]
 
 NAN = "an overflow, a division by zero, or broken weights"
-LABELS = "labels.txt has its lines in another order than the network's outputs"
-UPSTREAM = "see the stages above: the ensemble only joins them"
-_ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
-def of_graph(subject: Subject, model: OnnxModel, reference: Reference) -> str:
-    """Say why a graph answers unlike the source: activation, channel order, normalisation."""
-    proto = load_proto(model.path)
-    if twice := _two_activations(proto, model.output.name):
-        return twice
-
-    def with_pixels(pixels: NDArray[np.uint8]) -> Comparison:
-        activation = subject.head.activation
-        expected = comparable(subject.head.finish(reference.scores), activation)
-        return compare(expected, comparable(run_graph(model, pixels), activation))
-
-    as_they_are = with_pixels(reference.pixels)
-    if with_pixels(reference.pixels[..., ::-1]).worst_cosine > max(0.999, as_they_are.worst_cosine):
-        return "the channels are in BGR order, the source takes RGB"
-    if wrong := _normalisation(subject, proto):
-        return wrong
-    return "the weights or the graph differ from the source"
-
-
-def _two_activations(proto: onnx.ModelProto, output: str) -> str:
-    """Say whether the graph ends in one activation behind another."""
-    last = last_node(proto, output)
-    before = last_node(proto, last.input[0]) if last is not None and last.op_type in _ACTIVATIONS else None
-    if last is None or before is None or before.op_type not in _ACTIVATIONS:
-        return ""
-    if last.op_type == before.op_type:
-        return f"{last.op_type} twice: the network ends in one and another was put behind it"
-    return f"a {last.op_type} behind a {before.op_type}: the network ends in an activation already"
-
-
-def _normalisation(subject: Subject, proto: object) -> str:
-    """Compare the constants of the first multiplication and addition with the recipe."""
-    import numpy as np
-    from onnx import numpy_helper
-
-    weights = {tensor.name: tensor for tensor in proto.graph.initializer}  # type: ignore[attr-defined]
-    found: dict[str, NDArray[np.float32]] = {}
-    for node in proto.graph.node[:8]:  # type: ignore[attr-defined]
-        constants = [numpy_helper.to_array(weights[name]) for name in node.input if name in weights]
-        if node.op_type in ("Mul", "Add") and constants and constants[0].size == 3:
-            found.setdefault(node.op_type, constants[0].reshape(3))
-    if set(found) != {"Mul", "Add"}:
-        return ""
-    std = 1 / (255 * found["Mul"])
-    mean = -found["Add"] * std
-    for name, inside, recipe in (("std", std, subject.recipe.std), ("mean", mean, subject.recipe.mean)):
-        if not np.allclose(inside, recipe, atol=1e-3):
-            numbers = ", ".join(f"{value:.3f}" for value in inside)
-            return f"wrong {name}: the graph normalises with [{numbers}], the recipe says {list(recipe)}"
-    return ""
-
-
-def of_pixels(subject: Subject, reference: Reference, pixels: NDArray[np.uint8]) -> str:
+def of_pixels(candidate: Candidate, reference: Reference, pixels: NDArray[np.uint8]) -> str:
     """Say why pixels differ: channel order, interpolation, EXIF rotation."""
     import numpy as np
 
@@ -89,11 +29,11 @@ def of_pixels(subject: Subject, reference: Reference, pixels: NDArray[np.uint8])
     if levels(reference.pixels[..., ::-1]) <= 1:
         return "the channels are in BGR order, the source takes RGB"
     for other in _FILTERS:
-        if other != subject.recipe.interpolation:
-            recipe = subject.recipe.model_copy(update={"interpolation": other})
+        if other != candidate.recipe.interpolation:
+            recipe = candidate.recipe.model_copy(update={"interpolation": other})
             if levels(prepare(recipe, reference.files)) <= 1:
-                return f"interpolation is {other}, the source was trained with {subject.recipe.interpolation}"
-    exif = "apply" if subject.recipe.exif == "ignore" else "ignore"
-    if levels(prepare(subject.recipe.model_copy(update={"exif": exif}), reference.files)) <= 1:
-        return f"EXIF orientation is handled as {exif!r}, the recipe says {subject.recipe.exif!r}"
+                return f"interpolation is {other}, the source was trained with {candidate.recipe.interpolation}"
+    exif = "apply" if candidate.recipe.exif == "ignore" else "ignore"
+    if levels(prepare(candidate.recipe.model_copy(update={"exif": exif}), reference.files)) <= 1:
+        return f"EXIF orientation is handled as {exif!r}, the recipe says {candidate.recipe.exif!r}"
     return "resize, crop, antialiasing or the decoder differ from the source's transforms"

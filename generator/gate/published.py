@@ -6,23 +6,22 @@ from typing import TYPE_CHECKING
 
 from generator.errors import RepositoryError
 from generator.events import Doing, OnEvent, ignore
-from generator.gate.labelled import check_recipe, measure_accuracies
+from generator.gate.candidate import Candidate
 from generator.gate.run import GateReport, run_gate
 from generator.gate.served import check_server
-from generator.gate.subject import Subject
 from generator.images.reference import Reference, load_reference, make_reference
-from generator.images.sets import read_images, read_labelled
+from generator.images.sets import read_images
 from generator.repository import Layout, Record, find_records, name_option, read_record, recover
 from generator.repository.layout import RECORD_FILE
 from generator.spec.model import ModelSpec
 from generator.spec.recipe import Recipe
-from generator.tasks.head import read_head
+from generator.task import find_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["verify_published"]
+__all__ = ["read_candidate", "verify_published"]
 
 
 def verify_published(
@@ -42,20 +41,19 @@ def verify_published(
         VerificationError: The images cannot be used.
     """
     recover(root)
-    subjects = [(record, _subject(root, record)) for record in _find(root, names)]
+    candidates = [read_candidate(root, record) for record in _find(root, names)]
     if grpc_url is not None:
-        check_server(grpc_url, [subject.layout for _, subject in subjects], root)
-    for record, subject in subjects:
-        on_event(Doing(step=f"verifying {record.name}", part="the source's own answers" if images else ""))
-        reference = _ask_source(record, images) if images else load_reference(root / subject.layout.reference)
-        report = run_gate(subject, reference, grpc_url=grpc_url, on_event=on_event)
+        check_server(grpc_url, [candidate.layout for candidate in candidates], root)
+    for candidate in candidates:
+        name = candidate.spec.name
+        on_event(Doing(step=f"verifying {name}", part="the source's own answers" if images else ""))
+        reference = _ask_source(candidate.spec, images) if images else load_reference(root / candidate.layout.reference)
+        report = run_gate(candidate, reference, grpc_url=grpc_url, on_event=on_event)
         if labelled is not None:
-            on_event(Doing(step=f"verifying {record.name}", part="labelled images"))
-            files = read_labelled(labelled, subject.labels)
-            results = [*report.results, *measure_accuracies(subject, record, files, grpc_url)]
-            if "recipe" in record.assumed:
-                results = [result for result in results if result.stage != "recipe"]
-                results.append(check_recipe(subject, record, files))
+            on_event(Doing(step=f"verifying {name}", part="labelled images"))
+            measured = list(find_task(candidate.spec.task).measure_labelled(candidate, labelled, grpc_url))
+            replaced = {result.stage for result in measured}  # what was assumed may be measured now
+            results = [*(result for result in report.results if result.stage not in replaced), *measured]
             report = GateReport(model=report.model, images=report.images, results=tuple(results))
         yield report
 
@@ -77,30 +75,29 @@ def _find(root: Path, names: Sequence[str]) -> list[Record]:
     return found
 
 
-def _subject(root: Path, record: Record) -> Subject:
+def read_candidate(root: Path, record: Record) -> Candidate:
+    """Return the model that `record` describes; RepositoryError if it does not describe one."""
     try:
         spec = ModelSpec.model_validate(record.spec)
         recipe = Recipe.model_validate(record.recipe)
-        labels = tuple(record.contract["labels"])
+        labels = tuple(record.contract.get("labels", ()))
         layout = Layout.of(spec, max(spec.versions) if isinstance(spec.versions, list) else record.version)
-        head = read_head(record.head, spec.activation, root / layout.reference)
+        head = find_task(spec.task).restore_head(record.head, spec, root / layout.reference)
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{root / record.name / RECORD_FILE} does not say spec, recipe, labels and head"
         raise RepositoryError(msg, hint=f"move {root / record.name} and its members away and build it again") from error
-    return Subject(
+    return Candidate(
         repository=root,
         layout=layout,
+        spec=spec,
         recipe=recipe,
         labels=labels,
         head=head,
         assumed=record.assumed,
-        target=spec.target,
-        precision=spec.precision,
-        max_batch_size=spec.batch.max,
     )
 
 
-def _ask_source(record: Record, folder: Path) -> Reference:
+def _ask_source(spec: ModelSpec, folder: Path) -> Reference:
     from generator.sources import load_network
 
-    return make_reference(load_network(ModelSpec.model_validate(record.spec)), read_images(folder))
+    return make_reference(find_task(spec.task), load_network(spec), read_images(folder))

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from generator.errors import MissingDependencyError, ServerError, VerificationError
+from generator.errors import MissingDependencyError, PlanError, ServerError, VerificationError
 from generator.events import Doing, OnEvent, ignore
-from generator.gate import stages
-from generator.gate.compare import LIMITS, Limit, comparable, discriminates, plan_limit
-from generator.gate.plan_stage import check_plan, why_not_here
 from generator.gate.served import ServedModel
+from generator.task import StageResult, find_task, not_proved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from generator.gate.stages import StageResult
-    from generator.gate.subject import Subject
+    from generator.gate.candidate import Candidate
     from generator.images.reference import Reference
-    from generator.tasks.head import Head
+    from generator.task import Stage
 
-__all__ = ["GateReport", "require_discrimination", "run_gate", "why_not_served"]
-
-_LOG = logging.getLogger(__name__)
-SERVED_STAGES = ("served pixels", "served classifier", "served ensemble")
+__all__ = ["GateReport", "run_gate", "why_no_plan_runs", "why_not_served"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,87 +60,58 @@ class GateReport:
             raise VerificationError(msg, hint="make these stages possible here, or leave --require all out")
 
 
-def require_discrimination(name: str, reference: Reference, head: Head, limit: Limit) -> None:
-    """Do nothing if a mix-up of two images would be noticed.
-
-    Raises:
-        VerificationError: The source gives the same answer for all images, so nothing can be compared.
-    """
-    if not discriminates(comparable(head.finish(reference.scores), head.activation), limit):
-        msg = (
-            f"{name}: images do not discriminate: "
-            f"the source answers alike for {len(reference.names)} images, so a wrong model would pass too"
-        )
-        raise VerificationError(msg, hint="give --images DIR with images of several of its classes")
-
-
 def run_gate(
-    subject: Subject, reference: Reference, *, grpc_url: str | None = None, on_event: OnEvent = ignore
+    candidate: Candidate, reference: Reference, *, grpc_url: str | None = None, on_event: OnEvent = ignore
 ) -> GateReport:
-    """Run every stage that can run here; the server is started on the subject's repository unless `grpc_url` is given.
+    """Run every stage that can run here; the server is started on the candidate's repository without `grpc_url`.
 
     Raises:
-        VerificationError: The source gives the same answer for all images, so nothing can be compared; or its answers
-            are not what the record says.
+        VerificationError: Nothing can be compared with the reference.
     """
-    limit = plan_limit(subject.precision) if subject.plan else LIMITS[subject.precision]
-    name, head = subject.layout.ensemble, subject.head
-    if found := head.contradiction(reference.scores):
-        msg = f"{name}: its record says that the source answers {head.output}, but its answers are {found}"
-        raise VerificationError(msg, hint="build the model again from its source")
-    require_discrimination(name, reference, head, limit)
-
-    def tell(stage: str) -> None:
-        on_event(Doing(step=f"verifying {name}", part=stage))
-
-    tell("batches")
-    results = [stages.check_batches(subject, reference)]
-    tell("onnx")
-    results.append(stages.check_onnx(subject, reference))
-    direct: NDArray[np.float32] | None = None
-    if subject.plan is not None and not any(result.status == "failed" for result in results):
-        tell("plan")
-        result, direct = check_plan(subject, reference, limit)
-        results.append(result)
+    name = candidate.spec.name
+    stages = find_task(candidate.spec.task).make_stages(candidate, reference)
+    results: list[StageResult] = []
+    for stage in stages:
+        failed = [result.stage for result in results if result.status == "failed"]
+        if stage.needs == "graph" or (stage.needs == "plan" and not failed):
+            on_event(Doing(step=f"verifying {name}", part=stage.name))
+            results.append(stage.run(None))
+    served = [stage for stage in stages if stage.needs == "server"]
     if failed := [result.stage for result in results if result.status == "failed"]:
-        reason = f"{failed[0]} failed"
-        results += [stages.not_proved(stage, reason) for stage in SERVED_STAGES]
-    else:
-        results += _served_stages(subject, reference, limit, direct, grpc_url, tell=tell)
-    results += stages.list_assumed(subject)
+        results += [not_proved(stage.name, f"{failed[0]} failed") for stage in served]
+    elif served:
+        results += _run_served(candidate, served, grpc_url, on_event)
+    results += [StageResult(stage=what, status="assumed", reason=why) for what, why in candidate.assumed.items()]
     return GateReport(model=name, images=len(reference.names), results=tuple(results))
 
 
-def _served_stages(
-    subject: Subject,
-    reference: Reference,
-    limit: Limit,
-    direct: NDArray[np.float32] | None,
-    grpc_url: str | None,
-    *,
-    tell: Callable[[str], None],
+def _run_served(
+    candidate: Candidate, stages: Sequence[Stage], grpc_url: str | None, on_event: OnEvent
 ) -> list[StageResult]:
-    if grpc_url is not None:
-        return _ask(subject, reference, limit, direct, grpc_url, tell=tell)
     from generator.server.embedded import EmbeddedServer
 
-    if reason := why_not_served(subject):
-        return [stages.not_proved(stage, reason) for stage in SERVED_STAGES]
+    def tell(part: str) -> None:
+        on_event(Doing(step=f"verifying {candidate.spec.name}", part=part))
+
+    if grpc_url is not None:
+        return _ask(candidate, stages, grpc_url, tell)
+    if reason := why_not_served(candidate):
+        return [not_proved(stage.name, reason) for stage in stages]
     tell("the server's start")
     try:
-        with EmbeddedServer(subject.repository, models=[subject.layout.ensemble]) as server:
-            results = _ask(subject, reference, limit, direct, server.grpc_url, tell=tell)
+        with EmbeddedServer(candidate.repository, models=[candidate.layout.entry]) as server:
+            results = _ask(candidate, stages, server.grpc_url, tell)
             tell("the server's end")
             return results
     except ServerError as error:
-        return _stopped_at(0, error)
+        return _stopped_at(stages, error)
 
 
-def why_not_served(subject: Subject) -> str:
+def why_not_served(candidate: Candidate) -> str:
     """Return why no server can be started on this machine for the model, empty where one can."""
     from generator.server import embedded
 
-    if subject.plan is not None and (reason := why_not_here()):
+    if candidate.plan is not None and (reason := why_no_plan_runs()):
         return reason
 
     try:
@@ -160,34 +121,39 @@ def why_not_served(subject: Subject) -> str:
     return ""
 
 
+def why_no_plan_runs() -> str:
+    """Return why no plan can run on this machine, empty where one can."""
+    from generator.gpu.device import why_no_gpu
+    from generator.plan.library import import_tensorrt
+
+    if reason := why_no_gpu():
+        return reason
+    try:
+        import_tensorrt()
+    except (MissingDependencyError, PlanError) as error:
+        return error.message
+    return ""
+
+
 def _ask(
-    subject: Subject,
-    reference: Reference,
-    limit: Limit,
-    direct: NDArray[np.float32] | None,
-    grpc_url: str,
-    *,
-    tell: Callable[[str], None],
+    candidate: Candidate, stages: Sequence[Stage], grpc_url: str, tell: Callable[[str], None]
 ) -> list[StageResult]:
     results: list[StageResult] = []
-    with ServedModel(grpc_url, subject.layout, max_batch_size=subject.max_batch_size) as served:
-        try:
-            tell("served pixels")
-            results.append(stages.check_pixels(served, subject, reference))
-            tell("served classifier")
-            results.append(stages.check_classifier(served, subject, reference, direct))
-            tell("served ensemble")
-            results.append(stages.check_ensemble(served, subject, reference, limit))
-        except ServerError as error:
-            results += _stopped_at(len(results), error)
+    with ServedModel(grpc_url, candidate.layout, max_batch_size=candidate.spec.batch.max) as served:
+        for stage in stages:
+            tell(stage.name)
+            try:
+                results.append(stage.run(served))
+            except ServerError as error:
+                return results + _stopped_at(stages[len(results) :], error)
     return results
 
 
-def _stopped_at(position: int, error: ServerError) -> list[StageResult]:
+def _stopped_at(stages: Sequence[Stage], error: ServerError) -> list[StageResult]:
     """The results from the stage on at which the server did not start or did not answer."""
-    first, *others = SERVED_STAGES[position:]
-    failed = stages.StageResult(stage=first, status="failed", reason=error.message, cause=error.hint or "")
-    return [failed, *(stages.not_proved(stage, f"{first} failed") for stage in others)]
+    first, *others = (stage.name for stage in stages)
+    failed = StageResult(stage=first, status="failed", reason=error.message, cause=error.hint or "")
+    return [failed, *(not_proved(stage, f"{first} failed") for stage in others)]
 
 
 def _failure(result: StageResult) -> str:

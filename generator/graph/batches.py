@@ -12,7 +12,7 @@ from generator.images.reference import RANDOM_HINT
 from generator.images.sets import extreme_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import onnx
@@ -50,60 +50,77 @@ def prove_dynamic_batch(
     session = open_onnx(model.path)
 
     def run(rows: Sequence[int]) -> NDArray[np.float32]:
-        batch = images[np.array(rows) % len(images)]
-        result = _run_batch(session, batch, model)
-        if result.shape != (len(batch), model.output.shape[1]):
-            raise _baked_in(model, len(batch), f"output {model.output.name} came out as {list(result.shape)}")
-        return result
+        return _run_batch(session, images[np.array(rows) % len(images)], model)
 
     middle = (maximum + 1) // 2
     known = {row: run([row])[0] for row in sorted({0, 1, 2, middle, maximum - 1})}
-    if broken := [row for row, scores in known.items() if not np.isfinite(scores).all()]:
-        which = ("black", "white", "noise")[broken[0]] if broken[0] < 3 else f"number {broken[0]}"
-        msg = f"{model.path.name}: output {model.output.name} is NaN or infinite for single images (image {which})"
-        raise ExportError(msg, hint=NAN_HINT)
-    limit = tolerance * max(1.0, *(float(np.abs(scores).max()) for scores in known.values()))
-    _check_repeatable(model, max(float(np.abs(run([row])[0] - scores).max()) for row, scores in known.items()), limit)
+    _check_finite(model, known)
+    largest = np.maximum(1.0, np.abs(np.stack(list(known.values()))).max(axis=0))
+    widths = np.cumsum([int(np.prod(tensor.shape[1:])) for tensor in model.outputs])[:-1]
+    # what counts is the largest value of the whole output
+    limits = tolerance * np.concatenate([np.full(part.shape, part.max()) for part in np.split(largest, widths)])
+
+    def excess(one: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[float, bool]:
+        differences = np.abs(one - other)
+        return float(differences.max()), bool((differences <= limits).all())
+
+    for row, values in known.items():
+        difference, alike = excess(run([row])[0], values)
+        if not alike:
+            raise _not_repeatable(model, difference)
 
     # the two middle ones cover all rows of the maximum, each among others than there
     halves = [range(maximum - 1, maximum - 1 - middle, -1), range(middle)]
     orders = [[1, 0], [2, 0, 1], *halves, range(maximum)]
     worst = 0.0
     for rows in (list(order) for order in orders if len(order) <= maximum):
-        for position, (row, scores) in enumerate(zip(rows, run(rows), strict=True)):
+        for position, (row, values) in enumerate(zip(rows, run(rows), strict=True)):
             # rows that were not seen alone are compared with the same row among others
-            difference = float(np.abs(scores - known.setdefault(row, scores)).max())
-            if not difference <= limit:
+            difference, alike = excess(values, known.setdefault(row, values))
+            if not alike:
                 by = f"differs from the same image alone or in another batch by {difference:.2g}"
-                if not np.isfinite(scores).all():
+                if not np.isfinite(values).all():
                     by = "is NaN or infinite, which the same image alone is not"
                 raise _baked_in(model, len(rows), f"row {position} {by}")
             worst = max(worst, difference)
     return worst
 
 
-def _check_repeatable(model: OnnxModel, difference: float, limit: float) -> None:
-    """Refuse a graph that answers one image differently twice: it would look like a batch that is baked in."""
-    if difference <= limit:
-        return
+def _check_finite(model: OnnxModel, known: Mapping[int, NDArray[np.float32]]) -> None:
+    import numpy as np
+
+    if broken := [row for row, values in known.items() if not np.isfinite(values).all()]:
+        which = ("black", "white", "noise")[broken[0]] if broken[0] < 3 else f"number {broken[0]}"
+        names = " and ".join(tensor.name for tensor in model.outputs)
+        msg = f"{model.path.name}: output {names} is NaN or infinite for single images (image {which})"
+        raise ExportError(msg, hint=NAN_HINT)
+
+
+def _run_batch(session: Any, batch: NDArray[np.uint8], model: OnnxModel) -> NDArray[np.float32]:
+    """Return one row per image: all outputs behind each other."""
+    import numpy as np
+
+    try:
+        outputs = session(batch)
+    except SourceError as error:
+        raise _baked_in(model, len(batch), error.message) from error
+    for tensor in model.outputs:
+        shape, wanted = outputs[tensor.name].shape, (len(batch), *tensor.shape[1:])
+        if len(shape) != len(wanted) or any(edge not in (-1, one) for edge, one in zip(wanted, shape, strict=True)):
+            raise _baked_in(model, len(batch), f"output {tensor.name} came out as {list(shape)}")
+    return np.concatenate([outputs[tensor.name].reshape(len(batch), -1) for tensor in model.outputs], axis=1)
+
+
+def _not_repeatable(model: OnnxModel, difference: float) -> ExportError:
+    """It would look like a batch that is baked in."""
     nodes = sorted(load_proto(model.path, weights=False).graph.node, key=lambda node: node.op_type == "Dropout")
     named = next((f" by node {node.name or node.output[0]} ({node.op_type})" for node in nodes if _is_random(node)), "")
-    msg = (
-        f"{model.path.name}: the same image is answered differently twice{named}: the scores differ by {difference:.2g}"
-    )
-    raise ExportError(msg, hint=RANDOM_HINT)
+    answers = f"the same image is answered differently twice{named}: the values differ by {difference:.2g}"
+    return ExportError(f"{model.path.name}: {answers}", hint=RANDOM_HINT)
 
 
 def _is_random(node: Any) -> bool:
     return node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial", "Dropout")
-
-
-def _run_batch(session: Any, batch: NDArray[np.uint8], model: OnnxModel) -> NDArray[np.float32]:
-    try:
-        result: NDArray[np.float32] = session(batch)
-    except SourceError as error:
-        raise _baked_in(model, len(batch), error.message) from error
-    return result
 
 
 def _baked_in(model: OnnxModel, size: int, what: str) -> ExportError:

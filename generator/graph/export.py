@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import ExportError
 from generator.graph.batches import prove_dynamic_batch
 from generator.graph.model import OnnxModel, read_onnx
-from generator.tasks.head import choose_head
+from generator.task import find_task
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
     import onnx
     from numpy.typing import NDArray
 
     from generator.sources import Network
     from generator.spec.model import ModelSpec
-    from generator.tasks.head import Head
 
 __all__ = ["MODEL_FILE", "export_onnx", "make_graph", "prove_dynamic_batch"]
 
@@ -50,22 +49,18 @@ def make_graph(spec: ModelSpec, network: Network) -> onnx.ModelProto:
 
 
 def export_onnx(
-    spec: ModelSpec, network: Network, proto: onnx.ModelProto, scores: NDArray[np.float32], folder: Path
-) -> tuple[OnnxModel, Head]:
-    """Put the activation behind the graph `proto` and write it as `folder`/model.onnx; return it and its head.
+    spec: ModelSpec, network: Network, proto: onnx.ModelProto, answers: Mapping[str, NDArray[Any]], folder: Path
+) -> tuple[OnnxModel, Any]:
+    """Let the task finish the graph `proto` and write it as `folder`/model.onnx; return it and what the task did.
 
-    It is checked, loaded in onnxruntime, and its batch is proved to be dynamic. `scores`, (N, classes), are the
-    source's own answers: together with the end of its graph and the spec they decide what is put behind it.
+    It is checked, loaded in onnxruntime, and its batch is proved to be dynamic. `answers` are the source's own.
 
     Raises:
-        ExportError: The graph is invalid, its batch is baked in, or the source contradicts the spec's activation.
+        ExportError: The graph is invalid, its batch is baked in, or the source contradicts the spec.
     """
-    from generator.graph.wrap import add_activation
-
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL_FILE
-    head = choose_head(spec.activation, network.activation, proto, proto.graph.output[0].name, scores, name=spec.name)
-    add_activation(proto, head)
+    head = find_task(spec.task).finish_graph(spec, network, proto, answers)
     _strip_traces(proto)
     _save(proto, path)
     _check(path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
 from generator.files import ONNX, hash_file, name_kind
-from generator.tensor import DataType, from_onnx
+from generator.tensor import Tensor, from_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["OnnxModel", "OnnxTensor", "broken_weights", "external_data_files", "open_onnx", "read_onnx", "run_graph"]
+__all__ = ["OnnxModel", "broken_weights", "external_data_files", "open_onnx", "read_onnx", "run_graph"]
 
 # onnxruntime's words for an operator that it does not have.
 _UNKNOWN_OPERATOR = re.compile(r"(\S*):(\w+)\(-?\d+\) is not a registered function/op")
@@ -27,43 +27,43 @@ _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormaliz
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxTensor:
-    """A graph input or output. `shape` has -1 for every axis that is not fixed; axis 0 is the batch."""
-
-    name: str
-    data_type: DataType
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxModel:
-    """An ONNX file with one input and one output, both with the batch first."""
+    """An ONNX file with one input; it and all outputs have the batch first."""
 
     path: Path
-    input: OnnxTensor
-    output: OnnxTensor
+    input: Tensor
+    outputs: tuple[Tensor, ...]
     opset: int
     node_count: int
     sha256: str
 
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The input, as what has several calls them."""
+        return (self.input,)
+
+    @property
+    def output(self) -> Tensor:
+        """The only output; ValueError if there are several."""
+        (output,) = self.outputs
+        return output
+
 
 def read_onnx(path: Path) -> OnnxModel:
-    """Look into a file: its only input, its only output, opset, hash. Weights are not loaded.
+    """Look into a file: its only input, its outputs, opset, hash. Weights are not loaded.
 
     Raises:
-        SourceError: Not ONNX, or not one input and one output.
+        SourceError: Not ONNX, or not one input.
     """
     model = load_proto(path, weights=False)
     inputs = graph_inputs(model)
-    outputs = list(model.graph.output)
-    if len(inputs) != 1 or len(outputs) != 1:
-        names = f"inputs {[tensor.name for tensor in inputs]}, outputs {[tensor.name for tensor in outputs]}"
-        msg = f"{path} has {names}: one image input and one output with a score per class were expected"
-        raise SourceError(msg, hint="cut the graph to one input and one output, e.g. with onnx.utils.extract_model")
+    if len(inputs) != 1:
+        msg = f"{path} has inputs {[tensor.name for tensor in inputs]}, one image input was expected"
+        raise SourceError(msg, hint="cut the graph to one input, e.g. with onnx.utils.extract_model")
     return OnnxModel(
         path=path,
         input=_tensor(inputs[0], path),
-        output=_tensor(outputs[0], path),
+        outputs=tuple(_tensor(output, path) for output in model.graph.output),
         opset=default_opset(model),
         node_count=len(model.graph.node),
         sha256=hash_file(path),
@@ -176,8 +176,8 @@ def default_opset(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-def open_onnx(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """Return a function that runs the only input through the graph on the CPU and returns the only output.
+def open_onnx(path: Path) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Return a function that runs the only input through the graph on the CPU and returns the outputs by name.
 
     Raises:
         SourceError: onnxruntime cannot load the file, or (from the returned function) cannot run it; in its own words.
@@ -205,14 +205,15 @@ def open_onnx(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
         msg = f"onnxruntime cannot load {path}: {' '.join(str(error).split())}"
         raise SourceError(msg, hint="check it with onnx.checker.check_model(path, full_check=True)") from error
     name = session.get_inputs()[0].name
+    outputs = [output.name for output in session.get_outputs()]
 
-    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
+    def run(batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         try:
-            result: NDArray[np.float32] = session.run(None, {name: batch}, run_options)[0]
+            values = session.run(None, {name: batch}, run_options)
         except failures as error:
             msg = f"onnxruntime cannot run {path.name}: {' '.join(str(error).split())}"
             raise SourceError(msg, hint="look at the node it names; netron shows the graph") from error
-        return result
+        return dict(zip(outputs, values, strict=True))
 
     return run
 
@@ -226,16 +227,16 @@ def _find_node(model: onnx.ModelProto, domain: str, operator: str) -> str:
     return ""
 
 
-def run_graph(model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8) -> NDArray[np.float32]:
-    """Run the graph on the CPU in batches of `batch` and return the scores of all, (N, classes)."""
+def run_graph(model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8) -> dict[str, NDArray[Any]]:
+    """Run the graph on the CPU in batches of `batch` and return each output for all pixels, N rows."""
     import numpy as np
 
     run = open_onnx(model.path)
     parts = [run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
-    return np.concatenate(parts)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _tensor(info: Any, path: Path) -> OnnxTensor:
+def _tensor(info: Any, path: Path) -> Tensor:
     kind = info.type.tensor_type
     try:
         data_type = from_onnx(kind.elem_type)
@@ -243,7 +244,7 @@ def _tensor(info: Any, path: Path) -> OnnxTensor:
         msg = f"{path}: tensor {info.name} has element type {kind.elem_type}, which Triton cannot carry"
         raise SourceError(msg, hint="make it FP32, or UINT8 for raw pixels") from error
     shape = tuple(_sizes(kind.shape.dim))
-    return OnnxTensor(name=info.name, data_type=data_type, shape=shape)
+    return Tensor(name=info.name, data_type=data_type, shape=shape)
 
 
 def _sizes(dims: Iterable[Any]) -> Iterable[int]:

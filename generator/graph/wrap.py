@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
-    from generator.tasks.head import Head
 
-__all__ = ["add_activation", "wrap_file"]
+__all__ = ["wrap_file"]
 
 _OUR_NAMES = frozenset(
     {INPUT_NAME, "PROBABILITIES", "LOGITS", "trtgen_cast", "trtgen_nchw", "trtgen_scale", "trtgen_shift",
@@ -41,9 +40,9 @@ def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
         raise ExportError(msg, hint=f"export it with opset {NEWEST_OPSET_OF_8}, or take a newer TensorRT as the target")
     proto = load_proto(path)
     if spec.raw:
-        _rename_tensors(proto.graph, _OUR_NAMES - {source.input.name})
+        rename_tensors(proto.graph, _OUR_NAMES - {source.input.name})
         return proto
-    _rename_tensors(proto.graph, _OUR_NAMES)
+    rename_tensors(proto.graph, _OUR_NAMES)
     graph = proto.graph
     image = graph_inputs(proto)[0].name
     layout, _ = image_axes(source)
@@ -73,31 +72,7 @@ def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
     return proto
 
 
-def add_activation(proto: onnx.ModelProto, head: Head) -> None:
-    """Put the activation of `head` behind the graph's only output, in FP32, under the name that clients see."""
-    from onnx import TensorProto, helper
-
-    graph = proto.graph
-    (output,) = graph.output
-    kind = output.type.tensor_type
-    if output.name == head.output_name and head.operator == "Identity" and kind.elem_type == TensorProto.FLOAT:
-        return
-    if output.name == head.output_name:  # of the exporter, or of a file that takes pixels
-        _rename_tensors(graph, frozenset({output.name}))
-    scores, dims = output.name, [dim.dim_value for dim in kind.shape.dim][1:]
-    if kind.elem_type != TensorProto.FLOAT:
-        graph.node.append(
-            helper.make_node("Cast", [scores], ["trtgen_scores"], name="trtgen_scores", to=TensorProto.FLOAT)
-        )
-        scores = "trtgen_scores"
-    last = helper.make_node(head.operator, [scores], [head.output_name], name="trtgen_activation")
-    if head.operator == "Softmax":
-        last.attribute.append(helper.make_attribute("axis", 1))
-    graph.node.append(last)
-    output.CopyFrom(helper.make_tensor_value_info(head.output_name, TensorProto.FLOAT, ["batch", *dims]))
-
-
-def _rename_tensors(graph: onnx.GraphProto, names: AbstractSet[str]) -> None:
+def rename_tensors(graph: onnx.GraphProto, names: AbstractSet[str]) -> None:
     """Give the tensors of the graph that have one of `names` another one."""
     from onnx import compose
 

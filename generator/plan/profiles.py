@@ -14,8 +14,9 @@ from generator.errors import PlanError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from generator.graph.model import OnnxModel, OnnxTensor
+    from generator.graph.model import OnnxModel
     from generator.spec.plan import BatchProfile
+    from generator.tensor import Tensor
 
 __all__ = ["OptimizationProfile", "ShapeRange", "check_profiles", "make_profiles"]
 
@@ -84,7 +85,7 @@ def check_profiles(onnx: OnnxModel, profiles: Sequence[OptimizationProfile], *, 
         raise PlanError(msg, hint=_HINT)
 
 
-def _profile_problems(tensor: OnnxTensor, index: int, profile: OptimizationProfile) -> Iterable[str]:
+def _profile_problems(tensor: Tensor, index: int, profile: OptimizationProfile) -> Iterable[str]:
     for name in profile.shapes:
         if name != tensor.name:
             yield f"profile {index}: the graph has no input {name}; its input is {tensor.name}"
@@ -110,7 +111,7 @@ def _profile_problems(tensor: OnnxTensor, index: int, profile: OptimizationProfi
             yield f"{where}; 1 <= min <= opt <= max was expected"
 
 
-def _batch_problems(tensor: OnnxTensor, profiles: Sequence[OptimizationProfile], max_batch_size: int) -> Iterable[str]:
+def _batch_problems(tensor: Tensor, profiles: Sequence[OptimizationProfile], max_batch_size: int) -> Iterable[str]:
     fixed = tensor.shape[0]
     if fixed >= 0:
         yield (

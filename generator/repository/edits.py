@@ -82,7 +82,7 @@ def _render_again(root: Path, record: Record, folder: Path) -> None:
     layout = Layout.of_record(record)
     try:
         spec = ModelSpec.model_validate(record.spec)
-        stage_files(spec, folder, layout, read_published(root, record, layout), dict(record.inputs))
+        stage_files(spec, folder, layout, read_published(root, record, spec, layout), dict(record.inputs))
     except (TrtgenError, KeyError, OSError, TypeError, ValueError):
         return  # the error that is being made names the files all the same
 

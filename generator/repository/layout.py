@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from generator.errors import RepositoryError
+from generator.task import find_task
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from generator.repository.record import Record
     from generator.spec.model import ModelSpec
 
@@ -21,52 +26,67 @@ _VERSION = re.compile(r"[1-9][0-9]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The three model directories of one served model, at one version."""
+    """The model directories of one served model, at one version.
 
-    ensemble: str
-    preprocess: str
-    classifier: str
+    `members` maps each role's key to the model's name, in the order of publishing: clients see the last one last.
+    `network` is the one with the graph and the plan.
+    """
+
+    members: Mapping[str, str]
+    network: str
     version: int
 
     @classmethod
     def of(cls, spec: ModelSpec, version: int) -> Layout:
         """Return the layout of `spec` at `version`."""
-        return cls(
-            ensemble=spec.name, preprocess=spec.preprocess_name, classifier=spec.classifier_name, version=version
-        )
+        members = {role.key: spec.name + role.suffix for role in spec.roles}
+        return cls(members=members, network=spec.network_name, version=version)
 
     @classmethod
     def of_record(cls, record: Record) -> Layout:
-        """Return the layout of what `record` says was published."""
-        from generator.spec.model import MEMBERS
+        """Return the layout of what `record` says was published.
 
-        preprocess, classifier = (record.name + suffix for suffix in MEMBERS)
-        return cls(ensemble=record.name, preprocess=preprocess, classifier=classifier, version=record.version)
+        Raises:
+            RepositoryError: Its task is not known here.
+        """
+        try:
+            roles = find_task(record.spec.get("task", "classification")).roles
+        except LookupError as error:
+            msg = f"{record.name} cannot be read: {error}"
+            raise RepositoryError(msg, hint="install the package that brings this task") from error
+        (network,) = (record.name + role.suffix for role in roles if role.holds_network)
+        members = {role.key: record.name + role.suffix for role in roles}
+        return cls(members=members, network=network, version=record.version)
 
     @property
-    def models(self) -> tuple[str, str, str]:
-        """The directories in the order of publishing: clients see the ensemble last."""
-        return self.preprocess, self.classifier, self.ensemble
+    def models(self) -> tuple[str, ...]:
+        """The directories in the order of publishing."""
+        return tuple(self.members.values())
+
+    @property
+    def entry(self) -> str:
+        """What clients call."""
+        return self.models[-1]
 
     @property
     def record(self) -> PurePosixPath:
         """Trtgen's own record."""
-        return PurePosixPath(self.ensemble, RECORD_FILE)
+        return PurePosixPath(self.entry, RECORD_FILE)
 
     @property
     def onnx(self) -> PurePosixPath:
         """The graph."""
-        return PurePosixPath(self.classifier, str(self.version), "model.onnx")
+        return PurePosixPath(self.network, str(self.version), "model.onnx")
 
     @property
     def plan(self) -> PurePosixPath:
         """The TensorRT plan, beside the graph that it was built from; its passport has the suffix .json."""
-        return PurePosixPath(self.classifier, str(self.version), "model.plan")
+        return PurePosixPath(self.network, str(self.version), "model.plan")
 
     @property
     def reference(self) -> PurePosixPath:
         """Images and the source's own answers, beside the graph."""
-        return PurePosixPath(self.classifier, str(self.version), "reference.npz")
+        return PurePosixPath(self.network, str(self.version), "reference.npz")
 
     def is_versioned(self, path: PurePosixPath) -> bool:
         """Say whether `path` lies in a version directory, which is never modified once published."""

@@ -81,10 +81,7 @@ def read_record(root: Path, name: str) -> Record | None:
 
 
 def _start_anew(directory: Path) -> str:
-    from generator.spec.model import MEMBERS
-
-    members = " and ".join(f"{directory}{suffix}" for suffix in MEMBERS)
-    return f"move {directory}, {members} away and build it again"
+    return f"move {directory} and its members (directories that begin with its name) away and build it again"
 
 
 def find_records(root: Path) -> list[Record]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.sources.network import Network, resolve_labels, resolve_recipe, torch_runner
+from generator.sources.network import Network, resolve_recipe, torch_runner
 from generator.spec.recipe import Recipe
+from generator.task import find_task
 
 if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
@@ -42,4 +43,4 @@ def describe_demo(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
             "std": network.STD,
         }
     )
-    return resolve_recipe(spec, own), resolve_labels(spec, draw.LABELS, len(draw.LABELS))
+    return resolve_recipe(spec, own), find_task(spec.task).resolve_labels(spec, draw.LABELS, len(draw.LABELS))

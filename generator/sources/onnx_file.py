@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
 from generator.graph.model import OnnxModel, broken_weights, default_opset, image_axes, load_proto, open_onnx, read_onnx
-from generator.sources.network import Network, resolve_labels, resolve_recipe
+from generator.sources.network import Network, resolve_recipe
 from generator.spec.recipe import IMAGENET
+from generator.task import find_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
+    from generator.task import Task
 
-__all__ = ["check_shape", "load_onnx_file"]
+__all__ = ["check_file", "load_onnx_file"]
 
 # Softmax over one axis only, and what onnxruntime and every TensorRT since 8.6 read.
 _OLDEST_OPSET = 13
 # What every target reads.
 _NEW_OPSET = 17
-_FLOATS = ("float32", "float16", "float64")
 _RAW_HINT = (
     "where it takes uint8 [batch, height, width, 3] pixels as they are, set the field raw: true in a spec "
     "(--spec FILE; trtgen init writes one)"
@@ -43,9 +44,10 @@ def load_onnx_file(spec: ModelSpec) -> Network:
     path = spec.onnx
     assert path is not None, "the spec's own rules see to it"
     model = read_onnx(path)
-    classes = check_shape(model)
+    task = find_task(spec.task)
+    check_file(model, task)
     recipe = _recipe(spec, model)
-    labels = resolve_labels(spec, None, classes)
+    labels = task.resolve_labels(spec, None, model.outputs[0].shape[-1])
     run = _runner(path, model, recipe, raw=spec.raw)
     _check_weights(path)
     return Network(
@@ -57,15 +59,15 @@ def load_onnx_file(spec: ModelSpec) -> Network:
     )
 
 
-def check_shape(model: OnnxModel) -> int:
-    """Return the number of classes of a graph that can be served: its opset, its batch and its output are right.
+def check_file(model: OnnxModel, task: Task) -> None:
+    """Refuse a graph that cannot be served: its opset, its batch or its outputs are not right.
 
     Raises:
-        SourceError: The opset is too old, the batch is fixed, or the output is no vector of scores.
+        SourceError: The opset is too old, the batch is fixed, or the outputs are not those of the task.
     """
     _check_opset(model)
     _check_batch(model)
-    return _classes(model)
+    task.check_outputs(model.path, model.outputs)
 
 
 def _check_opset(model: OnnxModel) -> None:
@@ -84,17 +86,6 @@ def _check_batch(model: OnnxModel) -> None:
             "a free first axis was expected"
         )
         raise SourceError(msg, hint="export it again with a dynamic batch axis (dynamic_shapes or dynamic_axes)")
-
-
-def _classes(model: OnnxModel) -> int:
-    shape = model.output.shape
-    if len(shape) != 2 or shape[1] < 1 or model.output.data_type.numpy not in _FLOATS:
-        msg = (
-            f"{model.path}: output {model.output.name} is {model.output.data_type.numpy} {list(shape)}, "
-            "floating-point [batch, classes] was expected"
-        )
-        raise SourceError(msg, hint="a classifier ends in one score per class; other heads are not served by trtgen")
-    return shape[1]
 
 
 def _check_weights(path: Path) -> None:
@@ -138,19 +129,19 @@ def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
 
 def _runner(
     path: Path, model: OnnxModel, recipe: Recipe, *, raw: bool
-) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
     session = open_onnx(path)
     layout, _ = image_axes(model)
     dtype = model.input.data_type.numpy
 
-    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         import numpy as np
 
         batch: NDArray[Any] = pixels if raw else recipe.normalise(pixels).astype(dtype)
         if not raw and layout == "NHWC":
             batch = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
         # one by one: whether larger batches agree with this is what the export has to prove
-        result: NDArray[Any] = np.concatenate([session(batch[i : i + 1]) for i in range(len(batch))])
-        return result.astype(np.float32)
+        answers = [session(batch[i : i + 1]) for i in range(len(batch))]
+        return {name: np.concatenate([one[name] for one in answers]).astype(np.float32) for name in answers[0]}
 
     return run

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
-from generator.sources.network import Network, find_last_layer, resolve_labels, resolve_recipe, torch_runner
+from generator.sources.network import Network, find_last_layer, resolve_recipe, torch_runner
 from generator.spec.recipe import Recipe
 from generator.spelling import near
+from generator.task import find_task
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,7 @@ def load_torchvision(spec: ModelSpec) -> Network:
     if spec.source == "checkpoint":
         state, found = _read_checkpoint(spec, weights, recipe)
         classes = spec.classes or found
-    labels = resolve_labels(spec, categories, classes)
+    labels = find_task(spec.task).resolve_labels(spec, categories, classes)
     if state is not None:
         module = _load_checkpoint(spec, weights, recipe, classes, state)
         origin = f"checkpoint {Path(spec.weights).name}"
@@ -84,7 +85,7 @@ def describe_torchvision(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     classes = spec.classes or len(categories)
     if spec.source == "checkpoint" and spec.classes is None and not _is_own_file(spec, weights):
         _, classes = _read_checkpoint(spec, weights, recipe)
-    return recipe, resolve_labels(spec, categories, classes)
+    return recipe, find_task(spec.task).resolve_labels(spec, categories, classes)
 
 
 def _read_checkpoint(spec: ModelSpec, weights: Any, recipe: Recipe) -> tuple[dict[str, torch.Tensor], int]:

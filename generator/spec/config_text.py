@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-
-from generator.spec.recipe import IMAGENET
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["REFUSED", "REFUSED_IN_ENSEMBLE", "ConfigTexts", "given_fields", "parse_text"]
+    from generator.task import Role
+
+__all__ = ["REFUSED", "REFUSED_IN_ENSEMBLE", "check_text", "given_fields", "parse_text"]
 
 _BUILT = "it follows from what was built and proved"
-_MEMBERS_RUN = "an ensemble only passes requests on: give it to config.classifier or config.preprocess"
 # Top-level fields of a model configuration, and why `config` does not take them.
 REFUSED = {
     "name": "it follows from the model's name",
@@ -23,37 +20,13 @@ REFUSED = {
     "ensemble_scheduling": _BUILT,
     "model_operations": _BUILT,
     "model_transaction_policy": "each request gets one response",
-    "sequence_batching": "a classifier keeps nothing between requests",
+    "sequence_batching": "the model keeps nothing between requests",
     "max_batch_size": "set batch.max of the spec, which graph and plan are made for",
     "version_policy": "set versions of the spec",
     "model_repository_agents": "they load code into the server",
 }
+_MEMBERS_RUN = "an ensemble only passes requests on: give it to config of the member that runs"
 REFUSED_IN_ENSEMBLE = dict.fromkeys(("dynamic_batching", "instance_group", "model_warmup"), _MEMBERS_RUN)
-# The same for `parameters`, by member.
-_REFUSED_PARAMETERS = {
-    "preprocess": {
-        **dict.fromkeys((*IMAGENET.parameters(), "pillow"), "it is part of the recipe that was proved"),
-        "EXECUTION_ENV_PATH": "another Python would make other pixels than those that were proved",
-    },
-    "ensemble": {"negative_label": "it follows from the labels"},
-}
-
-
-class ConfigTexts(BaseModel):
-    """What each member's config.pbtxt states beside or in place of trtgen's, as protobuf text."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    preprocess: str | None = Field(default=None, description="For `NAME_preprocess`.")
-    classifier: str | None = Field(default=None, description="For `NAME_classifier`.")
-    ensemble: str | None = Field(default=None, description="For `NAME`, the ensemble that clients call.")
-
-    @field_validator("*")
-    @classmethod
-    def _is_for_users(cls, text: str | None, info: ValidationInfo) -> str | None:
-        if text and (problems := list(_problems(str(info.field_name), text))):
-            raise ValueError("; ".join(problems))
-        return text
 
 
 def parse_text(text: str | None) -> Any:
@@ -94,15 +67,24 @@ def given_fields(text: str | None) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _problems(member: str, text: str) -> Iterable[str]:
-    """Yield what keeps the text from being put into the member's config.pbtxt."""
+def check_text(text: str, role: Role) -> None:
+    """Refuse a text that cannot be put into the config.pbtxt of the member with this role.
+
+    Raises:
+        ValueError: Lists everything that is wrong with it.
+    """
+    if problems := list(_problems(text, role)):
+        raise ValueError("; ".join(problems))
+
+
+def _problems(text: str, role: Role) -> Iterable[str]:
     parsed = parse_text(text)
-    refused = {**REFUSED, **REFUSED_IN_ENSEMBLE} if member == "ensemble" else REFUSED
+    refused = REFUSED if role.default_instances else {**REFUSED, **REFUSED_IN_ENSEMBLE}
     for name in given_fields(text):
         if name in refused:
             yield f"{name} cannot be given here: {refused[name]}"
     if parsed.optimization.HasField("execution_accelerators"):
         yield "optimization.execution_accelerators cannot be given here: set precision of the spec, which is proved"
-    for key, reason in _REFUSED_PARAMETERS.get(member, {}).items():
+    for key, reason in role.own_parameters.items():
         if key in parsed.parameters:
             yield f"parameters {key} cannot be given here: {reason}"

@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from generator.render import read_static
-from generator.spec.config_text import REFUSED, REFUSED_IN_ENSEMBLE, ConfigTexts
-from generator.spec.model import Batch, Instances, ModelSpec
+from generator.spec.config_text import REFUSED, REFUSED_IN_ENSEMBLE
+from generator.spec.members import config_model, instances_model
+from generator.spec.model import Batch, ModelSpec
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.recipe import IMAGENET, Recipe, RecipeSpec
 
@@ -66,8 +67,8 @@ What a member's config.pbtxt states besides what trtgen writes, in Triton's own 
 _SECTIONS: tuple[tuple[type[BaseModel], str, str], ...] = (
     (ModelSpec, "A model", "The fields of one entry of `models`."),
     (Batch, "batch", "How many images one execution takes."),
-    (Instances, "instances", "How many copies of each member run side by side."),
-    (ConfigTexts, "config", _CONFIG),
+    (instances_model("classification"), "instances", "How many copies of each member run side by side."),
+    (config_model("classification"), "config", _CONFIG),
     (RecipeSpec, "recipe", _RECIPE),
     (PlanOptions, "plan", "How TensorRT builds the plan, for the targets `tensorrt-*`."),
     (BatchProfile, "plan.profiles", "One entry is one optimization profile."),
@@ -98,6 +99,8 @@ RULES = (
      "{name: a}, {name: a_classifier}"),
 )  # fmt: skip
 
+# Fields whose model follows from the task.
+_BY_MEMBER = ("instances", "config")
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", Path: "path"}
 
 
@@ -106,7 +109,7 @@ def render_page() -> str:
     parts = [_INTRODUCTION, "## Example\n", f"```yaml\n{read_static('models.yaml').decode()}```\n"]
     for model, title, sentence in _SECTIONS:
         parts += [f"## {title}\n", f"{sentence}\n", _table(model)]
-        if model is ConfigTexts:
+        if title == "config":
             parts.append(_refused())
     parts += [_imagenet(), "## Rules across fields\n", _rules()]
     return "\n".join(parts)
@@ -118,7 +121,9 @@ def _table(model: type[BaseModel]) -> str:
         if not field.description:
             msg = f"{model.__name__}.{name} has no description"
             raise ValueError(msg)
-        words, limits = _describe(field.annotation, field.metadata)
+        words, limits = (
+            (f"see [{name}](#{name})", "") if name in _BY_MEMBER else _describe(field.annotation, field.metadata)
+        )
         cells = (f"`{name}`", words, _default(model, name), limits, field.description)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

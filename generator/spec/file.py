@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from generator.errors import SpecError
-from generator.spec.config_text import ConfigTexts
-from generator.spec.model import MEMBERS, Batch, Instances, ModelSpec, name_from_file
+from generator.spec.model import Batch, ModelSpec, name_from_file
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.problems import describe_problems
 from generator.spec.recipe import RecipeSpec
+from generator.task import find_task, list_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = ["load_spec", "make_spec"]
 
-_MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, Instances, ConfigTexts, RecipeSpec, PlanOptions, BatchProfile)
+_MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, RecipeSpec, PlanOptions, BatchProfile)
 
 
 class _SpecFile(BaseModel):
@@ -182,7 +182,7 @@ def _validate(data: dict[str, Any], *, where: str, folder: Path) -> list[ModelSp
     try:
         models = _SpecFile.model_validate(data).models
     except ValidationError as error:
-        fields = {name for model in _MODELS for name in model.model_fields} | {"models"}
+        fields = {name for model in _MODELS for name in model.model_fields} | {"models"} | _member_keys()
         problems = describe_problems(where, error.errors(), fields)
         raise SpecError(problems, hint="docs/spec.md lists every field") from error
     if clashes := list(_clashes(models)):
@@ -190,11 +190,15 @@ def _validate(data: dict[str, Any], *, where: str, folder: Path) -> list[ModelSp
     return [_with_absolute_paths(model, folder) for model in models]
 
 
+def _member_keys() -> set[str]:
+    return {role.key for name in list_tasks() for role in find_task(name).roles}
+
+
 def _clashes(models: Iterable[ModelSpec]) -> Iterable[str]:
     """Directories of the model repository that two models would both write."""
     owners: dict[str, str] = {}
     for model in models:
-        for directory in (model.name, *(model.name + member for member in MEMBERS)):
+        for directory in model.model_names:
             if directory in owners:
                 yield f"models {owners[directory]!r} and {model.name!r} both need the directory {directory}"
             owners.setdefault(directory, model.name)

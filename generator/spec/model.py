@@ -7,14 +7,24 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from generator.spec.config_text import ConfigTexts
+from generator.spec.members import config_model, instances_model
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.recipe import Edge, RecipeSpec
 from generator.spec.rules import CHECKPOINT_SUFFIXES, disagreements
+from generator.task import Role, find_task
 
-__all__ = ["MEMBERS", "Batch", "Instances", "ModelSpec", "Target", "usable_cores"]
+__all__ = ["Batch", "ModelSpec", "Target", "usable_cores"]
 
 Source = Literal["torchvision", "checkpoint", "onnx", "export", "demo"]
 Target = Literal["auto", "onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
@@ -24,7 +34,6 @@ Version = Annotated[int, Field(ge=1, le=1_000_000)]
 
 # Letters that neither a shell, nor a protobuf, nor the Python backend (which refuses shell characters) trips over.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-MEMBERS = ("_preprocess", "_classifier")
 
 
 def _expand(value: Any) -> Any:
@@ -60,28 +69,13 @@ class Batch(BaseModel):
         return min(8, self.max) if self.opt is None else self.opt
 
 
-class Instances(BaseModel):
-    """How many instances serve each member; left out, they follow from the usable cores."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    preprocess: int | None = Field(
-        default=None,
-        ge=1,
-        le=256,
-        description="Preprocessing processes; default half of the usable cores, beside a GPU all.",
-    )
-    classifier: int | None = Field(
-        default=None, ge=1, le=64, description="Classifier instances; default 1, with a plan 4."
-    )
-
-
 class ModelSpec(BaseModel):
     """One model to serve: where it comes from, how it is prepared and how Triton runs it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="Name of the ensemble that clients call; its members get it as a prefix.")
+    task: str = Field(default="classification", description="What kind of model it is.")
     source: Source = Field(
         default="torchvision",
         description="Where the model comes from. Left out, it follows from `onnx`, `weights` and the name. "
@@ -149,15 +143,21 @@ class ModelSpec(BaseModel):
         "the end of the graph and the source's answers; behind logits it is softmax, with one class sigmoid.",
     )
     batch: Batch = Field(default_factory=Batch, description="Batch sizes.")
-    instances: Instances = Field(default_factory=Instances, description="Instance counts.")
+    instances: SerializeAsAny[BaseModel] = Field(
+        default=None,
+        validate_default=True,
+        description="Instance counts.",
+    )
     max_queue_delay_microseconds: int | None = Field(
         default=None, ge=0, le=1_000_000, description="How long the classifier waits for a batch to fill; default 500."
     )
     versions: Annotated[int, Field(ge=1, le=100)] | Literal["all"] | Annotated[list[Version], Field(min_length=1)] = (
         Field(default=1, description="Versions to serve: the newest N, `all`, or a list of version numbers.")
     )
-    config: ConfigTexts = Field(
-        default_factory=ConfigTexts, description="More for each config.pbtxt, in Triton's own words."
+    config: SerializeAsAny[BaseModel] = Field(
+        default=None,
+        validate_default=True,
+        description="More for each config.pbtxt, in Triton's own words.",
     )
 
     @field_validator("name")
@@ -167,6 +167,24 @@ class ModelSpec(BaseModel):
             msg = f"{value!r} is no model name: letters, digits, '_', '-' and single '.', at most 100, were expected"
             raise ValueError(msg)
         return value
+
+    @field_validator("task")
+    @classmethod
+    def _task_is_known(cls, value: str) -> str:
+        try:
+            find_task(value)
+        except LookupError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("instances", "config", mode="before")
+    @classmethod
+    def _follows_the_members(cls, value: Any, info: ValidationInfo) -> Any:
+        make = instances_model if info.field_name == "instances" else config_model
+        if "task" not in info.data:  # refused for itself
+            return value
+        given = value.model_dump() if isinstance(value, BaseModel) else value
+        return make(info.data["task"]).model_validate({} if given is None else given)
 
     @model_validator(mode="before")
     @classmethod
@@ -197,14 +215,19 @@ class ModelSpec(BaseModel):
         return self.architecture or self.name
 
     @property
-    def preprocess_name(self) -> str:
-        """The member that decodes, resizes and crops."""
-        return f"{self.name}_preprocess"
+    def roles(self) -> tuple[Role, ...]:
+        """The members of the served model."""
+        return find_task(self.task).roles
 
     @property
-    def classifier_name(self) -> str:
+    def network_name(self) -> str:
         """The member that runs the network."""
-        return f"{self.name}_classifier"
+        return next(self.name + role.suffix for role in self.roles if role.holds_network)
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names of all members, in the order of publishing; the last one is what clients call."""
+        return tuple(self.name + role.suffix for role in self.roles)
 
     @property
     def is_tensorrt(self) -> bool:
@@ -216,23 +239,13 @@ class ModelSpec(BaseModel):
         default = BatchProfile(min=self.batch.min, opt=self.batch.optimum, max=self.batch.max)
         return self.plan.profiles or (default,)
 
-    def preprocess_instances(self) -> int:
-        """Preprocessing processes.
-
-        Beside onnxruntime half of the usable cores, since the classifier needs the other half. Beside a GPU all of
-        them: on 16 cores 16 processes served 14 % more images than 14 (docs/benchmarks.md).
-        """
-        cores = usable_cores()
-        return self.instances.preprocess or (cores if self.is_tensorrt else max(1, cores // 2))
-
-    def classifier_instances(self) -> int:
-        """Classifier instances.
-
-        With onnxruntime one, which uses all cores for a batch. With a plan four, so that others copy while one
-        computes: on an H200 they take 18 % more images than three, and three a third more than two
-        (docs/benchmarks.md).
-        """
-        return self.instances.classifier or (4 if self.is_tensorrt else 1)
+    def instance_counts(self) -> dict[str, int]:
+        """How many instances each member has, by the role's key, with the defaults filled in."""
+        return {
+            role.key: getattr(self.instances, role.key) or role.default_instances(self.is_tensorrt)
+            for role in self.roles
+            if role.default_instances is not None
+        }
 
     def queue_delay_microseconds(self) -> int:
         """How long the classifier waits for a batch to fill, with the default filled in."""

@@ -67,14 +67,15 @@ def _of_precision(spec: ModelSpec) -> Iterable[str]:
 
 def _of_config(spec: ModelSpec) -> Iterable[str]:
     """What the spec sets and `config` states, too: neither is to win silently."""
-    instances, texts = spec.instances, spec.config
-    classifier, preprocess = given_fields(texts.classifier), given_fields(texts.preprocess)
     twice = "of the spec and {} in config.{} state the same: leave one of them out"
-    if instances.preprocess is not None and "instance_group" in preprocess:
-        yield f"instances.preprocess {twice.format('instance_group', 'preprocess')}"
-    if instances.classifier is not None and "instance_group" in classifier:
-        yield f"instances.classifier {twice.format('instance_group', 'classifier')}"
-    if spec.max_queue_delay_microseconds is not None and "dynamic_batching" in classifier:
-        yield f"max_queue_delay_microseconds {twice.format('dynamic_batching', 'classifier')}"
-    if not spec.plan.cuda_graphs and parse_text(texts.classifier).optimization.HasField("cuda"):
-        yield f"plan.cuda_graphs {twice.format('optimization.cuda', 'classifier')}"
+    for role in spec.roles:
+        text = getattr(spec.config, role.key)
+        given = given_fields(text)
+        if getattr(spec.instances, role.key, None) is not None and "instance_group" in given:
+            yield f"instances.{role.key} {twice.format('instance_group', role.key)}"
+        if not role.holds_network:
+            continue
+        if spec.max_queue_delay_microseconds is not None and "dynamic_batching" in given:
+            yield f"max_queue_delay_microseconds {twice.format('dynamic_batching', role.key)}"
+        if not spec.plan.cuda_graphs and parse_text(text).optimization.HasField("cuda"):
+            yield f"plan.cuda_graphs {twice.format('optimization.cuda', role.key)}"

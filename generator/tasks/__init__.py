@@ -1,1 +1,1 @@
-"""What differs between kinds of models."""
+"""The kinds of models: what they share, and one package each."""

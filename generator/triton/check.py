@@ -8,18 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ConfigError
-from generator.triton.config import artifact_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from generator.artifact import Artifact
+    from generator.triton.config import Member
 
-__all__ = ["check_configs", "parse_config"]
+__all__ = ["check_members", "parse_config"]
 
 
-def check_configs(texts: Mapping[str, str], artifact: Artifact) -> None:
-    """Parse the rendered configurations with Triton's protobuf and check them together.
+def check_members(texts: Mapping[str, str], members: Sequence[Member], artifact: Artifact) -> None:
+    """Parse the rendered configurations with Triton's protobuf and check them with their files and together.
 
     Raises:
         ConfigError: The text is not a ModelConfig, or a rule is broken; lists every broken rule.
@@ -29,6 +29,8 @@ def check_configs(texts: Mapping[str, str], artifact: Artifact) -> None:
     ensembles = [config for config in parsed.values() if config.platform == "ensemble"]
     for name, config in parsed.items():
         problems += [f"{name}: {problem}" for problem in _single(name, config)]
+    for member in members:
+        problems += [f"{member.config.name}: {problem}" for problem in _labels(parsed[member.config.name], member)]
     for config in parsed.values():
         if config.backend in ("onnxruntime", "tensorrt"):
             problems += [f"{config.name}: {problem}" for problem in _against_artifact(config, artifact)]
@@ -83,23 +85,32 @@ def _shapes(config: Any) -> Iterable[str]:
             yield f"input {tensor.name} has a format, which needs 3 dims, and has {len(tensor.dims)}"
 
 
+def _labels(config: Any, member: Member) -> Iterable[str]:
+    """A label file has a line for every element of its output; the server reads on past its end without a word."""
+    for tensor in config.output:
+        if not tensor.label_filename:
+            continue
+        labels = member.files.get(tensor.label_filename, b"").count(b"\n")
+        if list(tensor.dims) != [labels]:
+            yield f"output {tensor.name} has dims {list(tensor.dims)}, but there are {labels} labels"
+
+
 def _against_artifact(config: Any, artifact: Artifact) -> Iterable[str]:
-    """The classifier's tensors are those of the graph or plan, name by name."""
+    """The network's tensors are those of the graph or plan, name by name."""
     from tritonclient.grpc import model_config_pb2
 
     what = "graph" if artifact.passport is None else "plan"
-    given, made = artifact_tensors(artifact)
-    for kind, stated, actual in (("input", config.input[0], given), ("output", config.output[0], made)):
-        data_type = model_config_pb2.DataType.Name(stated.data_type)
-        if stated.name != actual.name:
-            yield f"{kind} {stated.name!r}, but the {what} has {actual.name!r}"
-        if data_type != actual.data_type:
-            yield f"{kind} {stated.name} is {data_type}, but {actual.data_type} in the {what}"
-        if list(stated.dims) != list(actual.shape[1:]):
-            yield f"{kind} {stated.name} has dims {list(stated.dims)}, but {list(actual.shape[1:])} in the {what}"
-    classes = len(artifact.output_labels)
-    if list(config.output[0].dims) != [classes]:
-        yield f"output {config.output[0].name} has dims {list(config.output[0].dims)}, but there are {classes} labels"
+    for kind, stated, actual in (("input", config.input, artifact.inputs), ("output", config.output, artifact.outputs)):
+        if [one.name for one in stated] != [one.name for one in actual]:
+            names = [one.name for one in stated]
+            yield f"{kind}s {names}, but the {what} has {[one.name for one in actual]}"
+            continue
+        for one, tensor in zip(stated, actual, strict=True):
+            data_type = model_config_pb2.DataType.Name(one.data_type)
+            if data_type != tensor.data_type.triton:
+                yield f"{kind} {one.name} is {data_type}, but {tensor.data_type.triton} in the {what}"
+            if list(one.dims) != list(tensor.shape[1:]):
+                yield f"{kind} {one.name} has dims {list(one.dims)}, but {list(tensor.shape[1:])} in the {what}"
 
 
 def _against_profiles(config: Any, artifact: Artifact) -> Iterable[str]:

@@ -1,14 +1,13 @@
-"""Triton's model configurations of one served model: classifier, preprocess, ensemble.
+"""Triton's model configurations: the values that the templates print.
 
-`make_model_configs` is pure: names, data types and dims of the classifier come from the plan, or else from the ONNX
-graph, everything else from the spec and the recipe. It is the only place where the batch axis is dropped: with
-max_batch_size > 0 Triton's `dims` leave it out.
+Names, data types and dims of a network come from the plan, or else from the ONNX graph, everything else from the spec.
+This is the only place where the batch axis is dropped: with max_batch_size > 0 Triton's `dims` leave it out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from generator.render import render
 from generator.spec.config_text import given_fields
@@ -18,13 +17,19 @@ if TYPE_CHECKING:
 
     from generator.artifact import Artifact
     from generator.spec.model import ModelSpec
+    from generator.task import Role
+    from generator.tensor import Tensor
 
-__all__ = ["ModelConfigs", "TensorConfig", "artifact_tensors", "make_model_configs", "render_configs"]
-
-IMAGE = "IMAGE"
-PIXELS = "PIXELS"
-LABELS_FILE = "labels.txt"
-WARMUP_FILE = "image.bin"
+__all__ = [
+    "EnsembleConfig",
+    "Member",
+    "NetworkConfig",
+    "PythonConfig",
+    "Step",
+    "TensorConfig",
+    "common_fields",
+    "network_fields",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +41,17 @@ class TensorConfig:
     dims: tuple[int, ...]
     format: str | None = None
     label_filename: str | None = None
+
+    @classmethod
+    def of(cls, tensor: Tensor, *, format: str | None = None, label_filename: str | None = None) -> TensorConfig:  # noqa: A002 - Triton's word
+        """Return `tensor` without its batch axis."""
+        return cls(
+            name=tensor.name,
+            data_type=tensor.data_type.triton,
+            dims=tensor.shape[1:],
+            format=format,
+            label_filename=label_filename,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +99,10 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassifierConfig(ModelConfig):
-    """The network."""
+class NetworkConfig(ModelConfig):
+    """A member that runs the graph or the plan."""
+
+    template: ClassVar[str] = "classifier/config.pbtxt.j2"
 
     backend: str
     default_model_filename: str
@@ -96,105 +114,61 @@ class ClassifierConfig(ModelConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreprocessConfig(ModelConfig):
-    """The step from encoded images to pixels."""
+class PythonConfig(ModelConfig):
+    """A member of Triton's Python backend; `comment` stands above its parameters."""
+
+    template: ClassVar[str] = "preprocess/config.pbtxt.j2"
 
     instance_count: int
     parameters: Mapping[str, str]
-    warmup_file: str = WARMUP_FILE
+    comment: str = ""
+    warmup_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnsembleConfig(ModelConfig):
-    """What clients call. `parameters` hold the name of the class that a single output speaks against."""
+    """What clients call."""
+
+    template: ClassVar[str] = "ensemble/config.pbtxt.j2"
 
     steps: tuple[Step, ...]
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfigs:
-    """The three configurations of one served model."""
+class Member:
+    """One model of Triton's: its configuration and its files by path, those of its version directory by name."""
 
-    classifier: ClassifierConfig
-    preprocess: PreprocessConfig
-    ensemble: EnsembleConfig
+    config: NetworkConfig | PythonConfig | EnsembleConfig
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    version_files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def render(self) -> str:
+        """Return the text of config.pbtxt."""
+        return render(self.config.template, config=self.config)
 
 
-def make_model_configs(spec: ModelSpec, artifact: Artifact, *, pillow_version: str) -> ModelConfigs:
-    """Return the configurations of `spec`'s three models around its graph or plan."""
-    recipe = artifact.recipe
-    given, made = artifact_tensors(artifact)
-    # NVIDIA's image clients ask for the format; no backend reads it
-    pixels = TensorConfig(name=given.name, data_type=given.data_type, dims=given.shape[1:], format="FORMAT_NHWC")
-    scores = TensorConfig(name=made.name, data_type=made.data_type, dims=made.shape[1:], label_filename=LABELS_FILE)
-    image = TensorConfig(name=IMAGE, data_type="TYPE_STRING", dims=(1,))
-    made_pixels = TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=(*recipe.crop, 3))
-    # the client turns a probability below 0.5 into one of the other class; a logit has no such bound
-    two_classes = scores.dims == (1,) and artifact.head.activation == "sigmoid"
-    maximum = spec.batch.max
-    classifier = ClassifierConfig(
-        ensemble=spec.name,
-        name=spec.classifier_name,
-        max_batch_size=maximum,
-        inputs=(pixels,),
-        outputs=(scores,),
-        versions=_version_policy(spec),
+def common_fields(spec: ModelSpec, role: Role) -> dict[str, Any]:
+    """Return the fields that every configuration has but for its tensors."""
+    text = getattr(spec.config, role.key)
+    return {
+        "ensemble": spec.name,
+        "name": spec.name + role.suffix,
+        "max_batch_size": spec.batch.max,
+        "given": text,
+        "given_fields": given_fields(text),
+    }
+
+
+def network_fields(spec: ModelSpec, artifact: Artifact, role: Role) -> dict[str, Any]:
+    """Return the fields of the member that runs the network, but for its tensors."""
+    return {
+        **common_fields(spec, role),
+        "versions": _version_policy(spec),
         **_engine(spec, artifact),
-        instance_count=spec.classifier_instances(),
-        max_queue_delay_microseconds=spec.queue_delay_microseconds() if maximum > 1 else None,
-        **_given(spec.config.classifier),
-    )
-    preprocess = PreprocessConfig(
-        ensemble=spec.name,
-        name=spec.preprocess_name,
-        max_batch_size=maximum,
-        inputs=(image,),
-        outputs=(made_pixels,),
-        instance_count=spec.preprocess_instances(),
-        parameters={**recipe.parameters(), "pillow": pillow_version},
-        **_given(spec.config.preprocess),
-    )
-    ensemble = EnsembleConfig(
-        ensemble=spec.name,
-        name=spec.name,
-        max_batch_size=maximum,
-        inputs=(image,),
-        outputs=(scores,),
-        parameters={"negative_label": artifact.labels[0]} if two_classes else {},
-        steps=(
-            Step(model_name=preprocess.name, input_map={IMAGE: IMAGE}, output_map={PIXELS: "pixels"}),
-            Step(model_name=classifier.name, input_map={pixels.name: "pixels"}, output_map={scores.name: scores.name}),
-        ),
-        **_given(spec.config.ensemble),
-    )
-    return ModelConfigs(classifier=classifier, preprocess=preprocess, ensemble=ensemble)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactTensor:
-    """A tensor of the artifact: `shape` has the batch first, `data_type` is Triton's word."""
-
-    name: str
-    data_type: str
-    shape: tuple[int, ...]
-
-
-def artifact_tensors(artifact: Artifact) -> tuple[ArtifactTensor, ArtifactTensor]:
-    """Return the one input and the one output, as the plan has them, or else the graph."""
-    if artifact.passport is not None:
-        (given,), (made,) = artifact.passport.inputs, artifact.passport.outputs
-        first, second = (
-            ArtifactTensor(name=one["name"], data_type=one["data_type"], shape=tuple(one["shape"]))
-            for one in (given, made)
-        )
-        return first, second
-    onnx = artifact.onnx
-    first, second = (
-        ArtifactTensor(name=one.name, data_type=one.data_type.triton, shape=one.shape)
-        for one in (onnx.input, onnx.output)
-    )
-    return first, second
+        "instance_count": spec.instance_counts()[role.key],
+        "max_queue_delay_microseconds": spec.queue_delay_microseconds() if spec.batch.max > 1 else None,
+    }
 
 
 def _engine(spec: ModelSpec, artifact: Artifact) -> dict[str, Any]:
@@ -211,10 +185,6 @@ def _engine(spec: ModelSpec, artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _given(text: str | None) -> dict[str, Any]:
-    return {"given": text, "given_fields": given_fields(text)}
-
-
 def _graphs(maximum: int) -> tuple[GraphSpec, ...]:
     """Return CUDA graphs for the powers of two and the maximum.
 
@@ -226,15 +196,6 @@ def _graphs(maximum: int) -> tuple[GraphSpec, ...]:
     for previous, size in zip([0, *sizes], sizes, strict=False):
         graphs.append(GraphSpec(batch_size=size, lower_bound=previous + 1 if size <= 8 else size))
     return tuple(graphs)
-
-
-def render_configs(configs: ModelConfigs) -> dict[str, str]:
-    """Return the text of each config.pbtxt by model name."""
-    return {
-        configs.preprocess.name: render("preprocess/config.pbtxt.j2", config=configs.preprocess),
-        configs.classifier.name: render("classifier/config.pbtxt.j2", config=configs.classifier),
-        configs.ensemble.name: render("ensemble/config.pbtxt.j2", config=configs.ensemble),
-    }
 
 
 def _version_policy(spec: ModelSpec) -> VersionPolicy:

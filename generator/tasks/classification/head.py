@@ -10,14 +10,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from generator.errors import ExportError, SourceError
+from generator.graph.model import read_onnx
+from generator.graph.wrap import rename_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
     import onnx
     from numpy.typing import NDArray
+
+    from generator.sources import Network
+    from generator.spec.model import ModelSpec
+    from generator.tensor import Tensor
 
 __all__ = ["Activation", "Head", "choose_head", "guess_head", "is_distribution", "last_node", "read_head"]
 
@@ -31,6 +37,7 @@ _ACTIVATIONS = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid"})
 _COMBINING = frozenset({"Add", "Clip", "Concat", "Div", "Gather", "Max", "Mean", "Min", "Mul", "Slice", "Sub", "Sum"})
 # A row of 1,000 probabilities in FP16 sums to 1 within 5e-4.
 _SUM_TOLERANCE = 1e-3
+_FLOATS = ("float32", "float16", "float64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +101,7 @@ def read_head(data: Mapping[str, Any] | None, activation: str, reference: Path) 
     if data is None and activation in get_args(Activation):
         from generator.images.reference import load_reference
 
-        return guess_head(activation, load_reference(reference).scores)
+        return guess_head(activation, load_reference(reference).answers["scores"])
     fields = {"output": get_args(Output), "activation": get_args(Activation)}
     if (
         not isinstance(data, dict)
@@ -112,7 +119,7 @@ def guess_head(activation: Any, scores: NDArray[np.float32]) -> Head:
 
 
 def choose_head(
-    asked: str, own: Activation | None, proto: onnx.ModelProto, output: str, scores: NDArray[np.float32], *, name: str
+    asked: str, own: str | None, proto: onnx.ModelProto, output: str, scores: NDArray[np.float32], *, name: str
 ) -> Head:
     """Return the head of a source whose graph ends in the tensor `output` and answers `scores`, (N, classes).
 
@@ -135,7 +142,7 @@ def choose_head(
         msg = f"{name}: the source ends in {end} behind an activation, but answers {_describe('logits', scores)}"
         raise ExportError(msg, hint="say what clients shall get: activation: softmax, sigmoid or none")
     if found is None:
-        known: Activation = own or ("sigmoid" if classes == 1 else "softmax")
+        known: Any = own or ("sigmoid" if classes == 1 else "softmax")
         activation: Any = known if asked == "auto" else asked
         if activation == "softmax" and classes == 1:
             msg = f"{name}: activation is softmax, but there is one class, whose probability would always be 1"
@@ -206,3 +213,66 @@ def _from_answers(scores: NDArray[np.float32]) -> Output | None:
     if scores.min() >= 0 and scores.max() <= 1:
         return "independent probabilities"
     return None
+
+
+def add_activation(proto: onnx.ModelProto, head: Head) -> None:
+    """Put the activation of `head` behind the graph's only output, in FP32, under the name that clients see."""
+    from onnx import TensorProto, helper
+
+    graph = proto.graph
+    (output,) = graph.output
+    kind = output.type.tensor_type
+    if output.name == head.output_name and head.operator == "Identity" and kind.elem_type == TensorProto.FLOAT:
+        return
+    if output.name == head.output_name:  # of the exporter, or of a file that takes pixels
+        rename_tensors(graph, frozenset({output.name}))
+    scores, dims = output.name, [dim.dim_value for dim in kind.shape.dim][1:]
+    if kind.elem_type != TensorProto.FLOAT:
+        graph.node.append(
+            helper.make_node("Cast", [scores], ["trtgen_scores"], name="trtgen_scores", to=TensorProto.FLOAT)
+        )
+        scores = "trtgen_scores"
+    last = helper.make_node(head.operator, [scores], [head.output_name], name="trtgen_activation")
+    if head.operator == "Softmax":
+        last.attribute.append(helper.make_attribute("axis", 1))
+    graph.node.append(last)
+    output.CopyFrom(helper.make_tensor_value_info(head.output_name, TensorProto.FLOAT, ["batch", *dims]))
+
+
+def check_outputs(path: Path, outputs: Sequence[Tensor]) -> None:
+    """Refuse a graph that does not end in one vector of scores.
+
+    Raises:
+        SourceError: It does not.
+    """
+    if len(outputs) != 1:
+        msg = f"{path} has outputs {[tensor.name for tensor in outputs]}, one with a score per class was expected"
+        raise SourceError(msg, hint="cut the graph to one output, e.g. with onnx.utils.extract_model")
+    (output,) = outputs
+    if len(output.shape) != 2 or output.shape[1] < 1 or output.data_type.numpy not in _FLOATS:
+        msg = (
+            f"{path}: output {output.name} is {output.data_type.numpy} {list(output.shape)}, "
+            "floating-point [batch, classes] was expected"
+        )
+        raise SourceError(msg, hint="a classifier ends in one score per class; other heads are not served by trtgen")
+
+
+def list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str]:
+    """Say what nobody can prove here: the activation behind logits, a recipe that did not come with the weights."""
+    from generator.spec.recipe import RecipeSpec
+
+    assumed = {}
+    if spec.activation == "auto" and head.output == "logits" and network.activation is None:
+        several = "a model with several labels per image" if head.activation == "softmax" else "a regression"
+        named = "" if network.onnx is None else _named_otherwise(network.onnx)
+        assumed["activation"] = f"{head.activation}: the source answers logits{named}; {several} would look the same"
+    if spec.source == "onnx" or spec.recipe != RecipeSpec():
+        assumed["recipe"] = "as given, not proved; --labelled DIR measures it"
+    elif spec.source == "checkpoint":
+        assumed["recipe"] = f"that of {spec.registry_name}'s own weights, not proved; --labelled DIR measures it"
+    return assumed
+
+
+def _named_otherwise(onnx: Path) -> str:
+    name = read_onnx(onnx).output.name
+    return f", though its output is called {name}" if "prob" in name.lower() else ""

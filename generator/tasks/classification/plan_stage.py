@@ -1,15 +1,17 @@
-"""The gate's stage for a plan: run directly on the GPU, without a server."""
+"""The gate's stage for a classifier's plan: run directly on the GPU, without a server."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.errors import DeviceError, MissingDependencyError, PlanError
+from generator.errors import DeviceError, PlanError
 from generator.gate import causes
-from generator.gate.compare import comparable, compare
-from generator.gate.stages import StageResult, judge, not_proved
+from generator.gate.run import why_no_plan_runs
 from generator.graph.batches import batch_sizes
 from generator.images.sets import extreme_pixels
+from generator.task import StageResult, not_proved
+from generator.tasks.classification.compare import comparable, compare
+from generator.tasks.classification.stages import judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,16 +19,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from generator.gate.compare import Limit
-    from generator.gate.subject import Subject
+    from generator.gate.candidate import Candidate
     from generator.images.reference import Reference
+    from generator.tasks.classification.compare import Limit
 
-__all__ = ["check_plan", "check_rows", "why_not_here"]
+__all__ = ["check_plan", "check_rows"]
 
 STAGE = "plan"
 
 
-def check_plan(subject: Subject, reference: Reference, limit: Limit) -> tuple[StageResult, NDArray[np.float32] | None]:
+def check_plan(
+    candidate: Candidate, reference: Reference, limit: Limit
+) -> tuple[StageResult, NDArray[np.float32] | None]:
     """Run the plan on the reference's pixels; return the result and the scores, None where it could not run here.
 
     The batches that are served are compared with the source, then those of `batch_sizes` and each profile's optimum
@@ -36,44 +40,30 @@ def check_plan(subject: Subject, reference: Reference, limit: Limit) -> tuple[St
 
     from generator.runtime.engine import open_engine
 
-    plan = subject.plan
+    plan = candidate.plan
     assert plan is not None, "only plans come here"
-    if reason := why_not_here():
+    if reason := why_no_plan_runs():
         return not_proved(STAGE, reason), None
     try:
         with open_engine(plan) as engine:
-            maximum = subject.max_batch_size
+            maximum = candidate.spec.batch.max
             # as the server is asked, so that the same kernels answer
             scores = np.concatenate(
                 [engine.run(reference.pixels[at : at + maximum]) for at in range(0, len(reference.pixels), maximum)]
             )
-            result = judge(STAGE, subject, reference, scores, limit, lambda: _cause(subject))
+            result = judge(STAGE, candidate, reference, scores, limit, lambda: _cause(candidate))
             if result.status == "proved":
                 optima = {profile.shapes[engine.input.name].opt[0] for profile in engine.profiles}
                 sizes = {*batch_sizes(maximum), *(min(size, maximum) for size in optima)}
-                result = check_rows(result, subject, reference, engine.run, scores, sizes=sorted(sizes), limit=limit)
+                result = check_rows(result, candidate, reference, engine.run, scores, sizes=sorted(sizes), limit=limit)
     except (PlanError, DeviceError) as error:
         return StageResult(stage=STAGE, status="failed", reason=error.message, cause=error.hint or ""), None
     return result, scores
 
 
-def why_not_here() -> str:
-    """Return why no plan can run on this machine, empty where one can."""
-    from generator.gpu.device import why_no_gpu
-    from generator.plan.library import import_tensorrt
-
-    if reason := why_no_gpu():
-        return reason
-    try:
-        import_tensorrt()
-    except (MissingDependencyError, PlanError) as error:
-        return error.message
-    return ""
-
-
 def check_rows(
     result: StageResult,
-    subject: Subject,
+    candidate: Candidate,
     reference: Reference,
     run: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
     scores: NDArray[np.float32],
@@ -96,7 +86,7 @@ def check_rows(
         if not np.isfinite(answers).all():
             reason = f"NaN or infinity in a batch of {size}"
             return StageResult(stage=STAGE, status="failed", reason=reason, cause=causes.NAN)
-        expected, actual = (comparable(one, subject.head.activation) for one in (scores[rows], answers))
+        expected, actual = (comparable(one, candidate.head.activation) for one in (scores[rows], answers))
         comparison = compare(expected, actual)
         if comparison.worst_cosine < limit.cosine:
             reason = (
@@ -108,10 +98,11 @@ def check_rows(
     return result
 
 
-def _cause(subject: Subject) -> str:
+def _cause(candidate: Candidate) -> str:
     """The graph passed with its own limit, so that only TensorRT's arithmetic is left."""
-    if subject.precision == "fp32":
+    precision = candidate.spec.precision
+    if precision == "fp32":
         return "TF32 rounds to 10 bits: try plan.tf32: false"
-    if subject.precision == "int8":
+    if precision == "int8":
         return "scales that do not fit these images: give calibration images of your own, or keep the first layers"
-    return f"{subject.precision} overflows or rounds too much: name the nodes to keep in FP32 (keep), or take fp32"
+    return f"{precision} overflows or rounds too much: name the nodes to keep in FP32 (keep), or take fp32"

@@ -1,36 +1,34 @@
-"""Subject: what the gate judges."""
+"""Candidate: the model that the gate judges."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from generator.repository import Layout
+    from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
-    from generator.tasks.head import Head
 
-__all__ = ["Subject"]
+__all__ = ["Candidate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What is judged: a repository (staged or published) with one model in it, and what the spec promised.
+class Candidate:
+    """A model in a repository, staged or published, and what was said about it when it was made.
 
-    `assumed` says what was taken on trust, and why, by its name: the activation, the recipe.
+    `head` is what the task's `finish_graph` did, `assumed` says by its name what was taken on trust, and why.
     """
 
     repository: Path
     layout: Layout
+    spec: ModelSpec
     recipe: Recipe
     labels: tuple[str, ...]
-    head: Head
-    target: str
-    precision: str
-    max_batch_size: int
+    head: Any
     assumed: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -41,13 +39,13 @@ class Subject:
     @property
     def plan(self) -> Path | None:
         """The plan's path, None where the graph itself is served."""
-        return self.repository / self.layout.plan if self.target.startswith("tensorrt") else None
+        return self.repository / self.layout.plan if self.spec.is_tensorrt else None
 
     @property
     def graph_precision(self) -> str:
         """What the graph holds; TensorRT 8.6 lowers the precision of an FP32 graph itself."""
         if self.plan is None:
-            return self.precision
+            return self.spec.precision
         from generator.graph.precision import graph_precision
 
-        return graph_precision(self.target, self.precision)
+        return graph_precision(self.spec.target, self.spec.precision)

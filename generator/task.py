@@ -1,0 +1,172 @@
+"""What differs between kinds of models: the `Task` protocol, its values, and who is registered.
+
+A task from outside registers itself with `register_task`, or with an entry point of the group `trtgen.tasks`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    from generator.artifact import Artifact
+    from generator.gate.candidate import Candidate
+    from generator.gate.served import ServedModel
+    from generator.images.reference import Reference
+    from generator.sources import Network
+    from generator.spec.model import ModelSpec
+    from generator.tensor import Tensor
+    from generator.triton.config import Member
+
+__all__ = ["Role", "Stage", "StageResult", "Task", "find_task", "list_tasks", "not_proved", "register_task"]
+
+_GROUP = "trtgen.tasks"
+_BUILT_IN = {"classification": "generator.tasks.classification:CLASSIFICATION"}
+_registered: dict[str, Task] = {}
+
+Status = Literal["proved", "failed", "not proved", "assumed", "measured"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """One member of a served model.
+
+    `key` is what the spec's `instances` and `config` call it, `suffix` what follows the model's name, empty for the
+    one that clients call. `default_instances` says how many instances it has where the spec does not, given whether a
+    plan is served; None for an ensemble, which has none. `most_instances` is the limit of the spec. `own_parameters`
+    says why `config` may not give these parameters.
+    """
+
+    key: str
+    suffix: str
+    holds_network: bool = False
+    default_instances: Callable[[bool], int] | None = None
+    most_instances: int = 64
+    about_instances: str = ""
+    own_parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """What one stage of the gate found.
+
+    `reason` says why it failed, did not run or is assumed, `cause` what made it fail.
+    """
+
+    stage: str
+    status: Status
+    measured: str = ""
+    worst_cosine: float | None = None
+    top1: float | None = None
+    accuracy: float | None = None
+    reason: str = ""
+    cause: str = ""
+
+
+def not_proved(stage: str, reason: str) -> StageResult:
+    """Return the result of a stage that could not run here."""
+    return StageResult(stage=stage, status="not proved", reason=reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One comparison of the gate.
+
+    `needs` says what runs it: the graph in onnxruntime, the plan on a GPU, or the served members, which `run` gets;
+    for the others that is None.
+    """
+
+    name: str
+    needs: Literal["graph", "plan", "server"]
+    run: Callable[[ServedModel | None], StageResult]
+
+
+class Task(Protocol):
+    """One kind of model. Everything else does not know which.
+
+    Attributes:
+        name: What the spec's field `task` calls it.
+        roles: Its members in the order of publishing; the last one is what clients call.
+    """
+
+    name: str
+    roles: tuple[Role, ...]
+
+    def check_outputs(self, path: Path, outputs: Sequence[Tensor]) -> None:
+        """Refuse an ONNX file whose outputs are not those of the task; SourceError."""
+
+    def resolve_labels(self, spec: ModelSpec, own: Sequence[str] | None, count: int) -> tuple[str, ...]:
+        """Return the names of the classes of a network with `count` outputs; SourceError if nothing says them."""
+
+    def make_answers(
+        self, network: Network, pixels: NDArray[np.uint8], names: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Return the source's own answers to `pixels`, rows by image, as reference.npz keeps them.
+
+        `names` are the images'; VerificationError if nothing can be compared with these answers.
+        """
+
+    def finish_graph(
+        self, spec: ModelSpec, network: Network, graph: onnx.ModelProto, answers: Mapping[str, NDArray[Any]]
+    ) -> Any:
+        """Put what clients need behind the network's graph; return a dataclass that tells what its outputs are."""
+
+    def restore_head(self, head: Mapping[str, Any] | None, spec: ModelSpec, reference: Path) -> Any:
+        """Return what `finish_graph` did, from what a record kept of it; SourceError if that is something else."""
+
+    def list_assumed(self, spec: ModelSpec, network: Network, head: Any) -> dict[str, str]:
+        """Say by its name what was taken on trust, and why."""
+
+    def make_members(self, spec: ModelSpec, artifact: Artifact) -> list[Member]:
+        """Return the configuration and the files of each member, in the order of `roles`."""
+
+    def make_contract(self, artifact: Artifact) -> dict[str, Any]:
+        """Return what clients and older versions rely on besides the network's input and outputs."""
+
+    def make_stages(self, candidate: Candidate, reference: Reference) -> list[Stage]:
+        """Return the gate's stages in order; VerificationError if the reference cannot tell a wrong model."""
+
+    def measure_labelled(self, candidate: Candidate, folder: Path, grpc_url: str | None) -> Iterator[StageResult]:
+        """Yield what each stage scores on labelled data."""
+
+    def make_rows(
+        self, outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None, top: int
+    ) -> list[list[dict[str, Any]]]:
+        """Return what a client prints for each image: its results, best first."""
+
+
+def register_task(task: Task) -> None:
+    """Make `task` known by its name; a later one of the same name takes its place."""
+    _registered[task.name] = task
+
+
+def find_task(name: str) -> Task:
+    """Return the task of this name.
+
+    Raises:
+        LookupError: There is none.
+    """
+    if name not in _registered:
+        found: EntryPoint | None
+        if name in _BUILT_IN:
+            found = EntryPoint(name=name, value=_BUILT_IN[name], group=_GROUP)
+        else:
+            found = next(iter(entry_points(group=_GROUP, name=name)), None)
+        if found is None:
+            msg = f"there is no task {name!r}; known are {', '.join(list_tasks())}"
+            raise LookupError(msg)
+        _registered[name] = found.load()
+    return _registered[name]
+
+
+def list_tasks() -> list[str]:
+    """Return the names of all tasks, sorted."""
+    return sorted({*_BUILT_IN, *_registered, *(entry.name for entry in entry_points(group=_GROUP))})

@@ -1,0 +1,140 @@
+"""Classification: an image gets one score per class. Nothing else knows of softmax, first classes and their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from generator.task import Role
+from generator.tasks.members import PREPROCESS, network_instances
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    from generator.artifact import Artifact
+    from generator.gate.candidate import Candidate
+    from generator.images.reference import Reference
+    from generator.sources import Network
+    from generator.spec.model import ModelSpec
+    from generator.task import Stage, StageResult
+    from generator.tasks.classification.head import Head
+    from generator.tensor import Tensor
+    from generator.triton.config import Member
+
+__all__ = ["CLASSIFICATION"]
+
+_CLASSIFIER = Role(
+    key="classifier",
+    suffix="_classifier",
+    holds_network=True,
+    default_instances=network_instances,
+    about_instances="Classifier instances; default 1, with a plan 4.",
+)
+_ENSEMBLE = Role(
+    key="ensemble",
+    suffix="",
+    own_parameters={"negative_label": "it follows from the labels"},
+)
+_LABELS_FILE = "labels.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The task; its methods are documented in `generator.task.Task`."""
+
+    name: str = "classification"
+    roles: tuple[Role, ...] = (PREPROCESS, _CLASSIFIER, _ENSEMBLE)
+
+    def check_outputs(self, path: Path, outputs: Sequence[Tensor]) -> None:
+        from generator.tasks.classification.head import check_outputs
+
+        check_outputs(path, outputs)
+
+    def resolve_labels(self, spec: ModelSpec, own: Sequence[str] | None, count: int) -> tuple[str, ...]:
+        from generator.tasks.classification.labels import resolve_labels
+
+        return resolve_labels(spec, own, count)
+
+    def make_answers(
+        self, network: Network, pixels: NDArray[np.uint8], names: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        from generator.tasks.classification.answers import make_answers
+
+        return make_answers(network, pixels, names)
+
+    def finish_graph(
+        self, spec: ModelSpec, network: Network, graph: onnx.ModelProto, answers: Mapping[str, NDArray[Any]]
+    ) -> Head:
+        from generator.tasks.classification.head import add_activation, choose_head
+
+        output = graph.graph.output[0].name
+        head = choose_head(spec.activation, network.activation, graph, output, answers["scores"], name=spec.name)
+        add_activation(graph, head)
+        return head
+
+    def restore_head(self, head: Mapping[str, Any] | None, spec: ModelSpec, reference: Path) -> Head:
+        from generator.tasks.classification.head import read_head
+
+        return read_head(head, spec.activation, reference)
+
+    def list_assumed(self, spec: ModelSpec, network: Network, head: Head) -> dict[str, str]:
+        from generator.tasks.classification.head import list_assumed
+
+        return list_assumed(spec, network, head)
+
+    def make_members(self, spec: ModelSpec, artifact: Artifact) -> list[Member]:
+        from generator.tasks.classification.labels import name_outputs
+        from generator.tasks.members import IMAGE, PIXELS, make_ensemble, make_network, make_preprocess
+        from generator.triton.config import Step, TensorConfig
+
+        (pixels,), (scores,) = artifact.inputs, artifact.outputs
+        labels = "".join(f"{label}\n" for label in name_outputs(artifact.labels, scores.shape[-1])).encode()
+        files = {_LABELS_FILE: labels}
+        preprocess = make_preprocess(spec, artifact)
+        classifier = make_network(spec, artifact, _CLASSIFIER, label_files={scores.name: _LABELS_FILE}, files=files)
+        # the client turns a probability below 0.5 into one of the other class; a logit has no such bound
+        two_classes = scores.shape[1:] == (1,) and artifact.head.activation == "sigmoid"
+        ensemble = make_ensemble(
+            spec,
+            _ENSEMBLE,
+            steps=[
+                Step(model_name=preprocess.config.name, input_map={IMAGE: IMAGE}, output_map={PIXELS: "pixels"}),
+                Step(
+                    model_name=classifier.config.name,
+                    input_map={pixels.name: "pixels"},
+                    output_map={scores.name: scores.name},
+                ),
+            ],
+            outputs=[TensorConfig.of(scores, label_filename=_LABELS_FILE)],
+            parameters={"negative_label": artifact.labels[0]} if two_classes else {},
+            files=files,
+        )
+        return [preprocess, classifier, ensemble]
+
+    def make_contract(self, artifact: Artifact) -> dict[str, Any]:
+        return {"labels": list(artifact.labels)}
+
+    def make_stages(self, candidate: Candidate, reference: Reference) -> list[Stage]:
+        from generator.tasks.classification.stages import make_stages
+
+        return make_stages(candidate, reference)
+
+    def measure_labelled(self, candidate: Candidate, folder: Path, grpc_url: str | None) -> Iterator[StageResult]:
+        from generator.tasks.classification.labelled import measure_labelled
+
+        return measure_labelled(candidate, folder, grpc_url)
+
+    def make_rows(
+        self, outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None, top: int
+    ) -> list[list[dict[str, Any]]]:
+        from generator.tasks.classification.rows import make_rows
+
+        return make_rows(outputs, labels, top)
+
+
+CLASSIFICATION = Classification()

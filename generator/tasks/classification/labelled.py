@@ -1,0 +1,165 @@
+"""The share of right answers on labelled images, of every stage that can run here."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from generator.gate.run import why_no_plan_runs, why_not_served
+from generator.gate.served import ServedModel, as_bytes
+from generator.gate.stages import NO_BF16
+from generator.graph.model import read_onnx, run_graph
+from generator.images.served import prepare_without_torch
+from generator.images.sets import read_labelled
+from generator.images.training import prepare
+from generator.spec.recipe import IMAGENET, RecipeSpec
+from generator.task import StageResult, not_proved
+from generator.tasks.classification.compare import comparable, first_classes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from generator.gate.candidate import Candidate
+    from generator.images.sets import LabelledImages
+    from generator.spec.recipe import Recipe
+
+__all__ = ["check_recipe", "measure_labelled"]
+
+# An accuracy within so many standard deviations of a guess proves nothing.
+_SIGMAS = 3
+_USUAL_RECIPES: dict[str, dict[str, Any]] = {
+    "ImageNet's mean and std": {"mean": IMAGENET.mean, "std": IMAGENET.std},
+    "values in -1..1 (mean and std 0.5)": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+    "values in 0..1 (mean 0, std 1)": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    "values in 0..255 (mean 0, std 1/255)": {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)},
+}
+
+
+def measure_labelled(candidate: Candidate, folder: Path, grpc_url: str | None) -> Iterator[StageResult]:
+    """Yield the accuracy of the source, the graph, the plan and the served ensemble; say which could not run here.
+
+    Then judge a recipe that did not come with the weights.
+    """
+    import numpy as np
+
+    labelled = read_labelled(folder, candidate.labels)
+    truth = np.array(labelled.classes)
+    pixels = _prepare(candidate, labelled)
+    answers: dict[str, Callable[[], NDArray[np.floating[Any]] | str]] = {
+        "labelled source": lambda: _ask_source(candidate, pixels),
+        "labelled onnx": lambda: _run_onnx(candidate, pixels),
+        "labelled plan": lambda: _run_plan(candidate, pixels),
+        "labelled ensemble": lambda: _ask_server(candidate, labelled, grpc_url),
+    }
+    if candidate.plan is None:
+        del answers["labelled plan"]
+    for stage, answer in answers.items():
+        scores = answer()
+        if isinstance(scores, str):
+            yield not_proved(stage, scores)
+        else:
+            accuracy = float((first_classes(comparable(scores, candidate.head.activation)) == truth).mean())
+            yield StageResult(stage=stage, status="measured", accuracy=accuracy, measured=f"{len(truth)} images")
+    if "recipe" in candidate.assumed:
+        yield check_recipe(candidate, labelled)
+
+
+def check_recipe(candidate: Candidate, labelled: LabelledImages) -> StageResult:
+    """Judge a recipe that did not come with the weights by its accuracy, beside that of the usual other ones.
+
+    Only here: such a recipe is on both sides of every other comparison.
+    """
+    import numpy as np
+
+    from generator.sources import load_network
+
+    spec = candidate.spec
+    exported = spec.source == "export"  # the recipe's mean and std are in its graph, and the source is elsewhere
+    if exported and candidate.graph_precision == "bf16":
+        return not_proved("recipe", NO_BF16)
+    truth = np.array(labelled.classes)
+    pixels = _prepare(candidate, labelled)
+
+    def count_right(recipe: Recipe, *, bgr: bool = False) -> int:
+        given = np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
+        if exported:
+            scores: NDArray[np.floating[Any]] = _only(run_graph(read_onnx(candidate.onnx), given))
+        else:
+            settings = RecipeSpec.model_validate(recipe.model_dump())
+            network = load_network(spec.model_copy(update={"recipe": settings, "image_size": None}))
+            scores = candidate.head.finish(_only(network.run(given)))
+        return int((first_classes(comparable(scores, candidate.head.activation)) == truth).sum())
+
+    count = len(truth)
+    right = count_right(candidate.recipe)
+    chance = float(np.bincount(truth).max()) / count
+    accuracy = right / count
+    found = f"accuracy {accuracy:.1%} on {count} images"
+    if right - chance * count < _SIGMAS * (count * chance * (1 - chance)) ** 0.5 or chance == 1:
+        reason = f"{found} is not clearly above {chance:.1%}, what always naming the commonest class gets"
+        return StageResult(stage="recipe", status="not proved", accuracy=accuracy, reason=reason)
+    others = {"channels in BGR order": count_right(candidate.recipe, bgr=True)}
+    for name, change in () if exported else _USUAL_RECIPES.items():
+        other = candidate.recipe.model_copy(update=change)
+        if other != candidate.recipe:
+            others[name] = count_right(other)
+    best = max(others, key=others.__getitem__)
+    if others[best] - right >= max(3, 0.05 * count):
+        reason = f"{found} as given, {others[best] / count:.1%} with {best}"
+        return StageResult(stage="recipe", status="failed", accuracy=accuracy, reason=reason, cause=best)
+    measured = f"{count} images, {others[best] / count:.1%} with {best}, "
+    measured += "other means and stds not tried" if exported else "the best of the usual others"
+    return StageResult(stage="recipe", status="proved", accuracy=accuracy, measured=measured)
+
+
+def _prepare(candidate: Candidate, labelled: LabelledImages) -> NDArray[np.uint8]:
+    if candidate.spec.source == "export":  # this host may have no torch
+        return prepare_without_torch(candidate.recipe, labelled.images.files, labelled.images.names)
+    return prepare(candidate.recipe, labelled.images.files)
+
+
+def _ask_source(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.floating[Any]] | str:
+    from generator.sources import load_network
+
+    if candidate.spec.source == "export":
+        return "the source is where it was exported"
+    scores: NDArray[np.floating[Any]] = candidate.head.finish(_only(load_network(candidate.spec).run(pixels)))
+    return scores
+
+
+def _run_onnx(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.float32] | str:
+    if candidate.graph_precision == "bf16":
+        return NO_BF16
+    return _only(run_graph(read_onnx(candidate.onnx), pixels))
+
+
+def _run_plan(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.float32] | str:
+    from generator.runtime.engine import open_engine
+
+    if reason := why_no_plan_runs():
+        return reason
+    assert candidate.plan is not None, "only plans come here"
+    with open_engine(candidate.plan) as engine:
+        return engine.run(pixels)
+
+
+def _ask_server(candidate: Candidate, labelled: LabelledImages, grpc_url: str | None) -> NDArray[np.float32] | str:
+    from generator.server.embedded import EmbeddedServer
+
+    if grpc_url is None and (reason := why_not_served(candidate)):
+        return reason
+    with contextlib.ExitStack() as stack:
+        if grpc_url is None:
+            server = EmbeddedServer(candidate.repository, models=[candidate.layout.entry])
+            grpc_url = stack.enter_context(server).grpc_url
+        served = stack.enter_context(ServedModel(grpc_url, candidate.layout, max_batch_size=candidate.spec.batch.max))
+        return _only(served.ask("ensemble", as_bytes(labelled.images.files)))
+
+
+def _only(outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    (scores,) = outputs.values()
+    return scores

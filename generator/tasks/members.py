@@ -1,0 +1,117 @@
+"""Members that several tasks have: the step from encoded images to pixels, the network, the ensemble."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from generator.render import read_static
+from generator.spec.model import usable_cores
+from generator.spec.recipe import IMAGENET
+from generator.task import Role
+from generator.triton.config import (
+    EnsembleConfig,
+    Member,
+    NetworkConfig,
+    PythonConfig,
+    Step,
+    TensorConfig,
+    common_fields,
+    network_fields,
+)
+from generator.versions import installed_packages
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from generator.artifact import Artifact
+    from generator.spec.model import ModelSpec
+
+__all__ = ["IMAGE", "PIXELS", "PREPROCESS", "make_ensemble", "make_network", "make_preprocess"]
+
+IMAGE = "IMAGE"
+PIXELS = "PIXELS"
+_WARMUP_FILE = "image.bin"
+_PROVED = "it is part of the recipe that was proved"
+
+
+def _preprocess_instances(is_tensorrt: bool) -> int:
+    """Beside onnxruntime half of the usable cores, since the network needs the other half; beside a GPU all of them.
+
+    On 16 cores 16 processes served 14 % more images than 14 (docs/benchmarks.md).
+    """
+    return usable_cores() if is_tensorrt else max(1, usable_cores() // 2)
+
+
+def network_instances(is_tensorrt: bool) -> int:
+    """With onnxruntime one, which uses all cores for a batch. With a plan four, so that others copy while one computes.
+
+    On an H200 they take 18 % more images than three, and three a third more than two (docs/benchmarks.md).
+    """
+    return 4 if is_tensorrt else 1
+
+
+PREPROCESS = Role(
+    key="preprocess",
+    suffix="_preprocess",
+    default_instances=_preprocess_instances,
+    most_instances=256,
+    about_instances="Preprocessing processes; default half of the usable cores, beside a GPU all.",
+    own_parameters={
+        **dict.fromkeys((*IMAGENET.parameters(), "pillow"), _PROVED),
+        "EXECUTION_ENV_PATH": "another Python would make other pixels than those that were proved",
+    },
+)
+
+
+def make_preprocess(spec: ModelSpec, artifact: Artifact, role: Role = PREPROCESS) -> Member:
+    """Return the step from encoded images to the pixels that the network takes."""
+    recipe = artifact.recipe
+    sample = read_static("preprocess/warmup/sample.jpg")
+    config = PythonConfig(
+        **common_fields(spec, role),
+        inputs=(TensorConfig(name=IMAGE, data_type="TYPE_STRING", dims=(1,)),),
+        outputs=(TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=(*recipe.crop, 3)),),
+        instance_count=spec.instance_counts()[role.key],
+        comment="The recipe: edges in pixels (height before width), limits per image.",
+        parameters={**recipe.parameters(), "pillow": installed_packages()["pillow"]},
+        warmup_file=_WARMUP_FILE,
+    )
+    # Triton's wire format for one element of a BYTES tensor: length, then content
+    files = {f"warmup/{_WARMUP_FILE}": struct.pack("<I", len(sample)) + sample}
+    return Member(config=config, files=files, version_files={"model.py": read_static("preprocess/1/model.py")})
+
+
+def make_network(
+    spec: ModelSpec, artifact: Artifact, role: Role, *, label_files: Mapping[str, str], files: Mapping[str, bytes]
+) -> Member:
+    """Return the member that runs the graph or the plan; `label_files` names the label file of an output."""
+    config = NetworkConfig(
+        **network_fields(spec, artifact, role),
+        # NVIDIA's image clients ask for the format; no backend reads it
+        inputs=tuple(TensorConfig.of(tensor, format="FORMAT_NHWC") for tensor in artifact.inputs),
+        outputs=tuple(
+            TensorConfig.of(tensor, label_filename=label_files.get(tensor.name)) for tensor in artifact.outputs
+        ),
+    )
+    return Member(config=config, files=files)
+
+
+def make_ensemble(
+    spec: ModelSpec,
+    role: Role,
+    steps: Sequence[Step],
+    outputs: Sequence[TensorConfig],
+    *,
+    parameters: Mapping[str, str],
+    files: Mapping[str, bytes],
+) -> Member:
+    """Return what clients call: encoded images in, `outputs` out."""
+    config = EnsembleConfig(
+        **common_fields(spec, role),
+        inputs=(TensorConfig(name=IMAGE, data_type="TYPE_STRING", dims=(1,)),),
+        outputs=tuple(outputs),
+        parameters=parameters,
+        steps=tuple(steps),
+    )
+    return Member(config=config, files=files)
