@@ -13,20 +13,20 @@ from tritonclient.grpc import model_config_pb2
 
 from generator.artifact import Artifact
 from generator.errors import ConfigError, SpecError
-from generator.graph.model import OnnxModel, OnnxTensor
+from generator.graph.model import OnnxModel
 from generator.plan.passport import Passport
 from generator.spec.config_text import REFUSED, REFUSED_IN_ENSEMBLE, given_fields
 from generator.spec.file import make_spec
 from generator.spec.recipe import IMAGENET
 from generator.tasks.head import Head
-from generator.tensor import from_onnx
+from generator.tensor import ShapeRange, Tensor, from_onnx
 from generator.triton.check import check_configs
 from generator.triton.config import make_model_configs, render_configs
 
 GRAPH = OnnxModel(
     path=Path("model.onnx"),
-    input=OnnxTensor(name="PIXELS", data_type=from_onnx(2), shape=(-1, 224, 224, 3)),
-    output=OnnxTensor(name="PROBABILITIES", data_type=from_onnx(1), shape=(-1, 1000)),
+    input=Tensor(name="PIXELS", data_type=from_onnx(2), shape=(-1, 224, 224, 3)),
+    output=Tensor(name="PROBABILITIES", data_type=from_onnx(1), shape=(-1, 1000)),
     opset=18,
     node_count=1,
     sha256="0",
@@ -39,10 +39,7 @@ ARTIFACT = Artifact(onnx=GRAPH, head=HEAD, recipe=IMAGENET, labels=("x",) * 1000
 
 def with_plan(*batches: tuple[int, int, int]) -> Artifact:
     """The same graph as a plan with these profiles."""
-    profiles = [
-        {"PIXELS": {name: [size, 224, 224, 3] for name, size in zip(("min", "opt", "max"), batch, strict=True)}}
-        for batch in batches
-    ]
+    shapes = [[(size, 224, 224, 3) for size in batch] for batch in batches]
     passport = Passport(
         made_by="trtgen",
         tensorrt="10.16.1.11",
@@ -50,10 +47,10 @@ def with_plan(*batches: tuple[int, int, int]) -> Artifact:
         driver="580",
         cuda="13.0",
         precision="fp16",
-        profiles=profiles,
-        inputs=[{"name": "PIXELS", "data_type": "TYPE_UINT8", "shape": [-1, 224, 224, 3]}],
-        outputs=[{"name": "PROBABILITIES", "data_type": "TYPE_FP32", "shape": [-1, 1000]}],
-        flags=[],
+        profiles=tuple({"PIXELS": ShapeRange(min=low, opt=opt, max=high)} for low, opt, high in shapes),
+        inputs=(GRAPH.input,),
+        outputs=(GRAPH.output,),
+        flags=(),
         options={},
         onnx_sha256="0",
         plan_sha256="0",

@@ -49,7 +49,7 @@ def check_plan(subject: Subject, reference: Reference, limit: Limit) -> tuple[St
             )
             result = judge(STAGE, subject, reference, scores, limit, lambda: _cause(subject))
             if result.status == "proved":
-                optima = {profile.shapes[engine.input.name].opt[0] for profile in engine.profiles}
+                optima = {profile[engine.input.name].opt[0] for profile in engine.profiles}
                 sizes = {*batch_sizes(maximum), *(min(size, maximum) for size in optima)}
                 result = check_rows(result, subject, reference, engine.run, scores, sizes=sorted(sizes), limit=limit)
     except (PlanError, DeviceError) as error:

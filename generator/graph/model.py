@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
 from generator.files import ONNX, hash_file, name_kind
-from generator.tensor import DataType, from_onnx
+from generator.tensor import Tensor, from_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["OnnxModel", "OnnxTensor", "broken_weights", "external_data_files", "open_onnx", "read_onnx", "run_graph"]
+__all__ = ["OnnxModel", "broken_weights", "external_data_files", "open_onnx", "read_onnx", "run_graph"]
 
 # onnxruntime's words for an operator that it does not have.
 _UNKNOWN_OPERATOR = re.compile(r"(\S*):(\w+)\(-?\d+\) is not a registered function/op")
@@ -27,21 +27,12 @@ _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormaliz
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxTensor:
-    """A graph input or output. `shape` has -1 for every axis that is not fixed; axis 0 is the batch."""
-
-    name: str
-    data_type: DataType
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxModel:
     """An ONNX file with one input and one output, both with the batch first."""
 
     path: Path
-    input: OnnxTensor
-    output: OnnxTensor
+    input: Tensor
+    output: Tensor
     opset: int
     node_count: int
     sha256: str
@@ -235,17 +226,12 @@ def run_graph(model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8) ->
     return np.concatenate(parts)
 
 
-def _tensor(info: Any, path: Path) -> OnnxTensor:
+def _tensor(info: Any, path: Path) -> Tensor:
     kind = info.type.tensor_type
     try:
         data_type = from_onnx(kind.elem_type)
     except KeyError as error:
         msg = f"{path}: tensor {info.name} has element type {kind.elem_type}, which Triton cannot carry"
         raise SourceError(msg, hint="make it FP32, or UINT8 for raw pixels") from error
-    shape = tuple(_sizes(kind.shape.dim))
-    return OnnxTensor(name=info.name, data_type=data_type, shape=shape)
-
-
-def _sizes(dims: Iterable[Any]) -> Iterable[int]:
-    for dim in dims:
-        yield dim.dim_value if dim.HasField("dim_value") else -1
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
+    return Tensor(name=info.name, data_type=data_type, shape=shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ConfigError
+from generator.spec.plan import uncovered_batches
 from generator.triton.config import artifact_tensors
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def _against_artifact(config: Any, artifact: Artifact) -> Iterable[str]:
         data_type = model_config_pb2.DataType.Name(stated.data_type)
         if stated.name != actual.name:
             yield f"{kind} {stated.name!r}, but the {what} has {actual.name!r}"
-        if data_type != actual.data_type:
-            yield f"{kind} {stated.name} is {data_type}, but {actual.data_type} in the {what}"
+        if data_type != actual.data_type.triton:
+            yield f"{kind} {stated.name} is {data_type}, but {actual.data_type.triton} in the {what}"
         if list(stated.dims) != list(actual.shape[1:]):
             yield f"{kind} {stated.name} has dims {list(stated.dims)}, but {list(actual.shape[1:])} in the {what}"
     classes = len(artifact.output_labels)
@@ -117,10 +118,8 @@ def _against_profiles(config: Any, artifact: Artifact) -> Iterable[str]:
         if unknown := [index for index in listed if index >= len(profiles)]:
             yield f"instance_group lists profile {unknown[0]}, the plan has {len(profiles)}"
             continue
-        ranges = [(profiles[index][name]["min"][0], profiles[index][name]["max"][0]) for index in listed]
-        gaps = [n for n in range(1, config.max_batch_size + 1) if not any(low <= n <= high for low, high in ranges)]
-        if gaps:
-            yield f"max_batch_size is {config.max_batch_size}, but no profile of the group covers a batch of {gaps[0]}"
+        if gaps := uncovered_batches([profiles[index][name].batches for index in listed], config.max_batch_size):
+            yield f"max_batch_size is {config.max_batch_size}, but no profile of the group covers a batch of {gaps}"
 
 
 def _links(ensemble: Any, parsed: Mapping[str, Any]) -> Iterable[str]:

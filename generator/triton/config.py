@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from generator.artifact import Artifact
     from generator.spec.model import ModelSpec
+    from generator.tensor import Tensor
 
 __all__ = ["ModelConfigs", "TensorConfig", "artifact_tensors", "make_model_configs", "render_configs"]
 
@@ -126,8 +127,10 @@ def make_model_configs(spec: ModelSpec, artifact: Artifact, *, pillow_version: s
     recipe = artifact.recipe
     given, made = artifact_tensors(artifact)
     # NVIDIA's image clients ask for the format; no backend reads it
-    pixels = TensorConfig(name=given.name, data_type=given.data_type, dims=given.shape[1:], format="FORMAT_NHWC")
-    scores = TensorConfig(name=made.name, data_type=made.data_type, dims=made.shape[1:], label_filename=LABELS_FILE)
+    pixels = TensorConfig(name=given.name, data_type=given.data_type.triton, dims=given.shape[1:], format="FORMAT_NHWC")
+    scores = TensorConfig(
+        name=made.name, data_type=made.data_type.triton, dims=made.shape[1:], label_filename=LABELS_FILE
+    )
     image = TensorConfig(name=IMAGE, data_type="TYPE_STRING", dims=(1,))
     made_pixels = TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=(*recipe.crop, 3))
     # the client turns a probability below 0.5 into one of the other class; a logit has no such bound
@@ -171,30 +174,12 @@ def make_model_configs(spec: ModelSpec, artifact: Artifact, *, pillow_version: s
     return ModelConfigs(classifier=classifier, preprocess=preprocess, ensemble=ensemble)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactTensor:
-    """A tensor of the artifact: `shape` has the batch first, `data_type` is Triton's word."""
-
-    name: str
-    data_type: str
-    shape: tuple[int, ...]
-
-
-def artifact_tensors(artifact: Artifact) -> tuple[ArtifactTensor, ArtifactTensor]:
+def artifact_tensors(artifact: Artifact) -> tuple[Tensor, Tensor]:
     """Return the one input and the one output, as the plan has them, or else the graph."""
-    if artifact.passport is not None:
-        (given,), (made,) = artifact.passport.inputs, artifact.passport.outputs
-        first, second = (
-            ArtifactTensor(name=one["name"], data_type=one["data_type"], shape=tuple(one["shape"]))
-            for one in (given, made)
-        )
-        return first, second
-    onnx = artifact.onnx
-    first, second = (
-        ArtifactTensor(name=one.name, data_type=one.data_type.triton, shape=one.shape)
-        for one in (onnx.input, onnx.output)
-    )
-    return first, second
+    if artifact.passport is None:
+        return artifact.onnx.input, artifact.onnx.output
+    (given,), (made,) = artifact.passport.inputs, artifact.passport.outputs
+    return given, made
 
 
 def _engine(spec: ModelSpec, artifact: Artifact) -> dict[str, Any]:
