@@ -163,11 +163,10 @@ def add_plan(spec: ModelSpec, artifact: Artifact, path: Path, *, command: str, o
         DeviceError: The GPU's memory is exhausted.
     """
     from generator.plan.build import BuildRequest, build_plan
-    from generator.plan.profiles import check_profiles, make_profiles
+    from generator.plan.profiles import make_profiles
 
     start = time.monotonic()
     profiles = make_profiles(artifact.onnx, spec.profile_batches())
-    check_profiles(artifact.onnx, profiles, max_batch_size=spec.batch.max)
     request = BuildRequest(
         onnx=artifact.onnx,
         precision=spec.precision,

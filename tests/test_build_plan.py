@@ -29,7 +29,7 @@ from generator.files import hash_bytes
 from generator.gpu.device import Gpu, find_gpu, why_no_gpu
 from generator.graph.model import read_onnx
 from generator.plan import build
-from generator.plan.adapter import Adapter, PlanTensor, open_adapter
+from generator.plan.adapter import Adapter, open_adapter
 from generator.plan.hints import explain
 from generator.plan.library import TensorRTVersion, installed_version, open_log
 from generator.plan.passport import read_passport
@@ -104,33 +104,33 @@ def test_a_plan_for_one_batch_size_may_have_it_in_its_shapes(
     given = make_request(write_tiny_onnx(tmp_path / "tiny.onnx"), timing_cache=False)
     profiles = make_profiles(given.onnx, [BatchProfile(min=low, opt=opt, max=high) for low, opt, high in batches])
     request = replace(given, profiles=profiles, max_batch_size=None)
-    inputs, outputs = (
-        [PlanTensor(name=one.name, data_type="TYPE_FP32", shape=(made, *one.shape[1:]))]
-        for one in (given.onnx.input, given.onnx.output)
-    )
+    inputs, outputs = ([replace(one, shape=(made, *one.shape[1:]))] for one in (given.onnx.input, given.onnx.output))
     monkeypatch.setattr(rtx, "rtx", False)  # its engines load on a GPU only: what was loaded is given
     monkeypatch.setattr(rtx, "plan_tensors", lambda _plan: (inputs, outputs, len(profiles)))
     if fits:
-        build.build_with(rtx, GPU, request, tmp_path / "model.plan")
+        build.build_plan(request, tmp_path / "model.plan", adapter=rtx, gpu=GPU)
         return
     words = f"input image is [{made}, 3, 32, 32]; the graph has [-1, 3, 32, 32]"
     with pytest.raises(PlanError, match=re.escape(words)):
-        build.build_with(rtx, GPU, request, tmp_path / "model.plan")
+        build.build_plan(request, tmp_path / "model.plan", adapter=rtx, gpu=GPU)
 
 
 def test_plan_and_passport_lie_side_by_side(rtx: Adapter, tmp_path: Path) -> None:
     source = write_tiny_onnx(tmp_path / "tiny.onnx")
     seen: list[tuple[str, float]] = []
     request = make_request(source, tf32=False, command="trtgen build-plan tiny.onnx")
-    plan = build.build_with(rtx, GPU, request, tmp_path / "model.plan", on_progress=lambda *now: seen.append(now))
+    plan = build.build_plan(
+        request, tmp_path / "model.plan", on_progress=lambda *now: seen.append(now), adapter=rtx, gpu=GPU
+    )
     assert files_in(tmp_path) == {"tiny.onnx", "model.plan", "model.plan.json"}
     passport = read_passport(plan.path, check_hash=True)
     assert passport == plan.passport
     assert passport.tensorrt == str(rtx.version)
     assert passport.gpu["name"] == GPU.name
-    assert passport.profiles == [{"image": {"min": [1, 3, 32, 32], "opt": [4, 3, 32, 32], "max": [8, 3, 32, 32]}}]
-    assert passport.inputs == [{"name": "image", "data_type": "TYPE_FP32", "shape": [-1, 3, 32, 32]}]
-    assert passport.flags == ["STRONGLY_TYPED"]
+    written = json.loads((tmp_path / "model.plan.json").read_text())
+    assert written["profiles"] == [{"image": {"min": [1, 3, 32, 32], "opt": [4, 3, 32, 32], "max": [8, 3, 32, 32]}}]
+    assert written["inputs"] == [{"name": "image", "data_type": "TYPE_FP32", "shape": [-1, 3, 32, 32]}]
+    assert written["flags"] == ["STRONGLY_TYPED"]
     assert passport.options["tf32"] is False
     assert passport.onnx_sha256 == hash_bytes(source.read_bytes())
     assert passport.plan_bytes == plan.path.stat().st_size
@@ -271,7 +271,7 @@ def test_refused_graphs_name_the_node_and_the_fix(
 ) -> None:
     source = plant(tmp_path / "planted.onnx")
     with pytest.raises(PlanError, match=found) as caught:
-        build.build_with(rtx, GPU, make_request(source, precision=precision), tmp_path / "model.plan")
+        build.build_plan(make_request(source, precision=precision), tmp_path / "model.plan", adapter=rtx, gpu=GPU)
     assert "opset 18" in caught.value.message
     assert fix in (caught.value.hint or "")
     assert files_in(tmp_path) == {"planted.onnx"}
@@ -387,14 +387,14 @@ def test_a_destination_that_cannot_be(rtx: Adapter, tmp_path: Path, name: str) -
     request = make_request(write_tiny_onnx(tmp_path / "tiny.onnx"))
     before = (tmp_path / "tiny.onnx").read_bytes()
     with pytest.raises(PlanError):
-        build.build_with(rtx, GPU, request, tmp_path / name)
+        build.build_plan(request, tmp_path / name, adapter=rtx, gpu=GPU)
     assert (tmp_path / "tiny.onnx").read_bytes() == before
 
 
 def test_a_failed_write_leaves_the_earlier_pair(rtx: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = make_request(write_tiny_onnx(tmp_path / "tiny.onnx"))
     path = tmp_path / "model.plan"
-    build.build_with(rtx, GPU, request, path)
+    build.build_plan(request, path, adapter=rtx, gpu=GPU)
     before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
 
     def fail(_folder: object) -> None:
@@ -402,7 +402,7 @@ def test_a_failed_write_leaves_the_earlier_pair(rtx: Adapter, tmp_path: Path, mo
 
     monkeypatch.setattr("generator.plan.passport.os.fsync", fail)
     with pytest.raises(PlanError, match="No space left on device"):
-        build.build_with(rtx, GPU, request, path)
+        build.build_plan(request, path, adapter=rtx, gpu=GPU)
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
 
 
@@ -420,7 +420,7 @@ def test_a_signal_between_the_two_names_waits(
     monkeypatch.setattr(Path, "replace", renamed)
     request = make_request(write_tiny_onnx(tmp_path / "tiny.onnx"))
     with pytest.raises(KeyboardInterrupt), ending_signals():
-        build.build_with(rtx, GPU, request, tmp_path / "model.plan")
+        build.build_plan(request, tmp_path / "model.plan", adapter=rtx, gpu=GPU)
     assert files_in(tmp_path) == {"tiny.onnx", "model.plan", "model.plan.json"}
     read_passport(tmp_path / "model.plan", check_hash=True)
 
@@ -439,7 +439,7 @@ def tell(phase, fraction):
 
 source, plan = Path(sys.argv[1]), Path(sys.argv[2])
 try:
-    build.build_with(open_adapter("tensorrt_rtx"), GPU, make_request(source), plan, on_progress=tell)
+    build.build_plan(make_request(source), plan, adapter=open_adapter("tensorrt_rtx"), gpu=GPU, on_progress=tell)
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -481,7 +481,7 @@ def test_progress_asks_the_builder_to_stop(rtx: Adapter, tmp_path: Path) -> None
 
     request = make_request(deep_graph(tmp_path / "deep.onnx"))
     with pytest.raises(KeyboardInterrupt):
-        build.build_with(rtx, GPU, request, tmp_path / "model.plan", on_progress=interrupt)
+        build.build_plan(request, tmp_path / "model.plan", on_progress=interrupt, adapter=rtx, gpu=GPU)
     assert files_in(tmp_path) == {"deep.onnx"}
     assert not any("trtgen-build" in one.name for one in threading.enumerate())
 
@@ -525,7 +525,8 @@ def tell(phase, fraction):
 def main(arguments):
     adapter = open_adapter("tensorrt_rtx")
     try:
-        build.build_with(adapter, GPU, make_request(Path(arguments[0])), Path(arguments[1]), on_progress=tell)
+        request = make_request(Path(arguments[0]))
+        build.build_plan(request, Path(arguments[1]), on_progress=tell, adapter=adapter, gpu=GPU)
     except KeyboardInterrupt:
         return 130
 

@@ -23,25 +23,24 @@ from generator.images.served import prepare_without_torch
 from generator.images.sets import photographs
 from generator.images.training import prepare
 from generator.plan.load_errors import explain_failure
-from generator.plan.profiles import OptimizationProfile, ShapeRange
+from generator.plan.profiles import describe_profiles
 from generator.repository import read_record
 from generator.runtime.direct import check_meaning, find_meaning, rank, read_recipe
 from generator.runtime.engine import open_engine
-from generator.runtime.shapes import EngineTensor, check_rows, choose_profile, describe_profiles, split_rows
-from generator.runtime.tensors import data_type_of
+from generator.runtime.shapes import check_rows, choose_profile, split_rows
 from generator.spec.recipe import IMAGENET, Recipe
-from generator.tensor import from_onnx
+from generator.tensor import DATA_TYPES, Profile, ShapeRange, Tensor, from_onnx, from_tensorrt, from_triton
 from tests.test_passport import make
 from tests.test_plan_header import plan_bytes
 
 
-def profile(low: int, best: int, high: int) -> OptimizationProfile:
+def profile(low: int, best: int, high: int) -> Profile:
     rest = (8, 8, 3)
-    return OptimizationProfile(shapes={"PIXELS": ShapeRange(min=(low, *rest), opt=(best, *rest), max=(high, *rest))})
+    return {"PIXELS": ShapeRange(min=(low, *rest), opt=(best, *rest), max=(high, *rest))}
 
 
-def tensor(data_type: int = 2, shape: tuple[int, ...] = (-1, 8, 8, 3)) -> EngineTensor:
-    return EngineTensor(name="PIXELS", data_type=from_onnx(data_type), shape=shape)
+def tensor(data_type: int = 2, shape: tuple[int, ...] = (-1, 8, 8, 3)) -> Tensor:
+    return Tensor(name="PIXELS", data_type=from_onnx(data_type), shape=shape)
 
 
 class TestChooseProfile:
@@ -63,9 +62,9 @@ class TestChooseProfile:
         assert caught.value.hint
 
     def test_all_inputs_count(self) -> None:
-        def two(best: int) -> OptimizationProfile:
+        def two(best: int) -> Profile:
             one = ShapeRange(min=(1,), opt=(1,), max=(9,))
-            return OptimizationProfile(shapes={"a": one, "b": ShapeRange(min=(1,), opt=(best,), max=(9,))})
+            return {"a": one, "b": ShapeRange(min=(1,), opt=(best,), max=(9,))}
 
         assert choose_profile((two(9), two(2)), {"a": (1,), "b": (3,)}) == 1
 
@@ -128,9 +127,11 @@ class TestRows:
 def test_data_types_by_name() -> None:
     expected = {"FLOAT": "TYPE_FP32", "HALF": "TYPE_FP16", "UINT8": "TYPE_UINT8", "INT8": "TYPE_INT8",
                 "INT32": "TYPE_INT32", "INT64": "TYPE_INT64", "BOOL": "TYPE_BOOL", "BF16": "TYPE_BF16"}  # fmt: skip
-    found = {name: data_type_of(name) for name in expected}
-    assert {name: row.triton for name, row in found.items() if row} == expected
-    assert data_type_of("FP8") is None
+    assert {name: from_tensorrt(name).triton for name in expected} == expected
+    for unknown in ("FP8", ""):
+        with pytest.raises(KeyError):
+            from_tensorrt(unknown)
+    assert all(from_onnx(row.onnx) is from_triton(row.triton) is row for row in DATA_TYPES)
 
 
 def test_data_types_are_named_as_tensorrt_names_them() -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from generator.errors import PlanError
 from generator.gpu.device import why_no_gpu
-from generator.runtime.engine import EngineTensor, open_engine
-from generator.runtime.shapes import describe_profiles
-from generator.tensor import from_onnx
+from generator.plan.profiles import describe_profiles
+from generator.runtime.engine import open_engine
+from generator.tensor import Tensor, from_onnx
 
 WITHOUT = why_no_gpu() or ("" if importlib.util.find_spec("tensorrt") else "tensorrt is not installed")
 pytestmark = pytest.mark.skipif(bool(WITHOUT), reason=f"needs a GPU and TensorRT: {WITHOUT}")
@@ -54,7 +54,7 @@ def plan_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_it_is(plan_of_two: Path) -> None:
     with open_engine(plan_of_two) as engine:
-        assert engine.input == EngineTensor(name="x", data_type=from_onnx(1), shape=(-1, 4))
+        assert engine.input == Tensor(name="x", data_type=from_onnx(1), shape=(-1, 4))
         assert engine.output.name == "y"
         assert describe_profiles(engine.profiles) == "profile 0: x 1..2x4; profile 1: x 4..16x4"
         assert engine.device_memory_bytes >= 0

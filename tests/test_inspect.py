@@ -33,6 +33,7 @@ from generator.measure.inspect.network import Network, NetworkLayer
 from generator.measure.inspect.page import make_page
 from generator.measure.inspect.text import format_report
 from generator.measure.inspect.timing import Timing, measure, summarise
+from generator.tensor import ShapeRange
 from tests.tiny_onnx import write_tiny_onnx
 
 DATA = Path(__file__).parent / "data" / "inspector"
@@ -470,7 +471,7 @@ def test_kind_of_file_is_told_by_content_then_name(tmp_path: Path) -> None:
 
 def fake_engine(*ranges: tuple[int, int, int]) -> Any:
     shape = types.SimpleNamespace
-    profiles = [shape(shapes={"x": shape(min=(a, 8), opt=(b, 8), max=(c, 8))}) for a, b, c in ranges]
+    profiles = [{"x": ShapeRange(min=(a, 8), opt=(b, 8), max=(c, 8))} for a, b, c in ranges]
     return shape(inputs=[shape(name="x", shape=(-1 if ranges else 4, 8))], profiles=profiles, path=Path("model.plan"))
 
 

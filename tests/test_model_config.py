@@ -20,7 +20,7 @@ from generator.spec.file import make_spec
 from generator.spec.recipe import IMAGENET
 from generator.task import find_task
 from generator.tasks.classification.head import Head
-from generator.tensor import Tensor, from_onnx
+from generator.tensor import ShapeRange, Tensor, from_onnx
 from generator.triton.check import check_members
 from generator.triton.config import Member
 
@@ -40,10 +40,7 @@ ARTIFACT = Artifact(onnx=GRAPH, head=HEAD, recipe=IMAGENET, labels=("x",) * 1000
 
 def with_plan(*batches: tuple[int, int, int]) -> Artifact:
     """The same graph as a plan with these profiles."""
-    profiles = [
-        {"PIXELS": {name: [size, 224, 224, 3] for name, size in zip(("min", "opt", "max"), batch, strict=True)}}
-        for batch in batches
-    ]
+    shapes = [[(size, 224, 224, 3) for size in batch] for batch in batches]
     passport = Passport(
         made_by="trtgen",
         tensorrt="10.16.1.11",
@@ -51,10 +48,10 @@ def with_plan(*batches: tuple[int, int, int]) -> Artifact:
         driver="580",
         cuda="13.0",
         precision="fp16",
-        profiles=profiles,
-        inputs=[{"name": "PIXELS", "data_type": "TYPE_UINT8", "shape": [-1, 224, 224, 3]}],
-        outputs=[{"name": "PROBABILITIES", "data_type": "TYPE_FP32", "shape": [-1, 1000]}],
-        flags=[],
+        profiles=tuple({"PIXELS": ShapeRange(min=low, opt=opt, max=high)} for low, opt, high in shapes),
+        inputs=(GRAPH.input,),
+        outputs=(GRAPH.output,),
+        flags=(),
         options={},
         onnx_sha256="0",
         plan_sha256="0",

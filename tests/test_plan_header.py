@@ -154,7 +154,7 @@ def test_onnx_given_by_mistake(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b"hello, world\n", "is not a TensorRT plan"),
         (b"f", "is not a TensorRT plan"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
         (b"PK\x03\x04rest", "zip archive"),
         (b"{}" * 50, "is not a TensorRT plan"),
         (struct.pack("<I", 10) + b"{" + bytes(20), "is not a TensorRT plan"),

@@ -29,10 +29,10 @@ from pathlib import Path
 
 import pytest
 
-from generator.plan.adapter import TRITON_TYPES
+from generator.tensor import DATA_TYPES
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("generator/plan", "generator/inspection", "generator/bench", "templates/backends/tensorrt")
+SOURCES = ("generator/plan", "generator/runtime", "generator/measure", "templates/backends/tensorrt")
 WHEELS = {
     "8.6": "tensorrt_bindings==8.6.1",
     "10.12": "tensorrt_cu12_bindings==10.12.0.36",
@@ -286,7 +286,8 @@ def test_limits_are_true(names: dict[str, set[str]], version: str) -> None:
         assert (name in names["NetworkDefinitionCreationFlag"]) == (version not in lacking)
     levels = {"NONE", "AMPERE_PLUS"} | ({"SAME_COMPUTE_CAPABILITY"} if version != "8.6" else set())
     assert levels <= names["HardwareCompatibilityLevel"]
-    assert set(TRITON_TYPES) - names["DataType"] <= ({"BF16", "INT64"} if version == "8.6" else set())
+    types = {row.tensorrt for row in DATA_TYPES if row.tensorrt}
+    assert types - names["DataType"] <= ({"BF16", "INT64"} if version == "8.6" else set())
 
 
 def test_objects_found_what_they_are_for(names: dict[str, set[str]]) -> None:

@@ -15,7 +15,7 @@ from generator.events import Doing
 
 if TYPE_CHECKING:
     from generator.graph.model import OnnxModel
-    from generator.plan.profiles import OptimizationProfile
+    from generator.tensor import Profile
 
 TENSORRT, ELSEWHERE = "TensorRT", "Other machines"  # panels of --help
 DEFAULT_MAX_BATCH = 32
@@ -125,9 +125,7 @@ def build_plan(
     print(passport_path(plan.path))
 
 
-def read_profiles(
-    onnx: OnnxModel, texts: list[str], max_batch: int | None
-) -> tuple[tuple[OptimizationProfile, ...], int | None]:
+def read_profiles(onnx: OnnxModel, texts: list[str], max_batch: int | None) -> tuple[tuple[Profile, ...], int | None]:
     """Return the profiles that the command line asks for, and the largest batch; none for a graph of fixed shape."""
     from pydantic import ValidationError
 

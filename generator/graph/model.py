@@ -11,7 +11,7 @@ from generator.files import ONNX, hash_file, name_kind
 from generator.tensor import Tensor, from_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
@@ -243,10 +243,5 @@ def _tensor(info: Any, path: Path) -> Tensor:
     except KeyError as error:
         msg = f"{path}: tensor {info.name} has element type {kind.elem_type}, which Triton cannot carry"
         raise SourceError(msg, hint="make it FP32, or UINT8 for raw pixels") from error
-    shape = tuple(_sizes(kind.shape.dim))
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
     return Tensor(name=info.name, data_type=data_type, shape=shape)
-
-
-def _sizes(dims: Iterable[Any]) -> Iterable[int]:
-    for dim in dims:
-        yield dim.dim_value if dim.HasField("dim_value") else -1

@@ -15,32 +15,23 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import PlanError
 from generator.plan.hints import explain
 from generator.plan.library import TensorRTVersion, import_tensorrt, open_log
+from generator.plan.tensors import read_tensor, read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from generator.plan.library import TensorRTLog
-    from generator.plan.profiles import OptimizationProfile
     from generator.plan.progress import Progress
+    from generator.plan.timing_cache import CacheState
     from generator.spec.plan import PlanOptions
+    from generator.tensor import Profile, Tensor
 
-__all__ = ["TRITON_TYPES", "Adapter", "Fault", "PlanTensor", "open_adapter"]
+__all__ = ["Adapter", "Fault", "open_adapter"]
 
 _LOG = logging.getLogger(__name__)
 _OLDEST_10 = (10, 12)
 _SHOWN_ERRORS = 3
-# TensorRT's names of data types in Triton's words.
-TRITON_TYPES = {
-    "FLOAT": "TYPE_FP32",
-    "HALF": "TYPE_FP16",
-    "BF16": "TYPE_BF16",
-    "INT8": "TYPE_INT8",
-    "INT32": "TYPE_INT32",
-    "INT64": "TYPE_INT64",
-    "UINT8": "TYPE_UINT8",
-    "BOOL": "TYPE_BOOL",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +51,6 @@ class Fault:
         """Return `node conv1 (Conv): what TensorRT said`."""
         where = f"node {self.node or '?'} ({self.operator or '?'}): " if self.node or self.operator else ""
         return where + self.text
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanTensor:
-    """An input or output of a network or plan; `shape` has -1 for every dynamic axis."""
-
-    name: str
-    data_type: str
-    shape: tuple[int, ...]
 
 
 def open_adapter(name: str = "tensorrt") -> Adapter:
@@ -235,7 +217,7 @@ class Adapter:
     def _is_float(self, tensor: Any) -> bool:
         return tensor.dtype in (self.trt.DataType.FLOAT, self.trt.DataType.HALF) and not tensor.is_shape_tensor
 
-    def add_profiles(self, builder: Any, config: Any, profiles: Sequence[OptimizationProfile]) -> None:
+    def add_profiles(self, builder: Any, config: Any, profiles: Sequence[Profile]) -> None:
         """Add the profiles, which `check_profiles` has accepted, in their order.
 
         Raises:
@@ -243,7 +225,7 @@ class Adapter:
         """
         for number, shapes in enumerate(profiles):
             profile = builder.create_optimization_profile()
-            for name, one in shapes.shapes.items():
+            for name, one in shapes.items():
                 profile.set_shape(name, one.min, one.opt, one.max)
             if config.add_optimization_profile(profile) < 0:
                 raise self._failure(f"does not take optimization profile {number}")
@@ -277,7 +259,7 @@ class Adapter:
         config.progress_monitor = monitor
         return True
 
-    def load_cache(self, config: Any, data: bytes | None) -> str:
+    def load_cache(self, config: Any, data: bytes | None) -> CacheState:
         """Give the builder the measured times in `data`; return "warm", "cold" where there are none, or "off"."""
         if self.rtx:
             return "off"
@@ -315,19 +297,19 @@ class Adapter:
             return bytes(plan)
         return Fault(node="", operator="", text=self._reason())
 
-    def network_tensors(self, network: Any) -> tuple[list[PlanTensor], list[PlanTensor]]:
+    def network_tensors(self, network: Any) -> tuple[list[Tensor], list[Tensor]]:
         """Return the parsed network's inputs and outputs."""
         inputs = [self._tensor(network.get_input(index)) for index in range(network.num_inputs)]
         return inputs, [self._tensor(network.get_output(index)) for index in range(network.num_outputs)]
 
-    def _tensor(self, tensor: Any) -> PlanTensor:
+    def _tensor(self, tensor: Any) -> Tensor:
         try:
             shape = tuple(tensor.shape)
         except ValueError:  # not even the number of axes is known before run time
             shape = ()
-        return PlanTensor(name=tensor.name, data_type=_triton_type(tensor.dtype), shape=shape)
+        return read_tensor(self.name, tensor.name, tensor.dtype, shape)
 
-    def plan_tensors(self, plan: bytes) -> tuple[list[PlanTensor], list[PlanTensor], int]:
+    def plan_tensors(self, plan: bytes) -> tuple[Sequence[Tensor], Sequence[Tensor], int]:
         """Load a plan that was built just now; return its inputs, its outputs and its number of profiles.
 
         Raises:
@@ -339,14 +321,7 @@ class Adapter:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self._failure("built a plan that it does not load")
-        inputs: list[PlanTensor] = []
-        outputs: list[PlanTensor] = []
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
-            kind = _triton_type(engine.get_tensor_dtype(name))
-            one = PlanTensor(name=name, data_type=kind, shape=tuple(engine.get_tensor_shape(name)))
-            (inputs if engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT else outputs).append(one)
-        return inputs, outputs, engine.num_optimization_profiles
+        return *read_tensors(self.name, self.trt, engine), engine.num_optimization_profiles
 
     def _reason(self) -> str:
         # the cause often stands before the last one: memory that ran out, then a node without implementation
@@ -360,11 +335,6 @@ class Adapter:
 
 def _enum_name(word: str) -> str:
     return word.replace("-", "_").upper()
-
-
-def _triton_type(data_type: Any) -> str:
-    name: str = data_type.name
-    return TRITON_TYPES.get(name, name)
 
 
 def _node_of(path: Path, index: int) -> tuple[str, str]:

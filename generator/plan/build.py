@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import PlanError
 from generator.files import hash_bytes
-from generator.plan.adapter import Fault, PlanTensor, open_adapter
+from generator.plan.adapter import Fault, open_adapter
 from generator.plan.profiles import check_profiles
 from generator.plan.progress import Progress, run_watched, silent
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from generator.graph.model import OnnxModel
     from generator.plan.adapter import Adapter
     from generator.plan.passport import Passport
-    from generator.plan.profiles import OptimizationProfile
-    from generator.plan.timing_cache import TimingCache
+    from generator.plan.timing_cache import CacheState, TimingCache
     from generator.spec.plan import PlanOptions
+    from generator.tensor import Profile, Tensor
 
-__all__ = ["BuildRequest", "Compiled", "Plan", "build_plan", "build_with", "compile_graph", "detect_precision"]
+__all__ = ["BuildRequest", "Compiled", "Plan", "build_plan", "compile_graph", "detect_precision"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class BuildRequest:
 
     onnx: OnnxModel
     precision: str
-    profiles: tuple[OptimizationProfile, ...]
+    profiles: tuple[Profile, ...]
     max_batch_size: int | None
     options: PlanOptions
     command: str
@@ -67,15 +67,27 @@ class Compiled:
     layers: int = 0
     layer_types: dict[str, int] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
-    timing_cache: str = "off"
+    timing_cache: CacheState = "off"
     warnings: tuple[str, ...] = ()
 
 
-def build_plan(request: BuildRequest, path: Path, *, on_progress: Callable[[str, float], None] = silent) -> Plan:
+def build_plan(
+    request: BuildRequest,
+    path: Path,
+    *,
+    adapter: Adapter | None = None,
+    gpu: Gpu | None = None,
+    on_progress: Callable[[str, float], None] = silent,
+) -> Plan:
     """Build the plan on this machine's GPU and write it to `path`, its passport beside it.
 
-    `on_progress` gets what is being done and the part that is done from 0 to 1, which is nan where TensorRT does not
-    tell (8.6). Ctrl-C stops the build and leaves no file, and the files of an earlier build as they were.
+    Args:
+        request: What to build.
+        path: The plan; an earlier one is replaced.
+        adapter: A TensorRT that was opened before; default: the installed one.
+        gpu: The GPU that the passport names; default: this machine's first.
+        on_progress: Gets what is being done and the part that is done from 0 to 1, which is nan where TensorRT does
+            not tell (8.6). Ctrl-C stops the build and leaves no file, and the files of an earlier build as they were.
 
     Raises:
         PlanError: The request does not fit the graph or the installed version, or TensorRT refuses it.
@@ -83,25 +95,13 @@ def build_plan(request: BuildRequest, path: Path, *, on_progress: Callable[[str,
         MissingDependencyError: No tensorrt.
     """
     from generator.gpu.device import find_gpu
-
-    _check_request(request, path)
-    adapter = open_adapter()
-    return build_with(adapter, find_gpu(), request, path, on_progress=on_progress)
-
-
-def build_with(
-    adapter: Adapter,
-    gpu: Gpu,
-    request: BuildRequest,
-    path: Path,
-    *,
-    on_progress: Callable[[str, float], None] = silent,
-) -> Plan:
-    """Do as `build_plan` does, with a TensorRT and a GPU that were found before."""
     from generator.plan.plan_files import write_plan
     from generator.plan.timing_cache import CacheKey, TimingCache
 
-    _check_request(request, path)
+    _check_place(request.onnx, path)
+    check_profiles(request.onnx, request.profiles, max_batch_size=request.max_batch_size)
+    adapter = adapter or open_adapter()
+    gpu = gpu or find_gpu()
     cache = TimingCache(CacheKey.of(gpu, str(adapter.version))) if request.options.timing_cache else None
     compiled = compile_graph(adapter, request, cache=cache, on_progress=on_progress)
     if compiled.faults:
@@ -121,10 +121,11 @@ def compile_graph(
 ) -> Compiled:
     """Parse the graph and, unless `build` is false, build its plan in memory; refusals of the graph are returned.
 
+    The request's profiles have passed `check_profiles`.
+
     Raises:
         PlanError: What was asked for does not fit the graph or this TensorRT, or the plan is not what the graph says.
     """
-    check_profiles(request.onnx, request.profiles, max_batch_size=request.max_batch_size)
     graph = detect_precision(request.onnx.path)
     adapter.check_request(graph=graph, precision=request.precision, options=request.options, opset=request.onnx.opset)
     progress = Progress()
@@ -196,29 +197,30 @@ def _check_plan(adapter: Adapter, request: BuildRequest, plan: bytes) -> None:
 
 def _find_only_batch(request: BuildRequest) -> int | None:
     """Return the batch size that all profiles fix, if they do: TensorRT 8.6 writes it into the plan's shapes."""
-    shapes = [profile.shapes[request.onnx.input.name] for profile in request.profiles]
-    sizes = {shape[0] for one in shapes for shape in (one.min, one.max)}
+    sizes = {size for profile in request.profiles for size in profile[request.onnx.input.name].batches}
     return sizes.pop() if len(sizes) == 1 else None
 
 
 def _check_tensors(
     onnx: OnnxModel,
-    inputs: Sequence[PlanTensor],
-    outputs: Sequence[PlanTensor],
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
     *,
     only_batch: int | None = None,
 ) -> None:
     """Compare inputs and outputs with the graph's. Where the graph leaves an axis open, TensorRT may know more."""
     problems = []
-    for word, tensor, found in (("input", onnx.input, inputs), ("output", onnx.output, outputs)):
-        if [one.name for one in found] != [tensor.name]:
-            problems.append(f"{word}s {[one.name for one in found]}; the graph has {tensor.name}")
+    for word, own, found in (("input", onnx.inputs, inputs), ("output", onnx.outputs, outputs)):
+        if [one.name for one in found] != [tensor.name for tensor in own]:
+            names = ", ".join(tensor.name for tensor in own)
+            problems.append(f"{word}s {[one.name for one in found]}; the graph has {names}")
             continue
-        kind, shape = found[0].data_type, found[0].shape
-        if kind != tensor.data_type.triton:
-            problems.append(f"{word} {tensor.name} is {kind}; the graph has {tensor.data_type.triton}")
-        if tensor.shape and not _fits(shape, tensor.shape, only_batch):  # empty: the file does not say
-            problems.append(f"{word} {tensor.name} is {list(shape)}; the graph has {list(tensor.shape)}")
+        for tensor, one in zip(own, found, strict=True):
+            if one.data_type != tensor.data_type:
+                kinds = one.data_type.triton, tensor.data_type.triton
+                problems.append(f"{word} {tensor.name} is {kinds[0]}; the graph has {kinds[1]}")
+            if tensor.shape and not _fits(one.shape, tensor.shape, only_batch):  # empty: the file does not say
+                problems.append(f"{word} {tensor.name} is {list(one.shape)}; the graph has {list(tensor.shape)}")
     if problems:
         msg = f"{onnx.path}: TensorRT made of it " + "; ".join(problems)
         raise PlanError(msg, hint="export the graph again with UINT8 or FP32 input, FP32 output and a dynamic batch")
@@ -254,19 +256,19 @@ def detect_precision(path: Path) -> str:
     return "fp16" if TensorProto.FLOAT16 in types else "fp32"
 
 
-def _check_request(request: BuildRequest, path: Path) -> None:
-    check_profiles(request.onnx, request.profiles, max_batch_size=request.max_batch_size)
+def _check_place(onnx: OnnxModel, path: Path) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise PlanError(
-            f"{folder} is no folder: the plan cannot be written there", hint=f"mkdir -p {shlex.quote(str(folder))}"
+            f"{folder} is not a folder: the plan cannot be written there", hint=f"mkdir -p {shlex.quote(str(folder))}"
         )
-    if path.is_dir() or path.resolve() == request.onnx.path.resolve():
+    if path.is_dir() or path.resolve() == onnx.path.resolve():
         raise PlanError(
             f"{path} cannot be the plan: it is a folder or the graph itself", hint="give --output another name"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PlanError(f"nobody may write a plan into {folder}", hint="give --output a folder that you may write to")
+        msg = f"{folder} is not writable: the plan cannot be written there"
+        raise PlanError(msg, hint="give --output a folder that you may write to")
 
 
 def _make_passport(adapter: Adapter, gpu: Gpu, request: BuildRequest, compiled: Compiled) -> Passport:
@@ -286,16 +288,10 @@ def _make_passport(adapter: Adapter, gpu: Gpu, request: BuildRequest, compiled: 
         driver=gpu.driver,
         cuda=gpu.cuda,
         precision=request.precision,
-        profiles=[
-            {
-                name: {"min": list(shape.min), "opt": list(shape.opt), "max": list(shape.max)}
-                for name, shape in profile.shapes.items()
-            }
-            for profile in request.profiles
-        ],
-        inputs=[_describe(onnx.input)],
-        outputs=[_describe(onnx.output)],
-        flags=list(compiled.flags),
+        profiles=request.profiles,
+        inputs=(onnx.input,),
+        outputs=onnx.outputs,
+        flags=compiled.flags,
         options=request.options.model_dump(mode="json"),
         onnx_sha256=onnx.sha256,
         plan_sha256=hash_bytes(compiled.data),
@@ -304,7 +300,3 @@ def _make_passport(adapter: Adapter, gpu: Gpu, request: BuildRequest, compiled: 
         timing_cache=compiled.timing_cache,
         command=request.command,
     )
-
-
-def _describe(tensor: Any) -> dict[str, Any]:
-    return {"name": tensor.name, "data_type": tensor.data_type.triton, "shape": list(tensor.shape)}

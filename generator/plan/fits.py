@@ -85,7 +85,7 @@ def _check_version(passport: Passport, host: Host) -> Iterator[Misfit]:
                 hint="if it does not load, build it with the TensorRT that serves it",
             )
         return
-    if is_version_compatible(passport):
+    if passport.is_version_compatible:
         if made < runs:
             return
         expected = f"{has}: also a version-compatible plan runs on its own version and later ones only"
@@ -97,8 +97,8 @@ def _check_version(passport: Passport, host: Host) -> Iterator[Misfit]:
 
 
 def _check_gpu(passport: Passport, host: Host) -> Iterator[Misfit]:
-    name, capability = str(passport.gpu["name"]), str(passport.gpu["compute_capability"])
-    multiprocessors = int(passport.gpu["multiprocessors"])
+    name, capability = passport.gpu["name"], passport.gpu["compute_capability"]
+    multiprocessors = passport.gpu["multiprocessors"]
     built = f"the plan was built on {name} (compute capability {capability}, {multiprocessors} multiprocessors)"
     gpu = host.gpu
     if gpu is None:
@@ -106,7 +106,7 @@ def _check_gpu(passport: Passport, host: Host) -> Iterator[Misfit]:
         yield Misfit(severity="warn", found=built, expected=unknown, hint="nvidia-smi on that machine names its GPU")
         return
     has = f"{host.source} has {gpu.name} ({gpu.compute_capability}, {gpu.multiprocessors})"
-    level = hardware_compatibility(passport)
+    level = passport.hardware_compatibility
     if _number(gpu.compute_capability) != _number(capability):
         if level == "ampere-plus" and min(_number(capability), _number(gpu.compute_capability)) >= (8, 0):
             return
@@ -134,16 +134,6 @@ def _check_gpu(passport: Passport, host: Host) -> Iterator[Misfit]:
     elif gpu.name != name:
         expected = f"{has}: another model, which TensorRT does not support"
         yield Misfit(severity="warn", found=built, expected=expected, hint=_other_gpu_hint(level))
-
-
-def is_version_compatible(passport: Passport) -> bool:
-    """Say whether later versions of TensorRT load the plan."""
-    return bool(passport.options.get("version_compatible")) or "VERSION_COMPATIBLE" in passport.flags
-
-
-def hardware_compatibility(passport: Passport) -> str:
-    """Return the level as the spec calls it: `none`, `ampere-plus` or `same-compute-capability`."""
-    return str(passport.options.get("hardware_compatibility") or "none")
 
 
 def _other_gpu_hint(level: str) -> str:

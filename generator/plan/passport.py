@@ -3,77 +3,98 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, NonNegativeInt, PlainSerializer
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from generator.errors import PlanError
-from generator.plan.containers import ContainerTensorRT, container_tensorrt
-from generator.plan.fits import Host, Misfit, check_fits, local_host
+from generator.plan.timing_cache import CacheState  # noqa: TC001 - pydantic reads the annotations
+from generator.spec.records import JsonRecord
+from generator.tensor import ShapeRange, Tensor, from_triton
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+__all__ = ["Passport", "passport_path", "read_passport", "write_passport"]
 
-__all__ = [
-    "ContainerTensorRT",
-    "Host",
-    "Misfit",
-    "Passport",
-    "check_fits",
-    "container_tensorrt",
-    "local_host",
-    "passport_path",
-    "read_passport",
-    "write_passport",
-]
-
-# Raised when the meaning of a field changes.
-FORMAT = 1
 _REBUILD = "build the plan again: trtgen build-plan model.onnx"
-_TIMING_CACHES = ("cold", "warm", "off")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passport:
+def _read_tensor(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    shape = value.get("shape")
+    try:
+        data_type = from_triton(str(value.get("data_type")))
+    except KeyError as error:
+        raise ValueError(f"data_type {value.get('data_type')!r} is not one of Triton's") from error
+    return {**value, "data_type": data_type, "shape": tuple(shape) if isinstance(shape, list) else shape}
+
+
+def _write_tensor(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "data_type": tensor.data_type.triton, "shape": list(tensor.shape)}
+
+
+def _with_batch(shapes: ShapeRange) -> ShapeRange:
+    if not (shapes.min and shapes.opt and shapes.max):
+        raise ValueError("min, opt and max need a batch")
+    return shapes
+
+
+_Tensors = tuple[Annotated[Tensor, BeforeValidator(_read_tensor), PlainSerializer(_write_tensor)], ...]
+
+
+class BuildGpu(TypedDict):
+    """The GPU that a plan was built on."""
+
+    name: str
+    compute_capability: str
+    multiprocessors: NonNegativeInt
+    memory_bytes: NonNegativeInt
+
+
+class Passport(JsonRecord):
     """The content of model.plan.json.
 
     Attributes:
         tensorrt: Version of the library that built it; `driver` and `cuda` are those of the host.
-        gpu: `name`, `compute_capability`, `multiprocessors`, `memory_bytes`.
         precision: fp32, fp16, bf16 or int8.
-        profiles: Per optimization profile: input -> `min`, `opt`, `max`, each a whole shape.
-        inputs: `name`, `data_type` (TYPE_*), `shape` with -1 for what is not fixed; so `outputs`.
+        inputs: As the graph has them, where -1 is what is not fixed; so `outputs`.
         flags: Names of builder flags; their numbers change between versions.
         options: The spec's `plan`.
-        timing_cache: cold, warm or off.
         command: What makes the plan again.
     """
 
     made_by: str
     tensorrt: str
-    gpu: Mapping[str, Any]
+    gpu: BuildGpu
     driver: str
     cuda: str
     precision: str
-    profiles: Sequence[Mapping[str, Mapping[str, Sequence[int]]]]
-    inputs: Sequence[Mapping[str, Any]]
-    outputs: Sequence[Mapping[str, Any]]
-    flags: Sequence[str]
+    profiles: tuple[Mapping[str, Annotated[ShapeRange, AfterValidator(_with_batch)]], ...]
+    inputs: _Tensors
+    outputs: _Tensors
+    flags: tuple[str, ...]
     options: Mapping[str, Any]
     onnx_sha256: str
     plan_sha256: str
-    plan_bytes: int
+    plan_bytes: NonNegativeInt
     build_seconds: float
-    timing_cache: str
+    timing_cache: CacheState
     command: str
-    format: int = field(default=FORMAT)
+    format: Literal[1] = 1
 
-    def to_json(self) -> str:
-        """Return the file's text; the same passport always gives the same bytes."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+    @property
+    def is_version_compatible(self) -> bool:
+        """Whether later versions of TensorRT load the plan."""
+        return bool(self.options.get("version_compatible")) or "VERSION_COMPATIBLE" in self.flags
+
+    @property
+    def hardware_compatibility(self) -> str:
+        """The level as the spec calls it: `none`, `ampere-plus` or `same-compute-capability`."""
+        return str(self.options.get("hardware_compatibility") or "none")
 
 
 def passport_path(plan: Path) -> Path:
@@ -115,21 +136,17 @@ def read_passport(plan: Path, *, check_hash: bool = False) -> Passport:
         check_hash: Read the whole plan and compare it with what the passport says.
 
     Raises:
-        PlanError: No passport, one that does not hold, or one of another plan.
+        PlanError: No passport, one that cannot be read, or one of another plan.
     """
     path = passport_path(plan)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.is_file():
         msg = f"{plan} has no passport: {path.name} is not beside it"
-        raise PlanError(msg, hint=f"copy it from where the plan was built, or {_REBUILD}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        msg = f"the passport {path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise PlanError(msg, hint=f"copy it from where the plan was built, or {_REBUILD}") from error
-    if problems := list(_problems(data)):
-        msg = f"the passport {path} does not hold: {'; '.join(problems)}"
         raise PlanError(msg, hint=f"copy it from where the plan was built, or {_REBUILD}")
-    passport = Passport(**data)
+    try:
+        passport = Passport.read(path)
+    except ValueError as error:
+        msg = f"the passport {path} cannot be read: {error}"
+        raise PlanError(msg, hint=f"copy it from where the plan was built, or {_REBUILD}") from error
     if check_hash:
         _compare(passport, plan)
     return passport
@@ -149,76 +166,3 @@ def _compare(passport: Passport, plan: Path) -> None:
     if digest != passport.plan_sha256:
         msg = f"{plan} is not the plan of its passport: SHA-256 {digest[:12]}..., not {passport.plan_sha256[:12]}..."
         raise PlanError(msg, hint=f"copy both files again, or {_REBUILD}")
-
-
-def _problems(data: Any) -> Iterator[str]:
-    """Say everything that keeps `data` from being a passport: readers rely on each field's form."""
-    if not isinstance(data, dict):
-        yield f"it is a JSON {type(data).__name__}, an object was expected"
-        return
-    if data.get("format") != FORMAT:
-        yield f"it has format {data.get('format')!r}, this version of trtgen reads {FORMAT}"
-        return
-    names = {one.name for one in fields(Passport)}
-    if missing := sorted(names - set(data)):
-        yield f"{', '.join(missing)} is missing"
-    if unknown := sorted(set(data) - names):
-        yield f"{', '.join(unknown)} is unknown"
-    yield from _value_problems(data)
-    yield from _structure_problems(data)
-
-
-def _value_problems(data: dict[str, Any]) -> Iterator[str]:
-    for name in ("made_by", "tensorrt", "driver", "cuda", "precision", "onnx_sha256", "plan_sha256", "command"):
-        if name in data and not isinstance(data[name], str):
-            yield f"{name} is no text"
-    if not _is_count(data.get("plan_bytes", 1)):
-        yield "plan_bytes is no number of bytes"
-    if not isinstance(data.get("build_seconds", 0.0), int | float):
-        yield "build_seconds is no number"
-    if data.get("timing_cache", "off") not in _TIMING_CACHES:
-        yield f"timing_cache is none of {', '.join(_TIMING_CACHES)}"
-    if not isinstance(data.get("options", {}), dict):
-        yield "options is no object"
-    if not _all(data.get("flags", []), lambda flag: isinstance(flag, str)):
-        yield "flags is no list of names"
-
-
-def _structure_problems(data: dict[str, Any]) -> Iterator[str]:
-    gpu = data.get("gpu", {})
-    texts, counts = ("name", "compute_capability"), ("multiprocessors", "memory_bytes")
-    if "gpu" in data and not (
-        isinstance(gpu, dict)
-        and all(isinstance(gpu.get(key), str) for key in texts)
-        and all(_is_count(gpu.get(key)) for key in counts)
-    ):
-        yield f"gpu does not have {', '.join((*texts, *counts))}"
-    for name in ("inputs", "outputs"):
-        if not _all(data.get(name, []), _is_tensor):
-            yield f"{name} is no list of name, data_type and shape"
-    if not _all(data.get("profiles", []), _is_profile):
-        yield "profiles is no list of inputs with min, opt and max"
-
-
-def _is_tensor(one: Any) -> bool:
-    named = isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("name", "data_type"))
-    return named and _is_shape(one.get("shape"))
-
-
-def _is_profile(one: Any) -> bool:
-    return isinstance(one, dict) and all(
-        isinstance(ranges, dict) and all(ranges.get(key) and _is_shape(ranges[key]) for key in ("min", "opt", "max"))
-        for ranges in one.values()
-    )
-
-
-def _is_shape(value: Any) -> bool:
-    return _all(value, lambda edge: isinstance(edge, int) and not isinstance(edge, bool))
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _all(value: Any, test: Any) -> bool:
-    return isinstance(value, list) and all(test(one) for one in value)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.plan.build import BuildRequest, compile_graph, detect_precision, refusal
+from generator.plan.profiles import check_profiles
 from generator.plan.progress import silent
 from generator.spec.plan import PlanOptions
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from generator.errors import PlanError
     from generator.graph.model import OnnxModel
     from generator.plan.adapter import Adapter, Fault
-    from generator.plan.profiles import OptimizationProfile
+    from generator.tensor import Profile
 
 __all__ = ["PreflightReport", "check_graph"]
 
@@ -91,7 +92,7 @@ class PreflightReport:
 
 def check_graph(
     onnx: OnnxModel,
-    profiles: Sequence[OptimizationProfile],
+    profiles: Sequence[Profile],
     *,
     build: bool = True,
     options: PlanOptions | None = None,
@@ -117,6 +118,7 @@ def check_graph(
         options=kept,
         command="",
     )
+    check_profiles(onnx, profiles, max_batch_size=max_batch_size)
     compiled = compile_graph(adapter, request, build=build, on_progress=on_progress)
     nodes = load_proto(onnx.path, weights=False).graph.node
     parsed = bool(compiled.layers)
@@ -151,8 +153,8 @@ def _usable_options(options: PlanOptions) -> tuple[PlanOptions, tuple[str, ...]]
     return options.model_copy(update={name: unusable[name] for name in ignored}), ignored
 
 
-def _describe(profile: OptimizationProfile) -> str:
+def _describe(profile: Profile) -> str:
     return "; ".join(
         f"{name} {'x'.join(map(str, shape.min))} {'x'.join(map(str, shape.opt))} {'x'.join(map(str, shape.max))}"
-        for name, shape in profile.shapes.items()
+        for name, shape in profile.items()
     )

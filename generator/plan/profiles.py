@@ -6,40 +6,25 @@ or when the first request comes. So everything is checked here, and every proble
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generator.errors import PlanError
+from generator.spec.plan import uncovered_batches
+from generator.tensor import ShapeRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from generator.graph.model import OnnxModel
     from generator.spec.plan import BatchProfile
-    from generator.tensor import Tensor
+    from generator.tensor import Profile, Tensor
 
-__all__ = ["OptimizationProfile", "ShapeRange", "check_profiles", "make_profiles"]
+__all__ = ["check_profiles", "describe_profiles", "make_profiles"]
 
-_HINT = "mend the profiles: plan.profiles and batch.max in models.yaml, --profile and --max-batch on the command line"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShapeRange:
-    """The shapes of one input, whole, with the batch first: any between `min` and `max`, chosen for `opt`."""
-
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
+_HINT = "fix the profiles: plan.profiles and batch.max in models.yaml, --profile and --max-batch on the command line"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizationProfile:
-    """One range of shapes per input."""
-
-    shapes: Mapping[str, ShapeRange]
-
-
-def make_profiles(onnx: OnnxModel, batches: Sequence[BatchProfile]) -> tuple[OptimizationProfile, ...]:
+def make_profiles(onnx: OnnxModel, batches: Sequence[BatchProfile]) -> tuple[Profile, ...]:
     """Return one profile per batch range for the graph's input. Only its batch may be dynamic.
 
     Raises:
@@ -55,14 +40,12 @@ def make_profiles(onnx: OnnxModel, batches: Sequence[BatchProfile]) -> tuple[Opt
         raise PlanError(msg, hint="export the graph with a fixed image size")
     rest = onnx.input.shape[1:]
     return tuple(
-        OptimizationProfile(
-            shapes={onnx.input.name: ShapeRange(min=(batch.min, *rest), opt=(batch.opt, *rest), max=(batch.max, *rest))}
-        )
+        {onnx.input.name: ShapeRange(min=(batch.min, *rest), opt=(batch.opt, *rest), max=(batch.max, *rest))}
         for batch in batches
     )
 
 
-def check_profiles(onnx: OnnxModel, profiles: Sequence[OptimizationProfile], *, max_batch_size: int | None) -> None:
+def check_profiles(onnx: OnnxModel, profiles: Sequence[Profile], *, max_batch_size: int | None) -> None:
     """Check names, ranks, fixed axes, min <= opt <= max, and that every batch up to `max_batch_size` has a profile.
 
     Profiles may overlap. A graph without dynamic axes needs none. `max_batch_size` None or 0 asks for no batch.
@@ -85,11 +68,11 @@ def check_profiles(onnx: OnnxModel, profiles: Sequence[OptimizationProfile], *, 
         raise PlanError(msg, hint=_HINT)
 
 
-def _profile_problems(tensor: Tensor, index: int, profile: OptimizationProfile) -> Iterable[str]:
-    for name in profile.shapes:
+def _profile_problems(tensor: Tensor, index: int, profile: Profile) -> Iterable[str]:
+    for name in profile:
         if name != tensor.name:
             yield f"profile {index}: the graph has no input {name}; its input is {tensor.name}"
-    found = profile.shapes.get(tensor.name)
+    found = profile.get(tensor.name)
     if found is None:
         yield f"profile {index}: input {tensor.name} is missing"
         return
@@ -111,7 +94,7 @@ def _profile_problems(tensor: Tensor, index: int, profile: OptimizationProfile) 
             yield f"{where}; 1 <= min <= opt <= max was expected"
 
 
-def _batch_problems(tensor: Tensor, profiles: Sequence[OptimizationProfile], max_batch_size: int) -> Iterable[str]:
+def _batch_problems(tensor: Tensor, profiles: Sequence[Profile], max_batch_size: int) -> Iterable[str]:
     fixed = tensor.shape[0]
     if fixed >= 0:
         yield (
@@ -119,24 +102,29 @@ def _batch_problems(tensor: Tensor, profiles: Sequence[OptimizationProfile], max
             f"a dynamic one was expected for batches of 1 to {max_batch_size}"
         )
         return
-    ranges = sorted((shape.min[0], shape.max[0]) for shape in (one.shapes[tensor.name] for one in profiles))
-    covered = ", ".join(f"{low} to {high}" for low, high in ranges)
-    largest = max(high for _, high in ranges)
-    if largest < max_batch_size:
+    ranges = sorted(profile[tensor.name].batches for profile in profiles)
+    if gaps := uncovered_batches(ranges, max_batch_size):
+        covered = ", ".join(f"{low}-{high}" for low, high in ranges)
         yield (
-            f"input {tensor.name}, axis 0, the batch: max_batch_size {max_batch_size} is above the profiles, "
-            f"which end at {largest} (they cover {covered})"
+            f"input {tensor.name}, axis 0, the batch: no profile covers {gaps} (they cover {covered}); "
+            f"every batch from 1 to {max_batch_size} was expected"
         )
-    end = 0
-    for low, high in ranges:
-        if low > end + 1 and end < max_batch_size:
-            last = min(low - 1, max_batch_size)
-            gap = f"batch {last} is" if last == end + 1 else f"batches {end + 1} to {last} are"
-            yield (
-                f"input {tensor.name}, axis 0, the batch: {gap} in no profile (they cover {covered}); "
-                f"every batch from 1 to {max_batch_size} was expected"
-            )
-        end = max(end, high)
+
+
+def describe_profiles(profiles: Sequence[Profile]) -> str:
+    """Return the profiles as one line: `profile 0: PIXELS 1..32x224x224x3`."""
+
+    def edges(low: int, high: int) -> str:
+        return str(low) if low == high else f"{low}..{high}"
+
+    parts = []
+    for index, profile in enumerate(profiles):
+        shapes = (
+            f"{name} {'x'.join(edges(low, high) for low, high in zip(one.min, one.max, strict=True))}"
+            for name, one in profile.items()
+        )
+        parts.append(f"profile {index}: {', '.join(shapes)}")
+    return "; ".join(parts)
 
 
 def _text(shape: Sequence[int]) -> str:

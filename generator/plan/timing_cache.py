@@ -16,7 +16,7 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from generator.files import hash_bytes
 
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
     from generator.gpu.device import Gpu
 
-__all__ = ["CacheKey", "TimingCache", "cache_folder"]
+__all__ = ["CacheKey", "CacheState", "TimingCache", "cache_folder"]
 
 _LOG = logging.getLogger(__name__)
+CacheState = Literal["cold", "warm", "off"]
 
 
 def cache_folder() -> Path:

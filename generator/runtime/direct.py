@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydantic import ValidationError
 
-    from generator.runtime.shapes import EngineTensor
     from generator.spec.recipe import Recipe
+    from generator.tensor import Tensor
 
 __all__ = ["Meaning", "Score", "check_meaning", "find_meaning", "rank", "read_recipe"]
 
@@ -82,7 +82,7 @@ def find_meaning(plan: Path) -> Meaning:
     return Meaning(recipe=None, labels=None, source="")
 
 
-def read_recipe(text: str, tensor: EngineTensor) -> Recipe:
+def read_recipe(text: str, tensor: Tensor) -> Recipe:
     """Return the recipe that `--recipe` asks for: `imagenet`, at the plan's own image size, or a JSON file.
 
     Raises:
@@ -114,7 +114,7 @@ def _first_problem(error: ValidationError) -> str:
     return ": ".join([*(str(part) for part in detail["loc"]), str(detail["msg"])])
 
 
-def check_meaning(recipe: Recipe, labels: Sequence[str] | None, given: EngineTensor, made: EngineTensor) -> None:
+def check_meaning(recipe: Recipe, labels: Sequence[str] | None, given: Tensor, made: Tensor) -> None:
     """Compare recipe and labels with the plan's input and output.
 
     Raises:
@@ -142,7 +142,7 @@ def rank(scores: NDArray[np.float32], labels: Sequence[str] | None, top: int) ->
     ]
 
 
-def _no_pixels(tensor: EngineTensor) -> PlanError:
+def _no_pixels(tensor: Tensor) -> PlanError:
     text = "x".join(str(edge) for edge in tensor.shape[1:])
     return PlanError(
         f"input {tensor.name} is {tensor.data_type.triton} {text}; UINT8 pixels of height x width x 3 were expected",

@@ -14,12 +14,13 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import DeviceError, PlanError
-from generator.plan.fits import Host, check_fits, is_version_compatible
+from generator.plan.fits import Host, check_fits
 from generator.plan.header import read_header
 from generator.plan.load_errors import explain_failure
 from generator.plan.passport import Passport, passport_path, read_passport
-from generator.runtime.shapes import EngineTensor, check_rows, choose_profile, contains, describe_profiles, split_rows
-from generator.runtime.tensors import read_profiles, read_tensors
+from generator.plan.profiles import describe_profiles
+from generator.plan.tensors import read_profiles, read_tensors
+from generator.runtime.shapes import check_rows, choose_profile, contains, split_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
     from generator.gpu.device import Gpu
     from generator.runtime.session import Session
+    from generator.tensor import Tensor
 
-__all__ = ["Engine", "EngineTensor", "choose_profile", "open_engine", "split_rows"]
+__all__ = ["Engine", "choose_profile", "open_engine", "split_rows"]
 
 _LOG = logging.getLogger(__name__)
 _KEPT_SESSIONS = 2  # of `run`: the full batch and the last remainder
@@ -71,7 +73,7 @@ def open_engine(path: Path, *, index: int = 0) -> Engine:
     except TypeError as error:  # pybind's word for a constructor that returned nothing
         why = explain_failure("TensorRT does not start", log.all_errors(), otherwise=DeviceError, hint="run nvidia-smi")
         raise why from error
-    if passport is not None and is_version_compatible(passport):
+    if passport is not None and passport.is_version_compatible:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
@@ -111,7 +113,7 @@ class Engine:
         self._running: dict[int, Session] = {}  # of `run`, by batch
 
     @property
-    def input(self) -> EngineTensor:
+    def input(self) -> Tensor:
         """The only input.
 
         Raises:
@@ -120,7 +122,7 @@ class Engine:
         return self._only(self.inputs, "input")
 
     @property
-    def output(self) -> EngineTensor:
+    def output(self) -> Tensor:
         """The only output.
 
         Raises:
@@ -274,10 +276,9 @@ class Engine:
         return session
 
     def _batch_ranges(self) -> tuple[tuple[int, int], ...]:
-        name = self.input.name
-        return tuple((profile.shapes[name].min[0], profile.shapes[name].max[0]) for profile in self.profiles)
+        return tuple(profile[self.input.name].batches for profile in self.profiles)
 
-    def _only(self, tensors: Sequence[EngineTensor], what: str) -> EngineTensor:
+    def _only(self, tensors: Sequence[Tensor], what: str) -> Tensor:
         if len(tensors) != 1:
             names = ", ".join(tensor.name for tensor in tensors) or "none"
             msg = f"{self.path} has {len(tensors)} {what}s ({names}), one was expected"

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from generator.runtime.engine import Engine, EngineTensor
+    from generator.runtime.engine import Engine
+    from generator.tensor import Tensor
 
 __all__ = ["Session"]
 
@@ -168,7 +169,7 @@ class Session:
 
     @staticmethod
     def _take(
-        made: ExitStack, tensor: EngineTensor, shape: tuple[int, ...], index: int
+        made: ExitStack, tensor: Tensor, shape: tuple[int, ...], index: int
     ) -> tuple[PinnedMemory, DeviceMemory, NDArray[Any]]:
         import numpy as np
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generator.errors import PlanError
+from generator.plan.profiles import describe_profiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from generator.plan.profiles import OptimizationProfile
-    from generator.tensor import DataType
+    from generator.tensor import Profile, Tensor
 
-__all__ = ["EngineTensor", "check_rows", "choose_profile", "contains", "describe_profiles", "split_rows"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineTensor:
-    """An input or output of an engine. `shape` has -1 for what a profile leaves open; axis 0 is the batch."""
-
-    name: str
-    data_type: DataType
-    shape: tuple[int, ...]
+__all__ = ["check_rows", "choose_profile", "contains", "split_rows"]
 
 
-def choose_profile(profiles: Sequence[OptimizationProfile], shapes: Mapping[str, tuple[int, ...]]) -> int:
+def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return the profile whose opt is nearest to `shapes` among those that contain them, as Triton's backend does.
 
     The distance is the sum over all axes of all inputs; of equally near ones the first is taken.
@@ -43,7 +33,7 @@ def choose_profile(profiles: Sequence[OptimizationProfile], shapes: Mapping[str,
         return sum(
             abs(edge - best)
             for name, shape in shapes.items()
-            for edge, best in zip(shape, profiles[index].shapes[name].opt, strict=True)
+            for edge, best in zip(shape, profiles[index][name].opt, strict=True)
         )
 
     return min(fitting, key=distance)
@@ -65,23 +55,7 @@ def split_rows(rows: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, 
     return parts
 
 
-def describe_profiles(profiles: Sequence[OptimizationProfile]) -> str:
-    """Return the profiles as one line: `profile 0: PIXELS 1..32x224x224x3`."""
-
-    def edges(low: int, high: int) -> str:
-        return str(low) if low == high else f"{low}..{high}"
-
-    parts = []
-    for index, profile in enumerate(profiles):
-        shapes = (
-            f"{name} {'x'.join(edges(low, high) for low, high in zip(one.min, one.max, strict=True))}"
-            for name, one in profile.shapes.items()
-        )
-        parts.append(f"profile {index}: {', '.join(shapes)}")
-    return "; ".join(parts)
-
-
-def check_rows(tensor: EngineTensor, shape: tuple[int, ...], data_type: str) -> None:
+def check_rows(tensor: Tensor, shape: tuple[int, ...], data_type: str) -> None:
     """Refuse rows that are not what the input takes.
 
     Raises:
@@ -101,10 +75,10 @@ def check_rows(tensor: EngineTensor, shape: tuple[int, ...], data_type: str) -> 
         raise PlanError(msg, hint="give at least one image")
 
 
-def contains(profile: OptimizationProfile, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def contains(profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Say whether the profile takes these shapes."""
     for name, shape in shapes.items():
-        one = profile.shapes[name]
+        one = profile[name]
         if len(shape) != len(one.min) or not all(
             low <= edge <= high for low, edge, high in zip(one.min, shape, one.max, strict=True)
         ):

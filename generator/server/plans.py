@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from generator.plan.fits import Host
     from generator.plan.header import PlanHeader
-    from generator.plan.passport import Host
 
 __all__ = [
     "PLAN_FILE",
@@ -66,11 +66,10 @@ def _served(directory: Path) -> list[int]:
 
 def has_version_compatible(root: Path) -> bool:
     """Say whether a plan below `root` was built for later versions of TensorRT too, as its passport says."""
-    from generator.plan.fits import is_version_compatible
     from generator.plan.passport import passport_path, read_passport
 
     plans = find_plans(root) if root.is_dir() else []
-    return any(is_version_compatible(read_passport(plan)) for plan in plans if passport_path(plan).is_file())
+    return any(read_passport(plan).is_version_compatible for plan in plans if passport_path(plan).is_file())
 
 
 def check_local_plans(plans: Sequence[Path]) -> None:
@@ -82,8 +81,8 @@ def check_local_plans(plans: Sequence[Path]) -> None:
         PlanError: See `check_plans`.
     """
     from generator.gpu.device import why_no_gpu
+    from generator.plan.fits import local_host
     from generator.plan.library import installed_version
-    from generator.plan.passport import local_host
 
     if not plans:
         return
@@ -107,7 +106,8 @@ def check_container_plans(plans: Sequence[Path], image: str, *, gpus: bool) -> N
         DeviceError: The container is to run without GPUs.
         PlanError: See `check_plans`.
     """
-    from generator.plan.passport import Host, container_tensorrt, local_host
+    from generator.plan.containers import container_tensorrt
+    from generator.plan.fits import Host, local_host
 
     if not plans:
         return
@@ -126,8 +126,9 @@ def check_plans(plans: Iterable[Path], host: Host) -> None:
     Raises:
         PlanError: A plan is cut off, not that of its passport, or built for another TensorRT or GPU; all are named.
     """
+    from generator.plan.fits import check_fits
     from generator.plan.header import read_header
-    from generator.plan.passport import check_fits, passport_path, read_passport
+    from generator.plan.passport import passport_path, read_passport
 
     problems: list[str] = []
     hints: list[str] = []

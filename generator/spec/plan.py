@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["BatchProfile", "HardwareCompatibility", "PlanOptions"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["BatchProfile", "HardwareCompatibility", "PlanOptions", "uncovered_batches"]
 
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 
@@ -62,18 +65,16 @@ class PlanOptions(BaseModel):
         default=True, description="Have Triton launch the plan as a CUDA graph for the profiles' batch sizes."
     )
 
-    def uncovered(self, maximum: int) -> str:
-        """Return the batch sizes from 1 to `maximum` that no profile covers, as in `1, 9-15`; empty if there is none.
 
-        TensorRT itself would not mind; requests of these sizes would be refused when they come.
-        """
-        if self.profiles is None:
-            return ""
-        sizes = [n for n in range(1, maximum + 1) if not any(p.min <= n <= p.max for p in self.profiles)]
-        runs: list[list[int]] = []
-        for size in sizes:
-            if runs and size == runs[-1][-1] + 1:
-                runs[-1].append(size)
-            else:
-                runs.append([size])
-        return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+def uncovered_batches(ranges: Iterable[tuple[int, int]], maximum: int) -> str:
+    """Return the batch sizes from 1 to `maximum` that none of the `ranges` covers, as in `1, 9-15`; empty if none.
+
+    TensorRT itself would not mind; requests of these sizes would be refused when they come.
+    """
+    gaps, end = [], 0
+    for low, high in [*sorted(ranges), (maximum + 1, maximum + 1)]:
+        last = min(low - 1, maximum)
+        if last > end:
+            gaps.append(str(last) if last == end + 1 else f"{end + 1}-{last}")
+        end = max(end, high)
+    return ", ".join(gaps)

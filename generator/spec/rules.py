@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from generator.spec.config_text import given_fields, parse_text
+from generator.spec.plan import uncovered_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,7 +33,8 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
         yield "raw goes with source: onnx only"
     yield from _of_precision(spec)
     yield from _of_config(spec)
-    if gaps := spec.plan.uncovered(spec.batch.max):
+    ranges = [(one.min, one.max) for one in spec.profile_batches()]
+    if gaps := uncovered_batches(ranges, spec.batch.max):
         yield f"plan.profiles do not cover a batch of {gaps}: all from 1 to batch.max ({spec.batch.max}) are needed"
 
 

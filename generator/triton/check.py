@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ConfigError
+from generator.spec.plan import uncovered_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -128,10 +129,8 @@ def _against_profiles(config: Any, artifact: Artifact) -> Iterable[str]:
         if unknown := [index for index in listed if index >= len(profiles)]:
             yield f"instance_group lists profile {unknown[0]}, the plan has {len(profiles)}"
             continue
-        ranges = [(profiles[index][name]["min"][0], profiles[index][name]["max"][0]) for index in listed]
-        gaps = [n for n in range(1, config.max_batch_size + 1) if not any(low <= n <= high for low, high in ranges)]
-        if gaps:
-            yield f"max_batch_size is {config.max_batch_size}, but no profile of the group covers a batch of {gaps[0]}"
+        if gaps := uncovered_batches([profiles[index][name].batches for index in listed], config.max_batch_size):
+            yield f"max_batch_size is {config.max_batch_size}, but no profile of the group covers a batch of {gaps}"
 
 
 def _links(ensemble: Any, parsed: Mapping[str, Any]) -> Iterable[str]:

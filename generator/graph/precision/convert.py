@@ -227,8 +227,8 @@ def _write(model: onnx.ModelProto, destination: Path, before: OnnxModel, *, load
             msg = f"the converted graph is not valid: {' '.join(str(error).split())}"
             raise ExportError(msg, hint="name the node in keep, or take another precision") from error
         after = read_onnx(path)
-        if (after.input, after.output) != (before.input, before.output):
-            msg = f"the conversion changed {before.input} to {after.input}, or {before.output} to {after.output}"
+        if (after.input, after.outputs) != (before.input, before.outputs):
+            msg = f"the conversion changed {before.input} to {after.input}, or {before.outputs} to {after.outputs}"
             raise ExportError(msg, hint="take another precision, and report this graph")
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == destination.name):
             file.chmod(0o644)  # onnx's 600 for external data would keep the container's user out

@@ -14,7 +14,6 @@ from generator.measure.inspect.report import Report, finish
 from generator.plan.library import installed_version
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from generator.measure.inspect.graph import OnnxGraph
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from generator.plan.passport import Passport
     from generator.runtime.engine import Engine
     from generator.runtime.session import Session
+    from generator.tensor import Profile
 
 __all__ = ["inspect_onnx", "inspect_plan", "is_plan"]
 
@@ -138,7 +138,7 @@ def _ask_inspector(trt: Any, engine: Any, context: Any) -> str:
 
 def _choose_batch(engine: Engine, batch: int | None) -> int:
     name = engine.inputs[0].name
-    ranges = [profile.shapes[name] for profile in engine.profiles if name in profile.shapes]
+    ranges = [profile[name] for profile in engine.profiles if name in profile]
     if not ranges:  # nothing is dynamic
         fixed = engine.inputs[0].shape[0]
         ranges_text, fits, default = f"{fixed}", batch in (None, fixed), fixed
@@ -209,10 +209,6 @@ def _plan_facts(path: Path, header: PlanHeader, passport: Passport | None) -> li
     ]
 
 
-def _profile_text(profile: Any) -> str:
+def _profile_text(profile: Profile) -> str:
     """Return the batches of one profile: `1 / 8 / 32` for min, opt and max."""
-    texts = []
-    for ranges in profile.values():
-        values: Sequence[Sequence[int]] = [ranges[key] for key in ("min", "opt", "max")]
-        texts.append(" / ".join(str(shape[0]) for shape in values))
-    return ", ".join(texts)
+    return ", ".join(f"{one.min[0]} / {one.opt[0]} / {one.max[0]}" for one in profile.values())

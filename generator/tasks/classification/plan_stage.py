@@ -53,7 +53,7 @@ def check_plan(
             )
             result = judge(STAGE, candidate, reference, scores, limit, lambda: _cause(candidate))
             if result.status == "proved":
-                optima = {profile.shapes[engine.input.name].opt[0] for profile in engine.profiles}
+                optima = {profile[engine.input.name].opt[0] for profile in engine.profiles}
                 sizes = {*batch_sizes(maximum), *(min(size, maximum) for size in optima)}
                 result = check_rows(result, candidate, reference, engine.run, scores, sizes=sorted(sizes), limit=limit)
     except (PlanError, DeviceError) as error:
