@@ -180,9 +180,11 @@ def _command(layout: Layout, root: Path | None = None) -> str:
 
 def _contract(spec: ModelSpec, artifact: Artifact) -> dict[str, Any]:
     """What clients and the older versions of the same model rely on: one config.pbtxt serves all versions."""
+    given = artifact.onnx.input
+    outputs = [[tensor.name, tensor.data_type.triton, list(tensor.shape)] for tensor in artifact.onnx.outputs]
     return {
-        "input": [artifact.onnx.input.data_type.triton, list(artifact.onnx.input.shape)],
-        "output": [artifact.onnx.output.name, artifact.onnx.output.data_type.triton, list(artifact.onnx.output.shape)],
+        "input": [given.data_type.triton, list(given.shape)],
+        "output": outputs[0] if len(outputs) == 1 else outputs,
         "preprocessing": artifact.recipe.model_dump(mode="json", include={"resize", "crop", "interpolation", "exif"}),
         **find_task(spec.task).make_contract(artifact),
         "backend": "onnxruntime" if artifact.passport is None else "tensorrt",
@@ -241,7 +243,7 @@ def _record(
             "opset": artifact.onnx.opset,
             "nodes": artifact.onnx.node_count,
             "input": artifact.onnx.input.name,
-            "output": artifact.onnx.output.name,
+            "output": " ".join(tensor.name for tensor in artifact.onnx.outputs),
         },
         plan=_plan_facts(artifact),
         proof=list(report.as_proof() if report else [UNVERIFIED]),

@@ -6,8 +6,9 @@ A task from outside registers itself with `register_task`, or with an entry poin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from generator.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,11 +27,7 @@ if TYPE_CHECKING:
     from generator.tensor import Tensor
     from generator.triton.config import Member
 
-__all__ = ["Role", "Stage", "StageResult", "Task", "find_task", "list_tasks", "not_proved", "register_task"]
-
-_GROUP = "trtgen.tasks"
-_BUILT_IN = {"classification": "generator.tasks.classification:CLASSIFICATION"}
-_registered: dict[str, Task] = {}
+__all__ = ["TASKS", "Role", "Stage", "StageResult", "Task", "find_task", "not_proved", "register_task"]
 
 Status = Literal["proved", "failed", "not proved", "assumed", "measured"]
 
@@ -143,9 +140,14 @@ class Task(Protocol):
         """Return what a client prints for each image: its results, best first."""
 
 
+TASKS: Registry[Task] = Registry(
+    "task", group="trtgen.tasks", built_in={"classification": "generator.tasks.classification:CLASSIFICATION"}
+)
+
+
 def register_task(task: Task) -> None:
     """Make `task` known by its name; a later one of the same name takes its place."""
-    _registered[task.name] = task
+    TASKS.register(task.name, task)
 
 
 def find_task(name: str) -> Task:
@@ -154,19 +156,4 @@ def find_task(name: str) -> Task:
     Raises:
         LookupError: There is none.
     """
-    if name not in _registered:
-        found: EntryPoint | None
-        if name in _BUILT_IN:
-            found = EntryPoint(name=name, value=_BUILT_IN[name], group=_GROUP)
-        else:
-            found = next(iter(entry_points(group=_GROUP, name=name)), None)
-        if found is None:
-            msg = f"there is no task {name!r}; known are {', '.join(list_tasks())}"
-            raise LookupError(msg)
-        _registered[name] = found.load()
-    return _registered[name]
-
-
-def list_tasks() -> list[str]:
-    """Return the names of all tasks, sorted."""
-    return sorted({*_BUILT_IN, *_registered, *(entry.name for entry in entry_points(group=_GROUP))})
+    return TASKS.find(name)

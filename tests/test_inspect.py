@@ -356,12 +356,12 @@ def test_nodes_without_names_are_found_by_the_parsers_names(tmp_path: Path) -> N
 
 def test_demo_model_goes_through_the_parser(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from generator.sources.demo import load_demo
+    from generator.sources.demo import load
     from generator.spec.file import make_spec
     from tests.tiny_onnx import export_graph
 
     spec = make_spec(["demo"], batch={"max": 2}, target="onnxruntime", precision="fp32")[0]
-    model = export_graph(spec, load_demo(spec), tmp_path)
+    model = export_graph(spec, load(spec), tmp_path)
     report = inspect_onnx(model.path)
     assert report.subject == "network"
     assert report.node_count == model.node_count

@@ -266,7 +266,7 @@ def test_versions_to_serve(versions: Any, check: Callable[[Any], bool]) -> None:
         ("net", "platform:", "instance_group [{count: 1}]\nplatform:", "instance_group is not allowed"),
         ("net_classifier", "TYPE_UINT8", "TYPE_FP32", "input PIXELS is TYPE_FP32, but TYPE_UINT8 in the graph"),
         ("net_classifier", "dims: [ 224, 224, 3 ]", "dims: [ 3, 224, 224 ]", "but [224, 224, 3] in the graph"),
-        ("net_classifier", 'name: "PIXELS"', 'name: "INPUT"', "input 'INPUT', but the graph has 'PIXELS'"),
+        ("net_classifier", 'name: "PIXELS"', 'name: "INPUT"', "inputs ['INPUT'], but the graph has ['PIXELS']"),
         ("net_classifier", " batch_size: 1\n", " batch_size: 99\n", "warmup batch_size 99 is above max_batch_size 32"),
         ("net", "TYPE_STRING", "TYPE_STRING format: FORMAT_NHWC", "IMAGE has a format, which needs 3 dims, and has 1"),
         ("net_classifier", "count: 1", "count: 0", "instance_group count is 0"),

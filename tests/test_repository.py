@@ -172,7 +172,7 @@ def test_lines_that_trtgen_would_write_otherwise_now_are_not_called_published(
     config = tmp_path / "repo/tiny_preprocess/config.pbtxt"
     config.write_text(config.read_text() + "\n" * 60)
     versions = {**installed_packages(), "pillow": "99"}
-    monkeypatch.setattr("generator.repository.stage.installed_packages", lambda: versions)
+    monkeypatch.setattr("generator.tasks.members.installed_packages", lambda: versions)
     with pytest.raises(RepositoryError) as caught:
         words(tmp_path, spec)
     lines = caught.value.message.splitlines()

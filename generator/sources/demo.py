@@ -11,14 +11,14 @@ from generator.task import find_task
 if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
 
-__all__ = ["describe_demo", "load_demo"]
+__all__ = ["describe", "load"]
 
 
-def load_demo(spec: ModelSpec) -> Network:
+def load(spec: ModelSpec) -> Network:
     """Load the demo network (see `generator.demo`)."""
     from generator.demo import network
 
-    recipe, labels = describe_demo(spec)
+    recipe, labels = describe(spec)
     module = network.load_network()
     return Network(
         description="demo model of trtgen",
@@ -30,7 +30,7 @@ def load_demo(spec: ModelSpec) -> Network:
     )
 
 
-def describe_demo(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
+def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe and the class names."""
     from generator.demo import draw, network
 

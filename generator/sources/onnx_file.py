@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from generator.spec.recipe import Recipe
     from generator.task import Task
 
-__all__ = ["check_file", "load_onnx_file"]
+__all__ = ["check_file", "describe", "load"]
 
 # Softmax over one axis only, and what onnxruntime and every TensorRT since 8.6 read.
 _OLDEST_OPSET = 13
@@ -34,7 +34,7 @@ _RAW_HINT = (
 )
 
 
-def load_onnx_file(spec: ModelSpec) -> Network:
+def load(spec: ModelSpec) -> Network:
     """Check the file of `spec` and return it as a network.
 
     Raises:
@@ -57,6 +57,12 @@ def load_onnx_file(spec: ModelSpec) -> Network:
         run=run,
         onnx=path,
     )
+
+
+def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe and the class names; the file is read for it."""
+    network = load(spec)
+    return network.recipe, network.labels
 
 
 def check_file(model: OnnxModel, task: Task) -> None:

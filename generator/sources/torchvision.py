@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
 
-__all__ = ["describe_torchvision", "load_torchvision"]
+__all__ = ["describe", "load"]
 
 _LOG = logging.getLogger(__name__)
 # Their pretrained networks turn ImageNet's normalisation into that of their first weights (`transform_input`).
@@ -27,7 +27,7 @@ _TRANSFORMING = ("googlenet", "inception_v3")
 _AUXILIARY = {"AuxLogits", "aux1", "aux2"}
 
 
-def load_torchvision(spec: ModelSpec) -> Network:
+def load(spec: ModelSpec) -> Network:
     """Load `spec.architecture` with the weights the spec asks for, in evaluation mode.
 
     Raises:
@@ -71,7 +71,7 @@ def load_torchvision(spec: ModelSpec) -> Network:
     )
 
 
-def describe_torchvision(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
+def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe and the class names without building or downloading anything.
 
     Where nothing else tells the number of classes, a checkpoint's last layer does.

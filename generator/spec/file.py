@@ -16,12 +16,12 @@ from generator.spec.model import Batch, ModelSpec, name_from_file
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.problems import describe_problems
 from generator.spec.recipe import RecipeSpec
-from generator.task import find_task, list_tasks
+from generator.task import TASKS, find_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["load_spec", "make_spec"]
+__all__ = ["describe_errors", "load_spec", "make_spec", "resolve_paths"]
 
 _MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, RecipeSpec, PlanOptions, BatchProfile)
 
@@ -178,20 +178,21 @@ def _check_aliases(root: Any) -> None:
         raise yaml.constructor.ConstructorError(None, None, problem, root.start_mark)
 
 
+def describe_errors(error: ValidationError, where: str) -> list[str]:
+    """Return pydantic's findings in the words of models.yaml."""
+    fields = {name for model in _MODELS for name in model.model_fields} | {"models"}
+    fields |= {role.key for name in TASKS.names() for role in find_task(name).roles}
+    return describe_problems(where, error.errors(), fields)
+
+
 def _validate(data: dict[str, Any], *, where: str, folder: Path) -> list[ModelSpec]:
     try:
         models = _SpecFile.model_validate(data).models
     except ValidationError as error:
-        fields = {name for model in _MODELS for name in model.model_fields} | {"models"} | _member_keys()
-        problems = describe_problems(where, error.errors(), fields)
-        raise SpecError(problems, hint="docs/spec.md lists every field") from error
+        raise SpecError(describe_errors(error, where), hint="docs/spec.md lists every field") from error
     if clashes := list(_clashes(models)):
         raise SpecError([f"{where}: {clash}" for clash in clashes], hint="give each model a name of its own")
-    return [_with_absolute_paths(model, folder) for model in models]
-
-
-def _member_keys() -> set[str]:
-    return {role.key for name in list_tasks() for role in find_task(name).roles}
+    return [resolve_paths(model, folder) for model in models]
 
 
 def _clashes(models: Iterable[ModelSpec]) -> Iterable[str]:
@@ -204,7 +205,8 @@ def _clashes(models: Iterable[ModelSpec]) -> Iterable[str]:
             owners.setdefault(directory, model.name)
 
 
-def _with_absolute_paths(model: ModelSpec, folder: Path) -> ModelSpec:
+def resolve_paths(model: ModelSpec, folder: Path) -> ModelSpec:
+    """Return the spec with its relative paths relative to `folder`, absolute."""
     changes: dict[str, object] = {}
     if model.onnx is not None:
         changes["onnx"] = _absolute(folder / model.onnx)

@@ -13,20 +13,22 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from generator.errors import SpecError
+from generator.source import SOURCES
 from generator.spec.members import config_model, instances_model
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.recipe import Edge, RecipeSpec
 from generator.spec.rules import CHECKPOINT_SUFFIXES, disagreements
-from generator.task import Role, find_task
+from generator.task import TASKS, Role, find_task
 
 __all__ = ["Batch", "ModelSpec", "Target", "usable_cores"]
 
-Source = Literal["torchvision", "checkpoint", "onnx", "export", "demo"]
 Target = Literal["auto", "onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 Activation = Literal["auto", "softmax", "sigmoid", "none"]
@@ -76,10 +78,11 @@ class ModelSpec(BaseModel):
 
     name: str = Field(description="Name of the ensemble that clients call; its members get it as a prefix.")
     task: str = Field(default="classification", description="What kind of model it is.")
-    source: Source = Field(
+    source: str = Field(
         default="torchvision",
-        description="Where the model comes from. Left out, it follows from `onnx`, `weights` and the name. "
-        "`export` is a graph that `trtgen export` wrote, given in `onnx`.",
+        description="Where the model comes from: `torchvision`, `checkpoint`, `onnx`, `export`, `demo`, or what was "
+        "registered. Left out, it follows from `onnx`, `weights` and the name. `export` is a graph that "
+        "`trtgen export` wrote, given in `onnx`.",
     )
     architecture: str | None = Field(
         default=None, description="Name in torchvision's registry of classification models; default: `name`."
@@ -160,6 +163,22 @@ class ModelSpec(BaseModel):
         description="More for each config.pbtxt, in Triton's own words.",
     )
 
+    def __init__(self, **fields: Any) -> None:
+        """Check the fields.
+
+        Raises:
+            SpecError: Lists every field that is wrong.
+        """
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            from generator.spec.file import describe_errors
+
+            raise SpecError(describe_errors(error, "ModelSpec"), hint="docs/spec.md lists every field") from error
+
+    # as pydantic's own: specs inside others are validated without it, so that all their problems come together
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     @field_validator("name")
     @classmethod
     def _name_is_safe(cls, value: str) -> str:
@@ -168,11 +187,11 @@ class ModelSpec(BaseModel):
             raise ValueError(msg)
         return value
 
-    @field_validator("task")
+    @field_validator("task", "source")
     @classmethod
-    def _task_is_known(cls, value: str) -> str:
+    def _is_known(cls, value: str, info: ValidationInfo) -> str:
         try:
-            find_task(value)
+            TASKS.find(value) if info.field_name == "task" else SOURCES.check(value)
         except LookupError as error:
             raise ValueError(str(error)) from error
         return value

@@ -23,7 +23,7 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
     """Yield every contradiction between the fields of `spec`."""
     if spec.source in ("onnx", "export"):
         yield from _of_files(spec)
-    else:
+    elif spec.source in ("torchvision", "checkpoint", "demo"):
         yield from _of_networks(spec)
     if spec.source in ("onnx", "export", "demo"):
         for field, default in (("weights", "default"), ("architecture", None)):
