@@ -142,3 +142,17 @@ def test_what_is_public_is_imported_when_it_is_asked_for() -> None:
     code = "import sys, generator; print({'pydantic', 'numpy', 'torch'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], env={**os.environ}, capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
+
+
+@pytest.mark.server
+def test_the_example_of_the_page_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    example = page.partition("```python\n")[2].partition("```")[0]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    lines = run.stdout.splitlines()
+    assert "unknown" in lines[-3] or "no_such_model" in lines[-3]
+    assert lines[-1] == "()"
