@@ -81,18 +81,14 @@ def serve(
 
     Example: trtgen serve -- python clients/classify.py cat.jpg
     """
-    if not container and (image or cpu or dry_run):
-        msg = "--image, --cpu and --dry-run go with --container"
-        raise typer.BadParameter(msg)
-    if container and command:
-        msg = "a command after -- goes with the pip server, not with --container"
-        raise typer.BadParameter(msg)
-    if container and model_control != "none":
-        msg = "--model-control goes with the pip server, not with --container"
-        raise typer.BadParameter(msg)
-    if unlocked and model_control == "none":
-        msg = "--unlocked goes with --model-control explicit"
-        raise typer.BadParameter(msg)
+    for wrong, msg in (
+        (not container and (image or cpu or dry_run), "--image, --cpu and --dry-run go with --container"),
+        (container and command, "a command after -- goes with the pip server, not with --container"),
+        (container and model_control != "none", "--model-control goes with the pip server, not with --container"),
+        (unlocked and model_control == "none", "--unlocked goes with --model-control explicit"),
+    ):
+        if wrong:
+            raise typer.BadParameter(msg)
     if container:
         from generator.server.ports import Ports, check_address
 
