@@ -75,7 +75,11 @@ RULES = (
         "its config.pbtxt cannot be read: {detail}",
         "correct {path}, or write it again: {rebuild} --discard-edits",
     ),
-    (r"(Python model file not found in|unable to find) '(?P<path>[^']+)'", "its file is missing: {path}", _REBUILD),
+    (
+        r"(Python model file not found in|unable to find) '(?P<path>.+?)'( for model|$)",
+        "its file is missing: {path}",
+        _REBUILD,
+    ),
     (
         r"unable to read '(?P<path>.+?)': (?P<detail>.*)",
         "its file cannot be read ({detail}): {path}",
