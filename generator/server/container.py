@@ -14,7 +14,7 @@ from generator.errors import ServerError
 from generator.server.failures import explain_end, find_failures, tail
 from generator.server.launch import STOP_TIMEOUT_S, create_log, tritonserver_options
 from generator.server.plans import check_container_plans, find_plans, has_version_compatible
-from generator.server.ports import LOOPBACK, Ports
+from generator.server.ports import ANY_ADDRESS, LOOPBACK, Ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,6 @@ STOCK_IMAGE = "nvcr.io/nvidia/tritonserver:26.10-py3"
 DEFAULT_IMAGE = "trtgen-serving:26.10"  # the stock image with the Pillow that the preprocessing step needs
 
 _INSIDE = (8000, 8001, 8002)  # tritonserver's own ports
-_ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - inside the container; docker decides which addresses of the host lead there
 _USER = 1000  # triton-server in the stock image
 _DOCKER_FAILED = 125  # docker's own exit code, when the container did not run
 _KEPT_LINES = 5000
@@ -104,7 +103,7 @@ class Container:
             "tritonserver",
             "--model-repository=/models",
             "--model-control-mode=none",
-            *tritonserver_options(_ANY_ADDRESS),
+            *tritonserver_options(ANY_ADDRESS),  # docker decides which addresses of the host lead there
             # such plans carry code, which Triton runs only if it is told to
             *(["--backend-config=tensorrt,version-compatible=true"] if has_version_compatible(self.repository) else []),
         ]

@@ -40,7 +40,7 @@ from generator.server.launch import (
     open_repository,
 )
 from generator.server.plans import check_local_plans, find_plans
-from generator.server.ports import LOOPBACK, Ports, check_address, choose_ports, is_loopback
+from generator.server.ports import ANY_ADDRESS, LOOPBACK, Ports, check_address, choose_ports, is_loopback
 from generator.server.wheel import EmbeddedTriton, check_embedded
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ _POLL_S = 0.05
 _DRAIN_S = 2.0  # several hundred images of a small model
 _CRIPPLED_STOP_TIMEOUT_S = 5.0  # an orderly stop never ends once a stub is dead
 _MARGIN_S = 15.0  # what the supervisor may take to remove everything after the server's end
-_ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - compared with, not bound
 
 
 class EmbeddedServer:
@@ -151,6 +150,7 @@ class EmbeddedServer:
                 self.stop()
                 if attempt == _ATTEMPTS or not self._may_succeed_again(code):
                     raise
+                logger.info("a port was taken meanwhile, or tritonserver crashed without a word: starting again")
             except BaseException:
                 # Ctrl-C while the models load: __exit__ will not be called.
                 self.stop(0)
@@ -242,7 +242,7 @@ class EmbeddedServer:
         """Start the supervisor, which starts tritonserver."""
         self._stopping = self._failed = False
         self._identifier = f"trtgen-{uuid.uuid4().hex[:12]}"
-        host = LOOPBACK if self.address in (_ANY_ADDRESS, "localhost") else self.address
+        host = LOOPBACK if self.address in (ANY_ADDRESS, "localhost") else self.address
         self.http_url, self.grpc_url, self.metrics_url = (f"{host}:{port}" for port in ports.named().values())
         try:
             if self._own_log and not self.log_path.name:
@@ -314,13 +314,8 @@ class EmbeddedServer:
     def _may_succeed_again(self, code: int | None) -> bool:
         """Tell whether the failed start, which ended with this exit code, is worth another attempt."""
         log = self._read_log()
-        if failures.is_port_conflict(log) and self._wish.any_free:
-            logger.info("a free port was taken meanwhile; starting again")
-            return True
-        if code is not None and failures.is_silent_crash(code, log):
-            logger.info("tritonserver crashed before it said why; starting again")
-            return True
-        return False
+        lost_port = self._wish.any_free and failures.is_port_conflict(log)
+        return lost_port or (code is not None and failures.is_silent_crash(code, log))
 
     def _explain_end(self, code: int, *, ready: bool) -> ServerError:
         return failures.explain_end(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 from dataclasses import dataclass
@@ -29,11 +30,9 @@ class ModelState:
 
 def is_ready(url: str) -> bool:
     """Tell whether the server answers and every model of its repository is ready."""
-    try:
-        status, _ = _request(url, "GET", "/v2/health/ready")
-    except (OSError, http.client.HTTPException):
-        return False
-    return status == http.client.OK
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return _request(url, "GET", "/v2/health/ready")[0] == http.client.OK
+    return False
 
 
 def count_pending(metrics_url: str) -> int | None:

@@ -236,11 +236,9 @@ def _find_waiting(log: str) -> list[str]:
 def _describe_code(code: int) -> str:
     if code < 0:
         return f"the process that watches over it was ended by {signal.Signals(-code).name}"
-    if code <= _SIGNALLED:
-        return f"it ended with exit code {code}"
     try:
         name = signal.Signals(code - _SIGNALLED).name
     except ValueError:
-        name = f"signal {code - _SIGNALLED}"
+        return f"it ended with exit code {code}"
     killed = " (the system does that for lack of memory: dmesg | tail)" if name == "SIGKILL" else ""
     return f"it was ended by {name}{killed}"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from generator.errors import ServerError
 
-__all__ = ["Ports", "check_address", "choose_ports", "is_loopback"]
+__all__ = ["ANY_ADDRESS", "LOOPBACK", "Ports", "check_address", "choose_ports", "is_loopback"]
 
 LOOPBACK = "127.0.0.1"
-_SERVE_HERE = "serve on the address 127.0.0.1"
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - bound only where it was allowed
 _FREE = 0
 _MAXIMUM_PORT = 65535
 
@@ -51,7 +51,9 @@ def check_address(address: str, *, allow_non_loopback: bool, embedded: bool = Tr
         ServerError: The address is neither loopback nor allowed, or it is IPv6.
     """
     if ":" in address:
-        raise ServerError(f"the address {address} is IPv6; trtgen serves on IPv4", hint=_SERVE_HERE)
+        raise ServerError(
+            f"the address {address} is IPv6; trtgen serves on IPv4", hint="serve on the address 127.0.0.1"
+        )
     if is_loopback(address) or allow_non_loopback:
         return
     reason = "tritonserver trusts everybody who reaches it: neither passwords nor encryption"
@@ -88,16 +90,13 @@ def _bind(listener: socket.socket, address: str, port: int, *, name: str) -> Non
     try:
         listener.bind((address, port))
         listener.listen(1)
-    except socket.gaierror as error:
-        raise ServerError(f"the address {address} is unknown: {error.strerror}", hint=_SERVE_HERE) from error
     except OSError as error:
-        reasons = {
-            errno.EADDRINUSE: (
+        if error.errno == errno.EADDRINUSE:
+            raise ServerError(
                 f"the {name} port {port} on {address} is in use by another program",
-                f"stop it (ss -ltnp 'sport = :{port}' names it), or take another one",
-            ),
-            errno.EACCES: (f"the {name} port {port} needs more rights", "take one above 1023"),
-            errno.EADDRNOTAVAIL: (f"{address} is not an address of this machine", _SERVE_HERE),
-        }
-        message, hint = reasons.get(error.errno or 0, (f"cannot listen on {address}:{port}: {error.strerror}", None))
-        raise ServerError(message, hint=hint) from error
+                hint=f"stop it (ss -ltnp 'sport = :{port}' names it), or take another one",
+            ) from error
+        raise ServerError(
+            f"cannot listen on {address}:{port}: {error.strerror}",
+            hint="take an address of this machine, such as 127.0.0.1, and a port above 1023",
+        ) from error
