@@ -415,9 +415,11 @@ def test_numpy_2_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.value.hint == "pip install 'numpy<2'"
 
 
-def test_an_absent_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(MissingDependencyError, match="nvidia-pytriton") as caught:
+@pytest.mark.parametrize(("module", "package"), [("pytriton", "nvidia-pytriton"), ("psutil", "psutil")])
+def test_an_absent_package_names_the_extra(module: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else real(name))
+    with pytest.raises(MissingDependencyError, match=f"the package {package} is not installed") as caught:
         check_embedded()
     assert caught.value.hint == "in trtgen's checkout: pip install -e '.[server]'"
 

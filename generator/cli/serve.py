@@ -190,17 +190,15 @@ def _serve_container(
         print(shlex.join(run.argv))
         return
     say(shlex.join(run.argv))
-    folder = None if log else Path(tempfile.mkdtemp(prefix="trtgen-serve-"))
-    log_path = log if folder is None else folder / "tritonserver.log"
-    assert log_path is not None
-    try:
-        run.run(show=say, log_path=log_path)
-    except KeyboardInterrupt:
-        say(f"stopped (log: {log})" if log else "stopped")
-    except ServerError as error:
-        if any(str(log_path) in text for text in (error.message, error.hint or "", *error.log_tail)):
-            folder = None  # who reads that will look for it
-        raise
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="trtgen-serve-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        log_path = log or folder / "tritonserver.log"
+        try:
+            run.run(show=say, log_path=log_path)
+        except KeyboardInterrupt:
+            say(f"stopped (log: {log})" if log else "stopped")
+        except ServerError as error:
+            if not log and any(str(log_path) in text for text in (error.message, error.hint or "", *error.log_tail)):
+                stack.pop_all()  # who reads that will look for the log
+            raise

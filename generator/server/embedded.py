@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 3  # a free port may be taken before the server binds it; a crash may hide what a model complains about
 _POLL_S = 0.05
 _DRAIN_S = 2.0  # several hundred images of a small model
-_CRIPPLED_STOP_TIMEOUT_S = 5.0  # an orderly stop never ends once a stub is dead
+_DEAD_STUB_STOP_TIMEOUT_S = 5.0  # an orderly stop never ends once a stub is dead
 _MARGIN_S = 15.0  # what the supervisor may take to remove everything after the server's end
 
 
@@ -196,7 +196,7 @@ class EmbeddedServer:
             return
         self._failed = True
         if dead:
-            self._exit_timeout_s = _CRIPPLED_STOP_TIMEOUT_S
+            self._exit_timeout_s = _DEAD_STUB_STOP_TIMEOUT_S
             raise ServerError(
                 f"a Python process of {', '.join(dead)} has ended (a crash, or the system's lack of memory: dmesg | "
                 "tail); tritonserver does not start it again and would fail requests",
@@ -299,9 +299,8 @@ class EmbeddedServer:
                 self._failed = True
                 raise self._explain_end(code, ready=False)
             # Its own ports: another server may answer at one of them.
-            if set(ports.named().values()) <= endpoint.find_listening_ports(self.pid) and endpoint.is_ready(
-                self.http_url
-            ):
+            listening = endpoint.find_listening_ports(self.pid)
+            if listening.issuperset(ports.named().values()) and endpoint.is_ready(self.http_url):
                 return
             log = self._read_log()
             if failures.has_hung(log) or time.monotonic() >= deadline:

@@ -26,7 +26,7 @@ _DISAGREEMENT = (
     r"unexpected inference (input|output) '|expected configuration for (input|output)|"
     r"configuration expects \d+ (input|output)s|is missing from the configuration|"
     r"the (model|graph) (expects|has) \d+ dimensions|the graph has shape|"
-    r"model configuration specified invalid shape|non-linear IO format|"
+    r"model configuration specified invalid shape|"
     r"invalid profile -?\d+|failed to find any Optimization Profile|whether batching is supported|"
     r"engine only supports max-batch"
 )
@@ -73,7 +73,7 @@ RULES = (
     (
         r"failed to read text proto from (?P<path>.+?/config\.pbtxt)(?: \((?P<detail>.*)\))?",
         "its config.pbtxt cannot be read: {detail}",
-        "correct {path}, or write it again: {rebuild} --discard-edits",
+        _EDIT,
     ),
     (
         r"(Python model file not found in|unable to find) '(?P<path>.+?)'( for model|$)",
@@ -157,7 +157,7 @@ RULES = (
     (
         r"failed to run warmup sample.*?: (Failed to process the request.*?, message: )?(?P<detail>.*)",
         "a request of its warmup was answered with an error: {detail}{place}",
-        "correct the warmup in {model}/config.pbtxt, or write it again: {rebuild} --discard-edits",
+        _EDIT,
     ),
     # ONNX graphs, through our onnxruntime backend
     (
@@ -175,17 +175,7 @@ RULES = (
         "its ONNX file is of a newer ONNX version than {runtime} reads",
         "pip install --upgrade onnxruntime, or build it again here: {rebuild}",
     ),
-    (
-        r"(?P<runtime>onnxruntime \S+) cannot load '(?P<path>[^']+)' for model '[^']*': (?P<detail>.*)",
-        "{runtime} cannot load {path}: {detail}",
-        _REBUILD,
-    ),
     # plans
-    (
-        r"(non-linear IO format|is a shape tensor|depends on data), which|unsupported datatype \w+ of tensor",
-        "its plan cannot be served here: {words}",
-        _REBUILD,
-    ),
     (
         r"unable to (create TensorRT engine|load plan file to auto complete config): (?P<detail>.*)",
         "its plan cannot be loaded: it is damaged, or of another TensorRT version or GPU ({detail})",
@@ -226,7 +216,7 @@ RULES = (
         "stop that program, or serve on another port",
     ),
     # Python models that say themselves what is wrong
-    (r"TritonModelException: (?P<detail>.*)", "{detail}", _EDIT),
+    (r"TritonModelException: (?P<detail>.*)", "{detail}", "correct that, or write the model again: {rebuild}"),
     (
         r"^(?:Internal: )?(?P<error>\w+(?:Error|Exception)): (?P<detail>.*)",
         "its model.py raised {error}: {detail}{place}",

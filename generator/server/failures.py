@@ -178,12 +178,9 @@ def shorten(text: str) -> str:
 def _describe(findings: list[Finding], *, log_path: Path, note: str = "") -> ServerError:
     """Return one error for all findings, in the order of the log."""
     known = [finding for finding in findings if finding.hint]
-    if len(findings) == 1:
-        message = f"tritonserver did not start: {findings[0].sentence()}"
-    else:
-        message = "\n".join(["tritonserver did not start:", *(f"  {finding.sentence()}" for finding in findings)])
+    separator = " " if len(findings) == 1 else "\n  "
     return ServerError(
-        message + note,
+        separator.join(["tritonserver did not start:", *(finding.sentence() for finding in findings)]) + note,
         hint=known[0].hint if known else f"read its log: {log_path}",
         log_tail=[*(shorten(finding.words) for finding in findings), f"(log: {log_path})"],
     )

@@ -1,4 +1,4 @@
-"""What the pip tritonserver is started with: a directory of its own, a command line, an environment."""
+"""What a tritonserver is started with: a repository, options, a log; for the pip one a directory and an environment."""
 
 from __future__ import annotations
 
@@ -234,11 +234,7 @@ def find_libraries(triton: EmbeddedTriton) -> list[str]:
 
 def make_environment(triton: EmbeddedTriton, *, python: Path) -> dict[str, str]:
     """Return this process's environment with the libraries and the Python (its `bin`) that the stub needs."""
-    environment = dict(os.environ)
-    environment["LD_LIBRARY_PATH"] = _prepend(find_libraries(triton), environment.get("LD_LIBRARY_PATH"))
-    environment["PATH"] = _prepend([str(python)], environment.get("PATH", os.defpath))
+    environment = {"PATH": os.defpath, **os.environ}
+    for name, folders in (("LD_LIBRARY_PATH", find_libraries(triton)), ("PATH", [str(python)])):
+        environment[name] = os.pathsep.join([*folders, *filter(None, [environment.get(name)])])
     return environment
-
-
-def _prepend(paths: list[str], present: str | None) -> str:
-    return os.pathsep.join([*paths, *([present] if present else [])])

@@ -40,7 +40,7 @@ def check_embedded() -> EmbeddedTriton:
     """Return the parts of the pip server.
 
     Raises:
-        MissingDependencyError: nvidia-pytriton or numpy is not installed.
+        MissingDependencyError: nvidia-pytriton or psutil is not installed.
         ServerError: The platform, glibc, Python, libpython or numpy does not suit it; the message says which.
     """
     _check_platform()
