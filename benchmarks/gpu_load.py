@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -126,7 +125,7 @@ def harm(repository: Path, engine: Engine, work: Path) -> Iterator[tuple[str, di
                     time.sleep(1)
                 elif what == "process killed":
                     stubs = find_stubs(server.pid)
-                    os.kill(next(one for one in stubs if stubs[one] == f"{MODEL}_classifier"), signal.SIGKILL)
+                    next(one for one in stubs if stubs[one] == f"{MODEL}_classifier").kill()
                     try:
                         server.wait()
                     except ServerError as error:

@@ -111,7 +111,7 @@ def _name_of(node: ast.expr) -> str:
 
 def render_page() -> str:
     """Return the text of docs/errors.md."""
-    from generator.server.failure_rules import describe_rules
+    from generator.server.failure_rules import RULES
 
     parts = [_HEAD]
     found = find_errors()
@@ -124,7 +124,7 @@ def render_page() -> str:
         parts += [f"| {_cell(error.message)} | {_cell(error.hint)} | `{error.module}` |" for error in mine]
     parts.append("\n## When tritonserver does not start\n\nWhat its log says, in plain words.\n")
     parts.append("| tritonserver's words (a regular expression) | cause | what to do |\n|---|---|---|")
-    parts += [f"| `{_cell(words)}` | {_cell(cause)} | {_cell(hint)} |" for words, cause, hint in describe_rules()]
+    parts += [f"| `{_cell(words)}` | {_cell(cause)} | {_cell(hint)} |" for words, cause, hint in RULES]
     return "\n".join(parts) + "\n"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from generator.server.container import DEFAULT_IMAGE, STOCK_IMAGE, docker_argv
+from generator.server.container import DEFAULT_IMAGE, STOCK_IMAGE, Container
 from generator.server.embedded import EmbeddedServer
 from generator.server.ports import Ports
 from tests.tiny_repository import build_tiny_repository
@@ -60,7 +60,7 @@ def test_servers_run_what_trtgen_serve_runs(services: dict[str, Any], name: str)
     """Flags, image, ports, user and rights are those of `docker run` in generator/server/container.py."""
     service = services[name]
     ports = Ports(http=8000, grpc=8001, metrics=8002)
-    argv = docker_argv(ROOT / "model_repository", ports=ports, gpus=name == "triton")
+    argv = Container(ROOT / "model_repository", ports=ports, gpus=name == "triton").argv
     image = argv.index(DEFAULT_IMAGE)
     options = argv[2:image]
     assert service["image"] == DEFAULT_IMAGE

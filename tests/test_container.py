@@ -18,7 +18,6 @@ from generator.server.container import (
     STOCK_IMAGE,
     Container,
     check_readable,
-    docker_argv,
     explain_container_end,
 )
 from generator.server.ports import Ports
@@ -57,12 +56,13 @@ def put_docker(directory: Path, monkeypatch: pytest.MonkeyPatch, *, output: str 
 
 
 def test_the_command_line(tmp_path: Path) -> None:
-    argv = docker_argv(tmp_path, ports=PORTS, name="demo")
+    container = Container(tmp_path, ports=PORTS)
+    argv = container.argv
     assert argv[:3] == ["docker", "run", "--rm"]
     image = argv.index(DEFAULT_IMAGE)
     assert argv[image + 1] == "tritonserver"
     assert set(argv[3:image]) == {
-        "--name=demo",
+        f"--name={container.name}",
         "--gpus=all",
         "--user=1000:1000",
         "--read-only",
@@ -81,7 +81,7 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 
 def test_image_address_and_gpus_are_choices(tmp_path: Path) -> None:
-    argv = docker_argv(tmp_path, ports=PORTS, image=STOCK_IMAGE, address="10.0.0.1", gpus=False)
+    argv = Container(tmp_path, ports=PORTS, image=STOCK_IMAGE, address="10.0.0.1", gpus=False).argv
     assert STOCK_IMAGE in argv
     assert "--publish=10.0.0.1:9000:8000" in argv
     assert not [part for part in argv if part.startswith("--gpus")]
@@ -94,7 +94,7 @@ def test_the_pinned_tags() -> None:
 
 @pytest.mark.parametrize("name", ["with space", "a,b", "a:b"])
 def test_any_path_is_one_field_of_the_mount(name: str, tmp_path: Path) -> None:
-    argv = docker_argv(tmp_path / name, ports=PORTS)
+    argv = Container(tmp_path / name, ports=PORTS).argv
     source = f'"source={tmp_path}/a,b"' if "," in name else f"source={tmp_path}/{name}"
     assert f"type=bind,{source},target=/models,readonly" in argv
 
@@ -105,7 +105,7 @@ def test_the_real_docker_client_takes_every_option(name: str, tmp_path: Path) ->
     """It checks its options before it asks the daemon, which is out of reach on purpose."""
     (tmp_path / name).mkdir()
     environment = {**os.environ, "DOCKER_HOST": "tcp://127.0.0.1:9"}
-    argv = docker_argv(tmp_path / name, ports=PORTS)
+    argv = Container(tmp_path / name, ports=PORTS).argv
     run = subprocess.run(argv, check=False, env=environment, capture_output=True, text=True)
     assert "Cannot connect to the Docker daemon" in run.stderr
     assert run.returncode == 125
@@ -126,7 +126,7 @@ def test_absent_docker_names_the_way_without(repository: Path, tmp_path: Path, m
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ServerError, match="docker was not found") as caught:
         Container(repository, ports=PORTS).run(show=lambda _: None, log_path=tmp_path / "log")
-    assert "or leave --container out" in (caught.value.hint or "")
+    assert "without a container" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -145,18 +145,18 @@ def test_absent_docker_names_the_way_without(repository: Path, tmp_path: Path, m
         (
             "docker: Error response from daemon: Bind for 127.0.0.1:8000 failed: port is already allocated",
             "one of the ports is in use",
-            "--http-port",
+            "on other ports",
         ),
     ],
 )
 def test_what_docker_says_is_explained(output: str, cause: str, hint: str, tmp_path: Path) -> None:
-    error = explain_container_end(125, output, log_path=tmp_path / "log", rebuild=str)
+    error = explain_container_end(125, output, log_path=tmp_path / "log", repository=tmp_path)
     assert cause in error.message
     assert hint in (error.hint or "")
 
 
 def test_other_words_of_docker_are_shown(tmp_path: Path) -> None:
-    error = explain_container_end(125, "docker: the whale is asleep\n", log_path=tmp_path / "log", rebuild=str)
+    error = explain_container_end(125, "docker: the whale is asleep\n", log_path=tmp_path / "log", repository=tmp_path)
     assert error.log_tail == ["docker: the whale is asleep"]
 
 

@@ -159,11 +159,11 @@ def test_more_instances_than_memory(tmp_path: Path) -> None:
     backend.add_model(tmp_path / "repository", "m", plan, group='count: 8 profile: [ "1" ]')
     with others_leave(2000), pytest.raises(ServerError) as caught, EmbeddedServer(tmp_path / "repository"):
         pass
-    words = r"the memory of GPU 0 is exhausted.* \((\d+) of its instances had found room\)"
+    words = r"the memory of GPU 0 is exhausted.* \((\d+) of its instances were loaded\)"
     found = re.search(words, str(caught.value))
     assert found, caught.value
     assert 1 <= int(found[1]) < 8, caught.value
-    assert "lower instances.classifier" in (caught.value.hint or "")
+    assert "give it fewer instances" in (caught.value.hint or "")
 
 
 @pytest.mark.server

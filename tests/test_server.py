@@ -337,7 +337,7 @@ def test_any_path_can_be_served(special: str, tmp_path: Path) -> None:
 def test_an_address_that_others_reach_needs_a_flag(repository: Path) -> None:
     with pytest.raises(ServerError, match="security fixes") as caught, EmbeddedServer(repository, address="0.0.0.0"):
         pass
-    assert "--allow-non-loopback" in (caught.value.hint or "")
+    assert "allow other addresses" in (caught.value.hint or "")
 
 
 @pytest.mark.server
@@ -350,7 +350,11 @@ def test_an_address_that_others_reach_can_be_allowed(repository: Path) -> None:
 
 @pytest.mark.parametrize(
     ("address", "words"),
-    [("::1", "IPv6"), ("192.0.2.1", "not an address of this machine"), ("nowhere.invalid", "unknown")],
+    [
+        ("::1", "IPv6"),
+        ("192.0.2.1", "Cannot assign requested address"),
+        ("nowhere.invalid", "nowhere.invalid:0: Name or service not known"),
+    ],
 )
 def test_an_address_that_cannot_be_bound(address: str, words: str, repository: Path) -> None:
     with pytest.raises(ServerError, match=words), EmbeddedServer(repository, address=address, allow_non_loopback=True):
@@ -388,7 +392,7 @@ def test_a_log_that_cannot_be_written(repository: Path) -> None:
         EmbeddedServer(repository, log_path=Path("/proc/server.log")),
     ):
         pass
-    assert caught.value.hint == "--log FILE"
+    assert caught.value.hint == "name another file for the log"
 
 
 # What this machine is not: the conditions are simulated where they are read.
@@ -411,9 +415,11 @@ def test_numpy_2_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.value.hint == "pip install 'numpy<2'"
 
 
-def test_an_absent_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(MissingDependencyError, match="nvidia-pytriton") as caught:
+@pytest.mark.parametrize(("module", "package"), [("pytriton", "nvidia-pytriton"), ("psutil", "psutil")])
+def test_an_absent_package_names_the_extra(module: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else real(name))
+    with pytest.raises(MissingDependencyError, match=f"the package {package} is not installed") as caught:
         check_embedded()
     assert caught.value.hint == "in trtgen's checkout: pip install -e '.[server]'"
 
@@ -423,8 +429,9 @@ def test_an_absent_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (platform, "machine", lambda: "aarch64", "Linux on aarch64; the pip tritonserver is for Linux on x86_64"),
         (platform, "system", lambda: "Darwin", "this machine is Darwin"),
-        (os, "confstr", lambda _: "glibc 2.31", "glibc 2.31; the pip tritonserver needs 2.35"),
-        (os, "confstr", lambda _: None, "glibc none"),
+        (platform, "libc_ver", lambda: ("glibc", "2.31"), "is glibc 2.31; the pip tritonserver needs glibc 2.35"),
+        (platform, "libc_ver", lambda: ("musl", "1.2.5"), "is musl 1.2.5; the pip tritonserver needs glibc 2.35"),
+        (platform, "libc_ver", lambda: ("", ""), "is an unknown one; the pip tritonserver needs glibc 2.35"),
         (wheel, "_MAXIMUM_PYTHON", (3, 9), "the pip tritonserver with trtgen needs 3.10 to 3.12"),
     ],
 )

@@ -81,18 +81,14 @@ def serve(
 
     Example: trtgen serve -- python clients/classify.py cat.jpg
     """
-    if not container and (image or cpu or dry_run):
-        msg = "--image, --cpu and --dry-run go with --container"
-        raise typer.BadParameter(msg)
-    if container and command:
-        msg = "a command after -- goes with the pip server, not with --container"
-        raise typer.BadParameter(msg)
-    if container and model_control != "none":
-        msg = "--model-control goes with the pip server, not with --container"
-        raise typer.BadParameter(msg)
-    if unlocked and model_control == "none":
-        msg = "--unlocked goes with --model-control explicit"
-        raise typer.BadParameter(msg)
+    for wrong, msg in (
+        (not container and (image or cpu or dry_run), "--image, --cpu and --dry-run go with --container"),
+        (container and command, "a command after -- goes with the pip server, not with --container"),
+        (container and model_control != "none", "--model-control goes with the pip server, not with --container"),
+        (unlocked and model_control == "none", "--unlocked goes with --model-control explicit"),
+    ):
+        if wrong:
+            raise typer.BadParameter(msg)
     if container:
         from generator.server.ports import Ports, check_address
 
@@ -128,8 +124,8 @@ def _serve_embedded(server: EmbeddedServer, command: Sequence[str] | None, *, lo
         if command:
             code = _run(command)
         else:
-            say("Ctrl-C stops it.")
             try:
+                say("Ctrl-C stops it.")  # in here, since who reads it may be quick
                 server.wait()
             except KeyboardInterrupt:
                 say("stopping (Ctrl-C again kills at once)")
@@ -194,17 +190,15 @@ def _serve_container(
         print(shlex.join(run.argv))
         return
     say(shlex.join(run.argv))
-    folder = None if log else Path(tempfile.mkdtemp(prefix="trtgen-serve-"))
-    log_path = log if folder is None else folder / "tritonserver.log"
-    assert log_path is not None
-    try:
-        run.run(show=say, log_path=log_path)
-    except KeyboardInterrupt:
-        say(f"stopped (log: {log})" if log else "stopped")
-    except ServerError as error:
-        if any(str(log_path) in text for text in (error.message, error.hint or "", *error.log_tail)):
-            folder = None  # who reads that will look for it
-        raise
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="trtgen-serve-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        log_path = log or folder / "tritonserver.log"
+        try:
+            run.run(show=say, log_path=log_path)
+        except KeyboardInterrupt:
+            say(f"stopped (log: {log})" if log else "stopped")
+        except ServerError as error:
+            if not log and any(str(log_path) in text for text in (error.message, error.hint or "", *error.log_tail)):
+                stack.pop_all()  # who reads that will look for the log
+            raise

@@ -8,32 +8,29 @@ import shutil
 import stat
 import subprocess
 import uuid
-from functools import partial
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
 from generator.server.failures import explain_end, find_failures, tail
-from generator.server.launch import name_rebuild
+from generator.server.launch import STOP_TIMEOUT_S, create_log, tritonserver_options
 from generator.server.plans import check_container_plans, find_plans, has_version_compatible
-from generator.server.ports import LOOPBACK, Ports
+from generator.server.ports import ANY_ADDRESS, LOOPBACK, Ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["DEFAULT_IMAGE", "STOCK_IMAGE", "Container", "docker_argv"]
+__all__ = ["DEFAULT_IMAGE", "STOCK_IMAGE", "Container", "check_readable", "explain_container_end"]
 
 STOCK_IMAGE = "nvcr.io/nvidia/tritonserver:26.10-py3"
 DEFAULT_IMAGE = "trtgen-serving:26.10"  # the stock image with the Pillow that the preprocessing step needs
 
-_INSIDE = Ports(http=8000, grpc=8001, metrics=8002)
-_ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - inside the container; docker decides which addresses of the host lead there
+_INSIDE = (8000, 8001, 8002)  # tritonserver's own ports
 _USER = 1000  # triton-server in the stock image
-_STOP_TIMEOUT_S = 30
 _DOCKER_FAILED = 125  # docker's own exit code, when the container did not run
 _KEPT_LINES = 5000
 
-_WITHOUT = "or leave --container out"
+_WITHOUT = "or serve with the tritonserver from pip, without a container"
 _DOCKER_RULES = (
     (
         r"Cannot connect to the Docker daemon|permission denied while trying to connect",
@@ -43,72 +40,19 @@ _DOCKER_RULES = (
     (
         r"could not select device driver|nvidia-container-cli|unresolvable CDI devices",
         "docker cannot give the container a GPU",
-        "install the NVIDIA Container Toolkit, or add --cpu to serve ONNX models on the CPU",
+        "install the NVIDIA Container Toolkit, or serve ONNX models on the CPU, without GPUs",
     ),
     (
-        r"pull access denied for (?P<what>\S+?),|manifest for (?P<what2>\S+) not found|No such image: (?P<what3>\S+)",
-        "the image {what} is not here and cannot be pulled",
-        f"build it: docker compose build (see compose.yaml), or take --image {STOCK_IMAGE}",
+        r"pull access denied for (\S+?),|manifest for (\S+) not found|No such image: (\S+)",
+        "the image {} is not here and cannot be pulled",
+        f"build it: docker compose build (see compose.yaml), or take the image {STOCK_IMAGE}",
     ),
     (
         r"port is already allocated|address already in use",
         "one of the ports is in use by another program",
-        "give --http-port, --grpc-port or --metrics-port another number",
+        "stop that program, or serve on other ports",
     ),
 )
-
-
-def docker_argv(
-    repository: Path,
-    *,
-    ports: Ports,
-    image: str = DEFAULT_IMAGE,
-    address: str = LOOPBACK,
-    gpus: bool = True,
-    name: str = "trtgen-serve",
-    version_compatible: bool = False,
-) -> list[str]:
-    """Return the `docker run` command line that serves `repository`.
-
-    The container has no rights beyond reading the repository: another user than root, no capabilities, a read-only
-    root file system. Shared memory is 1 GB, since each instance of a Python model needs its part.
-    """
-    source = str(repository.expanduser().resolve())
-    # --mount is a line of CSV: a path with a comma is quoted. (-v would not take a path with a colon.)
-    field = f'"source={source}"' if "," in source else f"source={source}"
-    published = zip(ports.named().values(), _INSIDE.named().values(), strict=True)
-    return [
-        "docker",
-        "run",
-        "--rm",
-        f"--name={name}",
-        *(["--gpus=all"] if gpus else []),
-        f"--user={_USER}:{_USER}",
-        "--read-only",
-        "--tmpfs=/tmp",
-        "--cap-drop=ALL",
-        "--security-opt=no-new-privileges",
-        "--shm-size=1g",
-        "--mount",
-        f"type=bind,{field},target=/models,readonly",
-        *(f"--publish={address}:{outside}:{inside}" for outside, inside in published),
-        image,
-        "tritonserver",
-        "--model-repository=/models",
-        "--model-control-mode=none",
-        "--disable-auto-complete-config",
-        # such plans carry code, which Triton runs only if it is told to
-        *(["--backend-config=tensorrt,version-compatible=true"] if version_compatible else []),
-        "--exit-on-error=true",
-        "--strict-readiness=true",
-        f"--http-address={_ANY_ADDRESS}",
-        f"--grpc-address={_ANY_ADDRESS}",
-        f"--metrics-address={_ANY_ADDRESS}",
-        f"--exit-timeout-secs={_STOP_TIMEOUT_S}",
-        "--allow-sagemaker=false",
-        "--allow-vertex-ai=false",
-        "--log-format=ISO8601",
-    ]
 
 
 class Container:
@@ -128,15 +72,41 @@ class Container:
         self.repository = repository
         self.image, self.gpus = image, gpus
         self.name = f"trtgen-serve-{uuid.uuid4().hex[:8]}"
-        self.argv = docker_argv(
-            repository,
-            ports=ports,
-            image=image,
-            address=address,
-            gpus=gpus,
-            name=self.name,
-            version_compatible=has_version_compatible(repository),
-        )
+        self.argv = self._make_argv(ports, address)
+
+    def _make_argv(self, ports: Ports, address: str) -> list[str]:
+        """Return the `docker run` command line.
+
+        The container has no rights beyond reading the repository: another user than root, no capabilities, a read-only
+        root file system. Shared memory is 1 GB, since each instance of a Python model needs its part.
+        """
+        source = str(self.repository.expanduser().resolve())
+        # --mount is a line of CSV: a path with a comma is quoted. (-v would not take a path with a colon.)
+        field = f'"source={source}"' if "," in source else f"source={source}"
+        published = zip(ports.named().values(), _INSIDE, strict=True)
+        return [
+            "docker",
+            "run",
+            "--rm",
+            f"--name={self.name}",
+            *(["--gpus=all"] if self.gpus else []),
+            f"--user={_USER}:{_USER}",
+            "--read-only",
+            "--tmpfs=/tmp",
+            "--cap-drop=ALL",
+            "--security-opt=no-new-privileges",
+            "--shm-size=1g",
+            "--mount",
+            f"type=bind,{field},target=/models,readonly",
+            *(f"--publish={address}:{outside}:{inside}" for outside, inside in published),
+            self.image,
+            "tritonserver",
+            "--model-repository=/models",
+            "--model-control-mode=none",
+            *tritonserver_options(ANY_ADDRESS),  # docker decides which addresses of the host lead there
+            # such plans carry code, which Triton runs only if it is told to
+            *(["--backend-config=tensorrt,version-compatible=true"] if has_version_compatible(self.repository) else []),
+        ]
 
     def check(self) -> None:
         """Refuse what would fail in the container; docker itself is not needed.
@@ -162,10 +132,7 @@ class Container:
                 "docker was not found on PATH",
                 hint=f"install Docker Engine and, for GPUs, the NVIDIA Container Toolkit, {_WITHOUT}",
             )
-        try:
-            log_path.write_bytes(b"")
-        except OSError as error:
-            raise ServerError(f"cannot write the log {log_path}: {error.strerror}", hint="--log FILE") from error
+        create_log(log_path)
         # Its own session: Ctrl-C reaches this process only, which then stops the container in order.
         process = subprocess.Popen(
             self.argv,
@@ -179,7 +146,7 @@ class Container:
         lines: list[str] = []
         try:
             assert process.stdout is not None
-            with process.stdout, log_path.open("w", encoding="utf-8") as log:
+            with process.stdout, log_path.open("a", encoding="utf-8") as log:
                 for line in process.stdout:
                     log.write(line)
                     log.flush()
@@ -191,14 +158,12 @@ class Container:
             self._stop(process)
             raise
         if code != 0:
-            raise explain_container_end(
-                code, "".join(lines), log_path=log_path, rebuild=partial(name_rebuild, self.repository)
-            )
+            raise explain_container_end(code, "".join(lines), log_path=log_path, repository=self.repository)
 
     def _stop(self, process: subprocess.Popen[str]) -> None:
         """Stop the container; a second signal while this waits kills it."""
         try:
-            subprocess.run(["docker", "stop", f"--time={_STOP_TIMEOUT_S}", self.name], check=False, capture_output=True)
+            subprocess.run(["docker", "stop", f"--time={STOP_TIMEOUT_S}", self.name], check=False, capture_output=True)
         except BaseException:
             subprocess.run(["docker", "kill", self.name], check=False, capture_output=True)
             raise
@@ -227,16 +192,17 @@ def check_readable(repository: Path) -> None:
             )
 
 
-def explain_container_end(code: int, output: str, *, log_path: Path, rebuild: Callable[[str], str]) -> ServerError:
+def explain_container_end(code: int, output: str, *, log_path: Path, repository: Path) -> ServerError:
     """Return the error for a container that ended with this exit code."""
-    if code == _DOCKER_FAILED:
-        for pattern, cause, hint in _DOCKER_RULES:
-            if match := re.search(pattern, output):
-                what = next((group for group in match.groups() if group), "")
-                return ServerError(cause.format(what=what), hint=hint, log_tail=tail(output, lines=3))
-        return ServerError(
-            "docker could not run the container",
-            hint=f"run the printed docker command by hand, {_WITHOUT}",
-            log_tail=tail(output),
-        )
-    return explain_end(code, output, log_path=log_path, ready=not find_failures(output), rebuild=rebuild)
+    if code != _DOCKER_FAILED:
+        ready = not find_failures(output, repository)
+        return explain_end(code, output, log_path=log_path, repository=repository, ready=ready)
+    for pattern, cause, hint in _DOCKER_RULES:
+        if match := re.search(pattern, output):
+            what = next(filter(None, match.groups()), "")
+            return ServerError(cause.format(what), hint=hint, log_tail=tail(output, lines=3))
+    return ServerError(
+        "docker could not run the container",
+        hint=f"run the printed docker command by hand, {_WITHOUT}",
+        log_tail=tail(output),
+    )

@@ -10,6 +10,7 @@ here as it runs in the stock container.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,7 +19,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from pathlib import Path
@@ -29,23 +29,25 @@ from generator.server import endpoint, failures, stubs
 from generator.server.endpoint import ModelState
 from generator.server.launch import (
     OWNER_HEADER,
+    STOP_TIMEOUT_S,
     assemble_backends,
     assemble_python,
+    create_log,
     give_safe_path,
     make_argv,
     make_directory,
     make_environment,
-    name_rebuild,
     open_repository,
 )
 from generator.server.plans import check_local_plans, find_plans
-from generator.server.ports import LOOPBACK, Ports, check_address, choose_ports, is_loopback
+from generator.server.ports import ANY_ADDRESS, LOOPBACK, Ports, check_address, choose_ports, is_loopback
 from generator.server.wheel import EmbeddedTriton, check_embedded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    import psutil
     from typing_extensions import Self
 
 __all__ = ["EmbeddedServer", "EmbeddedTriton", "ModelState", "check_embedded"]
@@ -54,11 +56,9 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3  # a free port may be taken before the server binds it; a crash may hide what a model complains about
 _POLL_S = 0.05
-_STOP_TIMEOUT_S = 30.0
 _DRAIN_S = 2.0  # several hundred images of a small model
-_CRIPPLED_STOP_TIMEOUT_S = 5.0  # an orderly stop never ends once a stub is dead
+_DEAD_STUB_STOP_TIMEOUT_S = 5.0  # an orderly stop never ends once a stub is dead
 _MARGIN_S = 15.0  # what the supervisor may take to remove everything after the server's end
-_ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - compared with, not bound
 
 
 class EmbeddedServer:
@@ -115,11 +115,10 @@ class EmbeddedServer:
         self._directory: Path | None = None
         self._served = repository  # the path that tritonserver was given
         self._supervisor: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
         self._stopping = False
         self._failed = False
-        self._stubs: dict[int, str] = {}
-        self._exit_timeout_s = _STOP_TIMEOUT_S
+        self._stubs: dict[psutil.Process, str] = {}
+        self._exit_timeout_s: float = STOP_TIMEOUT_S
 
     def __enter__(self) -> Self:
         """Start and wait until every model is ready.
@@ -134,7 +133,7 @@ class EmbeddedServer:
         if self.explicit and not is_loopback(self.address):
             raise ServerError(
                 f"{self.address} can be reached from other machines, and whoever may load models may run code",
-                hint="--model-control explicit goes with --address 127.0.0.1",
+                hint="bind to 127.0.0.1 where callers may load models",
             )
         triton = check_embedded()
         self.repository = open_repository(self.repository)
@@ -151,6 +150,7 @@ class EmbeddedServer:
                 self.stop()
                 if attempt == _ATTEMPTS or not self._may_succeed_again(code):
                     raise
+                logger.info("a port was taken meanwhile, or tritonserver crashed without a word: starting again")
             except BaseException:
                 # Ctrl-C while the models load: __exit__ will not be called.
                 self.stop(0)
@@ -190,22 +190,22 @@ class EmbeddedServer:
         if supervisor is None:
             return
         dead = stubs.wait_for_end(
-            supervisor,
-            self.pid,
-            self._stubs,
-            is_serving=lambda: not self._stopping and endpoint.is_ready(self.http_url),
+            supervisor, self._stubs, is_serving=lambda: not self._stopping and endpoint.is_ready(self.http_url)
         )
         if self._stopping:
             return
         self._failed = True
         if dead:
-            self._exit_timeout_s = _CRIPPLED_STOP_TIMEOUT_S
-            raise stubs.explain_dead_stubs(
-                dead, repository=self.repository, log_path=self.log_path, log_tail=failures.tail(self._read_log())
+            self._exit_timeout_s = _DEAD_STUB_STOP_TIMEOUT_S
+            raise ServerError(
+                f"a Python process of {', '.join(dead)} has ended (a crash, or the system's lack of memory: dmesg | "
+                "tail); tritonserver does not start it again and would fail requests",
+                hint=f"read its log: {self.log_path}, then start the server again",
+                log_tail=failures.tail(self._read_log()),
             )
-        raise failures.explain_end(supervisor.returncode, self._read_log(), log_path=self.log_path, ready=True)
+        raise self._explain_end(supervisor.returncode, ready=True)
 
-    def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End the server: requests that wait get up to 2 s to be taken and are answered, then its models are unloaded.
 
         tritonserver takes about a second for each instance of a Python model. After `timeout_s` its processes are
@@ -213,26 +213,19 @@ class EmbeddedServer:
         temporary directory of it is left. Calling it again does nothing.
         """
         supervisor = self._supervisor
-        if supervisor is None or supervisor.stdin is None:
-            return
-        self._failed = self._failed or (supervisor.poll() is not None and not self._stopping)
-        self._stopping = True
-        if not self._failed:
-            self._drain(min(timeout_s, _DRAIN_S))
-        try:
-            supervisor.stdin.write(f"stop {timeout_s}\n".encode())
-            supervisor.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            logger.debug("the supervisor has already ended")
-        try:
-            supervisor.wait(timeout=timeout_s + _MARGIN_S)
-        except subprocess.TimeoutExpired:
-            logger.warning("process %d does not end; killing it", supervisor.pid)
-            supervisor.kill()
-            supervisor.wait()
-        with self._lock:  # another thread may stop it as well
-            if self._supervisor is not None:
-                self._release(supervisor)
+        if supervisor is not None:
+            self._failed = self._failed or (supervisor.poll() is not None and not self._stopping)
+            self._stopping = True
+            if not self._failed:
+                self._drain(min(timeout_s, _DRAIN_S))
+            _end(supervisor, timeout_s)
+            self._supervisor = None
+        if self._directory is not None:  # it still exists only if the supervisor was killed or did not start
+            shutil.rmtree(self._directory, ignore_errors=True)
+        if self._own_log and not self._failed:
+            log, self.log_path = self.log_path, Path()
+            if log.name:  # another thread may stop it as well
+                log.unlink(missing_ok=True)
 
     def _drain(self, limit_s: float) -> None:
         """Wait until no request waits in a queue: release 24.10 refuses over gRPC what waits when it is told to end."""
@@ -245,50 +238,23 @@ class EmbeddedServer:
             idle = 0 if pending else idle + 1
             time.sleep(_POLL_S)
 
-    def _release(self, supervisor: subprocess.Popen[bytes]) -> None:
-        for pipe in (supervisor.stdin, supervisor.stdout):
-            if pipe is not None and not pipe.closed:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    logger.debug("the supervisor ended before the request to stop reached it")
-        if self._directory is not None:  # it still exists only if the supervisor was killed
-            shutil.rmtree(self._directory, ignore_errors=True)
-        if not self._failed:
-            self._remove_own_log()
-        self._supervisor = None
-
-    def _remove_own_log(self) -> None:
-        if self._own_log:
-            self.log_path.unlink(missing_ok=True)
-            self.log_path = Path()
-
     def _launch(self, triton: EmbeddedTriton, ports: Ports) -> None:
         """Start the supervisor, which starts tritonserver."""
         self._stopping = self._failed = False
         self._identifier = f"trtgen-{uuid.uuid4().hex[:12]}"
-        if self._own_log and not self.log_path.name:
-            descriptor, name = tempfile.mkstemp(prefix="trtgen-serve-", suffix=".log")
-            os.close(descriptor)
-            self.log_path = Path(name)
-        try:
-            self.log_path.parent.mkdir(parents=True, exist_ok=True)
-            self.log_path.write_bytes(b"")
-        except OSError as error:
-            raise ServerError(f"cannot write the log {self.log_path}: {error.strerror}", hint="--log FILE") from error
-        host = LOOPBACK if self.address in (_ANY_ADDRESS, "localhost") else self.address
+        host = LOOPBACK if self.address in (ANY_ADDRESS, "localhost") else self.address
         self.http_url, self.grpc_url, self.metrics_url = (f"{host}:{port}" for port in ports.named().values())
-
-        directory = self._directory = make_directory(self._identifier)
         try:
-            self._supervisor = self._start_supervisor(triton, ports, directory)
-        except BaseException as error:
-            shutil.rmtree(directory, ignore_errors=True)
-            self._remove_own_log()
-            if isinstance(error, OSError):
-                msg = f"cannot start tritonserver: {error}"
-                raise ServerError(msg, hint="check the space and rights in /tmp") from error
-            raise
+            if self._own_log and not self.log_path.name:
+                descriptor, name = tempfile.mkstemp(prefix="trtgen-serve-", suffix=".log")
+                os.close(descriptor)
+                self.log_path = Path(name)
+            create_log(self.log_path)
+            self._directory = make_directory(self._identifier)
+            self._supervisor = self._start_supervisor(triton, ports, self._directory)
+        except OSError as error:
+            msg = f"cannot start tritonserver: {error}"
+            raise ServerError(msg, hint="check the space and rights in /tmp") from error
         assert self._supervisor.stdout is not None
         self.pid = int(self._supervisor.stdout.readline() or 0)
         logger.info("tritonserver %s is process %d, log %s", triton.wheel_version, self.pid, self.log_path)
@@ -304,18 +270,18 @@ class EmbeddedServer:
                 address=self.address,
                 ports=ports,
                 identifier=self._identifier,
-                exit_timeout_s=_STOP_TIMEOUT_S,
                 models=self._only or (("*",) if self.explicit else ()),
                 secret=self.secret,
             ),
             "log": str(self.log_path),
             "remove": str(directory),
             "shm_prefix": f"{self._identifier}_",
-            "stop_timeout_s": _STOP_TIMEOUT_S,
+            "stop_timeout_s": STOP_TIMEOUT_S,
         }
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), json.dumps(arguments)],
+                bufsize=0,  # a request to stop is sent at once, or refused at once
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -331,35 +297,29 @@ class EmbeddedServer:
             code = self._supervisor.poll()
             if code is not None:
                 self._failed = True
-                raise failures.explain_end(
-                    code, self._read_log(), log_path=self.log_path, ready=False, rebuild=self._name_rebuild
-                )
+                raise self._explain_end(code, ready=False)
             # Its own ports: another server may answer at one of them.
-            if set(ports.named().values()) <= endpoint.find_listening_ports(self.pid) and endpoint.is_ready(
-                self.http_url
-            ):
+            listening = endpoint.find_listening_ports(self.pid)
+            if listening.issuperset(ports.named().values()) and endpoint.is_ready(self.http_url):
                 return
             log = self._read_log()
             if failures.has_hung(log) or time.monotonic() >= deadline:
                 self._failed = True
                 raise failures.explain_timeout(
-                    log, log_path=self.log_path, timeout_s=self.ready_timeout_s, rebuild=self._name_rebuild
+                    log, log_path=self.log_path, repository=self.repository, timeout_s=self.ready_timeout_s
                 )
             time.sleep(_POLL_S)
 
     def _may_succeed_again(self, code: int | None) -> bool:
         """Tell whether the failed start, which ended with this exit code, is worth another attempt."""
         log = self._read_log()
-        if failures.is_port_conflict(log) and self._wish.any_free:
-            logger.info("a free port was taken meanwhile; starting again")
-            return True
-        if code is not None and failures.is_silent_crash(code, log):
-            logger.info("tritonserver crashed before it said why; starting again")
-            return True
-        return False
+        lost_port = self._wish.any_free and failures.is_port_conflict(log)
+        return lost_port or (code is not None and failures.is_silent_crash(code, log))
 
-    def _name_rebuild(self, stem: str) -> str:
-        return name_rebuild(self.repository, stem)
+    def _explain_end(self, code: int, *, ready: bool) -> ServerError:
+        return failures.explain_end(
+            code, self._read_log(), log_path=self.log_path, repository=self.repository, ready=ready
+        )
 
     def _read_log(self) -> str:
         """Return the log, with the repository's own path where tritonserver was given a link to it."""
@@ -367,3 +327,19 @@ class EmbeddedServer:
             return ""
         text = self.log_path.read_text(encoding="utf-8", errors="replace")
         return text if self._served == self.repository else text.replace(str(self._served), str(self.repository))
+
+
+def _end(supervisor: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """Have the supervisor end the server, and wait for the end of both."""
+    assert supervisor.stdin is not None
+    assert supervisor.stdout is not None
+    with contextlib.suppress(BrokenPipeError, ValueError):  # it has already ended
+        supervisor.stdin.write(f"stop {timeout_s}\n".encode())
+    try:
+        supervisor.wait(timeout=timeout_s + _MARGIN_S)
+    except subprocess.TimeoutExpired:
+        logger.warning("process %d does not end; killing it", supervisor.pid)
+        supervisor.kill()
+        supervisor.wait()
+    supervisor.stdin.close()
+    supervisor.stdout.close()

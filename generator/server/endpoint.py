@@ -1,11 +1,11 @@
-"""What a running tritonserver says about itself, and which ports it has, with the standard library only."""
+"""What a running tritonserver says about itself, and which ports it listens on."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["ModelState", "count_pending", "find_listening_ports", "is_ready", "list_models"]
 
 _TIMEOUT_S = 5.0
-_LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,18 +23,16 @@ class ModelState:
     """One version of one model: `state` is READY, LOADING, UNAVAILABLE or UNLOADING, `reason` says why not READY."""
 
     name: str
-    version: str
-    state: str
+    version: str = ""
+    state: str = "UNAVAILABLE"
     reason: str = ""
 
 
 def is_ready(url: str) -> bool:
     """Tell whether the server answers and every model of its repository is ready."""
-    try:
-        status, _ = _request(url, "GET", "/v2/health/ready")
-    except (OSError, http.client.HTTPException):
-        return False
-    return status == http.client.OK
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return _request(url, "GET", "/v2/health/ready")[0] == http.client.OK
+    return False
 
 
 def count_pending(metrics_url: str) -> int | None:
@@ -63,39 +60,19 @@ def list_models(url: str, *, headers: Mapping[str, str]) -> list[ModelState]:
             f"tritonserver at {url} does not list its models: HTTP {status}",
             hint="its repository API is restricted: ask each model by its name",
         )
-    states = [
-        ModelState(
-            name=str(entry["name"]),
-            version=str(entry.get("version", "")),
-            state=str(entry.get("state", "UNAVAILABLE")),
-            reason=str(entry.get("reason", "")),
-        )
-        for entry in json.loads(body)
-    ]
+    states = [ModelState(**entry) for entry in json.loads(body)]
     return sorted(states, key=lambda state: (state.name, state.version))
 
 
 def find_listening_ports(pid: int) -> set[int]:
     """Return the TCP ports that the process itself listens on; empty once it is gone."""
-    ports: dict[str, int] = {}
+    import psutil
+
     try:
-        # gRPC's sockets are IPv6 ones that hold an IPv4 address.
-        for table in ("tcp", "tcp6"):
-            for row in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
-                _, local, _, state, *rest = row.split()
-                if state == _LISTENING:
-                    ports[f"socket:[{rest[5]}]"] = int(local.rpartition(":")[2], base=16)
-        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
+        connections = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
         return set()
-    return {ports[link] for link in map(_read_link, descriptors) if link in ports}
-
-
-def _read_link(path: Path) -> str:
-    try:
-        return str(path.readlink())
-    except OSError:
-        return ""  # closed meanwhile
+    return {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
 
 
 def _request(url: str, method: str, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
-from generator.server.failure_rules import explain_words, name_rebuild
+from generator.server.failure_rules import explain_words
+from generator.server.launch import find_ensembles, name_rebuild
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = [
@@ -51,7 +52,7 @@ _LINE = re.compile(r"^(?:\S+Z [IWEF] \d+|[IWEF]\d{4} \S+ +\d+) [\w./]+:\d+\] +(?
 _NOISE = re.compile(
     r"^[|+]|pinned_memory_manager|cuda_memory_manager|CUDA driver version is insufficient|"
     r"CudaDriverHelper|initialize NVML|DCGM|Collecting CPU metrics|"
-    r"tritonserver\.cc:\d+\] $|server\.cc:\d+\] $"
+    r"server\.cc:\d+\] $"
 )
 _PROTOBUF = re.compile(r"^\[libprotobuf ERROR .*?Error parsing text-format \S+: (\d+):(\d+): (?P<detail>.*)$")
 # Where the rest of a message is said about the model that it names.
@@ -78,30 +79,24 @@ _MEMORY = re.compile(r"the memory of (?:GPU (?P<gpu>\d+)|a GPU) is exhausted")
 _HUNG = ("Failed to preinitialize Python stub", "triton_python_backend_stub: error while loading", "failed to start ")
 
 
-def find_failures(log: str, *, rebuild: Callable[[str], str] = name_rebuild) -> list[Finding]:
-    """Return what failed according to the log, in its order, one finding per model.
-
-    `rebuild` gives the command that builds a model again, from its public name.
-    """
-    findings: dict[str, Finding] = {}
-    for model, words in [*_read_failures(log), *_read_failed_requests(log)]:
-        if model in findings:
-            continue
-        explanation = explain_words(words, model=model, rebuild=rebuild)
-        cause = explanation.cause if explanation else None
+def find_failures(log: str, repository: Path) -> list[Finding]:
+    """Return what failed according to the log of a server on `repository`: a finding per model, in the log's order."""
+    words_of: dict[str, str] = {}
+    for model, words in _read_failures(log):
+        words_of.setdefault(model, words)
+    ensembles = find_ensembles(repository) if words_of else {}
+    findings = []
+    for model, words in words_of.items():
+        rebuild = name_rebuild(repository, ensembles.get(model, model))
+        cause, hint = explain_words(words, model=model, rebuild=rebuild) or (None, None)
         if cause and (found := _MEMORY.search(cause)):
             cause = _complete_memory(cause, found, log, model)
-        findings[model] = Finding(
-            model=model,
-            words=words,
-            cause=cause,
-            hint=explanation.hint if explanation else None,
-        )
-    return list(findings.values())
+        findings.append(Finding(model=model, words=words, cause=cause, hint=hint))
+    return findings
 
 
 def _complete_memory(cause: str, found: re.Match[str], log: str, model: str) -> str:
-    """Name the full GPU where the words did not, and how many instances had found room on it.
+    """Name the full GPU where the words did not, and how many instances were loaded on it before.
 
     Triton gives the instances on each GPU the same names, and logs one line when it starts to load an instance; our
     backend logs one when it is loaded. Others do not: where none is logged, nothing is counted.
@@ -118,7 +113,7 @@ def _complete_memory(cause: str, found: re.Match[str], log: str, model: str) -> 
         cause = cause.replace("the memory of a GPU", f"the memory of GPU {gpu}")
         if not loaded:
             return cause
-    return f"{cause} ({sum(number == gpu for _, number in loaded)} of its instances had found room)"
+    return f"{cause} ({sum(number == gpu for _, number in loaded)} of its instances were loaded)"
 
 
 def has_hung(log: str) -> bool:
@@ -136,14 +131,12 @@ def is_silent_crash(code: int, log: str) -> bool:
 
     Release 24.10 does so in one of ten cases when a model answers a request of its warmup with an error.
     """
-    return code == _SIGNALLED + signal.SIGSEGV and not find_failures(log)
+    return code == _SIGNALLED + signal.SIGSEGV and not any(_read_failures(log))
 
 
-def explain_end(
-    code: int, log: str, *, log_path: Path, ready: bool, rebuild: Callable[[str], str] = name_rebuild
-) -> ServerError:
+def explain_end(code: int, log: str, *, log_path: Path, repository: Path, ready: bool) -> ServerError:
     """Return the error for a server that ended by itself with this exit code (128 + N: signal N)."""
-    findings = [] if ready else find_failures(log, rebuild=rebuild)
+    findings = [] if ready else find_failures(log, repository)
     if findings:
         # Seen when a request of a warmup fails while other models load.
         crash = f"\n(tritonserver then crashed: {_describe_code(code)})" if code > _SIGNALLED else ""
@@ -156,24 +149,22 @@ def explain_end(
     )
 
 
-def explain_timeout(
-    log: str, *, log_path: Path, timeout_s: float, rebuild: Callable[[str], str] = name_rebuild
-) -> ServerError:
+def explain_timeout(log: str, *, log_path: Path, repository: Path, timeout_s: float) -> ServerError:
     """Return the error for a server that did not get ready in time, with the models that were still loading."""
-    findings = find_failures(log, rebuild=rebuild)
+    findings = find_failures(log, repository)
     if findings:
         return _describe(findings, log_path=log_path)
     waiting = _find_waiting(log)
     what = f"still loading {', '.join(waiting)}" if waiting else "no model was loading"
     return ServerError(
         f"tritonserver was not ready after {timeout_s:g} s: {what}",
-        hint=f"give it more time with --ready-timeout-s, or read its log: {log_path}",
+        hint=f"give the models more time to load, or read its log: {log_path}",
         log_tail=tail(log),
     )
 
 
 def tail(log: str, *, lines: int = _TAIL_LINES) -> list[str]:
-    """Return the last lines that say something: without tables, blanks and words about an absent GPU."""
+    """Return the last lines, without tables, blanks and words about an absent GPU."""
     kept = [shorten(line) for line in log.splitlines() if line.strip() and not _NOISE.search(line)]
     return kept[-lines:]
 
@@ -187,20 +178,21 @@ def shorten(text: str) -> str:
 def _describe(findings: list[Finding], *, log_path: Path, note: str = "") -> ServerError:
     """Return one error for all findings, in the order of the log."""
     known = [finding for finding in findings if finding.hint]
-    if len(findings) == 1:
-        message = f"tritonserver did not start: {findings[0].sentence()}"
-    else:
-        message = "\n".join(["tritonserver did not start:", *(f"  {finding.sentence()}" for finding in findings)])
+    separator = " " if len(findings) == 1 else "\n  "
     return ServerError(
-        message + note,
+        separator.join(["tritonserver did not start:", *(finding.sentence() for finding in findings)]) + note,
         hint=known[0].hint if known else f"read its log: {log_path}",
         log_tail=[*(shorten(finding.words) for finding in findings), f"(log: {log_path})"],
     )
 
 
 def _read_failures(log: str) -> Iterator[tuple[str, str]]:
-    """Yield (model, words) for every line that reports a failure."""
+    """Yield (model, words) for every line that reports a failure, then for every request of a warmup that raised.
+
+    tritonserver may crash before it says that such a request is why a model failed.
+    """
     syntax: list[str] = []
+    requests: list[tuple[str, str]] = []
     for line in log.splitlines():
         if match := _PROTOBUF.match(line):
             syntax.append(f"line {match[1]}, column {match[2]}: {match['detail']}")
@@ -208,23 +200,17 @@ def _read_failures(log: str) -> Iterator[tuple[str, str]]:
             yield "", match["words"]
         elif match := _LINE.match(line):
             message = _unquote(match["message"])
-            for pattern in _FAILURES:
-                if found := pattern.match(message):
-                    words = found["words"].strip()
-                    if "failed to read text proto" in words and syntax:
-                        words += f" ({'; '.join(syntax)})"
-                        syntax = []
-                    yield found["model"], words
-                    break
+            if found := _FAILED_REQUEST.match(message):
+                requests.append((found["model"], f"failed to run warmup sample: {found['words']}"))
+            elif found := next(filter(None, (pattern.match(message) for pattern in _FAILURES)), None):
+                words = found["words"].strip()
+                if "failed to read text proto" in words and syntax:
+                    words += f" ({'; '.join(syntax)})"
+                    syntax = []
+                yield found["model"], words
         elif (match := _FATAL_LINE.match(line)) and "failed to load all models" not in line:
             yield "", match["words"]
-
-
-def _read_failed_requests(log: str) -> Iterator[tuple[str, str]]:
-    """Yield (model, words) for every request of a warmup that raised: tritonserver may crash before it says so."""
-    for line in log.splitlines():
-        if (match := _LINE.match(line)) and (found := _FAILED_REQUEST.match(_unquote(match["message"]))):
-            yield found["model"], f"failed to run warmup sample: {found['words']}"
+    yield from requests
 
 
 def _unquote(message: str) -> str:
@@ -247,11 +233,9 @@ def _find_waiting(log: str) -> list[str]:
 def _describe_code(code: int) -> str:
     if code < 0:
         return f"the process that watches over it was ended by {signal.Signals(-code).name}"
-    if code <= _SIGNALLED:
-        return f"it ended with exit code {code}"
     try:
         name = signal.Signals(code - _SIGNALLED).name
     except ValueError:
-        name = f"signal {code - _SIGNALLED}"
+        return f"it ended with exit code {code}"
     killed = " (the system does that for lack of memory: dmesg | tail)" if name == "SIGKILL" else ""
     return f"it was ended by {name}{killed}"

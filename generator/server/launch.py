@@ -1,7 +1,8 @@
-"""What the pip tritonserver is started with: a directory of its own, a command line, an environment."""
+"""What a tritonserver is started with: a repository, options, a log; for the pip one a directory and an environment."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -12,9 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generator.errors import ServerError
+from generator.errors import ConfigError, ServerError
 from generator.render import template_root
 from generator.repository import name_option, published_root, recover
+from generator.triton.check import parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OWNER_HEADER",
+    "STOP_TIMEOUT_S",
     "assemble_backends",
     "assemble_python",
+    "create_log",
+    "find_ensembles",
     "find_libraries",
     "give_safe_path",
     "is_safe_path",
@@ -34,11 +39,13 @@ __all__ = [
     "make_environment",
     "name_rebuild",
     "open_repository",
+    "tritonserver_options",
 ]
 
 logger = logging.getLogger(__name__)
 
 OWNER_HEADER = "trtgen-owner"
+STOP_TIMEOUT_S = 30
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_./+@:-]+")
 
 
@@ -50,7 +57,7 @@ def open_repository(repository: Path) -> Path:
         RepositoryError: The interrupted publish can be neither finished nor undone.
     """
     root = repository.expanduser().resolve()
-    hint = f"trtgen build-repo resnet50{name_option(repository)}"
+    hint = name_rebuild(root, "resnet50")
     if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises where a folder may not be searched
         raise ServerError(f"there is no model repository at {root}", hint=hint)
     for action in recover(root, otherwise="served as it is"):
@@ -61,12 +68,36 @@ def open_repository(repository: Path) -> Path:
 
 
 def name_rebuild(repository: Path, model: str) -> str:
-    """Return the command that builds a model again: from its record where it has one."""
+    """Return the command that builds a model again, by its public name: from its record where it has one."""
     root = published_root(repository)
     root = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
     record = root / model / "trtgen.json"
     what = f"--spec {shlex.quote(str(record))}" if record.is_file() else shlex.quote(model)
     return f"trtgen build-repo {what}{name_option(root)}"
+
+
+def find_ensembles(repository: Path) -> dict[str, str]:
+    """Return the ensemble, whose name is the public one, of each model that is a member of one."""
+    found: dict[str, str] = {}
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        with contextlib.suppress(OSError, UnicodeDecodeError, ConfigError):
+            config = parse_config(path.parent.name, path.read_text(encoding="utf-8"))
+            found |= {step.model_name: path.parent.name for step in config.ensemble_scheduling.step}
+    return found
+
+
+def create_log(path: Path) -> None:
+    """Make an empty log.
+
+    Raises:
+        ServerError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    except OSError as error:
+        msg = f"cannot write the log {path}: {error.strerror}"
+        raise ServerError(msg, hint="name another file for the log") from error
 
 
 def is_safe_path(path: Path) -> bool:
@@ -149,7 +180,6 @@ def make_argv(
     address: str,
     ports: Ports,
     identifier: str,
-    exit_timeout_s: float,
     models: Sequence[str] = (),
     secret: str = "",
 ) -> list[str]:
@@ -162,7 +192,6 @@ def make_argv(
         address: What to bind to.
         ports: Where.
         identifier: What its shared memory is called after.
-        exit_timeout_s: How long it may take to end.
         models: Load these only, `*` for all; callers may load and unload then. By default all, and callers may not.
         secret: What calls that list and load models must carry; whoever may load models may run code.
     """
@@ -175,26 +204,26 @@ def make_argv(
     return [
         str(triton.binary),
         f"--model-repository={repository}",
-        f"--backend-directory={backends}",
         *control,
+        *tritonserver_options(address),
+        f"--backend-directory={backends}",
+        *(f"--{name}-port={port}" for name, port in ports.named().items()),
+        "--metrics-interval-ms=250",  # the server's end waits for an interval's end; the default is 2 s
+        f"--backend-config=python,shm-region-prefix-name={identifier}_",
+    ]
+
+
+def tritonserver_options(address: str) -> list[str]:
+    """Return the options that the pip server and the container have in common."""
+    return [
+        *(f"--{endpoint}-address={address}" for endpoint in ("http", "grpc", "metrics")),
         "--disable-auto-complete-config",
         "--exit-on-error=true",
         "--strict-readiness=true",
-        f"--exit-timeout-secs={exit_timeout_s:.0f}",
-        "--allow-http=true",
-        f"--http-address={address}",
-        f"--http-port={ports.http}",
-        "--allow-grpc=true",
-        f"--grpc-address={address}",
-        f"--grpc-port={ports.grpc}",
-        "--allow-metrics=true",
-        f"--metrics-address={address}",
-        f"--metrics-port={ports.metrics}",
-        "--metrics-interval-ms=250",  # the server's end waits for an interval's end; the default is 2 s
+        f"--exit-timeout-secs={STOP_TIMEOUT_S}",
         "--allow-sagemaker=false",
         "--allow-vertex-ai=false",
         "--log-format=ISO8601",
-        f"--backend-config=python,shm-region-prefix-name={identifier}_",
     ]
 
 
@@ -205,11 +234,7 @@ def find_libraries(triton: EmbeddedTriton) -> list[str]:
 
 def make_environment(triton: EmbeddedTriton, *, python: Path) -> dict[str, str]:
     """Return this process's environment with the libraries and the Python (its `bin`) that the stub needs."""
-    environment = dict(os.environ)
-    environment["LD_LIBRARY_PATH"] = _prepend(find_libraries(triton), environment.get("LD_LIBRARY_PATH"))
-    environment["PATH"] = _prepend([str(python)], environment.get("PATH", os.defpath))
+    environment = {"PATH": os.defpath, **os.environ}
+    for name, folders in (("LD_LIBRARY_PATH", find_libraries(triton)), ("PATH", [str(python)])):
+        environment[name] = os.pathsep.join([*folders, *filter(None, [environment.get(name)])])
     return environment
-
-
-def _prepend(paths: list[str], present: str | None) -> str:
-    return os.pathsep.join([*paths, *([present] if present else [])])

@@ -1,4 +1,4 @@
-"""Addresses and ports: loopback unless asked otherwise, free ports, and a plain word when one is taken."""
+"""Addresses and ports: loopback unless asked otherwise, free ports, and an error that says which one is taken."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from generator.errors import ServerError
 
-__all__ = ["Ports", "check_address", "choose_ports", "is_loopback"]
+__all__ = ["ANY_ADDRESS", "LOOPBACK", "Ports", "check_address", "choose_ports", "is_loopback"]
 
 LOOPBACK = "127.0.0.1"
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - bound only where it was allowed
 _FREE = 0
 _MAXIMUM_PORT = 65535
 
@@ -50,15 +51,15 @@ def check_address(address: str, *, allow_non_loopback: bool, embedded: bool = Tr
         ServerError: The address is neither loopback nor allowed, or it is IPv6.
     """
     if ":" in address:
-        raise ServerError(f"the address {address} is IPv6; trtgen serves on IPv4", hint="--address 127.0.0.1")
+        raise ServerError(
+            f"the address {address} is IPv6; trtgen serves on IPv4", hint="serve on the address 127.0.0.1"
+        )
     if is_loopback(address) or allow_non_loopback:
         return
+    reason = "tritonserver trusts everybody who reaches it: neither passwords nor encryption"
     if embedded:
         reason = "the pip tritonserver (release 24.10) lacks the security fixes of later releases"
-        hint = "serve with --container, or in a network you trust with --allow-non-loopback"
-    else:
-        reason = "tritonserver trusts everybody who reaches it: neither passwords nor encryption"
-        hint = "put a gateway in front of it, or in a network you trust add --allow-non-loopback"
+    hint = "serve in the stock container behind a gateway, or, in a network that you trust, allow other addresses"
     raise ServerError(f"{address} can be reached from other machines, and {reason}", hint=hint)
 
 
@@ -85,20 +86,17 @@ def choose_ports(wish: Ports, *, address: str) -> Ports:
 
 def _bind(listener: socket.socket, address: str, port: int, *, name: str) -> None:
     if not 0 <= port <= _MAXIMUM_PORT:
-        raise ServerError(f"the {name} port {port} does not exist", hint=f"give --{name}-port a number up to 65535")
+        raise ServerError(f"the {name} port {port} does not exist", hint="take one up to 65535")
     try:
         listener.bind((address, port))
         listener.listen(1)
-    except socket.gaierror as error:
-        raise ServerError(f"the address {address} is unknown: {error.strerror}", hint="--address 127.0.0.1") from error
     except OSError as error:
-        reasons = {
-            errno.EADDRINUSE: (
+        if error.errno == errno.EADDRINUSE:
+            raise ServerError(
                 f"the {name} port {port} on {address} is in use by another program",
-                f"stop it (ss -ltnp 'sport = :{port}' names it) or give --{name}-port another number",
-            ),
-            errno.EACCES: (f"the {name} port {port} needs more rights", f"give --{name}-port a number above 1023"),
-            errno.EADDRNOTAVAIL: (f"{address} is not an address of this machine", "--address 127.0.0.1"),
-        }
-        message, hint = reasons.get(error.errno or 0, (f"cannot listen on {address}:{port}: {error.strerror}", None))
-        raise ServerError(message, hint=hint) from error
+                hint=f"stop it (ss -ltnp 'sport = :{port}' names it), or take another one",
+            ) from error
+        raise ServerError(
+            f"cannot listen on {address}:{port}: {error.strerror}",
+            hint="take an address of this machine, such as 127.0.0.1, and a port above 1023",
+        ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes.util
 import importlib.util
-import os
 import platform
 import sys
 import sysconfig
@@ -16,7 +15,7 @@ from generator.errors import MissingDependencyError, ServerError
 
 __all__ = ["EmbeddedTriton", "check_embedded"]
 
-_ELSEWHERE = "serve with --container on such a machine (rendering and the clients work here)"
+_ELSEWHERE = "serve with the stock container on such a machine (rendering and the clients work here)"
 _MINIMUM_GLIBC = (2, 35)
 _MAXIMUM_PYTHON = (3, 12)  # our dependencies end there; the wheel has a stub for 3.13 as well
 
@@ -41,13 +40,15 @@ def check_embedded() -> EmbeddedTriton:
     """Return the parts of the pip server.
 
     Raises:
-        MissingDependencyError: nvidia-pytriton or numpy is not installed.
+        MissingDependencyError: nvidia-pytriton or psutil is not installed.
         ServerError: The platform, glibc, Python, libpython or numpy does not suit it; the message says which.
     """
     _check_platform()
     found = importlib.util.find_spec("pytriton")
     if found is None or not found.submodule_search_locations:
         raise MissingDependencyError("nvidia-pytriton", extra="server", why="it holds the tritonserver that runs here")
+    if importlib.util.find_spec("psutil") is None:
+        raise MissingDependencyError("psutil", extra="server", why="it tells whether the server's processes live")
     package = Path(next(iter(found.submodule_search_locations)))
     _check_numpy()
     python_version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -73,10 +74,10 @@ def _check_platform() -> None:
     machine = f"{platform.system()} on {platform.machine()}"
     if machine != "Linux on x86_64":
         raise ServerError(f"this machine is {machine}; the pip tritonserver is for Linux on x86_64", hint=_ELSEWHERE)
-    glibc = _read_glibc()
-    if glibc < _MINIMUM_GLIBC:
-        found = ".".join(map(str, glibc)) or "none"
-        raise ServerError(f"the C library here is glibc {found}; the pip tritonserver needs 2.35", hint=_ELSEWHERE)
+    library, version = platform.libc_ver()
+    if library != "glibc" or tuple(map(int, version.split("."))) < _MINIMUM_GLIBC:
+        found = f"{library or 'an unknown one'} {version}".strip()
+        raise ServerError(f"the C library here is {found}; the pip tritonserver needs glibc 2.35", hint=_ELSEWHERE)
     if sys.version_info[:2] > _MAXIMUM_PYTHON:
         raise ServerError(
             f"this is Python {platform.python_version()}; the pip tritonserver with trtgen needs 3.10 to 3.12",
@@ -84,20 +85,8 @@ def _check_platform() -> None:
         )
 
 
-def _read_glibc() -> tuple[int, ...]:
-    """Return glibc's version, empty where the C library is another one."""
-    try:
-        text = os.confstr("CS_GNU_LIBC_VERSION") or ""
-    except (ValueError, OSError):
-        return ()
-    return tuple(int(part) for part in text.removeprefix("glibc ").split(".") if part.isdecimal())
-
-
 def _check_numpy() -> None:
-    try:
-        version = metadata.version("numpy")
-    except metadata.PackageNotFoundError:
-        raise MissingDependencyError("numpy", extra="server", why="the Python backend needs it") from None
+    version = metadata.version("numpy")
     if int(version.split(".")[0]) >= 2:
         raise ServerError(
             f"numpy {version} is installed; the pip tritonserver's Python stub was built for numpy 1 "
