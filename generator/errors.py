@@ -18,10 +18,11 @@ Anything else that escapes is a bug and keeps its traceback. Only `generator.cli
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "ConfigError",
@@ -36,6 +37,7 @@ __all__ = [
     "SpecError",
     "TrtgenError",
     "VerificationError",
+    "near",
 ]
 
 
@@ -111,3 +113,10 @@ class MissingDependencyError(TrtgenError):
         super().__init__(f"the package {package} is not installed: {why}", hint=install)
         self.package = package
         self.extra = extra
+
+
+def near(word: str, valid: Iterable[str], *, most: int = 3) -> list[str]:
+    """Return up to `most` of the valid words that look like `word`, best first."""
+    by_lower = {name.lower(): name for name in valid}
+    matches = difflib.get_close_matches(word.lower(), by_lower, n=most, cutoff=0.6)
+    return [by_lower[match] for match in matches]

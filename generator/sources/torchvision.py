@@ -8,10 +8,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generator.errors import SourceError
+from generator.errors import SourceError, near
 from generator.sources.network import Network, find_last_layer, resolve_recipe, torch_runner
 from generator.spec.recipe import Recipe
-from generator.spelling import near
 from generator.task import find_task
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import datetime as dt
 import reprlib
 from typing import TYPE_CHECKING, Any
 
-from generator.spelling import near
+from generator.errors import near
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from generator.errors import ExportError
-from generator.spelling import near
+from generator.errors import ExportError, near
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -119,7 +119,7 @@ def _check_name(model: str) -> None:
     """Refuse a name that this Python's torchvision does not know; another Python's tells when its runner starts."""
     import torchvision
 
-    from generator.spelling import near
+    from generator.errors import near
 
     known = torchvision.models.list_models(module=torchvision.models)
     if model.lower() not in known:  # torchvision itself takes any case
