@@ -264,14 +264,7 @@ def _check_reference(spec: ModelSpec, artifact: Artifact, folder: Path) -> None:
     from generator.images.reference import load_reference
     from generator.repository import Layout
 
-    candidate = Candidate(
-        repository=folder,
-        layout=Layout.of(spec, 1),
-        spec=spec,
-        recipe=artifact.recipe,
-        labels=artifact.labels,
-        head=artifact.head,
-    )
+    candidate = Candidate(repository=folder, layout=Layout.of(spec, 1), spec=spec, artifact=artifact)
     find_task(spec.task).make_stages(candidate, load_reference(folder / REFERENCE_FILE))
 
 

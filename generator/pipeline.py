@@ -200,15 +200,7 @@ def _prove(
     if not options.verify or options.dry_run:
         return None
     start = time.monotonic()
-    candidate = Candidate(
-        repository=staged,
-        layout=layout,
-        spec=spec,
-        recipe=artifact.recipe,
-        labels=artifact.labels,
-        head=artifact.head,
-        assumed=artifact.assumed,
-    )
+    candidate = Candidate(repository=staged, layout=layout, spec=spec, artifact=artifact)
     report = run_gate(candidate, load_reference(staged / layout.reference), on_event=options.on_event)
     report.raise_for_status(require_all=options.require_all, hint="nothing was published; fix the source or the spec")
     proved = sum(result.status == "proved" for result in report.results)

@@ -447,7 +447,7 @@ def test_labelled_images_decide_on_a_given_recipe(
     assert record is not None
     assert "as given, not proved" in record.assumed["recipe"]
     candidate = published.read_candidate(root, record)
-    result = check_recipe(candidate, read_labelled(images, candidate.labels))
+    result = check_recipe(candidate, read_labelled(images, candidate.artifact.labels))
     assert (result.status, result.stage) == (status, "recipe")
     assert words in result.measured + result.reason
 

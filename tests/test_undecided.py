@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from generator.artifact import Artifact
 from generator.gate.candidate import Candidate
+from generator.graph.model import OnnxModel
 from generator.images.reference import Reference, load_reference, save_reference
 from generator.repository import Layout
 from generator.spec.file import make_spec
@@ -20,18 +22,24 @@ from generator.tasks.classification.compare import LIMITS
 from generator.tasks.classification.head import Head
 from generator.tasks.classification.plan_stage import check_rows
 from generator.tasks.classification.stages import judge
+from generator.tensor import Tensor, from_onnx
 
 IMAGES, CLASSES = 40, 50
 PIXELS = np.random.default_rng(0).integers(125, 132, (IMAGES, 8, 8, 3), dtype=np.uint8)
 WEIGHTS = np.random.default_rng(1).normal(0, 0.05, (8 * 8 * 3, CLASSES))
+TENSOR = Tensor(name="x", data_type=from_onnx(1), shape=(-1, CLASSES))
 SPEC = make_spec(["m"], target="tensorrt-10", precision="fp16", batch={"max": 8})[0]
 CANDIDATE = Candidate(
     repository=Path(),
     layout=Layout.of(SPEC, 1),
     spec=SPEC,
-    recipe=IMAGENET,
-    labels=(),
-    head=Head(output="logits", activation="none"),
+    artifact=Artifact(
+        onnx=OnnxModel(path=Path("m.onnx"), input=TENSOR, outputs=(TENSOR,), opset=17, node_count=1, sha256=""),
+        head=Head(output="logits", activation="none"),
+        recipe=IMAGENET,
+        labels=(),
+        description="",
+    ),
 )
 
 

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
+    from generator.artifact import Artifact
     from generator.repository import Layout
     from generator.spec.model import ModelSpec
-    from generator.spec.recipe import Recipe
 
 __all__ = ["Candidate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A model in a repository, staged or published, and what was said about it when it was made.
-
-    `head` is what the task's `finish_graph` did, `assumed` says by its name what was taken on trust, and why.
-    """
+    """A model in a repository, staged or published, and what was said about it when it was made."""
 
     repository: Path
     layout: Layout
     spec: ModelSpec
-    recipe: Recipe
-    labels: tuple[str, ...]
-    head: Any
-    assumed: Mapping[str, str] = field(default_factory=dict)
+    artifact: Artifact
 
     @property
     def onnx(self) -> Path:

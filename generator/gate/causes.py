@@ -29,11 +29,13 @@ def of_pixels(candidate: Candidate, reference: Reference, pixels: NDArray[np.uin
     if levels(reference.pixels[..., ::-1]) <= 1:
         return "the channels are in BGR order, the source takes RGB"
     for other in _FILTERS:
-        if other != candidate.recipe.interpolation:
-            recipe = candidate.recipe.model_copy(update={"interpolation": other})
+        if other != candidate.artifact.recipe.interpolation:
+            recipe = candidate.artifact.recipe.model_copy(update={"interpolation": other})
             if levels(prepare(recipe, reference.files)) <= 1:
-                return f"interpolation is {other}, the source was trained with {candidate.recipe.interpolation}"
-    exif = "apply" if candidate.recipe.exif == "ignore" else "ignore"
-    if levels(prepare(candidate.recipe.model_copy(update={"exif": exif}), reference.files)) <= 1:
-        return f"EXIF orientation is handled as {exif!r}, the recipe says {candidate.recipe.exif!r}"
+                return (
+                    f"interpolation is {other}, the source was trained with {candidate.artifact.recipe.interpolation}"
+                )
+    exif = "apply" if candidate.artifact.recipe.exif == "ignore" else "ignore"
+    if levels(prepare(candidate.artifact.recipe.model_copy(update={"exif": exif}), reference.files)) <= 1:
+        return f"EXIF orientation is handled as {exif!r}, the recipe says {candidate.artifact.recipe.exif!r}"
     return "resize, crop, antialiasing or the decoder differ from the source's transforms"

@@ -13,8 +13,8 @@ from generator.images.reference import Reference, load_reference, make_reference
 from generator.images.sets import read_images
 from generator.repository import Layout, Record, find_records, name_option, read_record, recover
 from generator.repository.layout import RECORD_FILE
+from generator.repository.stage import read_published
 from generator.spec.model import ModelSpec
-from generator.spec.recipe import Recipe
 from generator.task import find_task
 
 if TYPE_CHECKING:
@@ -76,25 +76,21 @@ def _find(root: Path, names: Sequence[str]) -> list[Record]:
 
 
 def read_candidate(root: Path, record: Record) -> Candidate:
-    """Return the model that `record` describes; RepositoryError if it does not describe one."""
+    """Return the model that `record` describes.
+
+    Raises:
+        RepositoryError: It does not describe one.
+        SourceError: Its graph cannot be read.
+        PlanError: Its plan has no valid passport.
+    """
     try:
         spec = ModelSpec.model_validate(record.spec)
-        recipe = Recipe.model_validate(record.recipe)
-        labels = tuple(record.contract.get("labels", ()))
         layout = Layout.of(spec, max(spec.versions) if isinstance(spec.versions, list) else record.version)
-        head = find_task(spec.task).restore_head(record.head, spec, root / layout.reference)
+        artifact = read_published(root, record, spec, layout)
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{root / record.name / RECORD_FILE} does not say spec, recipe, labels and head"
         raise RepositoryError(msg, hint=f"move {root / record.name} and its members away and build it again") from error
-    return Candidate(
-        repository=root,
-        layout=layout,
-        spec=spec,
-        recipe=recipe,
-        labels=labels,
-        head=head,
-        assumed=record.assumed,
-    )
+    return Candidate(repository=root, layout=layout, spec=spec, artifact=artifact)
 
 
 def _ask_source(spec: ModelSpec, folder: Path) -> Reference:

@@ -81,7 +81,9 @@ def run_gate(
         results += [not_proved(stage.name, f"{failed[0]} failed") for stage in served]
     elif served:
         results += _run_served(candidate, served, grpc_url, on_event)
-    results += [StageResult(stage=what, status="assumed", reason=why) for what, why in candidate.assumed.items()]
+    results += [
+        StageResult(stage=what, status="assumed", reason=why) for what, why in candidate.artifact.assumed.items()
+    ]
     return GateReport(model=name, images=len(reference.names), results=tuple(results))
 
 

@@ -40,7 +40,7 @@ def read_published(folder: Path, record: Record, spec: ModelSpec, layout: Layout
         onnx=read_onnx(folder / layout.onnx),
         head=find_task(spec.task).restore_head(record.head, spec, folder / layout.reference),
         recipe=Recipe.model_validate(record.recipe),
-        labels=tuple(record.contract["labels"]),
+        labels=tuple(record.contract.get("labels", ())),  # not every task has classes
         description=record.description,
         assumed=record.assumed,
         passport=read_passport(folder / layout.plan) if (folder / layout.plan).is_file() else None,

@@ -30,8 +30,8 @@ def of_graph(candidate: Candidate, model: OnnxModel, reference: Reference) -> st
         return twice
 
     def with_pixels(pixels: NDArray[np.uint8]) -> Comparison:
-        activation = candidate.head.activation
-        expected = comparable(candidate.head.finish(reference.answers["scores"]), activation)
+        activation = candidate.artifact.head.activation
+        expected = comparable(candidate.artifact.head.finish(reference.answers["scores"]), activation)
         return compare(expected, comparable(next(iter(run_graph(model, pixels).values())), activation))
 
     as_they_are = with_pixels(reference.pixels)
@@ -68,7 +68,10 @@ def _normalisation(candidate: Candidate, proto: object) -> str:
         return ""
     std = 1 / (255 * found["Mul"])
     mean = -found["Add"] * std
-    for name, inside, recipe in (("std", std, candidate.recipe.std), ("mean", mean, candidate.recipe.mean)):
+    for name, inside, recipe in (
+        ("std", std, candidate.artifact.recipe.std),
+        ("mean", mean, candidate.artifact.recipe.mean),
+    ):
         if not np.allclose(inside, recipe, atol=1e-3):
             numbers = ", ".join(f"{value:.3f}" for value in inside)
             return f"wrong {name}: the graph normalises with [{numbers}], the recipe says {list(recipe)}"

@@ -46,7 +46,7 @@ def measure_labelled(candidate: Candidate, folder: Path, grpc_url: str | None) -
     """
     import numpy as np
 
-    labelled = read_labelled(folder, candidate.labels)
+    labelled = read_labelled(folder, candidate.artifact.labels)
     truth = np.array(labelled.classes)
     pixels = _prepare(candidate, labelled)
     answers: dict[str, Callable[[], NDArray[np.floating[Any]] | str]] = {
@@ -62,9 +62,9 @@ def measure_labelled(candidate: Candidate, folder: Path, grpc_url: str | None) -
         if isinstance(scores, str):
             yield not_proved(stage, scores)
         else:
-            accuracy = float((first_classes(comparable(scores, candidate.head.activation)) == truth).mean())
+            accuracy = float((first_classes(comparable(scores, candidate.artifact.head.activation)) == truth).mean())
             yield StageResult(stage=stage, status="measured", accuracy=accuracy, measured=f"{len(truth)} images")
-    if "recipe" in candidate.assumed:
+    if "recipe" in candidate.artifact.assumed:
         yield check_recipe(candidate, labelled)
 
 
@@ -91,21 +91,21 @@ def check_recipe(candidate: Candidate, labelled: LabelledImages) -> StageResult:
         else:
             settings = RecipeSpec.model_validate(recipe.model_dump())
             network = load_network(spec.model_copy(update={"recipe": settings, "image_size": None}))
-            scores = candidate.head.finish(_only(network.run(given)))
-        return int((first_classes(comparable(scores, candidate.head.activation)) == truth).sum())
+            scores = candidate.artifact.head.finish(_only(network.run(given)))
+        return int((first_classes(comparable(scores, candidate.artifact.head.activation)) == truth).sum())
 
     count = len(truth)
-    right = count_right(candidate.recipe)
+    right = count_right(candidate.artifact.recipe)
     chance = float(np.bincount(truth).max()) / count
     accuracy = right / count
     found = f"accuracy {accuracy:.1%} on {count} images"
     if right - chance * count < _SIGMAS * (count * chance * (1 - chance)) ** 0.5 or chance == 1:
         reason = f"{found} is not clearly above {chance:.1%}, what always naming the commonest class gets"
         return StageResult(stage="recipe", status="not proved", accuracy=accuracy, reason=reason)
-    others = {"channels in BGR order": count_right(candidate.recipe, bgr=True)}
+    others = {"channels in BGR order": count_right(candidate.artifact.recipe, bgr=True)}
     for name, change in () if exported else _USUAL_RECIPES.items():
-        other = candidate.recipe.model_copy(update=change)
-        if other != candidate.recipe:
+        other = candidate.artifact.recipe.model_copy(update=change)
+        if other != candidate.artifact.recipe:
             others[name] = count_right(other)
     best = max(others, key=others.__getitem__)
     if others[best] - right >= max(3, 0.05 * count):
@@ -118,8 +118,8 @@ def check_recipe(candidate: Candidate, labelled: LabelledImages) -> StageResult:
 
 def _prepare(candidate: Candidate, labelled: LabelledImages) -> NDArray[np.uint8]:
     if candidate.spec.source == "export":  # this host may have no torch
-        return prepare_without_torch(candidate.recipe, labelled.images.files, labelled.images.names)
-    return prepare(candidate.recipe, labelled.images.files)
+        return prepare_without_torch(candidate.artifact.recipe, labelled.images.files, labelled.images.names)
+    return prepare(candidate.artifact.recipe, labelled.images.files)
 
 
 def _ask_source(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.floating[Any]] | str:
@@ -127,7 +127,7 @@ def _ask_source(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.f
 
     if candidate.spec.source == "export":
         return "the source is where it was exported"
-    scores: NDArray[np.floating[Any]] = candidate.head.finish(_only(load_network(candidate.spec).run(pixels)))
+    scores: NDArray[np.floating[Any]] = candidate.artifact.head.finish(_only(load_network(candidate.spec).run(pixels)))
     return scores
 
 

@@ -86,7 +86,7 @@ def check_rows(
         if not np.isfinite(answers).all():
             reason = f"NaN or infinity in a batch of {size}"
             return StageResult(stage=STAGE, status="failed", reason=reason, cause=causes.NAN)
-        expected, actual = (comparable(one, candidate.head.activation) for one in (scores[rows], answers))
+        expected, actual = (comparable(one, candidate.artifact.head.activation) for one in (scores[rows], answers))
         comparison = compare(expected, actual)
         if comparison.worst_cosine < limit.cosine:
             reason = (

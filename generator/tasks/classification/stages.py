@@ -52,7 +52,7 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
     """
     from generator.tasks.classification.plan_stage import check_plan
 
-    spec, head = candidate.spec, candidate.head
+    spec, head = candidate.spec, candidate.artifact.head
     limit = plan_limit(spec.precision) if candidate.plan else LIMITS[spec.precision]
     if found := head.contradiction(reference.answers["scores"]):
         msg = f"{spec.name}: its record says that the source answers {head.output}, but its answers are {found}"
@@ -134,14 +134,14 @@ def check_classifier(
             stage=stage, status="failed", reason="NaN or infinity in the served scores", cause=pixel_causes.NAN
         )
     worst = float(np.abs(scores - direct).max())
-    first, expected = (first_classes(comparable(one, candidate.head.activation)) for one in (scores, direct))
+    first, expected = (first_classes(comparable(one, candidate.artifact.head.activation)) for one in (scores, direct))
     agreement = float((first == expected).mean())
     if worst > _SERVED_TOLERANCE or agreement < 1:
         reason = f"differs from the same file run directly by {worst:.2g}, first class agrees on {agreement:.1%}"
         return StageResult(
             stage=stage, status="failed", top1=agreement, reason=reason, cause="the server runs another file or version"
         )
-    if swapped := _wrong_labels(served.rank("classifier", reference.pixels[:1]), candidate.labels):
+    if swapped := _wrong_labels(served.rank("classifier", reference.pixels[:1]), candidate.artifact.labels):
         return StageResult(stage=stage, status="failed", reason=swapped, cause=causes.LABELS)
     return StageResult(
         stage=stage, status="proved", top1=agreement, measured=f"{describe_distance(worst)}, labels equal"
@@ -153,7 +153,7 @@ def check_ensemble(served: ServedModel, candidate: Candidate, reference: Referen
     scores = _scores(served.ask("ensemble", as_bytes(reference.files)))
     result = judge("served ensemble", candidate, reference, scores, ensemble_limit(limit), lambda: causes.UPSTREAM)
     if result.status == "proved" and (
-        swapped := _wrong_labels(served.rank("ensemble", as_bytes(reference.files[:1])), candidate.labels)
+        swapped := _wrong_labels(served.rank("ensemble", as_bytes(reference.files[:1])), candidate.artifact.labels)
     ):
         return StageResult(stage=result.stage, status="failed", reason=swapped, cause=causes.LABELS)
     return result
@@ -172,14 +172,14 @@ def judge(
     if bad := [reference.names[i] for i in np.flatnonzero(~np.isfinite(scores).all(axis=1))]:
         reason = f"NaN or infinity for {len(bad)} of {len(scores)} images, {bad[0]} first"
         return StageResult(stage=stage, status="failed", reason=reason, cause=pixel_causes.NAN)
-    activation = candidate.head.activation
+    activation = candidate.artifact.head.activation
     if activation == "softmax" and not is_distribution(scores):
         reason = f"the scores of an image sum to {scores.sum(axis=1)[0]:.4g}, probabilities sum to 1"
         return StageResult(stage=stage, status="failed", reason=reason, cause="the Softmax is missing")
     if activation == "sigmoid" and not (scores.min() >= 0 and scores.max() <= 1):
         reason = f"scores run from {scores.min():.4g} to {scores.max():.4g}, probabilities are in 0..1"
         return StageResult(stage=stage, status="failed", reason=reason, cause="the Sigmoid is missing")
-    expected = comparable(candidate.head.finish(own), activation)
+    expected = comparable(candidate.artifact.head.finish(own), activation)
     # a graph in FP32 rounds so little that every first class must be the source's
     counted = None if limit.top1 == 1 else reference.answers["decided"]
     comparison = compare(expected, comparable(scores, activation), counted)
