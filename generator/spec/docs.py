@@ -6,12 +6,7 @@ python -m generator.spec.docs > docs/spec.md
 from __future__ import annotations
 
 import sys
-import types
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
-
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+from typing import TYPE_CHECKING, Any
 
 from generator.render import read_static
 from generator.spec.config_text import REFUSED, REFUSED_IN_ENSEMBLE
@@ -21,7 +16,7 @@ from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.recipe import IMAGENET, Recipe, RecipeSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from pydantic import BaseModel
 
 __all__ = ["RULES", "render_page"]
 
@@ -99,9 +94,7 @@ RULES = (
      "{name: a}, {name: a_classifier}"),
 )  # fmt: skip
 
-# Fields whose model follows from the task.
-_BY_MEMBER = ("instances", "config")
-_WORDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", Path: "path"}
+_WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`"}
 
 
 def render_page() -> str:
@@ -117,100 +110,56 @@ def render_page() -> str:
 
 def _table(model: type[BaseModel]) -> str:
     lines = ["| field | type | default | limits | meaning |", "|---|---|---|---|---|"]
-    for name, field in model.model_fields.items():
-        if not field.description:
-            msg = f"{model.__name__}.{name} has no description"
-            raise ValueError(msg)
-        words, limits = (
-            (f"see [{name}](#{name})", "") if name in _BY_MEMBER else _describe(field.annotation, field.metadata)
-        )
-        cells = (f"`{name}`", words, _default(model, name), limits, field.description)
+    schema = model.model_json_schema()
+    for name, field in schema["properties"].items():
+        words, limits = _describe(name, field)
+        default = "needed" if name in schema.get("required", ()) else _default(model, name, field.get("default"))
+        cells = (f"`{name}`", words, default, limits, field["description"])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _default(model: type[BaseModel], name: str) -> str:
+def _default(model: type[BaseModel], name: str, value: Any) -> str:
     """The default in YAML's spelling; empty where the description says what happens without the field."""
-    field = model.model_fields[name]
-    if field.is_required():
-        return "needed"
-    value = field.get_default(call_default_factory=True)
     if value is None and model is RecipeSpec:
         complete = Recipe.model_fields[name]
-        return "the source's" if complete.is_required() else _spell(complete.get_default())
-    return "" if value in (None, ()) or isinstance(value, BaseModel) else _spell(value)
+        if complete.is_required():
+            return "the source's"
+        value = complete.get_default()
+    return "" if value in (None, []) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def _spell(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return f"`{text}`"
-
-
-def _describe(annotation: Any, metadata: Iterable[Any] = ()) -> tuple[str, str]:
-    """Return a type and its limits in words; TypeError for a kind of type that no field has had yet."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _describe(arguments[0], [*_constraints(arguments[1:]), *metadata])
-    if origin is Literal:
-        return _either(f"`{value}`" for value in arguments), ""
-    if origin is tuple and arguments[1:] == (...,):  # any number of one type
-        words, inner = _describe(arguments[0])
-        several = f"list of {words}s" if arguments[0] in _WORDS else f"list: {words}"
-        return several, _join([_limits(metadata), inner])
-    if origin is not None:
-        return _describe_several(origin, arguments, metadata)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        title = next(title for model, title, _ in _SECTIONS if model is annotation)
+def _describe(name: str, field: dict[str, Any]) -> tuple[str, str]:
+    """Return a type and its limits in words, from JSON schema."""
+    if "$ref" in field:
+        title = "plan.profiles" if name == "profiles" else name
         return f"see [{title}](#{title.replace('.', '')})", ""
-    if annotation not in _WORDS:
-        msg = f"no words for the type {annotation!r}"
-        raise TypeError(msg)
-    return _WORDS[annotation], _limits(metadata)
+    if "anyOf" in field:
+        parts = [_describe(name, one) for one in field["anyOf"] if one.get("type") != "null"]
+        return _either([words for words, _ in parts]), "; ".join(dict.fromkeys(limits for _, limits in parts if limits))
+    if values := field.get("enum", [field["const"]] if "const" in field else []):
+        return _either([f"`{value}`" for value in values]), ""
+    if "prefixItems" in field:
+        parts = [_describe(name, one) for one in field["prefixItems"]]
+        return f"[{', '.join(words for words, _ in parts)}]", parts[0][1]
+    if "items" in field:
+        words, limits = _describe(name, field["items"])
+        several = f"list: {words}" if words.startswith("see") else f"list of {words}s"
+        least = f"list: at least {field['minItems']} entry" if "minItems" in field else ""
+        return several, ", each ".join(part for part in (least, limits) if part)
+    return "path" if field.get("format") == "path" else _WORDS[field["type"]], _limits(field)
 
 
-def _describe_several(origin: Any, arguments: tuple[Any, ...], metadata: Iterable[Any]) -> tuple[str, str]:
-    parts = [_describe(one) for one in arguments if one is not types.NoneType]
-    inner = _join(limits for _, limits in parts)
-    if origin in (Union, types.UnionType):
-        return _either(words for words, _ in parts), _join([_limits(metadata), inner])
-    if origin is tuple:
-        return f"[{', '.join(words for words, _ in parts)}]", inner
-    if origin is list:
-        return f"list of {parts[0][0]}s", f"list: {_limits(metadata)}, each {inner}"
-    msg = f"no words for the type {origin!r}"
-    raise TypeError(msg)
-
-
-def _either(words: Iterable[str]) -> str:
+def _either(words: list[str]) -> str:
     *first, last = words
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _constraints(notes: Iterable[Any]) -> Iterator[Any]:
-    for note in notes:
-        yield from note.metadata if isinstance(note, FieldInfo) else (note,)
-
-
-def _limits(metadata: Iterable[Any]) -> str:
-    found: dict[str, Any] = {}
-    for note in metadata:
-        for kind in ("ge", "gt", "le", "lt", "min_length"):
-            if (value := getattr(note, kind, None)) is not None:
-                found[kind] = value
-    if "min_length" in found:
-        return f"at least {found['min_length']} entry"
-    if {"ge", "le"} <= found.keys():
-        return f"{_number(found['ge'])} to {_number(found['le'])}"
-    names = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    return ", ".join(f"{name} {_number(found[kind])}" for kind, name in names.items() if kind in found)
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,g}"
-
-
-def _join(limits: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(part for part in limits if part))
+def _limits(field: dict[str, Any]) -> str:
+    if {"minimum", "maximum"} <= field.keys():
+        return f"{field['minimum']:,} to {field['maximum']:,}".replace(".0", "")
+    names = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
+    return ", ".join(f"{word} {field[key]:,}".removesuffix(".0") for key, word in names.items() if key in field)
 
 
 def _imagenet() -> str:
