@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from generator.measure.perf import served, sweep
 from generator.measure.perf.analyzer import find_analyzer
 from generator.measure.perf.images import collect_images, write_input
-from generator.measure.perf.report import Measurement, find_spread
+from generator.measure.perf.measurement import Measurement, find_spread
 from generator.server import endpoint
 from generator.server.embedded import EmbeddedServer
 from generator.server.launch import assemble_backends, assemble_python, make_environment
@@ -64,7 +64,7 @@ def start_by_hand(repository: Path, folder: Path) -> subprocess.Popen[bytes]:
 
 def measure_raw(load: sweep.Load, model: served.ServedModel, folder: Path) -> dict[str, Any]:
     """Return what perf_analyzer says of three windows at `load.url` as it is given, the first of them included."""
-    windows = ["--measurement-mode", "count_windows", "--measurement-request-count", str(load.requests)]
+    windows = ["--measurement-mode", "count_windows", "--measurement-request-count", str(load.requests_per_window)]
     windows += ["--stability-percentage", f"{ANY_SPREAD_PERCENT:.0f}", "--max-trials", "3"]
     command = [str(load.analyzer), *sweep.make_arguments(model, CONCURRENCY, load, output="raw.csv"), *windows]
     (folder / "raw.csv").unlink(missing_ok=True)

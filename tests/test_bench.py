@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,11 +26,12 @@ from generator.cli import app, main
 from generator.cli.bench import bench
 from generator.errors import PerfError
 from generator.graph.model import read_onnx
-from generator.measure.bench import plot, report
 from generator.measure.bench.contender import Contender, count_weights, make_contenders
 from generator.measure.bench.measure import Schedule, count_input_sets, run_bench
+from generator.measure.bench.output import describe_result, format_table, make_page
+from generator.measure.bench.plot import draw_figure, draw_svg
 from generator.measure.bench.process import RunnerError, RunnerProcess, runner_command, runner_environment
-from generator.measure.bench.result import Agreement, BenchResult, Energy, Measured, Round
+from generator.measure.bench.result import Agreement, BenchResult, Energy, Round, RunnerFigures
 from generator.measure.bench.runners import loop
 from tests.tiny_onnx import write_tiny_onnx
 
@@ -116,8 +118,21 @@ def test_command_measures_torch_and_onnxruntime(tmp_path: Path, capsys: pytest.C
         assert one["input_bytes"] == one["input_sets"] * one["batch"] * 32 * 32 * 3
     page = (output / "bench.html").read_text()
     assert "<svg" in page
-    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
-    assert len(ET.parse(output / "bench.svg").getroot().findall(".//{*}polyline")) == 4  # 2 runners, 2 panels
+    assert (output / "bench.svg").read_text() in page
+
+
+def test_without_matplotlib_all_but_the_diagrams_is_written(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    output = tmp_path / "out"
+    assert main(["bench", str(graph), *QUICK_OPTIONS, "--batches=1", f"--output={output}"]) == 0
+    said = capsys.readouterr()
+    assert "onnxruntime-cpu" in said.out
+    assert "note: no diagrams: the package matplotlib is not installed" in said.err
+    assert "pip install -e '.[plot]'" in said.err
+    assert sorted(path.name for path in output.iterdir()) == ["bench.html", "bench.json"]
+    assert "onnxruntime-cpu" in (output / "bench.html").read_text()
 
 
 def test_torch_with_the_graphs_weights_agrees(tmp_path: Path) -> None:
@@ -155,8 +170,8 @@ def test_runner_that_answers_nan_is_not_reported(graph: Path, tmp_path: Path) ->
     broken = write_graph(tmp_path / "broken.onnx", break_weights=True)
     result = measure(make_onnxruntime(broken, "broken"), make_onnxruntime(graph, "sound"))
     assert {one.label for one in result.usable()} == {"sound"}
-    assert all("NaN" in one.failure for one in result.measured if one.label == "broken")
-    table = report.format_table(result)
+    assert all("NaN" in one.failure for one in result.figures if one.label == "broken")
+    table = format_table(result)
     assert "broken: answers NaN or infinity" in table
     assert result.ratio(result.usable()[0]) is None
 
@@ -282,7 +297,7 @@ def test_a_graph_may_hold_a_few_numbers_more_or_less(factor: float, refused: boo
         (["--model=resnet19"], "torchvision has no classification model 'resnet19'; did you mean resnet1"),
         (["--state-dict={graph}"], "--state-dict holds weights for PyTorch, which is measured with --model only"),
         (["--skip=plan"], "--skip plan means none of onnxruntime-cpu"),
-        (["--output={graph}"], "model.onnx is no folder"),
+        (["--output={graph}"], "model.onnx cannot be written: Not a directory"),
         (["--output={graph}/out"], "model.onnx/out cannot be written: Not a directory"),
         (["--output=/proc/out"], "--output /proc/out cannot be written"),
     ],
@@ -404,7 +419,7 @@ def test_runners_take_turns(tmp_path: Path) -> None:
     turns = [line.split()[0] for line in log.read_text().splitlines() if line.endswith("measure")]
     assert "".join(turns) == "abcbca" * 2  # two batches of two rounds
     assert len(result.usable()) == 6
-    assert result.measured[0].gpu_bytes == 1000
+    assert result.figures[0].gpu_bytes == 1000
 
 
 @pytest.mark.parametrize(
@@ -422,14 +437,12 @@ def test_runners_take_turns(tmp_path: Path) -> None:
     ],
 )
 def test_failing_runner_does_not_stop_the_others(tmp_path: Path, then: str, message: str) -> None:
-    import re
-
     schedule = Schedule(batches=(1,), rounds=2, seconds=0.02, iterations=1, warm_s=0, energy_s=0, timeout_s=2)
     result = measure(make_scripted(tmp_path / "bad", then=then), make_scripted(tmp_path / "good"), schedule=schedule)
     assert result.finished
     assert [one.label for one in result.usable()] == ["good"]
-    assert re.search(message, result.measured[0].failure), result.measured[0].failure
-    assert len(result.measured[1].rounds) == 2
+    assert re.search(message, result.figures[0].failure), result.figures[0].failure
+    assert len(result.figures[1].rounds) == 2
 
 
 def test_runner_that_dies_is_started_again_once(tmp_path: Path) -> None:
@@ -438,7 +451,7 @@ def test_runner_that_dies_is_started_again_once(tmp_path: Path) -> None:
     schedule = Schedule(batches=(1, 2, 3), rounds=1, seconds=0.02, iterations=1, warm_s=0, energy_s=0, timeout_s=10)
     result = measure(dies, make_scripted(tmp_path / "good"), schedule=schedule)
     assert log.read_text().splitlines().count("dies start") == 2
-    assert result.measured[4].failure == "not started again: ended during `measure`: exit code 1, gone"
+    assert result.figures[4].failure == "not started again: ended during `measure`: exit code 1, gone"
     assert len([one for one in result.usable() if one.label == "good"]) == 3
 
 
@@ -447,7 +460,7 @@ def test_answer_that_changes_while_measured_is_refused(tmp_path: Path) -> None:
     then = f"if request['do'] == 'check' and count > 5: answer = answer.replace(answers['check']['scores'], {other})"
     schedule = Schedule(batches=(1,), rounds=1, seconds=0.02, iterations=1, warm_s=0, energy_s=0, timeout_s=10)
     result = measure(make_scripted(tmp_path / "drifts", then=then), schedule=schedule)
-    assert "answers differently after the measurement" in result.measured[0].failure
+    assert "answers differently after the measurement" in result.figures[0].failure
 
 
 def test_hanging_runner_and_its_children_are_killed(tmp_path: Path) -> None:
@@ -593,7 +606,7 @@ print(json.dumps([talk._nvml.used_bytes(), talk.energy(0.3)]))
 # --- figures
 
 
-def make_measured(label: str, batch: int, *spans: float, joules: float | None = None) -> Measured:
+def make_measured(label: str, batch: int, *spans: float, joules: float | None = None) -> RunnerFigures:
     rounds = [
         Round(
             times_ms=tuple(span / 50 for _ in range(50)),
@@ -602,14 +615,14 @@ def make_measured(label: str, batch: int, *spans: float, joules: float | None = 
         )
         for span in spans
     ]
-    return Measured(label=label, batch=batch, clock="device", rounds=rounds, gpu_bytes=2**30)
+    return RunnerFigures(label=label, batch=batch, clock="device", rounds=rounds, gpu_bytes=2**30)
 
 
 def make_result() -> BenchResult:
-    measured = [
+    figures = [
         make_measured("slow-graph", 4, 100.0, 100.0, joules=20),
         make_measured("fast<&>", 4, 40.0, 60.0, joules=10),
-        Measured(label="lost", batch=4, failure="<b>out</b> of memory"),
+        RunnerFigures(label="lost", batch=4, failure="<b>out</b> of memory"),
     ]
     about: dict[str, Any] = {
         "date": "2026-01-01", "command": "trtgen bench <x>", "method": ["<i>"], "device": "cuda",
@@ -617,11 +630,11 @@ def make_result() -> BenchResult:
         "model": {"path": "m.onnx", "torch": ""},
     }  # fmt: skip
     agreed = Agreement(first="slow-graph", second="fast<&>", batch=4, worst_cosine=0.99987, top1=1.0)
-    return BenchResult(reference="slow-graph", measured=measured, agreements=[agreed], about=about, finished=True)
+    return BenchResult(reference="slow-graph", figures=figures, agreements=[agreed], about=about, finished=True)
 
 
 def test_figures() -> None:
-    slow, fast, lost = (result := make_result()).measured
+    slow, fast, lost = (result := make_result()).figures
     assert slow.images_per_s == 4 * 100 / 0.2
     assert fast.images_per_s_of_rounds == [5000, pytest.approx(3333.33, abs=0.01)]
     assert fast.spread == pytest.approx(0.5)
@@ -632,14 +645,14 @@ def test_figures() -> None:
     assert make_measured("few", 1, 10.0).p99_ms is None
     assert fast.images_per_joule == 4 * 200 / 20
     assert not lost.usable
-    document = report.to_document(result)
+    document = describe_result(result)
     assert document["figures"][1]["watts"] == 10
     assert document["figures"][1]["energy_window_s"] == 2
     assert document["figures"][2]["failure"] == "<b>out</b> of memory"
 
 
 def test_table_shows_what_was_found() -> None:
-    lines = report.format_table(make_result()).splitlines()
+    lines = format_table(make_result()).splitlines()
     assert lines[0] == "batch 4"
     assert lines[1].split() == [
         "runner", "median", "ms", "p99", "ms", "with", "copies", "images/s", "spread", "x", "slow-graph",
@@ -651,25 +664,33 @@ def test_table_shows_what_was_found() -> None:
 
 def test_page_escapes_and_stands_alone() -> None:
     result = make_result()
-    page, picture = plot.make_page(result), ET.fromstring(plot.draw_svg(result))
+    text = draw_svg(result)
+    page, picture = make_page(result, text), ET.fromstring(text)
     assert "<b>out" not in page
     assert "&lt;b&gt;out" in page
     assert "fast<&>" not in page
-    assert "src=" not in page
+    assert not re.search(r"<script|<link|<image|url\((?!#)|@import|(?:src|href)=\"(?!#)", page)
     texts = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"images/s", "images/J", "images/s, times slow-graph", "fast<&>"} <= texts
-    size = [float(picture.attrib[name]) for name in ("width", "height")]
-    for circle in picture.iter("{http://www.w3.org/2000/svg}circle"):
-        assert 0 < float(circle.attrib["cx"]) < size[0]
-        assert 0 < float(circle.attrib["cy"]) < size[1]
+    assert {"images/s", "images/J", "images/s, times slow-graph", "fast<&>", "4"} <= texts
+    assert draw_svg(result) == text  # the same run, the same file
 
 
 def test_faster_is_higher_in_the_picture() -> None:
-    panel = plot.make_picture(make_result()).panels[0]
-    slow, fast = (line.marks[0] for line in panel.lines)
-    assert panel.top < fast.y < slow.y < panel.bottom
-    assert fast.high < fast.y < fast.low  # the range of its rounds
-    assert slow.high == slow.low == slow.y
+    axes = draw_figure(make_result()).axes
+    assert [one.get_title(loc="left") for one in axes] == ["images/s", "images/s, times slow-graph", "images/J"]
+    slow, fast = axes[0].lines
+    assert (slow.get_label(), slow.get_linestyle()) == ("slow-graph", "-")
+    assert (fast.get_label(), fast.get_linestyle()) == ("fast<&>", "--")  # no CUDA graph
+    assert (list(slow.get_xdata()), list(slow.get_ydata()), list(fast.get_ydata())) == ([4], [2000], [4000])
+    bars = [collection.get_segments()[0][:, 1].tolist() for collection in axes[0].collections]
+    assert bars == [[2000, 2000], [pytest.approx(3333.33, abs=0.01), 5000]]  # the range of its rounds
+    assert [list(line.get_ydata()) for line in axes[1].lines] == [[1], [2]]
+    assert [list(line.get_ydata()) for line in axes[2].lines] == [[20], [40]]
+
+
+def test_runners_without_energy_get_two_panels() -> None:
+    result = BenchResult(reference="a", figures=[make_measured("a", batch, 10.0 * batch) for batch in (1, 8)])
+    assert [list(one.lines[0].get_ydata()) for one in draw_figure(result).axes] == [[5000, 5000], [1, 1]]
 
 
 def test_help_does_not_load_what_measures() -> None:

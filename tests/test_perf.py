@@ -25,9 +25,11 @@ import pytest
 import yaml
 
 from generator.cli import main
-from generator.errors import PerfError
-from generator.measure.perf import analyzer, gpu, images, report, served, sweep
-from generator.measure.perf.folder import check_folder
+from generator.errors import PerfError, VerificationError
+from generator.measure.perf import analyzer, gpu, images, served, sweep
+from generator.measure.perf.measurement import Measurement, Unsettled, read_measurement
+from generator.measure.perf.output import format_table, make_files
+from generator.measure.results import check_folder, write_files
 from generator.server import endpoint
 from generator.server.ports import Ports, choose_ports
 from tests.server_parts import read_settled, wait_until
@@ -112,7 +114,7 @@ def write_gpu(name: str, *, utilization: float, power_w: float | None, joules: f
 
 
 def test_ensemble_is_read_with_its_members() -> None:
-    one = report.read_measurement(ENSEMBLE, model="tiny", members=MEMBERS, spread=0.1, command="perf_analyzer -m tiny")
+    one = read_measurement(ENSEMBLE, model="tiny", members=MEMBERS, spread=0.1, command="perf_analyzer -m tiny")
     row = next(csv.DictReader(ENSEMBLE.splitlines()))
     assert (one.concurrency, one.infer_per_s) == (4, float(row["Inferences/Second"]))
     assert one.p99_ms == float(row["p99 latency"]) / 1000
@@ -131,7 +133,7 @@ def test_ensemble_is_read_with_its_members() -> None:
 def test_plain_model_and_columns_of_other_versions() -> None:
     lines = ENSEMBLE.splitlines()
     more = "\n".join([lines[0] + ",Avg GPU Utilization,", lines[1] + ",GPU-1:0.5;,"])
-    one = report.read_measurement(more, model="plain", members={})
+    one = read_measurement(more, model="plain", members={})
     assert one.members == ()
     assert one.stages.queue_ms < 0.1
 
@@ -148,13 +150,13 @@ def test_plain_model_and_columns_of_other_versions() -> None:
 )
 def test_file_that_says_nothing_is_an_error(text: str, message: str) -> None:
     with pytest.raises(PerfError, match=message):
-        report.read_measurement(text, model="tiny", members={})
+        read_measurement(text, model="tiny", members={})
 
 
 def test_table_and_files(tmp_path: Path) -> None:
-    ensemble = report.read_measurement(ENSEMBLE, model="tiny", members=MEMBERS, spread=0.25)
-    plain = report.read_measurement(ENSEMBLE, model="plain", members={})
-    table = report.format_table([ensemble, plain]).splitlines()
+    ensemble = read_measurement(ENSEMBLE, model="tiny", members=MEMBERS, spread=0.25)
+    plain = read_measurement(ENSEMBLE, model="plain", members={})
+    table = format_table([ensemble, plain]).splitlines()
     assert table[0].split() == [
         *("model", "batch", "concurrency", "images/s", "spread", "p50", "p95", "p99"),
         *("queue", "input", "infer", "output", "other", "share"),
@@ -164,7 +166,7 @@ def test_table_and_files(tmp_path: Path) -> None:
     assert table[2].endswith(f"{ensemble.members[0].share:.0%}")
     assert len(table) == 5
 
-    written = report.write_report([ensemble, plain], about={"date": "today"}, folder=tmp_path / "perf")
+    written = write_files(make_files([ensemble, plain], {"date": "today"}), tmp_path / "perf")
     assert [path.name for path in written] == ["perf.csv", "perf.json"]
     rows = list(csv.DictReader(written[0].read_text().splitlines()))
     assert [(row["model"], row["ensemble"]) for row in rows] == [
@@ -181,7 +183,7 @@ def test_table_and_files(tmp_path: Path) -> None:
     )
     (tmp_path / "file").touch()
     with pytest.raises(PerfError, match="cannot be written"):
-        report.write_report([plain], about={}, folder=tmp_path / "file")
+        write_files(make_files([plain], {}), tmp_path / "file")
 
 
 # --- perf_analyzer itself
@@ -273,10 +275,10 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
     assert found.images[-1] == (tmp_path / "098.jpg").read_bytes()
     assert found.describe()["count"] == images.MOST_IMAGES
     (tmp_path / "000.jpg").write_bytes(found.images[0][:50])
-    with pytest.raises(PerfError, match=r"000\.jpg cannot be decoded"):
+    with pytest.raises(VerificationError, match=r"000\.jpg does not decode"):
         images.collect_images(tmp_path)
     (tmp_path / "none").mkdir()
-    with pytest.raises(PerfError, match="has no image"):
+    with pytest.raises(VerificationError, match="holds no image"):
         images.collect_images(tmp_path / "none")
 
 
@@ -427,7 +429,7 @@ def test_batch_larger_than_the_models_is_refused(
 
 
 def test_model_without_batches_takes_one_image() -> None:
-    model = served.ServedModel(name="single", image_input=None, members=(), max_batch_size=0)
+    model = served.MeasuredModel(name="single", image_input=None, members=(), max_batch_size=0)
     served.check_batch_size([model], 1)
     with pytest.raises(PerfError, match=r"single takes batches of at most 1 \(max_batch_size: 0\)"):
         served.check_batch_size([model], 2)
@@ -445,9 +447,9 @@ def test_outputs_of_open_size_get_a_size_in_shared_memory(program: Path, tmp_pat
         models = served.read_models("grpc", addresses["grpc"], "tiny_preprocess")[1]
         assert models == served.read_models("http", addresses["http"], "tiny_preprocess")[1]
         load = dataclasses.replace(make_load(program, addresses["grpc"]), batch_size=2, shared_memory="system")
-        source = images.ImageSet(source="red", images=(make_image("red"),))
+        source = images.RequestImages(source="red", images=(make_image("red"),))
         one = next(sweep.measure(models, source, load))
-    assert isinstance(one, report.Measurement)
+    assert isinstance(one, Measurement)
     assert one.infer_per_s > 0
     assert one.gpu.gpus is None
     assert "http://localhost:1/metrics cannot be read" in str(one.gpu.unknown)
@@ -455,14 +457,14 @@ def test_outputs_of_open_size_get_a_size_in_shared_memory(program: Path, tmp_pat
 
 def test_shared_memory_that_the_server_does_not_see(tmp_path: Path) -> None:
     said = "failed to register shared memory region: Unable to open shared memory region: '/PIXELS'"
-    model = served.ServedModel(name="tiny", image_input=None, members=())
+    model = served.MeasuredModel(name="tiny", image_input=None, members=())
     load = make_load(make_program(tmp_path, f'echo "{said}"; exit 99'))
     for shared_memory, hint in (("system", "sees the same /dev/shm"), ("none", "perf_analyzer's own")):
         with pytest.raises(PerfError, match="Unable to open") as caught:
             next(
                 sweep.measure(
                     [model],
-                    images.ImageSet(source="none", images=()),
+                    images.RequestImages(source="none", images=()),
                     dataclasses.replace(load, shared_memory=shared_memory),
                 )
             )
@@ -602,7 +604,7 @@ def test_several_ensembles_or_none(tmp_path: Path) -> None:
 @server
 def test_requests_that_fail_are_an_error(program: Path, urls: dict[str, str]) -> None:
     models = served.read_models("grpc", urls["grpc"], None)[1]
-    broken = images.ImageSet(source="broken", images=(b"not an image",))
+    broken = images.RequestImages(source="broken", images=(b"not an image",))
     with pytest.raises(
         PerfError, match=r"(?s)on tiny, warming up at concurrency 1, measured nothing .*image 0 of 1 cannot be decoded"
     ):
@@ -616,8 +618,8 @@ def test_windows_that_differ_are_no_figure(
     monkeypatch.setattr(sweep, "_MOST_WINDOWS", 3)
     models = served.read_models("grpc", urls["grpc"], "tiny_classifier")[1]
     load = dataclasses.replace(make_load(program, urls["grpc"]), max_spread_percent=0.0001)
-    one = next(sweep.measure(models, images.ImageSet(source="none", images=()), load))
-    assert isinstance(one, report.Unsettled)
+    one = next(sweep.measure(models, images.RequestImages(source="none", images=()), load))
+    assert isinstance(one, Unsettled)
     assert len(one.windows_infer_per_s) == 3
     assert one.problem == "no three of 3 windows in a row are within 0.0001 %"
 
@@ -654,9 +656,9 @@ def test_what_did_not_settle_is_said_and_fails(
 def test_server_is_warm_before_it_is_measured(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     program = make_program(tmp_path, f'echo "$*" >> {seen}', f"cp {DATA}/ensemble.csv out.csv")
-    model = served.ServedModel(name="tiny", image_input=None, members=())
+    model = served.MeasuredModel(name="tiny", image_input=None, members=())
     load = dataclasses.replace(make_load(program), concurrencies=[4, 2])
-    assert len(list(sweep.measure([model], images.ImageSet(source="none", images=()), load))) == 2
+    assert len(list(sweep.measure([model], images.RequestImages(source="none", images=()), load))) == 2
     runs = seen.read_text().splitlines()
     assert ["--request-count" in run for run in runs] == [True, False, False]
     assert "--concurrency-range 4:4:1" in runs[0]
@@ -718,7 +720,7 @@ def test_export_is_measured_without_us(program: Path, tmp_path: Path, monkeypatc
         running.terminate()
         running.wait(timeout=30)
     for concurrency in (1, 2):
-        one = report.read_measurement((folder / f"tiny-{concurrency}.csv").read_text(), model="tiny", members={})
+        one = read_measurement((folder / f"tiny-{concurrency}.csv").read_text(), model="tiny", members={})
         assert one.concurrency == concurrency
         assert one.infer_per_s > 0
 
@@ -750,7 +752,7 @@ def make_load(program: Path, url: str = "localhost:1", timeout_s: float = 60) ->
         protocol="grpc",
         url=url,
         concurrencies=[1],
-        requests=10,
+        requests_per_window=10,
         timeout_s=timeout_s,
         batch_size=1,
         shared_memory="none",
@@ -774,10 +776,10 @@ def make_load(program: Path, url: str = "localhost:1", timeout_s: float = 60) ->
     ],
 )
 def test_run_that_measures_nothing(tmp_path: Path, line: str, timeout_s: float, message: str) -> None:
-    model = served.ServedModel(name="tiny", image_input=None, members=("classifier",))
+    model = served.MeasuredModel(name="tiny", image_input=None, members=("classifier",))
     load = make_load(make_program(tmp_path, line), timeout_s=timeout_s)
     with pytest.raises(PerfError, match=message):
-        next(sweep.measure([model], images.ImageSet(source="none", images=()), load))
+        next(sweep.measure([model], images.RequestImages(source="none", images=()), load))
 
 
 def test_earlier_result_is_not_taken_for_a_later_one(tmp_path: Path) -> None:
@@ -786,9 +788,9 @@ def test_earlier_result_is_not_taken_for_a_later_one(tmp_path: Path) -> None:
         tmp_path, f"test $(cat {done} | wc -l) -gt 1 || cp {DATA}/ensemble.csv out.csv", f"echo >> {done}"
     )
     done.touch()
-    model = served.ServedModel(name="tiny", image_input=None, members=())
+    model = served.MeasuredModel(name="tiny", image_input=None, members=())
     load = dataclasses.replace(make_load(program), concurrencies=[4, 8])
-    found = sweep.measure([model], images.ImageSet(source="none", images=()), load)
+    found = sweep.measure([model], images.RequestImages(source="none", images=()), load)
     assert next(found).concurrency == 4
     with pytest.raises(PerfError, match="on tiny at concurrency 8 measured nothing"):
         next(found)
@@ -809,7 +811,7 @@ def test_address_is_checked(text: str, capsys: pytest.CaptureFixture[str]) -> No
 def test_folder_is_tried_before_the_server_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert main(["perf", "--url", "localhost:1", "--output", str(tmp_path / "file")]) == 1
-    assert "file is no folder" in capsys.readouterr().err
+    assert "file cannot be written: Not a directory" in capsys.readouterr().err
     assert main(["perf", "--url", "localhost:1", "--output", "/proc/perf"]) == 1
     assert "--output /proc/perf cannot be written" in capsys.readouterr().err
     check_folder(tmp_path / "a" / "b")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from generator.cli.console import say
+from generator.errors import MissingDependencyError, PerfError
 
 if TYPE_CHECKING:
     from generator.measure.bench.result import BenchResult
@@ -78,11 +78,11 @@ def bench(  # noqa: PLR0917 - the command line
     """
     from generator.gpu.device import why_no_gpu
     from generator.graph.model import read_onnx
-    from generator.measure.bench.about import describe_run
     from generator.measure.bench.contender import make_contenders
     from generator.measure.bench.measure import Schedule, run_bench
+    from generator.measure.bench.method import describe_bench
     from generator.measure.bench.result import BenchResult
-    from generator.measure.perf.folder import check_folder
+    from generator.measure.results import check_folder
 
     wanted = _parse_batches(batches)
     check_folder(output)
@@ -110,7 +110,7 @@ def bench(  # noqa: PLR0917 - the command line
     weights = (
         "" if model is None else f"torchvision's {model} with {state_dict.name if state_dict else 'random weights'}"
     )
-    about = describe_run(graph, schedule, device=chosen, arguments=sys.argv[1:], weights=weights)
+    about = describe_bench(graph, schedule, device=chosen, weights=weights)
     result = BenchResult(reference=reference, about=about)
     turn_s = schedule.seconds + schedule.energy_s
     least_s = len(labels) * len(wanted) * (rounds * turn_s + schedule.warm_s)
@@ -127,23 +127,27 @@ def bench(  # noqa: PLR0917 - the command line
 
 def _keep(result: BenchResult, output: Path) -> None:
     """Write the figures of the batches so far, for an end without a chance to do it."""
-    from generator.measure.bench import report
+    from generator.measure.bench.output import describe_result
+    from generator.measure.results import to_json, write_files
 
     if result.usable():
-        report.write_files({"bench.json": report.to_json(report.to_document(result))}, output)
+        write_files({"bench.json": to_json(describe_result(result))}, output)
 
 
 def _report(result: BenchResult, output: Path) -> None:
-    from generator.measure.bench import plot, report
     from generator.measure.bench.measure import LEAST_COSINE
+    from generator.measure.bench.output import describe_result, format_table, make_page
+    from generator.measure.bench.plot import draw_svg
+    from generator.measure.results import to_json, write_files
 
-    print(report.format_table(result))
-    files = {
-        "bench.json": report.to_json(report.to_document(result)),
-        "bench.svg": plot.draw_svg(result),
-        "bench.html": plot.make_page(result),
-    }
-    for path in report.write_files(files, output):
+    print(format_table(result))
+    files = {"bench.json": to_json(describe_result(result))}
+    try:
+        files["bench.svg"] = draw_svg(result)
+    except MissingDependencyError as error:
+        say(f"note: no diagrams: {error.message}\nhint: {error.hint}")
+    files["bench.html"] = make_page(result, files.get("bench.svg", ""))
+    for path in write_files(files, output):
         say(f"wrote {path}")
     for one in result.agreements:
         if one.worst_cosine < LEAST_COSINE:
@@ -156,19 +160,15 @@ def _report(result: BenchResult, output: Path) -> None:
 
 
 def _refuse(result: BenchResult) -> None:
-    from generator.errors import PerfError
-
-    failures = "\n".join(f"{one.label}, batch {one.batch}: {one.failure}" for one in result.measured)
+    failures = "\n".join(f"{one.label}, batch {one.batch}: {one.failure}" for one in result.figures)
     raise PerfError(f"no runner could be measured\n{failures}", hint="run with --batches 1 and one runner to see more")
 
 
 def _refuse_silent(result: BenchResult) -> None:
     """Refuse a run in which a runner measured nothing; what the others measured is written already."""
-    from generator.errors import PerfError
-
     heard = {one.label for one in result.usable()}
-    silent = {one.label: one for one in reversed(result.measured) if one.label not in heard}  # with its first failure
+    silent = {one.label: one for one in reversed(result.figures) if one.label not in heard}  # with its first failure
     if silent:
         failures = "\n".join(f"{label}, batch {one.batch}: {one.failure}" for label, one in sorted(silent.items()))
         msg = f"{len(silent)} of the runners measured nothing\n{failures}"
-        raise PerfError(msg, hint=f"mend it, or leave it out: --skip {min(silent)}")
+        raise PerfError(msg, hint=f"leave it out: --skip {min(silent)}")

@@ -15,7 +15,8 @@ from generator.errors import PerfError
 from generator.events import Doing
 
 if TYPE_CHECKING:
-    from generator.measure.perf.images import ImageSet
+    from generator.measure.perf.images import RequestImages
+    from generator.measure.perf.measurement import Unsettled
     from generator.measure.perf.sweep import Load
 LOAD = "Load"  # a panel of --help
 
@@ -117,10 +118,11 @@ def perf(
 
     Example: trtgen perf --concurrency 1,8,32 --images photos/
     """
-    from generator.measure.perf import analyzer, report, served, sweep
-    from generator.measure.perf import images as image_sets
-    from generator.measure.perf.about import describe_run
-    from generator.measure.perf.folder import check_folder
+    from generator.measure.perf import analyzer, served, sweep
+    from generator.measure.perf.images import collect_images
+    from generator.measure.perf.measurement import Measurement
+    from generator.measure.perf.output import describe_load, format_table, make_files
+    from generator.measure.results import check_folder, write_files
 
     if install:
         print(analyzer.install_analyzer(Path(sys.prefix)))
@@ -135,7 +137,7 @@ def perf(
         protocol=protocol,
         url=url,
         concurrencies=concurrencies,
-        requests=measurement_requests,
+        requests_per_window=measurement_requests,
         timeout_s=timeout,
         batch_size=batch_size,
         shared_memory=shared_memory,
@@ -143,45 +145,41 @@ def perf(
         max_spread_percent=max_spread,
     )
     if export is not None:
-        _export(export, repository, model, image_sets.collect_images(images), load)
+        _export(export, repository, model, collect_images(images), load)
         return
     server, models = served.read_models(protocol, url, model)
     served.check_batch_size(models, batch_size)
-    chosen = image_sets.collect_images(images)
+    chosen = collect_images(images)
     models = models if members else models[:1]
     say(f"measuring {', '.join(one.name for one in models)} at {url} with {chosen.source}: 3 s or more per line")
-    results: list[report.Measurement | report.Unsettled] = []
+    found: list[Measurement | Unsettled] = []
     try:
         with show_progress() as progress:
             progress.draw(Doing(step="measuring"))
             for one in sweep.measure(models, chosen, load):
-                found = (
-                    f"not settled: {one.problem}"
-                    if isinstance(one, report.Unsettled)
-                    else f"{one.infer_per_s:.1f} images/s"
+                told = (
+                    f"{one.infer_per_s:.1f} images/s" if isinstance(one, Measurement) else f"not settled: {one.problem}"
                 )
-                say(f"* {one.model}  concurrency {one.concurrency}  {found}")
-                results.append(one)
+                say(f"* {one.model}  concurrency {one.concurrency}  {told}")
+                found.append(one)
     finally:  # what was measured before an error or Ctrl-C is worth keeping
-        if results:
-            print(report.format_table(results))
-            about = describe_run(
-                server=server, analyzer_version=version, load=load, images=chosen, arguments=sys.argv[1:]
-            )
-            for path in report.write_report(results, about=about, folder=output):
+        if found:
+            print(format_table(found))
+            about = describe_load(server=server, analyzer_version=version, load=load, images=chosen)
+            for path in write_files(make_files(found, about), output):
                 say(f"wrote {path}")
-    measured = [one for one in results if isinstance(one, report.Measurement)]
+    measured = [one for one in found if isinstance(one, Measurement)]
     unknown = [one.gpu.unknown for one in measured if one.gpu.unknown]
     if unknown:
         say(f"note: GPU figures are missing: {unknown[0]}")
-    if len(measured) < len(results):
+    if len(measured) < len(found):
         raise PerfError(
-            f"{len(results) - len(measured)} of {len(results)} measurements did not settle and are no figures",
+            f"{len(found) - len(measured)} of {len(found)} measurements did not settle and are no figures",
             hint="stop what else keeps the machine busy, raise --measurement-requests, or allow a larger --max-spread",
         )
 
 
-def _export(folder: Path, repository: Path, name: str | None, images: ImageSet, load: Load) -> None:
+def _export(folder: Path, repository: Path, name: str | None, images: RequestImages, load: Load) -> None:
     """Write the files and say how they are used."""
     from generator.measure.perf import served
     from generator.measure.perf.export import write_export

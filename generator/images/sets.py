@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["ImageSet", "LabelledImages", "default_images", "find_images", "photographs", "read_images", "read_labelled"]
+__all__ = [
+    "ImageSet",
+    "LabelledImages",
+    "default_images",
+    "find_images",
+    "photographs",
+    "read_image",
+    "read_images",
+    "read_labelled",
+]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 # With 40 images in all, one disagreement is 2.5 %, so for FP32 a single one fails the gate.
@@ -105,7 +114,7 @@ def read_images(folder: Path) -> ImageSet:
     paths = find_images(folder)
     return ImageSet(
         names=tuple(path.relative_to(folder).as_posix() for path in paths),
-        files=tuple(_read(path) for path in paths),
+        files=tuple(read_image(path) for path in paths),
     )
 
 
@@ -133,20 +142,23 @@ def read_labelled(folder: Path, labels: tuple[str, ...]) -> LabelledImages:
             raise VerificationError(msg, hint="name each folder like a label, or like its index")
         for path in find_images(entry):
             names.append(path.relative_to(folder).as_posix())
-            files.append(_read(path))
+            files.append(read_image(path))
             classes.append(index)
     return LabelledImages(images=ImageSet(names=tuple(names), files=tuple(files)), classes=tuple(classes))
 
 
-def _read(path: Path) -> bytes:
-    from PIL import Image, UnidentifiedImageError
+def read_image(path: Path) -> bytes:
+    """Return the file's content; it must decode.
+
+    Raises:
+        VerificationError: It does not.
+    """
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
             image.load()
         return path.read_bytes()
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         msg = f"{path} does not decode: {error}"
-        raise VerificationError(
-            msg, hint="take it out of the folder: the gate needs images with a right answer"
-        ) from error
+        raise VerificationError(msg, hint="take it out of the folder: each image must have a right answer") from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import PerfError
 from generator.measure.bench.process import RunnerError, RunnerProcess, runner_command, runner_environment
-from generator.measure.bench.result import Agreement, BenchResult, Energy, Measured, Round
+from generator.measure.bench.result import Agreement, BenchResult, Energy, Round, RunnerFigures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -157,10 +157,10 @@ def _start(lane: _Lane) -> None:
 def _run_batch(
     lanes: Sequence[_Lane], batch: int, schedule: Schedule, result: BenchResult, on_progress: Callable[[str], None]
 ) -> None:
-    entries = [(lane, Measured(label=lane.contender.label, batch=batch)) for lane in lanes]
+    entries = [(lane, RunnerFigures(label=lane.contender.label, batch=batch)) for lane in lanes]
     answers: dict[str, NDArray[np.float32]] = {}
     for lane, one in entries:
-        result.measured.append(one)
+        result.figures.append(one)
         on_progress(f"batch {batch}: preparing {one.label}")
         with _failure_of(one):
             _prepare(lane, one, schedule)
@@ -186,7 +186,7 @@ def _run_batch(
 
 
 @contextlib.contextmanager
-def _failure_of(one: Measured) -> Iterator[None]:
+def _failure_of(one: RunnerFigures) -> Iterator[None]:
     """Note what fails, instead of ending the run."""
     try:
         yield
@@ -194,7 +194,7 @@ def _failure_of(one: Measured) -> Iterator[None]:
         one.failure = error.message
 
 
-def _prepare(lane: _Lane, one: Measured, schedule: Schedule) -> None:
+def _prepare(lane: _Lane, one: RunnerFigures, schedule: Schedule) -> None:
     settings = lane.contender.settings
     sets = count_input_sets(one.batch * settings["height"] * settings["width"] * 3)
     answer = lane.ask("prepare", batch=one.batch, sets=sets, seed=schedule.seed)
@@ -214,7 +214,7 @@ def _measure(lane: _Lane, schedule: Schedule) -> Round:
     return Round(times_ms=tuple(found["times_ms"]), span_ms=found["span_ms"], energy=energy)
 
 
-def _finish(lane: _Lane, one: Measured, schedule: Schedule, before: NDArray[np.float32]) -> None:
+def _finish(lane: _Lane, one: RunnerFigures, schedule: Schedule, before: NDArray[np.float32]) -> None:
     """With copies; and the answer is still the one from before the measurement."""
     longest = _PATIENCE * schedule.seconds
     one.with_copies_ms = lane.ask("copies", seconds=schedule.seconds / 2, longest=longest)["times_ms"] or []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Agreement", "BenchResult", "Energy", "Measured", "Round"]
+__all__ = ["Agreement", "BenchResult", "Energy", "Round", "RunnerFigures"]
 
 # Fewer samples say nothing about the slowest of a hundred.
 _SAMPLES_FOR_P99 = 100
@@ -40,7 +40,7 @@ class Round:
 
 
 @dataclass(slots=True, kw_only=True)
-class Measured:
+class RunnerFigures:
     """One runner at one batch; grows by a round at a time. `failure` says why there are no (more) rounds.
 
     `gpu_bytes` is the device memory that the runner's process holds, CUDA context included; `host_bytes` its peak
@@ -106,6 +106,13 @@ class Measured:
         return Energy(joules=joules, window_s=window_s, iterations=sum(one.iterations for one in found))
 
     @property
+    def images_per_joule_of_rounds(self) -> list[float]:
+        """Over all windows, then in each; nothing where no energy was measured."""
+        whole = self.images_per_joule
+        each = (one.energy for one in self.rounds if one.energy is not None and one.energy.joules > 0)
+        return [] if whole is None else [whole, *(self.batch * one.iterations / one.joules for one in each)]
+
+    @property
     def images_per_joule(self) -> float | None:
         """Images by the energy of the whole board during the windows."""
         energy = self.energy
@@ -136,7 +143,7 @@ class BenchResult:
     """Everything of one run; `about` says when, where and with what."""
 
     reference: str
-    measured: list[Measured] = field(default_factory=list)
+    figures: list[RunnerFigures] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
     runners: dict[str, dict[str, Any]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
@@ -145,23 +152,28 @@ class BenchResult:
     @property
     def labels(self) -> list[str]:
         """The runners' labels in order."""
-        return list(dict.fromkeys(one.label for one in self.measured))
+        return list(dict.fromkeys(one.label for one in self.figures))
 
     @property
     def batches(self) -> list[int]:
         """The batches in order."""
-        return list(dict.fromkeys(one.batch for one in self.measured))
+        return list(dict.fromkeys(one.batch for one in self.figures))
 
-    def find(self, label: str, batch: int) -> Measured | None:
+    def find(self, label: str, batch: int) -> RunnerFigures | None:
         """Return the usable figures of a runner at a batch."""
-        found = (one for one in self.measured if (one.label, one.batch) == (label, batch) and one.usable)
+        found = (one for one in self.figures if (one.label, one.batch) == (label, batch) and one.usable)
         return next(found, None)
 
-    def ratio(self, one: Measured) -> float | None:
+    def ratio(self, one: RunnerFigures) -> float | None:
         """Return its images per second by those of the reference at the same batch."""
         reference = self.find(self.reference, one.batch)
         return None if reference is None else one.images_per_s / reference.images_per_s
 
-    def usable(self) -> Sequence[Measured]:
+    def worst_cosine(self, one: RunnerFigures) -> float | None:
+        """Return how it agrees with the first runner of the same weights at its batch; None for that first one."""
+        found = (each for each in self.agreements if (each.second, each.batch) == (one.label, one.batch))
+        return next((each.worst_cosine for each in found), None)
+
+    def usable(self) -> Sequence[RunnerFigures]:
         """Return the figures that can be reported."""
-        return [one for one in self.measured if one.usable]
+        return [one for one in self.figures if one.usable]

@@ -5,5 +5,6 @@ images.collect_images   JPEGs of mixed sizes -> perf_analyzer's input file
 analyzer                perf_analyzer itself: find, install, the libraries that it needs
 sweep.measure           one run per model and concurrency -> Measurement
 gpu.MetricsWatch        what the server's GPUs did meanwhile, from its metrics page
-report                  its CSV files read; our table, perf.csv and perf.json written
+measurement             its CSV files read
+output                  our table, perf.csv and perf.json
 """

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from generator.measure.perf.images import ImageSet
-    from generator.measure.perf.served import ServedModel
+    from generator.measure.perf.images import RequestImages
+    from generator.measure.perf.served import MeasuredModel
     from generator.measure.perf.sweep import Load
     from generator.server.wheel import EmbeddedTriton
 
@@ -36,7 +36,7 @@ _SERVER, _CONFIG, _SCRIPT, _HOME = "tritonserver", "model_analyzer.yaml", "perf_
 
 
 def write_export(
-    folder: Path, *, repository: Path, models: Sequence[ServedModel], images: ImageSet, load: Load
+    folder: Path, *, repository: Path, models: Sequence[MeasuredModel], images: RequestImages, load: Load
 ) -> tuple[list[Path], str]:
     """Write the files into `folder` for the first of `models`; the rest are its members.
 
@@ -90,7 +90,7 @@ def _write(path: Path, text: str, *, executable: bool = False) -> Path:
     return path
 
 
-def _make_script(model: ServedModel, load: Load) -> str:
+def _make_script(model: MeasuredModel, load: Load) -> str:
     lines = [
         "#!/bin/sh -e",
         f"# What `trtgen perf` runs to measure {model.name}; the server is the one at {load.url}.",
@@ -137,7 +137,7 @@ def _describe_config(folder: Path) -> str:
 
 
 def _make_config(
-    folder: Path, repository: Path, models: Sequence[ServedModel], load: Load, *, has_server: bool
+    folder: Path, repository: Path, models: Sequence[MeasuredModel], load: Load, *, has_server: bool
 ) -> dict[str, Any]:
     """Return Model Analyzer's configuration for a quick search, the one that it has for ensembles.
 

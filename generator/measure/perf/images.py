@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from generator.errors import PerfError
+from generator.images.sets import find_images, read_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["ImageSet", "collect_images", "write_input"]
+__all__ = ["RequestImages", "collect_images", "write_input"]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 MOST_IMAGES = 64  # perf_analyzer holds all of them in memory, several times
 DRAWN_IMAGES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSet:
+class RequestImages:
     """Encoded images and where they are from."""
 
     source: str
@@ -42,23 +40,21 @@ class ImageSet:
         }
 
 
-def collect_images(folder: Path | None) -> ImageSet:
+def collect_images(folder: Path | None) -> RequestImages:
     """Return up to 64 images of `folder` (subfolders too, evenly spread), or the drawn set when there is no folder.
 
     Raises:
-        PerfError: No image there, or one that cannot be decoded: it would make every request that has it fail.
+        VerificationError: No image there, or one that does not decode: every request that has it would fail.
     """
     if folder is None:
         from generator.demo.draw import draw_set
 
         drawn = draw_set(DRAWN_IMAGES, seed=0)
-        return ImageSet(source=f"{DRAWN_IMAGES} drawn images, seed 0", images=tuple(image.jpeg for image in drawn))
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise PerfError(f"{folder} has no image", hint="give --images a folder of JPEGs, or leave it out")
+        return RequestImages(source=f"{DRAWN_IMAGES} drawn images, seed 0", images=tuple(image.jpeg for image in drawn))
+    files = find_images(folder)
     count = min(len(files), MOST_IMAGES)
     spread = [files[index * len(files) // count] for index in range(count)]
-    return ImageSet(source=str(folder), images=tuple(_read_image(file) for file in spread))
+    return RequestImages(source=str(folder), images=tuple(map(read_image, spread)))
 
 
 def write_input(images: Sequence[bytes], tensor: str, path: Path) -> None:
@@ -73,15 +69,3 @@ def write_input(images: Sequence[bytes], tensor: str, path: Path) -> None:
         for image in images
     ]
     path.write_text(json.dumps({"data": data}), encoding="ascii")
-
-
-def _read_image(file: Path) -> bytes:
-    from PIL import Image
-
-    try:
-        data = file.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise PerfError(f"{file} cannot be decoded: {error}", hint="remove it from the folder") from error
-    return data

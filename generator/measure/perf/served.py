@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["ServedModel", "Server", "check_batch_size", "find_address", "read_models", "read_repository"]
+__all__ = ["MeasuredModel", "Server", "check_batch_size", "find_address", "read_models", "read_repository"]
 
 _TIMEOUT_S = 20.0
 
@@ -30,7 +30,7 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServedModel:
+class MeasuredModel:
     """One model to measure.
 
     `image_input` is the name of its one BYTES input, None for a model that takes tensors. `members` are the models an
@@ -64,7 +64,7 @@ def find_address(url: str) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
-def read_models(protocol: str, url: str, name: str | None) -> tuple[Server, list[ServedModel]]:
+def read_models(protocol: str, url: str, name: str | None) -> tuple[Server, list[MeasuredModel]]:
     """Return the server and what it serves: the model `name` first, then its members.
 
     Args:
@@ -92,7 +92,7 @@ def read_models(protocol: str, url: str, name: str | None) -> tuple[Server, list
         client.close()
 
 
-def check_batch_size(models: Sequence[ServedModel], batch_size: int) -> None:
+def check_batch_size(models: Sequence[MeasuredModel], batch_size: int) -> None:
     """Refuse requests of more images than one of `models` takes.
 
     Raises:
@@ -108,7 +108,7 @@ def check_batch_size(models: Sequence[ServedModel], batch_size: int) -> None:
             )
 
 
-def read_repository(root: Path, name: str | None) -> list[ServedModel]:
+def read_repository(root: Path, name: str | None) -> list[MeasuredModel]:
     """Return what a server of the repository `root` would have, as `read_models` does.
 
     Raises:
@@ -117,7 +117,7 @@ def read_repository(root: Path, name: str | None) -> list[ServedModel]:
     """
     from google.protobuf import json_format
 
-    def read(model: str) -> ServedModel:
+    def read(model: str) -> MeasuredModel:
         text = (root / model / "config.pbtxt").read_text(encoding="utf-8")
         config = json_format.MessageToDict(parse_config(model, text), preserving_proto_field_name=True)
         return _read_config({"name": model, **config})
@@ -126,7 +126,7 @@ def read_repository(root: Path, name: str | None) -> list[ServedModel]:
     return _choose(read, present, name, f"the repository {root} holds")
 
 
-def _read(ask: Callable[..., Any], url: str, name: str | None) -> tuple[Server, list[ServedModel]]:
+def _read(ask: Callable[..., Any], url: str, name: str | None) -> tuple[Server, list[MeasuredModel]]:
     from tritonclient.utils import InferenceServerException
 
     about = ask("get_server_metadata")
@@ -139,7 +139,7 @@ def _read(ask: Callable[..., Any], url: str, name: str | None) -> tuple[Server, 
     entries = index.get("models", []) if isinstance(index, dict) else index
     ready = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
 
-    def read(model: str) -> ServedModel:
+    def read(model: str) -> MeasuredModel:
         answer = ask("get_model_config", model)
         return _read_config(answer.get("config", answer))
 
@@ -149,8 +149,8 @@ def _read(ask: Callable[..., Any], url: str, name: str | None) -> tuple[Server, 
 
 
 def _choose(
-    read: Callable[[str], ServedModel], present: Sequence[str], name: str | None, where: str
-) -> list[ServedModel]:
+    read: Callable[[str], MeasuredModel], present: Sequence[str], name: str | None, where: str
+) -> list[MeasuredModel]:
     """Return the model `name`, or the one ensemble, and its members."""
     if name is None:
         ensembles = [model.name for model in map(read, present) if model.members]
@@ -164,11 +164,11 @@ def _choose(
     return [model, *map(read, model.members)]
 
 
-def _read_config(config: dict[str, Any]) -> ServedModel:
+def _read_config(config: dict[str, Any]) -> MeasuredModel:
     inputs = config["input"]
     is_image = len(inputs) == 1 and inputs[0]["data_type"] == "TYPE_STRING"
     steps = config.get("ensemble_scheduling", {}).get("step", [])
-    return ServedModel(
+    return MeasuredModel(
         name=config["name"],
         image_input=inputs[0]["name"] if is_image else None,
         members=tuple(dict.fromkeys(step["model_name"] for step in steps)),

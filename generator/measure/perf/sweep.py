@@ -1,10 +1,10 @@
 """perf_analyzer run once per model and concurrency, until its measurement windows agree.
 
-A window takes at least a second and `requests` requests. Three windows in a row that agree within `max_spread_percent`,
-in throughput and in latency, are reported together; what came before them does not count. Where ten windows bring no
-such three, or far fewer requests were in flight than asked for, the result is Unsettled: no figure. A run that is not
-measured warms each model up first. (`--request-count` would be shorter for the rest, too, but version 2.50 rounds the
-time it divides by up to whole seconds: 200 requests of 3 ms came out as 200 infer/s.)
+A window takes at least a second and `requests_per_window` requests. Three windows in a row that agree within
+`max_spread_percent`, in throughput and in latency, are reported together; what came before them does not count. Where
+ten windows bring no such three, or far fewer requests were in flight than asked for, the result is Unsettled: no
+figure. A run that is not measured warms each model up first. (`--request-count` would be shorter for the rest, too, but
+version 2.50 rounds the time it divides by up to whole seconds: 200 requests of 3 ms came out as 200 infer/s.)
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 from generator.errors import PerfError
 from generator.measure.perf.gpu import MetricsWatch
 from generator.measure.perf.images import write_input
-from generator.measure.perf.report import Unsettled, find_spread, read_measurement
+from generator.measure.perf.measurement import Unsettled, find_spread, read_measurement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from generator.measure.perf.images import ImageSet
-    from generator.measure.perf.report import Measurement
-    from generator.measure.perf.served import ServedModel
+    from generator.measure.perf.images import RequestImages
+    from generator.measure.perf.measurement import Measurement
+    from generator.measure.perf.served import MeasuredModel
 
 __all__ = ["INPUT_FILE", "Load", "make_arguments", "make_memory_arguments", "make_window_arguments", "measure"]
 
@@ -51,7 +51,7 @@ class Load:
 
     `url` is `host:port`, the host as an address: perf_analyzer opens a connection for every sixth request in flight,
     and looks a name up for each of them while it already measures.
-    `concurrencies` are numbers of requests in flight, `requests` the least number of them in a measurement window,
+    `concurrencies` are numbers of requests in flight, `requests_per_window` the least number of them in a window,
     `timeout_s` the longest time that one model at one concurrency may take. A request has `batch_size` images.
     `shared_memory` is `none` or `system`: with the latter, images and answers stay in shared memory of the server's
     host. `metrics_url` is `host:port` of the server's metrics page. `max_spread_percent` is how far three windows in a
@@ -62,7 +62,7 @@ class Load:
     protocol: str
     url: str
     concurrencies: Sequence[int]
-    requests: int
+    requests_per_window: int
     timeout_s: float
     batch_size: int
     shared_memory: str
@@ -70,7 +70,7 @@ class Load:
     max_spread_percent: float
 
 
-def measure(models: Sequence[ServedModel], images: ImageSet, load: Load) -> Iterator[Measurement | Unsettled]:
+def measure(models: Sequence[MeasuredModel], images: RequestImages, load: Load) -> Iterator[Measurement | Unsettled]:
     """Yield a Measurement per model and concurrency as soon as it is there, or what did not settle.
 
     A model that takes encoded images gets `images` in turn, `batch_size` of them per request. One that takes tensors
@@ -89,16 +89,16 @@ def measure(models: Sequence[ServedModel], images: ImageSet, load: Load) -> Iter
                 yield _measure_one(model, concurrency, load, folder)
 
 
-def _warm_up(model: ServedModel, load: Load, folder: Path) -> None:
+def _warm_up(model: MeasuredModel, load: Load, folder: Path) -> None:
     """Send enough requests for every instance and the largest batch that the load makes."""
     concurrency = max(load.concurrencies)
-    count = ["--request-count", str(max(load.requests, 2 * concurrency))]
+    count = ["--request-count", str(max(load.requests_per_window, 2 * concurrency))]
     arguments = [*make_arguments(model, concurrency, load), *count]
     what = f"perf_analyzer on {model.name}, warming up at concurrency {concurrency},"
     _run(arguments, what, load, folder)
 
 
-def _measure_one(model: ServedModel, concurrency: int, load: Load, folder: Path) -> Measurement | Unsettled:
+def _measure_one(model: MeasuredModel, concurrency: int, load: Load, folder: Path) -> Measurement | Unsettled:
     arguments = [*make_arguments(model, concurrency, load), *make_window_arguments(load)]
     what = f"perf_analyzer on {model.name} at concurrency {concurrency}"
     command = shlex.join(["perf_analyzer", *arguments])
@@ -166,7 +166,7 @@ def _run(arguments: Sequence[str], what: str, load: Load, folder: Path) -> str:
     return run.stdout
 
 
-def make_arguments(model: ServedModel, concurrency: int, load: Load, *, output: str = _OUTPUT) -> list[str]:
+def make_arguments(model: MeasuredModel, concurrency: int, load: Load, *, output: str = _OUTPUT) -> list[str]:
     """Return the arguments that say what is sent where; the images are in INPUT_FILE of the current folder."""
     return [
         *("-m", model.name),
@@ -182,7 +182,7 @@ def make_arguments(model: ServedModel, concurrency: int, load: Load, *, output: 
     ]
 
 
-def make_memory_arguments(model: ServedModel, load: Load) -> list[str]:
+def make_memory_arguments(model: MeasuredModel, load: Load) -> list[str]:
     """Return the arguments that put images and answers into shared memory; none where they are in the requests."""
     if load.shared_memory == "none":
         return []
@@ -195,7 +195,7 @@ def make_window_arguments(load: Load) -> list[str]:
     """Return the arguments that say when a measurement is a result."""
     return [
         *("--measurement-mode", "count_windows"),
-        *("--measurement-request-count", str(load.requests)),
+        *("--measurement-request-count", str(load.requests_per_window)),
         *("--stability-percentage", f"{load.max_spread_percent:g}"),
         *("--max-trials", str(_MOST_WINDOWS)),
     ]

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -48,7 +48,8 @@ _SETTLE_S = 0.05
 class Runner(Protocol):
     """What `open_runner(settings)` of a `<kind>_runner.py` returns."""
 
-    clock: str  # "device" (events on the stream) or "host"
+    clock: str  # "device" (events on the stream) or "host": then `enqueue` waits for the end
+    copies_clock: str | None  # of `enqueue_with_copies`; None where input and output are in host memory anyway
     failures: tuple[type[Exception], ...]  # what a request may fail with while the process stays usable
 
     def about(self) -> dict[str, Any]:
@@ -63,11 +64,17 @@ class Runner(Protocol):
     def synchronize(self) -> None:
         """Wait for everything that was started."""
 
-    def time(self, indices: Sequence[int]) -> tuple[list[float], float]:
-        """Run one iteration per index; return the time of each and from first to last, in ms, by the `clock`."""
+    def enqueue_with_copies(self, index: int) -> None:
+        """Do the same with input and output in host memory."""
 
-    def time_with_copies(self, indices: Sequence[int]) -> list[float] | None:
-        """Do the same with input and output in host memory; None where they are there anyway."""
+    def make_event(self) -> Any:
+        """Return an event for `record`."""
+
+    def record(self, event: Any) -> None:
+        """Let the stream note the time at which everything before is done."""
+
+    def elapsed_ms(self, first: Any, last: Any) -> float:
+        """Return the time between two events that were recorded and waited for."""
 
     def scores(self) -> NDArray[np.float32]:
         """Run input set 0 once into an output filled with NaN and return it, (batch, classes)."""
@@ -143,6 +150,7 @@ class Conversation:
         self._iteration_s = 1.0
         self._nvml = Nvml(wanted=False)
         self._gpu_bytes = 0
+        self._events: list[Any] = []
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what is asked; what the request's method returned, or the error, and the memory."""
@@ -208,7 +216,7 @@ class Conversation:
         times: list[float] = []
         span_ms, begin = 0.0, time.perf_counter()
         while not _enough(time.perf_counter() - begin, len(times), seconds, iterations, longest):
-            some, span = self.runner.time(self._indices(self._fitting(_STRETCH_S)))
+            some, span = self._time(self.runner.enqueue, self.runner.clock, self._fitting(_STRETCH_S))
             times += some
             span_ms += span
         return {"times_ms": times, "span_ms": span_ms}
@@ -216,12 +224,11 @@ class Conversation:
     def copies(self, seconds: float, longest: float) -> dict[str, Any]:
         """Time iterations that begin and end in the host's memory."""
         times: list[float] = []
-        begin = time.perf_counter()
+        begin, clock = time.perf_counter(), self.runner.copies_clock
+        if clock is None:
+            return {"times_ms": None}
         while not _enough(time.perf_counter() - begin, len(times), seconds, 10, longest):
-            some = self.runner.time_with_copies(self._indices(min(10, self._fitting(_STRETCH_S))))
-            if some is None:
-                return {"times_ms": None}
-            times += some
+            times += self._time(self.runner.enqueue_with_copies, clock, min(10, self._fitting(_STRETCH_S)))[0]
         return {"times_ms": times}
 
     def energy(self, seconds: float) -> dict[str, Any]:
@@ -276,6 +283,30 @@ class Conversation:
         indices = [(self._next + step) % self._sets for step in range(count)]
         self._next = (self._next + count) % self._sets
         return indices
+
+    def _time(self, enqueue: Callable[[int], None], clock: str, count: int) -> tuple[list[float], float]:
+        """Run `count` iterations; return the time of each, and from first to last, in ms, by the clock.
+
+        On a device each runs between two events, and nothing waits between them, so that the GPU does not either.
+        """
+        indices = self._indices(count)
+        if clock == "host":
+            times = []
+            for index in indices:
+                begin = time.perf_counter()
+                enqueue(index)
+                times.append((time.perf_counter() - begin) * 1000)
+            return times, sum(times)
+        runner, events = self.runner, self._events
+        while len(events) < 2 * count:
+            events.append(runner.make_event())
+        for step, index in enumerate(indices):
+            runner.record(events[2 * step])
+            enqueue(index)
+            runner.record(events[2 * step + 1])
+        runner.synchronize()
+        times = [runner.elapsed_ms(events[2 * step], events[2 * step + 1]) for step in range(count)]
+        return times, runner.elapsed_ms(events[0], events[2 * count - 1])
 
     def _run(self, count: int) -> None:
         for index in self._indices(count):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +11,11 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from generator.gpu.memory import Event
 
 _SILENT = 4  # what goes wrong is raised, and need not be on stderr as well
 
@@ -27,7 +28,7 @@ def open_runner(settings: dict[str, Any]) -> HostRunner | CudaRunner:
 class HostRunner:
     """See `loop.Runner`; one session on the CPU provider."""
 
-    clock = "host"
+    clock, copies_clock = "host", None
     failures: tuple[type[Exception], ...] = (state.Fail, state.InvalidGraph, state.InvalidProtobuf,
                 state.InvalidArgument, state.NotImplemented, state.NoSuchFile, state.RuntimeException, state.EPFail,
                 RuntimeError, ValueError, OSError)  # fmt: skip
@@ -52,17 +53,6 @@ class HostRunner:
     def synchronize(self) -> None:
         pass
 
-    def time(self, indices: Sequence[int]) -> tuple[list[float], float]:
-        times = []
-        for index in indices:
-            begin = time.perf_counter()
-            self.enqueue(index)
-            times.append((time.perf_counter() - begin) * 1000)
-        return times, sum(times)
-
-    def time_with_copies(self, indices: Sequence[int]) -> list[float] | None:  # noqa: ARG002 - input and output are here
-        return None
-
     def scores(self) -> NDArray[np.float32]:
         result: NDArray[np.float32] = self._session.run(None, {self._name: self._sets[0]})[0]
         return result
@@ -77,15 +67,15 @@ class HostRunner:
 class CudaRunner:
     """See `loop.Runner`; the CUDA provider on a stream of ours, inputs and output bound to device memory."""
 
-    clock = "device"
+    clock, copies_clock = "device", "host"  # onnxruntime's own copies wait for their end
     failures = HostRunner.failures
 
     def __init__(self, settings: dict[str, Any]) -> None:
         from generator.errors import TrtgenError
-        from generator.gpu.memory import Stream
+        from generator.gpu.memory import Event, Stream
 
         self.failures = (*HostRunner.failures, TrtgenError)
-        self._stream = Stream()
+        self._stream, self.make_event = Stream(), Event
         provider = ("CUDAExecutionProvider", {"device_id": 0, "user_compute_stream": str(self._stream.handle)})
         self._session = onnxruntime.InferenceSession(settings["onnx"], make_options(), providers=[provider])
         if "CUDAExecutionProvider" not in self._session.get_providers():  # it falls back to the CPU without an error
@@ -94,7 +84,6 @@ class CudaRunner:
         self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
         self._run_options = onnxruntime.RunOptions()
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self._events: list[Any] = []
         self._bindings: list[Any] = []
         self._result: Any = None
         self._host: NDArray[np.uint8] | None = None
@@ -118,14 +107,14 @@ class CudaRunner:
     def synchronize(self) -> None:
         self._stream.synchronize()
 
-    def time(self, indices: Sequence[int]) -> tuple[list[float], float]:
-        from generator.measure.bench.runners.events import time_on_device
+    def enqueue_with_copies(self, _index: int) -> None:
+        self._session.run(None, {self._input: self._host})
 
-        return time_on_device(self._stream, self._events, self.enqueue, indices)
+    def record(self, event: Event) -> None:
+        event.record(self._stream)
 
-    def time_with_copies(self, indices: Sequence[int]) -> list[float] | None:
-        """By the host's clock: onnxruntime's own copies wait for their end."""
-        return [_time_on_host(lambda: self._session.run(None, {self._input: self._host})) for _ in indices]
+    def elapsed_ms(self, first: Event, last: Event) -> float:
+        return last.elapsed_ms(first)
 
     def scores(self) -> NDArray[np.float32]:
         self._result.update_inplace(np.full(self._result.shape(), np.nan, np.float32))
@@ -146,9 +135,3 @@ def make_options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     return options
-
-
-def _time_on_host(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return (time.perf_counter() - begin) * 1000

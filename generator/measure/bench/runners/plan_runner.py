@@ -15,11 +15,10 @@ from generator.errors import TrtgenError
 from generator.gpu.device import call, find_gpu
 from generator.gpu.graph import CudaGraph, capture
 from generator.gpu.memory import DeviceMemory, Event, PinnedMemory, copy_to_device
-from generator.measure.bench.runners.events import time_on_device
 from generator.runtime.engine import open_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -45,7 +44,7 @@ def open_runner(settings: dict[str, Any]) -> PlanRunner:
 class PlanRunner:
     """See `loop.Runner`."""
 
-    clock = "device"
+    clock = copies_clock = "device"
     failures: tuple[type[Exception], ...] = (TrtgenError, RuntimeError, ValueError, OSError)
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -55,7 +54,6 @@ class PlanRunner:
         self._session: Session | None = None
         self._memory: list[DeviceMemory] = []
         self._graphs: list[CudaGraph] = []
-        self._events: list[Event] = []
 
     def about(self) -> dict[str, Any]:
         found = {"tensorrt": str(self._engine.trt.__version__), "gpu": find_gpu().name, **self._settings}
@@ -84,12 +82,20 @@ class PlanRunner:
     def synchronize(self) -> None:
         self.session.synchronize()
 
-    def time(self, indices: Sequence[int]) -> tuple[list[float], float]:
-        return self._time(self.enqueue, indices)
-
-    def time_with_copies(self, indices: Sequence[int]) -> list[float] | None:
+    def enqueue_with_copies(self, _index: int) -> None:
         """Pinned memory to the session's own input, set 0, and back from its output."""
-        return self._time(self._start_with_copies, indices)[0]
+        self.session.copy_in()
+        self.enqueue(0)
+        self.session.copy_out()
+
+    def make_event(self) -> Event:
+        return Event()
+
+    def record(self, event: Event) -> None:
+        event.record(self.session.stream)
+
+    def elapsed_ms(self, first: Event, last: Event) -> float:
+        return last.elapsed_ms(first)
 
     def scores(self) -> NDArray[np.float32]:
         session = self.session
@@ -138,11 +144,3 @@ class PlanRunner:
             msg = f"TensorRT refuses the address of input set {index}"
             raise RuntimeError(msg)
         self.session.enqueue()
-
-    def _start_with_copies(self, _index: int) -> None:
-        self.session.copy_in()
-        self.enqueue(0)
-        self.session.copy_out()
-
-    def _time(self, start: Callable[[int], None], indices: Sequence[int]) -> tuple[list[float], float]:
-        return time_on_device(self.session.stream, self._events, start, indices)

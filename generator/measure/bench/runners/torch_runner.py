@@ -9,14 +9,13 @@ the network, softmax, FP32 out. Imports torch, torchvision and numpy only.
 from __future__ import annotations
 
 import gc
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torchvision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -52,17 +51,18 @@ class TorchRunner:
             msg = f"PyTorch {torch.__version__} finds no GPU"
             raise RuntimeError(msg)
         self.clock = "device" if self._cuda else "host"
+        self.copies_clock = "device" if self._cuda else None
         self._device = torch.device(settings["device"])
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16}[settings["precision"]]
         self._format = torch.channels_last if settings["channels_last"] else torch.contiguous_format
+        if self._cuda:
+            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call] # for all that follows
         torch.backends.cudnn.benchmark = True  # the fastest kernels for the one shape of each batch
         mean, std = _normalisation(settings["model"])
         self._scale = self._channels([1 / (255 * value) for value in std])
         self._shift = self._channels([-average / value for average, value in zip(mean, std, strict=True)])
         self._network = _load_network(settings).to(self._device, self._dtype)
         self._network.to(memory_format=self._format)
-        self._stream = torch.cuda.Stream() if self._cuda else None  # type: ignore[no-untyped-call]
-        self._events: list[torch.cuda.Event] = []
         self._inputs: list[torch.Tensor] = []
         self._outputs: list[torch.Tensor] = []
         self._graphs: list[torch.cuda.CUDAGraph] = []
@@ -80,41 +80,46 @@ class TorchRunner:
 
     @torch.inference_mode()
     def prepare(self, sets: Sequence[NDArray[np.uint8]]) -> None:
-        with torch.cuda.stream(self._stream):
-            self._inputs = [torch.from_numpy(pixels).to(self._device) for pixels in sets]
-            self._outputs = [self._forward(pixels) for pixels in self._inputs]
-            if self._cuda:
-                self._host_input = self._inputs[0].cpu().pin_memory()
-                self._host_output = self._outputs[0].cpu().pin_memory()
-            if self._settings["cuda_graph"]:
-                self._capture()
+        self._inputs = [torch.from_numpy(pixels).to(self._device) for pixels in sets]
+        self._outputs = [self._forward(pixels) for pixels in self._inputs]
+        if self._cuda:
+            self._host_input = self._inputs[0].cpu().pin_memory()
+            self._host_output = self._outputs[0].cpu().pin_memory()
+        if self._settings["cuda_graph"]:
+            self._capture()
         self.synchronize()
 
     def enqueue(self, index: int) -> None:
-        with torch.cuda.stream(self._stream):
-            self._start(index)
+        if self._graphs:
+            self._graphs[index].replay()
+        else:
+            self._outputs[index] = self._forward(self._inputs[index])
 
     def synchronize(self) -> None:
         if self._cuda:
             torch.cuda.synchronize()
 
-    def time(self, indices: Sequence[int]) -> tuple[list[float], float]:
-        if not self._cuda:
-            times = [_time_on_host(self._start, index) for index in indices]
-            return times, sum(times)
-        return self._time(self._start, indices)
-
     @torch.inference_mode()
-    def time_with_copies(self, indices: Sequence[int]) -> list[float] | None:
-        return self._time(self._start_with_copies, indices)[0] if self._cuda else None
+    def enqueue_with_copies(self, index: int) -> None:
+        self._inputs[index].copy_(self._host_input, non_blocking=True)
+        self.enqueue(index)
+        self._host_output.copy_(self._outputs[index], non_blocking=True)
+
+    def make_event(self) -> torch.cuda.Event:
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def record(self, event: torch.cuda.Event) -> None:
+        event.record()
+
+    def elapsed_ms(self, first: torch.cuda.Event, last: torch.cuda.Event) -> float:
+        return float(first.elapsed_time(last))
 
     @torch.inference_mode()
     def scores(self) -> NDArray[np.float32]:
-        with torch.cuda.stream(self._stream):
-            self._outputs[0].fill_(torch.nan)
-            self._start(0)
-            self.synchronize()
-            result: NDArray[np.float32] = self._outputs[0].float().cpu().numpy()
+        self._outputs[0].fill_(torch.nan)
+        self.enqueue(0)
+        self.synchronize()
+        result: NDArray[np.float32] = self._outputs[0].float().cpu().numpy()
         return result
 
     def release(self) -> None:
@@ -134,18 +139,6 @@ class TorchRunner:
         normal = torch.addcmul(self._shift, images, self._scale)
         return torch.softmax(self._network(normal), dim=1, dtype=torch.float32)
 
-    def _start(self, index: int) -> None:
-        """Begin one iteration on the current stream."""
-        if self._graphs:
-            self._graphs[index].replay()
-        else:
-            self._outputs[index] = self._forward(self._inputs[index])
-
-    def _start_with_copies(self, index: int) -> None:
-        self._inputs[index].copy_(self._host_input, non_blocking=True)
-        self._start(index)
-        self._host_output.copy_(self._outputs[index], non_blocking=True)
-
     def _capture(self) -> None:
         """Record a graph for each input set; all of them share one pool for what lies between input and output."""
         for _ in range(_BEFORE_CAPTURE):
@@ -155,21 +148,9 @@ class TorchRunner:
         pool = torch.cuda.graph_pool_handle()
         for pixels in self._inputs:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=self._stream):
+            with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
                 self._outputs.append(self._forward(pixels))
             self._graphs.append(graph)
-
-    def _time(self, start: Callable[[int], None], indices: Sequence[int]) -> tuple[list[float], float]:
-        while len(self._events) < 2 * len(indices):
-            self._events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(self._stream):
-            for step, index in enumerate(indices):
-                self._events[2 * step].record()
-                start(index)
-                self._events[2 * step + 1].record()
-        self.synchronize()
-        pairs = [(self._events[2 * step], self._events[2 * step + 1]) for step in range(len(indices))]
-        return [first.elapsed_time(last) for first, last in pairs], pairs[0][0].elapsed_time(pairs[-1][1])
 
     def _channels(self, values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=self._dtype, device=self._device).view(1, 3, 1, 1)
@@ -226,9 +207,3 @@ def _normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if hasattr(transforms, "mean") and hasattr(transforms, "std"):
         return tuple(transforms.mean), tuple(transforms.std)
     return _IMAGENET
-
-
-def _time_on_host(start: Callable[[int], None], index: int) -> float:
-    begin = time.perf_counter()
-    start(index)
-    return (time.perf_counter() - begin) * 1000

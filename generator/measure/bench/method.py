@@ -1,24 +1,20 @@
-"""What a run has to say about itself: when, where, with which command, on which GPU, and how it measured."""
+"""What a run of `trtgen bench` says about itself, and how it measures."""
 
 from __future__ import annotations
 
-import datetime as dt
 import platform
-import shlex
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from generator import __version__
-from generator.measure.perf.about import describe_machine
+from generator.measure.about import describe_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from generator.graph.model import OnnxModel
     from generator.measure.bench.measure import Schedule
 
-__all__ = ["METHOD", "describe_run"]
+__all__ = ["describe_bench"]
 
-METHOD = tuple(
+_METHOD = tuple(
     """\
 Every runner is a process of its own; all stay alive, one works at a time.
 For each batch they take turns in every round, each time with another one first.
@@ -36,26 +32,19 @@ Images per joule: the whole board's energy (NVML) during steady work, from one s
 )
 
 
-def describe_run(
-    onnx: OnnxModel, schedule: Schedule, *, device: str, arguments: Sequence[str], weights: str
-) -> dict[str, Any]:
+def describe_bench(onnx: OnnxModel, schedule: Schedule, *, device: str, weights: str) -> dict[str, Any]:
     """Return date, command, versions, machine, GPU, model and schedule; the runners' versions come from themselves.
 
     Raises:
         DeviceError, MissingDependencyError: `device` is "cuda", and the GPU cannot be asked.
     """
-    from dataclasses import asdict
-
     from generator.gpu.device import find_gpu
 
     return {
-        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["trtgen", *arguments]),
-        "versions": {"trtgen": __version__, "python": platform.python_version()},
-        "machine": describe_machine(),
+        **describe_run(python=platform.python_version()),
         "device": device,
         "gpu": asdict(find_gpu()) if device == "cuda" else None,
         "model": {"path": onnx.path.name, "sha256": onnx.sha256, "input": list(onnx.input.shape), "torch": weights},
         "schedule": asdict(schedule),
-        "method": list(METHOD),
+        "method": list(_METHOD),
     }
