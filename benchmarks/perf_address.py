@@ -62,7 +62,7 @@ def start_by_hand(repository: Path, folder: Path) -> subprocess.Popen[bytes]:
     return server
 
 
-def measure_raw(load: sweep.Load, model: served.ServedModel, folder: Path) -> dict[str, Any]:
+def measure_raw(load: sweep.Load, model: served.MeasuredModel, folder: Path) -> dict[str, Any]:
     """Return what perf_analyzer says of three windows at `load.url` as it is given, the first of them included."""
     windows = ["--measurement-mode", "count_windows", "--measurement-request-count", str(load.requests_per_window)]
     windows += ["--stability-percentage", f"{ANY_SPREAD_PERCENT:.0f}", "--max-trials", "3"]
@@ -89,7 +89,7 @@ def measure_raw(load: sweep.Load, model: served.ServedModel, folder: Path) -> di
     return {**result, "p99_ms": float(row["p99 latency"]) / 1000, "in_flight": round(in_flight, 1)}
 
 
-def measure_fixed(load: sweep.Load, model: served.ServedModel) -> dict[str, Any]:
+def measure_fixed(load: sweep.Load, model: served.MeasuredModel) -> dict[str, Any]:
     """Return what `trtgen perf --url localhost:PORT` finds now."""
     fixed = dataclasses.replace(load, url=served.find_address(load.url), max_spread_percent=20)
     one = next(sweep.measure([model], collect_images(None), fixed))
@@ -129,7 +129,7 @@ def describe_names() -> dict[str, Any]:
     return facts
 
 
-def trace_lookups(load: sweep.Load, model: served.ServedModel, folder: Path) -> dict[str, int] | None:
+def trace_lookups(load: sweep.Load, model: served.MeasuredModel, folder: Path) -> dict[str, int] | None:
     """Return how often perf_analyzer asked a DNS server and connected in one run; None without strace."""
     strace = shutil.which("strace")
     if strace is None:
@@ -144,7 +144,7 @@ def trace_lookups(load: sweep.Load, model: served.ServedModel, folder: Path) -> 
     return {"dns": text.count("htons(53)"), "connections": text.count(f"htons({port})")}
 
 
-def measure_all(loads: dict[str, sweep.Load], model: served.ServedModel, folder: Path) -> Iterator[dict[str, Any]]:
+def measure_all(loads: dict[str, sweep.Load], model: served.MeasuredModel, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield every run, the cases in turns, until the time is over."""
     started = time.monotonic()
     for number in range(ROUNDS):
@@ -183,7 +183,7 @@ def compare(arguments: argparse.Namespace, folder: Path, ours: EmbeddedServer) -
     model = served.read_models("grpc", ours.grpc_url, arguments.model)[1][0]
     plain = sweep.Load(
         analyzer=find_analyzer(), protocol="grpc", url=ours.grpc_url, concurrencies=[CONCURRENCY],
-        requests=arguments.requests, timeout_s=RUN_S, batch_size=arguments.batch_size, shared_memory="none",
+        requests_per_window=arguments.requests, timeout_s=RUN_S, batch_size=arguments.batch_size, shared_memory="none",
         metrics_url=ours.metrics_url, max_spread_percent=20,
     )  # fmt: skip
     if model.image_input:

@@ -606,7 +606,7 @@ print(json.dumps([talk._nvml.used_bytes(), talk.energy(0.3)]))
 # --- figures
 
 
-def make_measured(label: str, batch: int, *spans: float, joules: float | None = None) -> RunnerFigures:
+def make_figures(label: str, batch: int, *spans: float, joules: float | None = None) -> RunnerFigures:
     rounds = [
         Round(
             times_ms=tuple(span / 50 for _ in range(50)),
@@ -620,8 +620,8 @@ def make_measured(label: str, batch: int, *spans: float, joules: float | None = 
 
 def make_result() -> BenchResult:
     figures = [
-        make_measured("slow-graph", 4, 100.0, 100.0, joules=20),
-        make_measured("fast<&>", 4, 40.0, 60.0, joules=10),
+        make_figures("slow-graph", 4, 100.0, 100.0, joules=20),
+        make_figures("fast<&>", 4, 40.0, 60.0, joules=10),
         RunnerFigures(label="lost", batch=4, failure="<b>out</b> of memory"),
     ]
     about: dict[str, Any] = {
@@ -642,7 +642,7 @@ def test_figures() -> None:
     assert result.ratio(fast) == 2
     assert fast.median_ms == pytest.approx(1.0)
     assert fast.p99_ms == pytest.approx(1.2)
-    assert make_measured("few", 1, 10.0).p99_ms is None
+    assert make_figures("few", 1, 10.0).p99_ms is None
     assert fast.images_per_joule == 4 * 200 / 20
     assert not lost.usable
     document = describe_result(result)
@@ -675,22 +675,26 @@ def test_page_escapes_and_stands_alone() -> None:
     assert draw_svg(result) == text  # the same run, the same file
 
 
+def draw_panels(result: BenchResult) -> Any:
+    return draw_figure(result).axes
+
+
 def test_faster_is_higher_in_the_picture() -> None:
-    axes = draw_figure(make_result()).axes
-    assert [one.get_title(loc="left") for one in axes] == ["images/s", "images/s, times slow-graph", "images/J"]
-    slow, fast = axes[0].lines
+    panels = draw_panels(make_result())
+    assert [one.get_title(loc="left") for one in panels] == ["images/s", "images/s, times slow-graph", "images/J"]
+    slow, fast = panels[0].lines
     assert (slow.get_label(), slow.get_linestyle()) == ("slow-graph", "-")
     assert (fast.get_label(), fast.get_linestyle()) == ("fast<&>", "--")  # no CUDA graph
-    assert (list(slow.get_xdata()), list(slow.get_ydata()), list(fast.get_ydata())) == ([4], [2000], [4000])
-    bars = [collection.get_segments()[0][:, 1].tolist() for collection in axes[0].collections]
+    assert [[*line.get_xdata(), *line.get_ydata()] for line in panels[0].lines] == [[4, 2000], [4, 4000]]
+    bars = [collection.get_segments()[0][:, 1].tolist() for collection in panels[0].collections]
     assert bars == [[2000, 2000], [pytest.approx(3333.33, abs=0.01), 5000]]  # the range of its rounds
-    assert [list(line.get_ydata()) for line in axes[1].lines] == [[1], [2]]
-    assert [list(line.get_ydata()) for line in axes[2].lines] == [[20], [40]]
+    assert [list(line.get_ydata()) for line in panels[1].lines] == [[1], [2]]
+    assert [list(line.get_ydata()) for line in panels[2].lines] == [[20], [40]]
 
 
 def test_runners_without_energy_get_two_panels() -> None:
-    result = BenchResult(reference="a", figures=[make_measured("a", batch, 10.0 * batch) for batch in (1, 8)])
-    assert [list(one.lines[0].get_ydata()) for one in draw_figure(result).axes] == [[5000, 5000], [1, 1]]
+    result = BenchResult(reference="a", figures=[make_figures("a", batch, 10.0 * batch) for batch in (1, 8)])
+    assert [list(one.lines[0].get_ydata()) for one in draw_panels(result)] == [[5000, 5000], [1, 1]]
 
 
 def test_help_does_not_load_what_measures() -> None:
