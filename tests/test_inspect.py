@@ -23,16 +23,15 @@ from typer.testing import CliRunner
 
 from generator.cli.inspect import inspect
 from generator.errors import PlanError, SourceError, SpecError
-from generator.measure.inspect import Report, inspect_onnx, inspect_plan, is_plan, network, subject, to_json
+from generator.measure.inspect import Inspection, inspect_onnx, inspect_plan, is_plan, parsed, run, to_json
+from generator.measure.inspect.describe import describe_engine, describe_network
 from generator.measure.inspect.formats import data_type_of, layout_of
-from generator.measure.inspect.graph import OnnxGraph, read_graph
-from generator.measure.inspect.join import report_engine, report_network
-from generator.measure.inspect.layers import read_information
+from generator.measure.inspect.layers import Layer, read_layers
 from generator.measure.inspect.mapping import find_eliminated, map_layers, split_name
-from generator.measure.inspect.network import Network, NetworkLayer
+from generator.measure.inspect.nodes import OnnxGraph, read_graph
 from generator.measure.inspect.page import make_page
-from generator.measure.inspect.text import format_report
-from generator.measure.inspect.timing import Timing, measure, summarise
+from generator.measure.inspect.text import format_inspection
+from generator.measure.inspect.timing import Timing, measure_layers, take_medians
 from generator.tensor import ShapeRange
 from tests.tiny_onnx import write_tiny_onnx
 
@@ -45,12 +44,12 @@ def resnet() -> OnnxGraph:
     return read_graph(DATA / "sample-resnet50-without-weights.onnx")
 
 
-def make_report(version: str, graph: OnnxGraph | None) -> Report:
-    information = read_information((DATA / f"sample-resnet50-tensorrt-{version}.json").read_text())
+def make_report(version: str, graph: OnnxGraph | None) -> Inspection:
+    information = read_layers((DATA / f"sample-resnet50-tensorrt-{version}.json").read_text())
     run = [(name, ms) for name, ms in json.loads((DATA / f"sample-resnet50-tensorrt-{version}-times.json").read_text())]
-    timing = Timing(layers=summarise([run] * 3), latency_ms=1.6, iterations=3, warm_up=1)
+    timing = Timing(layers_ms=take_medians([run] * 3), latency_ms=1.6, iterations=3, warm_up=1)
     facts = [("file", "sample.plan"), ("TensorRT", version)]
-    return report_engine(information, graph=graph, timing=timing, title="sample", facts=facts, batch=BATCH)
+    return describe_engine(information, graph=graph, timing=timing, title="sample", facts=facts, batch=BATCH)
 
 
 def tiny_graph(tmp_path: Path, *nodes: onnx.NodeProto) -> OnnxGraph:
@@ -101,35 +100,33 @@ def test_formats_are_two_words(text: str, data_type: str, layout: str) -> None:
 def test_layers_of_all_forms_are_read() -> None:
     split = layer("a", "gemm", Metadata="[ONNX Layer: a]\x1f[ONNX Layer: b]\x1e[ONNX Layer: a]")
     split["Outputs"] = [{"Name": "y", "Dimensions": [2, 3], "Format": "Row major linear", "Datatype": "Half"}]
-    old = read_information(engine_json(split, layer("b", "Reformat", Origin="QDQ"), "c"))
-    assert old.tensors == ("x", "y")
-    assert [one.kind for one in old.layers] == ["matmul", "quantize", "other"]
-    assert old.layers[0].metadata == ("a", "b")
-    assert old.layers[0].precision == "fp16"
-    assert old.layers[0].outputs[0].size_bytes == 2 * 3 * 2
+    old = read_layers(engine_json(split, layer("b", "Reformat", Origin="QDQ"), "c"))
+    assert [one.kind for one in old] == ["matmul", "quantize", "other"]
+    assert old[0].metadata == ("a", "b")
+    assert old[0].precision == "fp16"
+    assert old[0].outputs[0].size_bytes == 2 * 3 * 2
     raw = (
         '{"Layers": [{"Name": "a", "Metadata": "[ONNX Layer: a]\x1f[ONNX Layer: b]"}], "I/O Tensors": [{"Name": "x"}]}'
     )
-    new = read_information(raw)
-    assert new.tensors == ("x",)
-    assert new.layers[0].metadata == ("a", "b")
-    names = read_information('{"Layers": ["Conv_0 + Relu_1", "Reformatting CopyNode for Input Tensor 0 to Conv_0"]}')
-    assert not names.detailed
-    assert [one.kind for one in names.layers] == ["other", "reformat"]
+    new = read_layers(raw)
+    assert new[0].metadata == ("a", "b")
+    names = read_layers('{"Layers": ["Conv_0 + Relu_1", "Reformatting CopyNode for Input Tensor 0 to Conv_0"]}')
+    assert [one.type for one in names] == ["", ""]
+    assert [one.kind for one in names] == ["other", "reformat"]
 
 
 def test_layers_of_other_profiles_are_left_out() -> None:
     text = engine_json(layer("a", reads="x"), layer("b"), layer("a [profile 1]", reads="x[profile 1]"), "b [profile 1]")
-    first, second = read_information(text), read_information(text, profile=1)
-    assert [one.name for one in first.layers] == [one.name for one in second.layers] == ["a", "b"]
-    assert second.layers[0].inputs[0].name == "x"
-    assert second.layers[1].type == ""
+    first, second = read_layers(text), read_layers(text, profile=1)
+    assert [one.name for one in first] == [one.name for one in second] == ["a", "b"]
+    assert second[0].inputs[0].name == "x"
+    assert second[1].type == ""
 
 
 @pytest.mark.parametrize("text", ["", "not json", "[]", '{"Layers": 3}', '{"Layers": [{"LayerType": "x"}]}'])
 def test_other_answers_are_refused(text: str) -> None:
     with pytest.raises(PlanError, match="engine inspector did not answer"):
-        read_information(text)
+        read_layers(text)
 
 
 def test_tf32_is_told_by_the_kernel() -> None:
@@ -137,8 +134,8 @@ def test_tf32_is_told_by_the_kernel() -> None:
         "Weights": {"Type": "Float", "Count": 9},
         "TacticName": "sm80_xmma_fprop_f32f32_tf32f32_f32_nhwc",
     }
-    assert read_information(engine_json(layer("a", "CaskConvolution", **weights))).layers[0].precision == "tf32"
-    assert read_information(engine_json(layer("a", "Reformat", **weights))).layers[0].precision == "fp32"
+    assert read_layers(engine_json(layer("a", "CaskConvolution", **weights)))[0].precision == "tf32"
+    assert read_layers(engine_json(layer("a", "Reformat", **weights)))[0].precision == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -182,8 +179,8 @@ def chain(tmp_path: Path) -> OnnxGraph:
     ],
 )
 def test_layer_is_traced_to_its_nodes(tmp_path: Path, described: Any, nodes: list[str], source: str) -> None:
-    information = read_information(engine_json(described))
-    (origin,) = map_layers(information.layers, chain(tmp_path))
+    information = read_layers(engine_json(described))
+    (origin,) = map_layers(information, chain(tmp_path))
     assert list(origin.nodes) == nodes
     assert origin.source == source
     assert origin.inferred == (source not in ("metadata", "none"))
@@ -191,16 +188,16 @@ def test_layer_is_traced_to_its_nodes(tmp_path: Path, described: Any, nodes: lis
 
 def test_region_leaves_nodes_of_other_layers_and_sees_through_reformats(tmp_path: Path) -> None:
     graph = chain(tmp_path)
-    named = read_information(engine_json(layer("/m.0/tanh"), layer("{ForeignNode[/m.0/exp...y]}", "Myelin")))
-    assert map_layers(named.layers, graph)[1].nodes == ("/m.0/exp", "y")
-    through = read_information(
+    named = read_layers(engine_json(layer("/m.0/tanh"), layer("{ForeignNode[/m.0/exp...y]}", "Myelin")))
+    assert map_layers(named, graph)[1].nodes == ("/m.0/exp", "y")
+    through = read_layers(
         engine_json(
             layer("Reformatting CopyNode for Input Tensor 0 to r", "Reformat", reads="t1", writes="re"),
             layer("r", reads="re", writes="rx"),
             layer("Reformatting CopyNode for Output Tensor 0 to r", "Reformat", reads="rx", writes="y"),
         )
     )
-    assert [origin.nodes for origin in map_layers(through.layers, graph)] == [(), ("/m.0/tanh", "y"), ()]
+    assert [origin.nodes for origin in map_layers(through, graph)] == [(), ("/m.0/tanh", "y"), ()]
 
 
 def test_reason_is_careful_where_a_kernel_is_of_unknown_origin(tmp_path: Path) -> None:
@@ -209,8 +206,8 @@ def test_reason_is_careful_where_a_kernel_is_of_unknown_origin(tmp_path: Path) -
         (layer("__myl_a"), "perhaps inside a generated"),
         (layer("b", "Scale"), "folded or removed"),
     ]:
-        information = read_information(engine_json(described))
-        reasons = find_eliminated(information.layers, map_layers(information.layers, graph), graph)
+        information = read_layers(engine_json(described))
+        reasons = find_eliminated(information, map_layers(information, graph), graph)
         assert len(reasons) == 3
         assert all(words in one.reason for one in reasons)
 
@@ -274,13 +271,11 @@ def test_foreign_onnx_is_noticed(tmp_path: Path) -> None:
 
 def test_times_are_medians_per_occurrence() -> None:
     runs = [[("a", 1.0), ("b", 9.0), ("a", 5.0)], [("a", 3.0), ("b", 9.0), ("a", 6.0)], [("a", 2.0)]]
-    found = {(one.name, one.occurrence): one for one in summarise(runs)}
-    assert found["a", 0].median_ms == 2.0
-    assert found["a", 1].median_ms == 5.5
-    assert (found["a", 0].low_ms, found["a", 0].high_ms) == (1.0, 3.0)
-    information = read_information(engine_json("a", "b", "a", "c"))
-    timing = Timing(layers=tuple(found.values()), latency_ms=1, iterations=3, warm_up=0)
-    report = report_engine(information, graph=None, timing=timing, title="t", facts=[])
+    found = take_medians(runs)
+    assert found == {("a", 0): 2.0, ("b", 0): 9.0, ("a", 1): 5.5}
+    information = read_layers(engine_json("a", "b", "a", "c"))
+    timing = Timing(layers_ms=found, latency_ms=1, iterations=3, warm_up=0)
+    report = describe_engine(information, graph=None, timing=timing, title="t", facts=[])
     assert [row.time_ms for row in report.rows] == [2.0, 9.0, 5.5, None]
 
 
@@ -307,16 +302,15 @@ def test_profiler_hears_both_ways_of_reporting(asked: bool, expected: float) -> 
     context = FakeContext(asked=asked)
     session: Any = types.SimpleNamespace(context=context, enqueue=context.run, synchronize=lambda: None)
     trt = types.SimpleNamespace(IProfiler=type("IProfiler", (), {}))
-    timing = measure(trt, session, iterations=4, warm_up=2)
-    (only,) = timing.layers
-    assert (only.name, only.median_ms) == ("a", expected)
+    timing = measure_layers(trt, session, iterations=4, warm_up=2)
+    assert timing.layers_ms == {("a", 0): expected}
 
 
 def test_profiler_of_the_bindings_takes_our_methods() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     context = FakeContext(asked=True)
     session: Any = types.SimpleNamespace(context=context, enqueue=context.run, synchronize=lambda: None)
-    assert measure(trt, session, iterations=1, warm_up=0).layers[0].median_ms == 0.25
+    assert measure_layers(trt, session, iterations=1, warm_up=0).layers_ms == {("a", 0): 0.25}
     for owner, names in {
         trt.IExecutionContext: ("profiler", "enqueue_emits_profile", "report_to_profiler"),
         trt.ICudaEngine: ("create_engine_inspector",),
@@ -343,14 +337,14 @@ def test_network_is_what_the_parser_makes(tmp_path: Path) -> None:
 def test_nodes_without_names_are_found_by_the_parsers_names(tmp_path: Path) -> None:
     graph = tiny_graph(tmp_path, helper.make_node("Relu", ["x"], ["c"]), helper.make_node("Sigmoid", ["c"], ["y"]))
     layers = [
-        NetworkLayer(name="node_of_c", type="ACTIVATION", node="node_of_c", inputs=(), outputs=()),
-        NetworkLayer(name="node_of_y", type="ACTIVATION", node="", inputs=(), outputs=()),
+        Layer(name="node_of_c", type="ACTIVATION", kind="elementwise", precision="", metadata=("node_of_c",)),
+        Layer(name="node_of_y", type="ACTIVATION", kind="elementwise", precision=""),
     ]
-    report = report_network(Network(parser="p", layers=tuple(layers)), graph, title="t", facts=[])
+    report = describe_network(layers, graph, parser="p", title="t", facts=[])
     assert [row.nodes for row in report.rows] == [("c",), ("y",)]
     assert [row.operators for row in report.rows] == [("Relu",), ("Sigmoid",)]
     assert not any("became no layer" in note for note in report.notes)
-    report = report_network(Network(parser="p", layers=(layers[0],)), graph, title="t", facts=[])
+    report = describe_network(layers[:1], graph, parser="p", title="t", facts=[])
     assert any("1 ONNX nodes became no layer of the network: y (Sigmoid)" in note for note in report.notes)
 
 
@@ -370,7 +364,7 @@ def test_demo_model_goes_through_the_parser(tmp_path: Path) -> None:
     assert any(row.type == "SOFTMAX" and row.outputs[0].shape == (-1, 10) for row in report.rows)
     first = next(row for row in report.rows if row.operators == ("Cast",))
     assert (first.inputs[0].data_type, first.precision) == ("uint8", "fp32")
-    text = format_report(report, top=3)
+    text = format_inspection(report, top=3)
     assert "2 more" not in text
     assert re.search(r"\.\.\. \d+ more \(--top \d+ shows all\)", text)
 
@@ -388,23 +382,23 @@ def test_refused_graph_names_node_and_operator(tmp_path: Path) -> None:
 
 
 def test_without_parser_the_graph_itself_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "_LIBRARIES", ("tensorrt_that_is_absent",))
+    monkeypatch.setattr(parsed, "_LIBRARIES", ("tensorrt_that_is_absent",))
     report = inspect_onnx(write_tiny_onnx(tmp_path / "tiny.onnx"))
     assert report.subject == "onnx"
     assert [row.type for row in report.rows][:3] == ["Conv", "Relu", "GlobalAveragePool"]
     assert report.macs == 16 * 8 * 8 * 3 * 5 * 5 + 16 * 4
     assert any("preflight" in note for note in report.notes)
-    assert "Conv" in format_report(report)
+    assert "Conv" in format_inspection(report)
 
 
 def test_page_is_self_contained_and_escaped(resnet: OnnxGraph) -> None:
     page = make_page(make_report("8.6", resnet))
     assert not re.search(r"<script|<link|https?://|url\(|@import|src=", page)
-    assert page.count("<rect ") == 62
+    assert page.count("<div><i ") == 62
     assert "Conv + Add + Relu" in page
     evil = engine_json(layer("<b>a</b>\x1f&", reads="x", writes="y"))
-    timing = Timing(layers=summarise([[("<b>a</b>\x1f&", 1.0)]]), latency_ms=1, iterations=1, warm_up=0)
-    report = report_engine(read_information(evil), graph=None, timing=timing, title="<em>", facts=[("k", "<u>")])
+    timing = Timing(layers_ms=take_medians([[("<b>a</b>\x1f&", 1.0)]]), latency_ms=1, iterations=1, warm_up=0)
+    report = describe_engine(read_layers(evil), graph=None, timing=timing, title="<em>", facts=[("k", "<u>")])
     page = make_page(report)
     assert "<b>a" not in page
     assert "&lt;b&gt;a&lt;/b&gt; \u00b7 &amp;" in page
@@ -424,7 +418,7 @@ def test_json_holds_everything(resnet: OnnxGraph) -> None:
 
 def test_names_only_are_told_apart_by_operator(resnet: OnnxGraph) -> None:
     names = [one["Name"] for one in json.loads((DATA / "sample-resnet50-tensorrt-8.6.json").read_text())["Layers"]]
-    report = report_engine(read_information(engine_json(*names)), graph=resnet, timing=None, title="t", facts=[])
+    report = describe_engine(read_layers(engine_json(*names)), graph=resnet, timing=None, title="t", facts=[])
     assert any("only its layers' names" in note for note in report.notes)
     assert report.measure == "macs"
     assert report.rows[0].operators == ("Cast", "Transpose", "Mul", "Add")
@@ -444,7 +438,7 @@ def test_plan_without_gpu_shows_its_header(tmp_path: Path, monkeypatch: pytest.M
     assert any("cannot be opened here" in note and "there is no GPU" in note for note in report.notes)
     assert any("no passport" in note for note in report.notes)
     assert "8.6.0.12" in make_page(report)
-    assert "8.6.0.12" in format_report(report)
+    assert "8.6.0.12" in format_inspection(report)
 
 
 @pytest.mark.parametrize(
@@ -476,14 +470,14 @@ def fake_engine(*ranges: tuple[int, int, int]) -> Any:
 
 
 def test_batch_is_chosen_from_the_profiles() -> None:
-    assert subject._choose_batch(fake_engine((1, 8, 32)), None) == 8
-    assert subject._choose_batch(fake_engine((1, 1, 1), (2, 64, 128)), 100) == 100
-    assert subject._choose_batch(fake_engine(), None) == 4
+    assert run._choose_batch(fake_engine((1, 8, 32)), None) == 8
+    assert run._choose_batch(fake_engine((1, 1, 1), (2, 64, 128)), 100) == 100
+    assert run._choose_batch(fake_engine(), None) == 4
     with pytest.raises(PlanError, match="holds a batch of 200; they hold 1 to 1, 2 to 128") as caught:
-        subject._choose_batch(fake_engine((1, 1, 1), (2, 64, 128)), 200)
+        run._choose_batch(fake_engine((1, 1, 1), (2, 64, 128)), 200)
     assert caught.value.hint == "trtgen inspect model.plan --batch 1"
     with pytest.raises(PlanError, match="they hold 4"):
-        subject._choose_batch(fake_engine(), 8)
+        run._choose_batch(fake_engine(), 8)
 
 
 def test_graph_beside_the_plan_is_taken_only_if_it_is_the_one(tmp_path: Path) -> None:
@@ -492,11 +486,11 @@ def test_graph_beside_the_plan_is_taken_only_if_it_is_the_one(tmp_path: Path) ->
     right: Any = types.SimpleNamespace(onnx_sha256=read_graph(onnx_path).sha256)
     wrong: Any = types.SimpleNamespace(onnx_sha256="0" * 64)
     notes: list[str] = []
-    assert subject._find_graph(plan, None, right, notes) is not None
-    assert subject._find_graph(plan, None, wrong, notes) is None
-    assert subject._find_graph(plan, None, None, notes) is None
+    assert run._find_graph(plan, None, right, notes) is not None
+    assert run._find_graph(plan, None, wrong, notes) is None
+    assert run._find_graph(plan, None, None, notes) is None
     assert notes == []
-    assert subject._find_graph(plan, onnx_path, wrong, notes) is not None
+    assert run._find_graph(plan, onnx_path, wrong, notes) is not None
     assert "another hash" in notes[0]
 
 
@@ -508,7 +502,7 @@ def test_input_is_noise(kind: type) -> None:
         copy_in=lambda: calls.append("in"),
         synchronize=lambda: calls.append("wait"),
     )
-    subject._fill(session)
+    run._fill(session)
     assert session.input.std() > 0.9
     assert calls == ["in", "wait"]
 
@@ -566,7 +560,7 @@ def test_engine_is_asked_filled_and_timed(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("generator.runtime.engine.open_engine", lambda _path: contextlib.nullcontext(engine))
     gpu = types.SimpleNamespace(name="GPU", driver="580")
     monkeypatch.setattr("generator.gpu.device.find_gpu", lambda: gpu)
-    report = subject._inspect_engine(
+    report = run._inspect_engine(
         tmp_path / "model.plan", graph=resnet, facts=[], notes=["first"], batch=None, iterations=3
     )
     assert inspector.execution_context is context

@@ -52,7 +52,7 @@ class Row:
 
 
 _ADAPTER = ("generator/plan/adapter.py",)
-_GRAPHS = ("generator/plan", "generator/measure/inspect/network.py")
+_GRAPHS = ("generator/plan", "generator/measure/inspect/parsed.py")
 OBJECTS = (
     Row("builder", "Builder", _GRAPHS),
     Row("network", "INetworkDefinition", _GRAPHS),
@@ -63,7 +63,7 @@ OBJECTS = (
     Row("cache", "ITimingCache", _ADAPTER),
     Row("theirs", "ITimingCache", _ADAPTER),
     Row("tensor", "ITensor", _ADAPTER),
-    Row("layer", "ILayer", (*_ADAPTER, "generator/plan/build.py", "generator/measure/inspect/network.py")),
+    Row("layer", "ILayer", (*_ADAPTER, "generator/plan/build.py", "generator/measure/inspect/parsed.py")),
     Row("runtime", "Runtime"),
     Row("engine", "ICudaEngine", ours=("Engine",)),
     Row("context", "IExecutionContext"),

@@ -36,19 +36,19 @@ def inspect(
     """
     from generator.measure.inspect import inspect_onnx, inspect_plan, is_plan, to_json
     from generator.measure.inspect.page import write_page
-    from generator.measure.inspect.text import format_report
+    from generator.measure.inspect.text import format_inspection
 
     if is_plan(file):
         with show_progress() as progress:
             progress.draw(Doing(step=f"inspecting {file.name}"))
-            report = inspect_plan(file, onnx=onnx, batch=batch, iterations=iterations or 50)
+            inspection = inspect_plan(file, onnx=onnx, batch=batch, iterations=iterations or 50)
     else:
         given = {"--onnx": onnx, "--batch": batch, "--iterations": iterations}
         if wrong := [name for name, value in given.items() if value is not None]:
             msg = f"{', '.join(wrong)}: only a plan runs, and {file} is taken for an ONNX file"
             raise SpecError(msg, hint=f"trtgen inspect {file}, or give a plan such as model.plan")
-        report = inspect_onnx(file)
-    print(json.dumps(to_json(report), indent=2) if as_json else format_report(report, top=top))
+        inspection = inspect_onnx(file)
+    print(json.dumps(to_json(inspection), indent=2) if as_json else format_inspection(inspection, top=top))
     if html is not None:
-        write_page(report, html)
+        write_page(inspection, html)
         say(f"wrote {html}")

@@ -1,10 +1,10 @@
 """What became of a graph: network layers, engine layers, their precision and time; `trtgen inspect`.
 
-`layers.py`, `graph.py`, `mapping.py`, `join.py` and `report.py` are values in, values out; `network.py` and
-`subject.py` ask TensorRT, `timing.py` runs the plan; `text.py` and `page.py` show the report.
+`layers`, `nodes`, `mapping`, `describe` and `inspection` are values in, values out; `parsed` and `run` ask TensorRT,
+`timing` runs the plan; `text` and `page` show the inspection.
 """
 
-from generator.measure.inspect.report import Report, to_json
-from generator.measure.inspect.subject import inspect_onnx, inspect_plan, is_plan
+from generator.measure.inspect.inspection import Inspection, to_json
+from generator.measure.inspect.run import inspect_onnx, inspect_plan, is_plan
 
-__all__ = ["Report", "inspect_onnx", "inspect_plan", "is_plan", "to_json"]
+__all__ = ["Inspection", "inspect_onnx", "inspect_plan", "is_plan", "to_json"]

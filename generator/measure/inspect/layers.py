@@ -1,12 +1,13 @@
 """What TensorRT's engine inspector says about an engine, as values. No TensorRT is needed here.
 
-Its JSON differs between versions: 8.6 and 10 list `Bindings`, 11 `I/O Tensors`; a layer is an object where the engine
-was built with detailed profiling verbosity, else just its name; control characters separate parts of `Metadata`.
+In its JSON a layer is an object where the engine was built with detailed profiling verbosity, else just its name;
+control characters separate parts of `Metadata`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +15,9 @@ from typing import Any
 from generator.errors import PlanError
 from generator.measure.inspect.formats import WIDTHS, data_type_of, layout_of
 
-__all__ = [
-    "KINDS",
-    "EngineInformation",
-    "EngineLayer",
-    "Tensor",
-    "read_information",
-    "traffic_bytes",
-    "without_profile",
-]
+__all__ = ["KINDS", "Layer", "LayerTensor", "read_layers", "read_metadata", "traffic_bytes", "without_profile"]
 
-# The groups of the report, in its order: name -> what belongs to it.
+# The groups, in its order: name -> what belongs to it.
 KINDS = {
     "convolution": "convolutions with what was fused into them",
     "matmul": "matrix products",
@@ -69,52 +62,39 @@ _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]|\x1e\x1f]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
+class LayerTensor:
     """A tensor at a layer. `shape` is empty and `data_type` is "" where TensorRT does not tell."""
 
     name: str
-    shape: tuple[int, ...]
-    data_type: str
-    layout: str
+    shape: tuple[int, ...] = ()
+    data_type: str = ""
+    layout: str = ""
 
     @property
     def size_bytes(self) -> int:
         """Return its size without padding; 0 where shape or type is unknown."""
         if not self.shape or min(self.shape) < 0 or not self.data_type:
             return 0
-        size = WIDTHS.get(self.data_type, 0)
-        for length in self.shape:
-            size *= length
-        return size
+        return WIDTHS.get(self.data_type, 0) * math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLayer:
-    """One layer of the engine. `metadata` holds the ONNX nodes that TensorRT itself names as its origin."""
+class Layer:
+    """One layer of an engine or network. `metadata` holds the ONNX nodes that TensorRT itself names as its origin."""
 
     name: str
     type: str
     kind: str
     precision: str
-    inputs: tuple[Tensor, ...] = ()
-    outputs: tuple[Tensor, ...] = ()
-    weights_type: str = ""
-    weights_count: int = 0
+    inputs: tuple[LayerTensor, ...] = ()
+    outputs: tuple[LayerTensor, ...] = ()
+    weights_bytes: int = 0
     tactic: str = ""
     metadata: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineInformation:
-    """The engine's layers in execution order, the names of its inputs and outputs, and how much TensorRT told."""
-
-    layers: tuple[EngineLayer, ...]
-    tensors: tuple[str, ...]
-    detailed: bool
-
-
-def read_information(text: str, *, profile: int = 0) -> EngineInformation:
-    """Read what `IEngineInspector.get_engine_information(JSON)` returned, of TensorRT 8.6 to 11.
+def read_layers(text: str, *, profile: int = 0) -> tuple[Layer, ...]:
+    """Read what `IEngineInspector.get_engine_information(JSON)` returned, of TensorRT 8.6 to 11, in execution order.
 
     Where it lists the layers of several optimization profiles, those of `profile` are taken.
 
@@ -124,18 +104,17 @@ def read_information(text: str, *, profile: int = 0) -> EngineInformation:
     try:
         data = json.loads(text, strict=False)  # Metadata holds raw control characters
         found = [entry for entry in data["Layers"] if _profile_of(entry) == profile] or data["Layers"]
-        layers = tuple(_read_layer(entry) for entry in found)
+        return tuple(_read_layer(entry) for entry in found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"TensorRT's engine inspector did not answer with its JSON of layers: {text[:80]!r}"
         raise PlanError(
             msg, hint="build the plan again with trtgen build-plan, which keeps names and details"
         ) from error
-    bindings = data.get("Bindings") or [entry.get("Name", "") for entry in data.get("I/O Tensors", ())]
-    return EngineInformation(
-        layers=layers,
-        tensors=tuple(str(name) for name in bindings),
-        detailed=any(isinstance(entry, dict) for entry in found),
-    )
+
+
+def read_metadata(text: str) -> tuple[str, ...]:
+    """Return the ONNX nodes that TensorRT's metadata of a layer names, each once."""
+    return tuple(dict.fromkeys(_ONNX_LAYER.findall(text)))
 
 
 def without_profile(name: str) -> str:
@@ -143,10 +122,9 @@ def without_profile(name: str) -> str:
     return _PROFILE.sub("", name)
 
 
-def traffic_bytes(layer: EngineLayer) -> int:
+def traffic_bytes(layer: Layer) -> int:
     """Return the bytes that a layer reads and writes at least: its inputs, outputs and weights, once each."""
-    weights = layer.weights_count * WIDTHS.get(layer.weights_type, 0)
-    return sum(tensor.size_bytes for tensor in (*layer.inputs, *layer.outputs)) + weights
+    return sum(tensor.size_bytes for tensor in (*layer.inputs, *layer.outputs)) + layer.weights_bytes
 
 
 def kind_of_type(layer_type: str, name: str = "") -> str:
@@ -176,10 +154,10 @@ def _profile_of(entry: Any) -> int:
     return int(match[1]) if match else 0
 
 
-def _read_layer(entry: Any) -> EngineLayer:
+def _read_layer(entry: Any) -> Layer:
     if isinstance(entry, str):
         entry = without_profile(entry)
-        return EngineLayer(name=entry, type="", kind=kind_of_type("", entry), precision="")
+        return Layer(name=entry, type="", kind=kind_of_type("", entry), precision="")
     name, layer_type = without_profile(entry["Name"]), entry.get("LayerType", "")
     inputs = tuple(_read_tensor(one) for one in entry.get("Inputs") or ())
     outputs = tuple(_read_tensor(one) for one in entry.get("Outputs") or ())
@@ -190,25 +168,24 @@ def _read_layer(entry: Any) -> EngineLayer:
     kind = kind_of_type(layer_type, name)
     if kind == "reformat" and entry.get("Origin") == "QDQ":
         kind = "quantize"
-    return EngineLayer(
+    return Layer(
         name=name,
         type=layer_type,
         kind=kind,
         precision=_precision(kind, weights_type, inputs, outputs, tactic),
         inputs=inputs,
         outputs=outputs,
-        weights_type=weights_type,
-        weights_count=int(weights.get("Count", 0)),
+        weights_bytes=int(weights.get("Count", 0)) * WIDTHS.get(weights_type, 0),
         tactic=tactic,
-        metadata=tuple(dict.fromkeys(_ONNX_LAYER.findall(str(entry.get("Metadata", ""))))),
+        metadata=read_metadata(str(entry.get("Metadata", ""))),
     )
 
 
-def _read_tensor(entry: Any) -> Tensor:
+def _read_tensor(entry: Any) -> LayerTensor:
     if isinstance(entry, str):
-        return Tensor(name=entry, shape=(), data_type="", layout="")
+        return LayerTensor(name=entry)
     described = str(entry.get("Format/Datatype") or f"{entry.get('Format', '')} {entry.get('Datatype', '')}")
-    return Tensor(
+    return LayerTensor(
         name=without_profile(str(entry.get("Name", ""))),
         shape=tuple(int(length) for length in entry.get("Dimensions") or ()),
         data_type=data_type_of(described),
@@ -217,7 +194,7 @@ def _read_tensor(entry: Any) -> Tensor:
 
 
 def _precision(
-    kind: str, weights_type: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], tactic: str
+    kind: str, weights_type: str, inputs: tuple[LayerTensor, ...], outputs: tuple[LayerTensor, ...], tactic: str
 ) -> str:
     """What the layer computes in: its weights' type, else that of what it writes, else of what it reads."""
     of_tensors = [tensor.data_type for tensor in (*outputs, *inputs) if tensor.data_type not in ("", "int32", "int64")]

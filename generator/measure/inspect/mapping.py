@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from generator.measure.inspect.graph import OnnxGraph, OnnxNode
-    from generator.measure.inspect.layers import EngineLayer
+    from generator.measure.inspect.layers import Layer
+    from generator.measure.inspect.nodes import OnnxGraph, OnnxNode
 
 __all__ = ["Eliminated", "Origin", "find_eliminated", "map_layers", "name_nodes", "split_name"]
 
@@ -112,7 +112,7 @@ def split_name(name: str) -> list[str]:
     return found
 
 
-def map_layers(layers: Sequence[EngineLayer], graph: OnnxGraph | None) -> tuple[Origin, ...]:
+def map_layers(layers: Sequence[Layer], graph: OnnxGraph | None) -> tuple[Origin, ...]:
     """Return the origin of each layer. Without a graph the parts of a name are taken for nodes as they stand."""
     names = _Names(graph) if graph else None
     origins = [_read_origin(layer, names) for layer in layers]
@@ -133,9 +133,7 @@ def map_layers(layers: Sequence[EngineLayer], graph: OnnxGraph | None) -> tuple[
     return tuple(origins)
 
 
-def find_eliminated(
-    layers: Sequence[EngineLayer], origins: Sequence[Origin], graph: OnnxGraph
-) -> tuple[Eliminated, ...]:
+def find_eliminated(layers: Sequence[Layer], origins: Sequence[Origin], graph: OnnxGraph) -> tuple[Eliminated, ...]:
     """Return the nodes that no layer is made of, in the graph's order; `Constant` nodes, which are data, left out."""
     used = {node for origin in origins for node in origin.nodes}
     # a kernel whose origin is unknown may hold any of them
@@ -155,7 +153,7 @@ def _reason(node: OnnxNode, *, blind: bool) -> str:
     return "in no layer's name; perhaps inside a generated kernel" if blind else "in no layer's name: folded or removed"
 
 
-def _read_origin(layer: EngineLayer, names: _Names | None) -> Origin:
+def _read_origin(layer: Layer, names: _Names | None) -> Origin:
     if layer.metadata:
         told = [(names.find(name) or name) if names else name for name in layer.metadata]
         return Origin(nodes=tuple(dict.fromkeys(told)), source="metadata")
@@ -173,7 +171,7 @@ def _read_origin(layer: EngineLayer, names: _Names | None) -> Origin:
     return Origin(nodes=tuple(dict.fromkeys(nodes)), source="name" if nodes else "none", parts=tuple(parts))
 
 
-def _reformatted(layers: Iterable[EngineLayer]) -> dict[str, str]:
+def _reformatted(layers: Iterable[Layer]) -> dict[str, str]:
     """Return what each tensor that a reformat made was before."""
     return {
         layer.outputs[0].name: layer.inputs[0].name
@@ -182,7 +180,7 @@ def _reformatted(layers: Iterable[EngineLayer]) -> dict[str, str]:
     }
 
 
-def _slice(layer: EngineLayer, graph: OnnxGraph, aliases: dict[str, str]) -> set[str]:
+def _slice(layer: Layer, graph: OnnxGraph, aliases: dict[str, str]) -> set[str]:
     """Return the nodes between a layer's inputs and outputs; none unless all of these are the graph's own tensors."""
     makers = {output: node for node in graph.nodes for output in node.outputs}
     behind = {old: new for new, old in aliases.items()}
@@ -217,7 +215,7 @@ def _original(name: str, aliases: dict[str, str]) -> str:
     return name
 
 
-def _region(layer: EngineLayer, graph: OnnxGraph, names: _Names | None, claimed: set[str]) -> set[str]:
+def _region(layer: Layer, graph: OnnxGraph, names: _Names | None, claimed: set[str]) -> set[str]:
     """Return the nodes from the first to the last that a region's name gives, without those of other layers."""
     match = next((m for part in split_name(layer.name) if (m := _FOREIGN.match(part))), None)
     if match is None or names is None or "..." not in match[1]:

@@ -16,52 +16,35 @@ if TYPE_CHECKING:
 
     from generator.runtime.session import Session
 
-__all__ = ["LayerTime", "Run", "Timing", "measure", "summarise"]
+__all__ = ["Run", "Timing", "measure_layers", "number_names", "take_medians"]
 
 # The times of one run, in the order in which TensorRT reports them: name of the layer, milliseconds.
 Run = list[tuple[str, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerTime:
-    """What one layer took over all runs, in milliseconds. `occurrence` counts layers that share a name, from 0."""
-
-    name: str
-    occurrence: int
-    median_ms: float
-    low_ms: float
-    high_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Times of all layers, and of one inference without a profiler (host clock, no copies), in milliseconds."""
+    """Median times of all layers, and of one inference without a profiler (host clock, no copies), in milliseconds.
 
-    layers: tuple[LayerTime, ...]
+    The key of a layer is its name and, for layers that share one, their number in order, from 0.
+    """
+
+    layers_ms: dict[tuple[str, int], float]
     latency_ms: float
     iterations: int
     warm_up: int
 
 
-def summarise(runs: Sequence[Run]) -> tuple[LayerTime, ...]:
-    """Return the median, the 5th and the 95th percentile of each layer; runs that miss layers are no harm."""
+def take_medians(runs: Sequence[Run]) -> dict[tuple[str, int], float]:
+    """Return the median of each layer; runs that miss layers are no harm."""
     times: dict[tuple[str, int], list[float]] = defaultdict(list)
     for run in runs:
-        for key, elapsed_ms in zip(_number(name for name, _ in run), (ms for _, ms in run), strict=True):
+        for key, (_, elapsed_ms) in zip(number_names(name for name, _ in run), run, strict=True):
             times[key].append(elapsed_ms)
-    return tuple(
-        LayerTime(
-            name=name,
-            occurrence=occurrence,
-            median_ms=statistics.median(values),
-            low_ms=_percentile(values, 0.05),
-            high_ms=_percentile(values, 0.95),
-        )
-        for (name, occurrence), values in times.items()
-    )
+    return {key: statistics.median(values) for key, values in times.items()}
 
 
-def measure(trt: Any, session: Session, *, iterations: int, warm_up: int) -> Timing:
+def measure_layers(trt: Any, session: Session, *, iterations: int, warm_up: int) -> Timing:
     """Run the session's input `warm_up` + `iterations` times without and with a profiler.
 
     With a profiler TensorRT launches layer after layer, with an event between each two: no CUDA graph, no overlap.
@@ -77,7 +60,9 @@ def measure(trt: Any, session: Session, *, iterations: int, warm_up: int) -> Tim
         session.synchronize()
         plain.append((time.perf_counter() - start) * 1000)
     runs = _profile(trt, session, iterations=iterations, warm_up=warm_up)
-    return Timing(layers=summarise(runs), latency_ms=statistics.median(plain), iterations=iterations, warm_up=warm_up)
+    return Timing(
+        layers_ms=take_medians(runs), latency_ms=statistics.median(plain), iterations=iterations, warm_up=warm_up
+    )
 
 
 def _profile(trt: Any, session: Session, *, iterations: int, warm_up: int) -> list[Run]:
@@ -110,15 +95,11 @@ def _profile(trt: Any, session: Session, *, iterations: int, warm_up: int) -> li
     return runs
 
 
-def _number(names: Iterable[str]) -> list[tuple[str, int]]:
+def number_names(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Return each name with the number of equal ones before it."""
     seen: Counter[str] = Counter()
     numbered = []
     for name in names:
         numbered.append((name, seen[name]))
         seen[name] += 1
     return numbered
-
-
-def _percentile(values: Sequence[float], part: float) -> float:
-    ordered = sorted(values)
-    return ordered[round(part * (len(ordered) - 1))]

@@ -49,7 +49,7 @@ class Runner(Protocol):
     """What `open_runner(settings)` of a `<kind>_runner.py` returns."""
 
     clock: str  # "device" (events on the stream) or "host": then `enqueue` waits for the end
-    copies_clock: str | None  # of `enqueue_with_copies`; None where input and output are in host memory anyway
+    copies_clock: str  # of `enqueue_with_copies`; empty where input and output are in host memory anyway
     failures: tuple[type[Exception], ...]  # what a request may fail with while the process stays usable
 
     def about(self) -> dict[str, Any]:
@@ -225,7 +225,7 @@ class Conversation:
         """Time iterations that begin and end in the host's memory."""
         times: list[float] = []
         begin, clock = time.perf_counter(), self.runner.copies_clock
-        if clock is None:
+        if not clock:
             return {"times_ms": None}
         while not _enough(time.perf_counter() - begin, len(times), seconds, 10, longest):
             times += self._time(self.runner.enqueue_with_copies, clock, min(10, self._fitting(_STRETCH_S)))[0]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SILENT = 4  # what goes wrong is raised, and need not be on stderr as well
 
 
-def open_runner(settings: dict[str, Any]) -> HostRunner | CudaRunner:
+def open_runner(settings: dict[str, Any]) -> HostRunner:
     """Load the graph. Keys of `settings`: onnx (a path), device ("cuda" or "cpu"), height, width."""
     return CudaRunner(settings) if settings["device"] == "cuda" else HostRunner(settings)
 
@@ -28,15 +28,15 @@ def open_runner(settings: dict[str, Any]) -> HostRunner | CudaRunner:
 class HostRunner:
     """See `loop.Runner`; one session on the CPU provider."""
 
-    clock, copies_clock = "host", None
+    clock, copies_clock = "host", ""
     failures: tuple[type[Exception], ...] = (state.Fail, state.InvalidGraph, state.InvalidProtobuf,
                 state.InvalidArgument, state.NotImplemented, state.NoSuchFile, state.RuntimeException, state.EPFail,
                 RuntimeError, ValueError, OSError)  # fmt: skip
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._session = onnxruntime.InferenceSession(
-            settings["onnx"], make_options(), providers=["CPUExecutionProvider"]
-        )
+    def __init__(self, settings: dict[str, Any], provider: Any = "CPUExecutionProvider") -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _SILENT
+        self._session = onnxruntime.InferenceSession(settings["onnx"], options, providers=[provider])
         self._name = self._session.get_inputs()[0].name
         self._sets: Sequence[NDArray[np.uint8]] = []
 
@@ -64,11 +64,10 @@ class HostRunner:
         self.release()
 
 
-class CudaRunner:
+class CudaRunner(HostRunner):
     """See `loop.Runner`; the CUDA provider on a stream of ours, inputs and output bound to device memory."""
 
     clock, copies_clock = "device", "host"  # onnxruntime's own copies wait for their end
-    failures = HostRunner.failures
 
     def __init__(self, settings: dict[str, Any]) -> None:
         from generator.errors import TrtgenError
@@ -77,27 +76,23 @@ class CudaRunner:
         self.failures = (*HostRunner.failures, TrtgenError)
         self._stream, self.make_event = Stream(), Event
         provider = ("CUDAExecutionProvider", {"device_id": 0, "user_compute_stream": str(self._stream.handle)})
-        self._session = onnxruntime.InferenceSession(settings["onnx"], make_options(), providers=[provider])
+        super().__init__(settings, provider)
         if "CUDAExecutionProvider" not in self._session.get_providers():  # it falls back to the CPU without an error
             msg = "onnxruntime's CUDA provider does not load: its cuDNN or CUDA libraries are missing"
             raise RuntimeError(msg)
-        self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
+        self._output = self._session.get_outputs()[0].name
         self._run_options = onnxruntime.RunOptions()
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._bindings: list[Any] = []
         self._result: Any = None
-        self._host: NDArray[np.uint8] | None = None
-
-    def about(self) -> dict[str, Any]:
-        return {"onnxruntime": onnxruntime.__version__, "providers": self._session.get_providers()}
 
     def prepare(self, sets: Sequence[NDArray[np.uint8]]) -> None:
-        self._host = sets[0]
-        shape = self._session.run(None, {self._input: sets[0]})[0].shape
+        self._sets = sets
+        shape = self._session.run(None, {self._name: sets[0]})[0].shape
         self._result = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", 0)
         for pixels in sets:
             binding = self._session.io_binding()
-            binding.bind_ortvalue_input(self._input, onnxruntime.OrtValue.ortvalue_from_numpy(pixels, "cuda", 0))
+            binding.bind_ortvalue_input(self._name, onnxruntime.OrtValue.ortvalue_from_numpy(pixels, "cuda", 0))
             binding.bind_ortvalue_output(self._output, self._result)
             self._bindings.append(binding)
 
@@ -108,7 +103,7 @@ class CudaRunner:
         self._stream.synchronize()
 
     def enqueue_with_copies(self, _index: int) -> None:
-        self._session.run(None, {self._input: self._host})
+        super().enqueue(0)
 
     def record(self, event: Event) -> None:
         event.record(self._stream)
@@ -124,14 +119,5 @@ class CudaRunner:
         return result
 
     def release(self) -> None:
-        self._bindings, self._result, self._host = [], None, None
-
-    def close(self) -> None:
-        self.release()
-
-
-def make_options() -> onnxruntime.SessionOptions:
-    """Return options that say nothing on stderr."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _SILENT
-    return options
+        super().release()
+        self._bindings, self._result = [], None

@@ -51,7 +51,7 @@ class TorchRunner:
             msg = f"PyTorch {torch.__version__} finds no GPU"
             raise RuntimeError(msg)
         self.clock = "device" if self._cuda else "host"
-        self.copies_clock = "device" if self._cuda else None
+        self.copies_clock = "device" if self._cuda else ""
         self._device = torch.device(settings["device"])
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16}[settings["precision"]]
         self._format = torch.channels_last if settings["channels_last"] else torch.contiguous_format

@@ -10,10 +10,10 @@ from generator.measure.inspect.layers import KINDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from generator.measure.inspect.layers import Tensor
+    from generator.measure.inspect.layers import LayerTensor
     from generator.measure.inspect.mapping import Eliminated
 
-__all__ = ["Group", "Report", "Row", "finish", "to_json"]
+__all__ = ["Group", "Inspection", "Row", "finish", "to_json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +25,8 @@ class Row:
     type: str
     kind: str
     precision: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[LayerTensor, ...]
+    outputs: tuple[LayerTensor, ...]
     nodes: tuple[str, ...]
     operators: tuple[str, ...]
     source: str
@@ -37,6 +37,11 @@ class Row:
     share: float | None = None
     macs: int = 0
     traffic_bytes: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return that of its first output."""
+        return self.outputs[0].shape if self.outputs else ()
 
     @property
     def guessed(self) -> bool:
@@ -67,7 +72,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Inspection:
     """All of it. `subject` is engine, network, onnx or header; `measure` is what shares are of: time, macs or ""."""
 
     subject: str
@@ -83,6 +88,19 @@ class Report:
     batch: int = 1
     total_ms: float | None = None
     latency_ms: float | None = None
+
+    @property
+    def heaviest(self) -> tuple[Row, ...]:
+        """Return the rows by their shares, the largest first."""
+        return tuple(sorted(self.rows, key=lambda row: -(row.share or 0)))
+
+    @property
+    def eliminated_by_reason(self) -> dict[str, list[Eliminated]]:
+        """Return the nodes that are in no layer, those of the most frequent reason first."""
+        reasons: dict[str, list[Eliminated]] = {}
+        for one in self.eliminated:
+            reasons.setdefault(one.reason, []).append(one)
+        return dict(sorted(reasons.items(), key=lambda item: -len(item[1])))
 
     @property
     def fused(self) -> tuple[Row, ...]:
@@ -105,41 +123,41 @@ class Report:
         return sum(row.macs for row in self.rows)
 
 
-def to_json(report: Report) -> dict[str, Any]:
-    """Return everything as plain data; the keys are those of `Report`, `Row` and `Group`."""
-    data = asdict(report)
-    data["facts"] = dict(report.facts)
-    data["macs"] = report.macs
-    for row, entry in zip(report.rows, data["rows"], strict=True):
+def to_json(inspection: Inspection) -> dict[str, Any]:
+    """Return everything as plain data; the keys are those of `Inspection`, `Row` and `Group`."""
+    data = asdict(inspection)
+    data["facts"] = dict(inspection.facts)
+    data["macs"] = inspection.macs
+    for row, entry in zip(inspection.rows, data["rows"], strict=True):
         entry |= {"tflops": row.tflops, "gb_per_s": row.gb_per_s}
-    data["fused"] = [row.index for row in report.fused]
-    data["reformats"] = [row.index for row in report.reformats]
-    data["own"] = [row.index for row in report.own]
+    data["fused"] = [row.index for row in inspection.fused]
+    data["reformats"] = [row.index for row in inspection.reformats]
+    data["own"] = [row.index for row in inspection.own]
     return data
 
 
-def finish(report: Report) -> Report:
-    """Return the report with its groups, and with what shares are of."""
-    measure = "time" if report.total_ms else "macs" if report.macs else ""
+def finish(inspection: Inspection) -> Inspection:
+    """Return the inspection with its groups, and with what shares are of."""
+    measure = "time" if inspection.total_ms else "macs" if inspection.macs else ""
     if measure == "macs":
-        rows = tuple(replace(row, share=row.macs / report.macs) for row in report.rows)
-        report = replace(report, rows=rows)
-    report = replace(report, measure=measure)
-    precisions = sorted({row.precision for row in report.rows if row.precision})
+        rows = tuple(replace(row, share=row.macs / inspection.macs) for row in inspection.rows)
+        inspection = replace(inspection, rows=rows)
+    inspection = replace(inspection, measure=measure)
+    precisions = sorted({row.precision for row in inspection.rows if row.precision})
     return replace(
-        report,
-        kinds=_groups(report, KINDS, lambda row: row.kind),
-        precisions=_groups(report, dict.fromkeys(precisions, ""), lambda row: row.precision),
+        inspection,
+        kinds=_groups(inspection, KINDS, lambda row: row.kind),
+        precisions=_groups(inspection, dict.fromkeys(precisions, ""), lambda row: row.precision),
     )
 
 
-def _groups(report: Report, names: Mapping[str, str], key: Callable[[Row], str]) -> tuple[Group, ...]:
+def _groups(inspection: Inspection, names: Mapping[str, str], key: Callable[[Row], str]) -> tuple[Group, ...]:
     groups = []
     for name, about in names.items():
-        rows = [row for row in report.rows if key(row) == name]
+        rows = [row for row in inspection.rows if key(row) == name]
         if not rows:
             continue
-        time_ms = sum(row.time_ms or 0 for row in rows) if report.measure == "time" else None
+        time_ms = sum(row.time_ms or 0 for row in rows) if inspection.measure == "time" else None
         groups.append(
             Group(
                 name=name,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.files import hash_file
 from generator.graph.model import default_opset, graph_inputs, load_proto
-from generator.measure.inspect.formats import data_type_of
-from generator.tensor import from_onnx
+from generator.measure.inspect.formats import WIDTHS, data_type_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,22 +128,13 @@ def _infer(proto: onnx.ModelProto) -> tuple[dict[str, tuple[int, ...]], dict[str
 
 
 def _type_name(number: int) -> str:
-    try:
-        return data_type_of(from_onnx(number).numpy)
-    except KeyError:
-        return ""
+    import onnx
+
+    return data_type_of(onnx.TensorProto.DataType.Name(number))
 
 
-def _tensor_bytes(tensor: Any) -> int:
-    if tensor.raw_data:
-        return len(tensor.raw_data)
-    try:
-        import numpy as np
-
-        width = int(np.dtype(from_onnx(tensor.data_type).numpy).itemsize)
-    except (KeyError, TypeError):
-        width = 2  # bfloat16 is the one that numpy lacks and models use
-    return width * math.prod(int(length) for length in tensor.dims)
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    return WIDTHS.get(_type_name(tensor.data_type), 0) * math.prod(tensor.dims)
 
 
 def _count_macs(node: Any, shapes: dict[str, tuple[int, ...]]) -> int | None:

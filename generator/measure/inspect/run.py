@@ -1,4 +1,4 @@
-"""A file -> Report: what is asked of TensorRT, and what is said where it cannot be asked."""
+"""A plan or ONNX file -> Inspection: what is asked of TensorRT, and what is said where it cannot be asked."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import PlanError
 from generator.files import PLAN_MAGIC, RTX_MAGIC, hash_file
-from generator.measure.inspect.graph import read_graph
-from generator.measure.inspect.join import report_engine, report_graph, report_network
-from generator.measure.inspect.layers import read_information
-from generator.measure.inspect.network import parse_network
-from generator.measure.inspect.report import Report, finish
+from generator.measure.inspect.describe import describe_engine, describe_graph, describe_network
+from generator.measure.inspect.inspection import Inspection, finish
+from generator.measure.inspect.layers import read_layers
+from generator.measure.inspect.nodes import read_graph
+from generator.measure.inspect.parsed import parse_network
 from generator.plan.library import installed_version
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from generator.measure.inspect.graph import OnnxGraph
+    from generator.measure.inspect.nodes import OnnxGraph
     from generator.plan.header import PlanHeader
     from generator.plan.passport import Passport
     from generator.runtime.engine import Engine
@@ -44,7 +44,7 @@ def is_plan(path: Path) -> bool:
     return first in (PLAN_MAGIC, RTX_MAGIC) or path.suffix.lower() in _PLAN_SUFFIXES
 
 
-def inspect_onnx(path: Path) -> Report:
+def inspect_onnx(path: Path) -> Inspection:
     """Return the network that TensorRT's parser makes of a graph, or the graph itself where no parser is installed.
 
     Raises:
@@ -60,12 +60,13 @@ def inspect_onnx(path: Path) -> Report:
     ]
     network = parse_network(path)
     if network is not None:
-        return report_network(network, graph, title=path.name, facts=facts)
+        parser, layers = network
+        return describe_network(layers, graph, parser=parser, title=path.name, facts=facts)
     note = "neither TensorRT-RTX (pip install -e '.[preflight]') nor TensorRT can parse here: these are ONNX's nodes"
-    return report_graph(graph, title=path.name, facts=facts, notes=[note])
+    return describe_graph(graph, title=path.name, facts=facts, notes=[note])
 
 
-def inspect_plan(path: Path, *, onnx: Path | None, batch: int | None, iterations: int) -> Report:
+def inspect_plan(path: Path, *, onnx: Path | None, batch: int | None, iterations: int) -> Inspection:
     """Return the engine's layers with times, or header and passport alone where this host cannot run the plan.
 
     Args:
@@ -93,7 +94,7 @@ def inspect_plan(path: Path, *, onnx: Path | None, batch: int | None, iterations
             f"this plan cannot be opened here, so this is its header and passport only: {reason}. Layers exist only "
             "in an engine on its GPU; trtgen inspect of the ONNX file shows the network here"
         )
-        return finish(Report(subject="header", title=path.name, facts=tuple(facts), notes=tuple(notes)))
+        return finish(Inspection(subject="header", title=path.name, facts=tuple(facts), notes=tuple(notes)))
     graph = _find_graph(path, onnx, passport, notes)
     return _inspect_engine(path, graph=graph, facts=facts, notes=notes, batch=batch, iterations=iterations)
 
@@ -106,9 +107,9 @@ def _inspect_engine(
     notes: list[str],
     batch: int | None,
     iterations: int,
-) -> Report:
+) -> Inspection:
     from generator.gpu.device import find_gpu
-    from generator.measure.inspect.timing import measure
+    from generator.measure.inspect.timing import measure_layers
     from generator.runtime.engine import open_engine
 
     with open_engine(path) as engine:
@@ -116,16 +117,14 @@ def _inspect_engine(
         session = engine.session(chosen)
         try:
             _fill(session)
-            information = read_information(
-                _ask_inspector(engine.trt, engine.engine, session.context), profile=session.profile
-            )
-            timing = measure(engine.trt, session, iterations=iterations, warm_up=_WARM_UP)
+            layers = read_layers(_ask_inspector(engine.trt, engine.engine, session.context), profile=session.profile)
+            timing = measure_layers(engine.trt, session, iterations=iterations, warm_up=_WARM_UP)
         finally:
             session.close()
         gpu = find_gpu()
         facts = [*facts, ("measured on", f"{gpu.name}, driver {gpu.driver}"), ("batch", str(chosen))]
-        return report_engine(
-            information, graph=graph, timing=timing, title=path.name, facts=facts, notes=notes, batch=chosen
+        return describe_engine(
+            layers, graph=graph, timing=timing, title=path.name, facts=facts, notes=notes, batch=chosen
         )
 
 
