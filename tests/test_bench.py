@@ -296,7 +296,7 @@ def test_a_graph_may_hold_a_few_numbers_more_or_less(factor: float, refused: boo
     [
         (["--model=resnet19"], "torchvision has no classification model 'resnet19'; did you mean resnet1"),
         (["--state-dict={graph}"], "--state-dict holds weights for PyTorch, which is measured with --model only"),
-        (["--skip=plan"], "--skip plan means none of onnxruntime-cpu"),
+        (["--skip=plan"], "--skip plan matches none of onnxruntime-cpu"),
         (["--output={graph}"], "model.onnx cannot be written: Not a directory"),
         (["--output={graph}/out"], "model.onnx/out cannot be written: Not a directory"),
         (["--output=/proc/out"], "--output /proc/out cannot be written"),
@@ -345,7 +345,7 @@ def test_contenders(graph: Path, tmp_path: Path) -> None:
         make_contenders(model, plans=plans, device="cpu")
     with pytest.raises(PerfError, match="leaves nothing of onnxruntime-cpu"):
         make_contenders(model, device="cpu", skip=["onnxruntime"])
-    with pytest.raises(PerfError, match="is no interpreter"):
+    with pytest.raises(PerfError, match="is not a Python interpreter"):
         make_contenders(model, model="resnet18", torch_python=tmp_path / "none", device="cpu")
 
 

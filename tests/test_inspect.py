@@ -183,7 +183,8 @@ def test_layer_is_traced_to_its_nodes(tmp_path: Path, described: Any, nodes: lis
     (origin,) = map_layers(information, chain(tmp_path))
     assert list(origin.nodes) == nodes
     assert origin.source == source
-    assert origin.inferred == (source not in ("metadata", "none"))
+    inspection = describe_engine(information, graph=chain(tmp_path), timing=None, title="t", facts=[])
+    assert inspection.rows[0].inferred == (source not in ("metadata", "none"))
 
 
 def test_region_leaves_nodes_of_other_layers_and_sees_through_reformats(tmp_path: Path) -> None:

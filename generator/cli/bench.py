@@ -8,22 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from generator.cli.console import say
+from generator.cli.options import parse_numbers
 from generator.errors import MissingDependencyError, PerfError
 
 if TYPE_CHECKING:
     from generator.measure.bench.result import BenchResult
 
 SPREAD_WORTH_A_NOTE = 0.05
-
-
-def _parse_batches(text: str) -> tuple[int, ...]:
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or min(values) < 1:
-        raise typer.BadParameter(f"{text!r} is not a list of numbers from 1, such as 1,8,32")
-    return tuple(dict.fromkeys(sorted(values)))
 
 
 def bench(  # noqa: PLR0917 - the command line
@@ -84,7 +75,7 @@ def bench(  # noqa: PLR0917 - the command line
     from generator.measure.bench.result import BenchResult
     from generator.measure.results import check_folder
 
-    wanted = _parse_batches(batches)
+    wanted = tuple(sorted(set(parse_numbers(batches))))
     check_folder(output)
     chosen = device if device != "auto" else ("cpu" if why_no_gpu() else "cuda")
     graph = read_onnx(onnx)

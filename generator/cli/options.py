@@ -30,6 +30,7 @@ __all__ = [
     "SpecOption",
     "TargetOption",
     "WeightsOption",
+    "parse_numbers",
     "specs_from",
 ]
 
@@ -163,6 +164,17 @@ ImagesOption = Annotated[
         rich_help_panel=PROOF,
     ),
 ]
+
+
+def parse_numbers(text: str) -> list[int]:
+    """Return the numbers of a text such as `1,8,32`."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers from 1, such as 1,8,32")
+    return values
 
 
 def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) -> list[ModelSpec]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from generator.cli.console import say, show_progress
-from generator.cli.options import RepositoryOption
+from generator.cli.options import RepositoryOption, parse_numbers
 from generator.errors import PerfError
 from generator.events import Doing
 
@@ -19,16 +19,6 @@ if TYPE_CHECKING:
     from generator.measure.perf.measurement import Unsettled
     from generator.measure.perf.sweep import Load
 LOAD = "Load"  # a panel of --help
-
-
-def _parse_concurrencies(text: str) -> list[int]:
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or min(values) < 1:
-        raise typer.BadParameter(f"{text!r} is not a list of numbers from 1, such as 1,2,4,8")
-    return values
 
 
 def _check_address(text: str | None) -> str | None:
@@ -127,7 +117,7 @@ def perf(
     if install:
         print(analyzer.install_analyzer(Path(sys.prefix)))
         return
-    concurrencies = _parse_concurrencies(concurrency)
+    concurrencies = parse_numbers(concurrency)
     check_folder(output if export is None else export)
     program = analyzer.find_analyzer()
     version = analyzer.check_analyzer(program)

@@ -17,7 +17,7 @@ from typing import Any
 
 from generator.errors import DeviceError, MissingDependencyError
 
-__all__ = ["Gpu", "call", "find_gpu", "load_driver", "load_nvml", "nvml_handle", "release", "use_gpu", "why_no_gpu"]
+__all__ = ["Gpu", "call", "find_gpu", "load_driver", "load_nvml", "release", "use_gpu", "why_no_gpu"]
 
 _LOG = logging.getLogger(__name__)
 _KERNEL_MODULE = Path("/proc/driver/nvidia/version")
@@ -180,20 +180,6 @@ def load_nvml() -> Any | None:
         _LOG.debug("NVML is not available: %s", error)
         return None
     return nvml
-
-
-def nvml_handle(index: int) -> Any | None:
-    """Return NVML's handle of the GPU that CUDA calls `index`: NVML counts all GPUs, CUDA the visible ones."""
-    nvml = load_nvml()
-    if nvml is None:
-        return None
-    device = call("cuDeviceGet", index, doing=f"open GPU {index}")
-    address = _text(call("cuDeviceGetPCIBusId", 32, device, doing=f"read the PCI address of GPU {index}"))
-    try:
-        return nvml.device_get_handle_by_pci_bus_id_v2(address)
-    except nvml.NvmlError as error:
-        _LOG.debug("NVML does not know the GPU at %s: %s", address, error)
-        return None
 
 
 @functools.cache

@@ -74,10 +74,8 @@ def make_contenders(
         if python is None:
             _check_name(model)
         found += _torch_contenders(given, "graph" if state_dict else "random", python, device)
-    graph = {**common, "onnx": str(onnx.path.absolute())}
-    found.append(_onnxruntime(graph, "cpu"))
-    if device == "cuda" and "CUDAExecutionProvider" in _providers():
-        found.append(_onnxruntime(graph, "cuda"))
+    graph = {**common, "onnx": str(onnx.path.absolute()), "device": "cpu"}
+    found.append(Contender(label="onnxruntime-cpu", kind="onnxruntime", weights="graph", settings=graph))
     if plans and device == "cpu":
         raise PerfError("plans do not run on the CPU", hint="leave --plan out, or run on a host with a GPU")
     found += _plan_contenders(plans, common)
@@ -85,7 +83,7 @@ def make_contenders(
     labels = ", ".join(one.label for one in found)
     if idle := [start for start in skip if not any(one.label.startswith(start) for one in found)]:
         raise PerfError(
-            f"--skip {idle[0]} means none of {labels}", hint="give the beginning of one of these, or leave --skip out"
+            f"--skip {idle[0]} matches none of {labels}", hint="give the beginning of one of these, or leave --skip out"
         )
     if not left:
         raise PerfError(f"--skip leaves nothing of {labels}", hint="skip less")
@@ -141,16 +139,12 @@ def _torch_contenders(given: dict[str, Any], weights: str, python: Path | None, 
 
 def _find_torch(python: Path | None) -> Path | None:
     if python is not None and not python.is_file():
-        raise PerfError(f"{python} is no interpreter", hint="give the path of a Python that has torch and torchvision")
+        msg = f"{python} is not a Python interpreter"
+        raise PerfError(msg, hint="give the path of a Python that has torch and torchvision")
     if python is None and importlib.util.find_spec("torchvision") is None:
         msg = "this Python has no torchvision, and --model asks for PyTorch"
         raise PerfError(msg, hint="name one that has with --torch-python, or leave --model out")
     return python
-
-
-def _onnxruntime(graph: dict[str, Any], device: str) -> Contender:
-    label, settings = f"onnxruntime-{device}", {**graph, "device": device}
-    return Contender(label=label, kind="onnxruntime", weights="graph", settings=settings)
 
 
 def _plan_contenders(plans: Sequence[Path], common: dict[str, Any]) -> list[Contender]:
@@ -172,10 +166,3 @@ def _precision(plan: Path) -> str:
     from generator.plan.passport import passport_path, read_passport
 
     return read_passport(plan).precision if passport_path(plan).is_file() else plan.stem
-
-
-def _providers() -> list[str]:
-    import onnxruntime
-
-    names: list[str] = onnxruntime.get_available_providers()
-    return names

@@ -28,10 +28,10 @@ __all__ = ["LEAST_COSINE", "Schedule", "count_input_sets", "run_bench"]
 _CACHE_BYTES = 64 * 2**20
 _INPUT_SETS = (2, 8)
 # A runner too slow for the least number of iterations stops after so many times the time that a round should take.
-_PATIENCE = 4
-# Rows of the answer that are compared, and how many deaths until a runner is not started again.
+_LONGEST_ROUND = 4
+# Rows of the answer that are compared, and after how many ends of its own a runner is not started again.
 _ROWS = 8
-_DEATHS = 2
+_MOST_ENDS = 2
 # The loosest limit of the gate, that of int8; below it two runners hardly run the same network.
 LEAST_COSINE = 0.97
 
@@ -53,8 +53,8 @@ class Schedule:
     seed: int = 0
 
 
-class _Lane:
-    """A contender and its process, which is started when it is needed, and again after an end of its own."""
+class _Runner:
+    """A contender and its process, which is started when it is needed, and once more where it ends by itself."""
 
     def __init__(self, contender: Contender, timeout_s: float) -> None:
         self.contender = contender
@@ -62,8 +62,8 @@ class _Lane:
         self.clock = ""
         self._timeout_s = timeout_s
         self._process: RunnerProcess | None = None
-        self._deaths = 0
-        self._last_words = ""
+        self._ends = 0
+        self._failure = ""
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Pass a request on; RunnerError where it fails."""
@@ -74,7 +74,7 @@ class _Lane:
             return self._process.ask(do, **arguments)
         except RunnerError as error:
             if not error.alive:
-                self._bury(error)
+                self._end(error)
             raise
 
     @property
@@ -88,22 +88,22 @@ class _Lane:
 
     def start(self) -> None:
         """Start the process and let it load what it runs; RunnerError where that fails."""
-        if self._deaths >= _DEATHS:
-            raise RunnerError(f"not started again: {self._last_words}", alive=False)
+        if self._ends >= _MOST_ENDS:
+            raise RunnerError(f"not started again: {self._failure}", alive=False)
         python = self.contender.python
         command, environment = runner_command(self.contender.kind, python), runner_environment(python)
         try:
             self._process = RunnerProcess(command, environment, timeout_s=self._timeout_s)
             answer = self._process.ask("start", settings=self.contender.settings)
         except RunnerError as error:  # a runner that does not start is of no use, even if its process lives
-            self._bury(error)
+            self._end(error)
             raise
         self.about, self.clock = answer["about"], answer["clock"]
 
-    def _bury(self, error: RunnerError) -> None:
+    def _end(self, error: RunnerError) -> None:
         self.close(patience_s=0)
-        self._deaths += 1
-        self._last_words = error.message
+        self._ends += 1
+        self._failure = error.message
 
 
 def count_input_sets(bytes_of_one: int) -> int:
@@ -127,60 +127,66 @@ def run_bench(
     Raises:
         PerfError: A runner does not start: what it was given is wrong, and nothing was measured.
     """
-    lanes = [_Lane(contender, schedule.timeout_s) for contender in contenders]
+    runners = [_Runner(contender, schedule.timeout_s) for contender in contenders]
     patience_s = 0.0
     try:
-        for lane in lanes:
-            on_progress(f"starting {lane.contender.label}")
-            _start(lane)
+        for runner in runners:
+            on_progress(f"starting {runner.contender.label}")
+            _start(runner)
         for batch in schedule.batches:
-            _run_batch(lanes, batch, schedule, result, on_progress)
+            _run_batch(runners, batch, schedule, result, on_progress)
             on_batch()
         patience_s, result.finished = 5.0, True
     finally:
-        for lane in lanes:
-            lane.close(patience_s=patience_s)
+        for runner in runners:
+            runner.close(patience_s=patience_s)
 
 
-def _start(lane: _Lane) -> None:
+def _start(runner: _Runner) -> None:
     """Start a runner before anything is measured."""
-    one = lane.contender
+    one = runner.contender
     try:
-        lane.start()
+        runner.start()
     except RunnerError as error:
         msg = f"the runner {one.label} does not start under {one.python or 'this Python'}: {error.message}"
         options = "--model, --state-dict or --torch-python"
-        hint = f"mend {options}, or leave --model out" if one.kind == "torch" else f"leave it out: --skip {one.label}"
+        hint = f"change {options}, or leave --model out" if one.kind == "torch" else f"leave it out: --skip {one.label}"
         raise PerfError(msg, hint=hint) from error
 
 
 def _run_batch(
-    lanes: Sequence[_Lane], batch: int, schedule: Schedule, result: BenchResult, on_progress: Callable[[str], None]
+    runners: Sequence[_Runner], batch: int, schedule: Schedule, result: BenchResult, on_progress: Callable[[str], None]
 ) -> None:
-    entries = [(lane, RunnerFigures(label=lane.contender.label, batch=batch)) for lane in lanes]
+    entries = [(runner, RunnerFigures(label=runner.contender.label, batch=batch)) for runner in runners]
     answers: dict[str, NDArray[np.float32]] = {}
-    for lane, one in entries:
+    for runner, one in entries:
         result.figures.append(one)
         on_progress(f"batch {batch}: preparing {one.label}")
         with _failure_of(one):
-            _prepare(lane, one, schedule)
-            result.runners[one.label] = {"kind": lane.contender.kind, "weights": lane.contender.weights, **lane.about}
-            answers[one.label] = _check(lane)
-    result.agreements += _compare(answers, {lane.contender.label: lane.contender.weights for lane in lanes}, batch)
+            _prepare(runner, one, schedule)
+            result.runners[one.label] = {
+                "kind": runner.contender.kind,
+                "weights": runner.contender.weights,
+                **runner.about,
+            }
+            answers[one.label] = _check(runner)
+    result.agreements += _compare(
+        answers, {runner.contender.label: runner.contender.weights for runner in runners}, batch
+    )
     for number in range(schedule.rounds):
         on_progress(f"batch {batch}: round {number + 1} of {schedule.rounds}")
-        first = number % len(entries)  # nobody always follows the same neighbour's heat
-        for lane, one in entries[first:] + entries[:first]:
+        first = number % len(entries)  # no runner always follows the same one, which may have heated the GPU
+        for runner, one in entries[first:] + entries[:first]:
             if not one.failure:
                 with _failure_of(one):
-                    one.rounds.append(_measure(lane, schedule))
-    for lane, one in entries:
+                    one.rounds.append(_measure(runner, schedule))
+    for runner, one in entries:
         if not one.failure:
             with _failure_of(one):
-                _finish(lane, one, schedule, answers[one.label])
-        if lane.running:
+                _finish(runner, one, schedule, answers[one.label])
+        if runner.running:
             with contextlib.suppress(RunnerError):  # its figures are there; the next batch will tell
-                lane.ask("release")
+                runner.ask("release")
         if one.failure:
             on_progress(f"batch {batch}: {one.label} failed: {one.failure}")
 
@@ -194,41 +200,41 @@ def _failure_of(one: RunnerFigures) -> Iterator[None]:
         one.failure = error.message
 
 
-def _prepare(lane: _Lane, one: RunnerFigures, schedule: Schedule) -> None:
-    settings = lane.contender.settings
+def _prepare(runner: _Runner, one: RunnerFigures, schedule: Schedule) -> None:
+    settings = runner.contender.settings
     sets = count_input_sets(one.batch * settings["height"] * settings["width"] * 3)
-    answer = lane.ask("prepare", batch=one.batch, sets=sets, seed=schedule.seed)
-    one.clock, one.input_sets, one.input_bytes = lane.clock, sets, answer["input_bytes"]
-    answer = lane.ask("warm", seconds=schedule.warm_s)
+    answer = runner.ask("prepare", batch=one.batch, sets=sets, seed=schedule.seed)
+    one.clock, one.input_sets, one.input_bytes = runner.clock, sets, answer["input_bytes"]
+    answer = runner.ask("warm", seconds=schedule.warm_s)
     one.gpu_bytes, one.host_bytes = answer["gpu_bytes"], answer["host_bytes"]
 
 
-def _measure(lane: _Lane, schedule: Schedule) -> Round:
-    longest = _PATIENCE * schedule.seconds
-    found = lane.ask("measure", seconds=schedule.seconds, iterations=schedule.iterations, longest=longest)
+def _measure(runner: _Runner, schedule: Schedule) -> Round:
+    longest = _LONGEST_ROUND * schedule.seconds
+    found = runner.ask("measure", seconds=schedule.seconds, iterations=schedule.iterations, longest=longest)
     energy = None
     if schedule.energy_s > 0:
-        read = lane.ask("energy", seconds=schedule.energy_s)
+        read = runner.ask("energy", seconds=schedule.energy_s)
         if read["joules"] is not None:
             energy = Energy(joules=read["joules"], window_s=read["window_s"], iterations=read["iterations"])
     return Round(times_ms=tuple(found["times_ms"]), span_ms=found["span_ms"], energy=energy)
 
 
-def _finish(lane: _Lane, one: RunnerFigures, schedule: Schedule, before: NDArray[np.float32]) -> None:
+def _finish(runner: _Runner, one: RunnerFigures, schedule: Schedule, before: NDArray[np.float32]) -> None:
     """With copies; and the answer is still the one from before the measurement."""
-    longest = _PATIENCE * schedule.seconds
-    one.with_copies_ms = lane.ask("copies", seconds=schedule.seconds / 2, longest=longest)["times_ms"] or []
-    similar = _cosine(before, _check(lane))[0]
+    longest = _LONGEST_ROUND * schedule.seconds
+    one.with_copies_ms = runner.ask("copies", seconds=schedule.seconds / 2, longest=longest)["times_ms"] or []
+    similar = _cosine(before, _check(runner))[0]
     if not similar >= LEAST_COSINE:
         msg = f"answers differently after the measurement than before it: cosine {similar:.4f}"
         raise RunnerError(msg, alive=True)
 
 
-def _check(lane: _Lane) -> NDArray[np.float32]:
+def _check(runner: _Runner) -> NDArray[np.float32]:
     """The first rows of the answer to input set 0."""
     import numpy as np
 
-    answer = lane.ask("check", rows=_ROWS)
+    answer = runner.ask("check", rows=_ROWS)
     if not answer["finite"]:
         raise RunnerError("answers NaN or infinity: its figures are not reported", alive=True)
     return np.frombuffer(base64.b64decode(answer["scores"]), np.float32).reshape(answer["shape"])

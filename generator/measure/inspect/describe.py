@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.measure.inspect.inspection import Inspection, Row, finish
+from generator.measure.inspect.inspection import Inspection, Row
 from generator.measure.inspect.layers import Layer, LayerTensor, kind_of_operators, traffic_bytes
 from generator.measure.inspect.mapping import Origin, find_eliminated, map_layers, name_nodes
 from generator.measure.inspect.timing import number_names
@@ -34,19 +34,18 @@ def describe_engine(
     """Join the engine's layers with the ONNX nodes they come from and with their times."""
     origins = map_layers(layers, graph)
     times = timing.layers_ms if timing else {}
-    return finish(
-        Inspection(
-            subject="engine",
-            title=title,
-            facts=tuple(facts),
-            notes=(*notes, *_engine_notes(layers, origins, graph, timing)),
-            rows=_make_rows(layers, origins, graph, times_ms=times, batch=batch),
-            eliminated=find_eliminated(layers, origins, graph) if graph else (),
-            node_count=len(graph.nodes) if graph else None,
-            batch=batch,
-            total_ms=sum(times.values()) if timing else None,
-            latency_ms=timing.latency_ms if timing else None,
-        )
+    rows = _make_rows(layers, origins, graph, times_ms=times, batch=batch)
+    return Inspection(
+        subject="engine",
+        title=title,
+        facts=tuple(facts),
+        notes=(*notes, *_engine_notes(rows, graph, timing)),
+        rows=rows,
+        eliminated=find_eliminated(layers, origins, graph) if graph else (),
+        node_count=len(graph.nodes) if graph else None,
+        batch=batch,
+        total_ms=sum(times.values()) if timing else None,
+        latency_ms=timing.latency_ms if timing else None,
     )
 
 
@@ -68,15 +67,13 @@ def describe_network(
         notes.append(
             f"{len(missing)} ONNX nodes became no layer of the network: {listed}{', ...' * (len(missing) > 8)}"
         )
-    return finish(
-        Inspection(
-            subject="network",
-            title=title,
-            facts=(*facts, ("parser", parser)),
-            notes=tuple(notes),
-            rows=_make_rows(layers, origins, graph),
-            node_count=len(graph.nodes),
-        )
+    return Inspection(
+        subject="network",
+        title=title,
+        facts=(*facts, ("parser", parser)),
+        notes=tuple(notes),
+        rows=_make_rows(layers, origins, graph),
+        node_count=len(graph.nodes),
     )
 
 
@@ -97,15 +94,13 @@ def describe_graph(
         if node.operator != "Constant" and node.outputs
     ]
     origins = [Origin(nodes=(layer.name,), source="metadata") for layer in layers]
-    return finish(
-        Inspection(
-            subject="onnx",
-            title=title,
-            facts=tuple(facts),
-            notes=tuple(notes),
-            rows=_make_rows(layers, origins, graph),
-            node_count=len(graph.nodes),
-        )
+    return Inspection(
+        subject="onnx",
+        title=title,
+        facts=tuple(facts),
+        notes=tuple(notes),
+        rows=_make_rows(layers, origins, graph),
+        node_count=len(graph.nodes),
     )
 
 
@@ -117,15 +112,19 @@ def _make_rows(
     times_ms: Mapping[tuple[str, int], float] | None = None,
     batch: int = 1,
 ) -> tuple[Row, ...]:
-    """Return a row per layer, with its share of all times where there are any."""
+    """Return a row per layer, with its share of all times, or of all arithmetic where there are none."""
     operators = {node.name: node.operator for node in graph.nodes} if graph else {}
     macs = _share_out_macs(layers, origins, graph)
     times_ms = times_ms or {}
-    total_ms = sum(times_ms.values())
+    total_ms, total_macs = sum(times_ms.values()), sum(macs)
     rows = []
     keys = number_names(layer.name for layer in layers)
     for index, (layer, origin, key) in enumerate(zip(layers, origins, keys, strict=True)):
         time_ms = times_ms.get(key)
+        if total_ms:
+            share = None if time_ms is None else time_ms / total_ms
+        else:
+            share = macs[index] / total_macs if total_macs else None
         names = tuple(operators[node] for node in origin.nodes if node in operators)
         rows.append(
             Row(
@@ -139,11 +138,10 @@ def _make_rows(
                 nodes=origin.nodes,
                 operators=names,
                 source=origin.source,
-                inferred=origin.inferred,
                 parts=origin.parts,
                 tactic=layer.tactic,
                 time_ms=time_ms,
-                share=time_ms / total_ms if time_ms is not None and total_ms else None,
+                share=share,
                 macs=macs[index] * batch,
                 traffic_bytes=traffic_bytes(layer),
             )
@@ -169,27 +167,25 @@ def _share_out_macs(layers: Sequence[Layer], origins: Sequence[Origin], graph: O
     return found
 
 
-def _engine_notes(
-    layers: Sequence[Layer], origins: Sequence[Origin], graph: OnnxGraph | None, timing: Timing | None
-) -> list[str]:
+def _engine_notes(rows: Sequence[Row], graph: OnnxGraph | None, timing: Timing | None) -> list[str]:
     notes = []
     if timing:
         notes.append(
             f"layer times are medians of {timing.iterations} runs after {timing.warm_up} for warm-up; with a profiler "
             "TensorRT runs layer after layer, without CUDA graph or overlap, so their sum is at least the latency"
         )
-    if layers and not any(layer.type for layer in layers):
+    if rows and not any(row.type for row in rows):
         notes.append("the plan holds only its layers' names: types, formats and precisions are unknown")
     if graph is None:
         notes.append("no ONNX file was given (--onnx): parts of layers' names are taken for nodes, none is looked up")
-    elif count := sum(origin.inferred for origin in origins):
+    elif count := sum(row.inferred for row in rows):
         notes.append(
             f"this TensorRT does not say which ONNX nodes {count} of the layers come from: inferred from names, "
             "or, where marked ~, from the tensors or nodes around"
         )
-    if graph and layers and not any(origin.nodes for origin in origins):
+    if graph and rows and not any(row.nodes for row in rows):
         notes.append(f"no layer's name occurs in {graph.path.name}: is it the file that the plan was built from?")
-    known = set(number_names(layer.name for layer in layers))
+    known = set(number_names(row.name for row in rows))
     if timing and (unmatched := [name for name, number in timing.layers_ms if (name, number) not in known]):
         notes.append(f"{len(unmatched)} times belong to no layer that the inspector lists: {', '.join(unmatched[:5])}")
     return notes

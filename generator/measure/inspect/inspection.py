@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.measure.inspect.layers import KINDS
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from generator.measure.inspect.layers import LayerTensor
     from generator.measure.inspect.mapping import Eliminated
 
-__all__ = ["Group", "Inspection", "Row", "finish", "to_json"]
+__all__ = ["Group", "Inspection", "Row", "to_json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,6 @@ class Row:
     nodes: tuple[str, ...]
     operators: tuple[str, ...]
     source: str
-    inferred: bool
     parts: tuple[str, ...] = ()
     tactic: str = ""
     time_ms: float | None = None
@@ -42,6 +41,11 @@ class Row:
     def shape(self) -> tuple[int, ...]:
         """Return that of its first output."""
         return self.outputs[0].shape if self.outputs else ()
+
+    @property
+    def inferred(self) -> bool:
+        """Say whether the nodes follow from names or tensors rather than from TensorRT's word."""
+        return self.source in ("name", "tensors", "region")
 
     @property
     def guessed(self) -> bool:
@@ -73,21 +77,34 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """All of it. `subject` is engine, network, onnx or header; `measure` is what shares are of: time, macs or ""."""
+    """All of it. `subject` is engine, network, onnx or header; `node_count` is of the ONNX file, None without one."""
 
     subject: str
     title: str
     facts: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     rows: tuple[Row, ...] = ()
-    kinds: tuple[Group, ...] = ()
-    precisions: tuple[Group, ...] = ()
     eliminated: tuple[Eliminated, ...] = ()
     node_count: int | None = None
-    measure: str = ""
     batch: int = 1
     total_ms: float | None = None
     latency_ms: float | None = None
+
+    @property
+    def measure(self) -> str:
+        """Return what shares are of: time, macs or nothing."""
+        return "time" if self.total_ms else "macs" if self.macs else ""
+
+    @property
+    def kinds(self) -> list[Group]:
+        """Return the rows by their kind."""
+        return self._groups(KINDS, lambda row: row.kind)
+
+    @property
+    def precisions(self) -> list[Group]:
+        """Return the rows by their precision, without those of an unknown one."""
+        names = sorted({row.precision for row in self.rows if row.precision})
+        return self._groups(dict.fromkeys(names, ""), lambda row: row.precision)
 
     @property
     def heaviest(self) -> tuple[Row, ...]:
@@ -122,50 +139,28 @@ class Inspection:
         """Return the multiply-accumulates of all rows for the whole batch."""
         return sum(row.macs for row in self.rows)
 
+    def _groups(self, names: Mapping[str, str], key: Callable[[Row], str]) -> list[Group]:
+        """Return a group for each of `names` (with what it means) that occurs, the largest share first."""
+        groups = []
+        for name, about in names.items():
+            if rows := [row for row in self.rows if key(row) == name]:
+                time_ms = sum(row.time_ms or 0 for row in rows) if self.total_ms else None
+                macs, share = sum(row.macs for row in rows), sum(row.share or 0 for row in rows)
+                groups.append(Group(name=name, about=about, rows=len(rows), time_ms=time_ms, macs=macs, share=share))
+        return sorted(groups, key=lambda group: -group.share)
+
 
 def to_json(inspection: Inspection) -> dict[str, Any]:
     """Return everything as plain data; the keys are those of `Inspection`, `Row` and `Group`."""
     data = asdict(inspection)
-    data["facts"] = dict(inspection.facts)
-    data["macs"] = inspection.macs
     for row, entry in zip(inspection.rows, data["rows"], strict=True):
-        entry |= {"tflops": row.tflops, "gb_per_s": row.gb_per_s}
-    data["fused"] = [row.index for row in inspection.fused]
-    data["reformats"] = [row.index for row in inspection.reformats]
-    data["own"] = [row.index for row in inspection.own]
-    return data
-
-
-def finish(inspection: Inspection) -> Inspection:
-    """Return the inspection with its groups, and with what shares are of."""
-    measure = "time" if inspection.total_ms else "macs" if inspection.macs else ""
-    if measure == "macs":
-        rows = tuple(replace(row, share=row.macs / inspection.macs) for row in inspection.rows)
-        inspection = replace(inspection, rows=rows)
-    inspection = replace(inspection, measure=measure)
-    precisions = sorted({row.precision for row in inspection.rows if row.precision})
-    return replace(
-        inspection,
-        kinds=_groups(inspection, KINDS, lambda row: row.kind),
-        precisions=_groups(inspection, dict.fromkeys(precisions, ""), lambda row: row.precision),
-    )
-
-
-def _groups(inspection: Inspection, names: Mapping[str, str], key: Callable[[Row], str]) -> tuple[Group, ...]:
-    groups = []
-    for name, about in names.items():
-        rows = [row for row in inspection.rows if key(row) == name]
-        if not rows:
-            continue
-        time_ms = sum(row.time_ms or 0 for row in rows) if inspection.measure == "time" else None
-        groups.append(
-            Group(
-                name=name,
-                about=about,
-                rows=len(rows),
-                time_ms=time_ms,
-                macs=sum(row.macs for row in rows),
-                share=sum(row.share or 0 for row in rows),
-            )
-        )
-    return tuple(sorted(groups, key=lambda group: -group.share))
+        entry |= {"inferred": row.inferred, "tflops": row.tflops, "gb_per_s": row.gb_per_s}
+    return {
+        **data,
+        "facts": dict(inspection.facts),
+        "measure": inspection.measure,
+        "macs": inspection.macs,
+        "kinds": [asdict(group) for group in inspection.kinds],
+        "precisions": [asdict(group) for group in inspection.precisions],
+        **{name: [row.index for row in getattr(inspection, name)] for name in ("fused", "reformats", "own")},
+    }

@@ -40,19 +40,14 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a layer comes from. `source` is one of metadata, name, tensors, region, none; all but the first infer.
+    """Where a layer comes from. `source` is one of metadata, name, tensors, region, none.
 
-    `parts` are those parts of the layer's name that are no ONNX node: weights, and layers of TensorRT's own.
+    `parts` are those parts of the layer's name that are not ONNX nodes: weights, and layers of TensorRT's own.
     """
 
     nodes: tuple[str, ...]
     source: str
     parts: tuple[str, ...] = ()
-
-    @property
-    def inferred(self) -> bool:
-        """Say whether the nodes follow from names or tensors rather than from TensorRT's word."""
-        return self.source in ("name", "tensors", "region")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import PlanError
 from generator.files import PLAN_MAGIC, RTX_MAGIC, hash_file
 from generator.measure.inspect.describe import describe_engine, describe_graph, describe_network
-from generator.measure.inspect.inspection import Inspection, finish
+from generator.measure.inspect.inspection import Inspection
 from generator.measure.inspect.layers import read_layers
 from generator.measure.inspect.nodes import read_graph
 from generator.measure.inspect.parsed import parse_network
@@ -94,7 +94,7 @@ def inspect_plan(path: Path, *, onnx: Path | None, batch: int | None, iterations
             f"this plan cannot be opened here, so this is its header and passport only: {reason}. Layers exist only "
             "in an engine on its GPU; trtgen inspect of the ONNX file shows the network here"
         )
-        return finish(Inspection(subject="header", title=path.name, facts=tuple(facts), notes=tuple(notes)))
+        return Inspection(subject="header", title=path.name, facts=tuple(facts), notes=tuple(notes))
     graph = _find_graph(path, onnx, passport, notes)
     return _inspect_engine(path, graph=graph, facts=facts, notes=notes, batch=batch, iterations=iterations)
 
