@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +380,15 @@ def test_inputs_together_outgrow_the_cache(batch: int, sets: int) -> None:
 # --- processes
 
 
+@contextlib.contextmanager
+def start_runner(command: list[str], environment: dict[str, str], *, timeout_s: float) -> Iterator[RunnerProcess]:
+    process = RunnerProcess(command, environment, timeout_s=timeout_s)
+    try:
+        yield process
+    finally:
+        process.stop(patience_s=5)
+
+
 def write_runner(path: Path, *, then: str, log: Path | None = None) -> Path:
     """Write a program that stands where an interpreter would, answers rightly, and does `then` at some request.
 
@@ -427,8 +438,8 @@ def test_runners_take_turns(tmp_path: Path) -> None:
     [
         ("if request['do'] == 'measure': sys.exit('out of luck')", r"ended during `measure`: exit code 1, out of luck"),
         ("if request['do'] == 'measure': os.kill(os.getpid(), 11)", r"ended during `measure`: exit code -11"),
-        ("if request['do'] == 'warm': answer = 'hello there'", r"answered 'hello there' to `warm`, which is no JSON"),
-        ("if request['do'] == 'warm': answer = '[1]'", r"answered '\[1\]' to `warm`, which is no JSON object"),
+        ("if request['do'] == 'warm': answer = 'hello there'", r"answered 'hello there' to `warm`, which is not JSON"),
+        ("if request['do'] == 'warm': answer = '[1]'", r"answered '\[1\]' to `warm`, which is not a JSON object"),
         ("if request['do'] == 'check': time.sleep(60)", r"did not answer `check` within 2 s and was killed"),
         (
             """if request['do'] == 'measure': answer = '{"error": "OutOfMemoryError: 3 GiB"}'""",
@@ -467,7 +478,7 @@ def test_hanging_runner_and_its_children_are_killed(tmp_path: Path) -> None:
     program = tmp_path / "hangs"
     program.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {tmp_path}/child\nwait\n")
     program.chmod(0o755)
-    with RunnerProcess([str(program)], dict(os.environ), timeout_s=1) as process:
+    with start_runner([str(program)], dict(os.environ), timeout_s=1) as process:
         with pytest.raises(RunnerError, match="within 1 s and was killed") as caught:
             process.ask("start")
         assert not caught.value.alive
@@ -496,7 +507,7 @@ def test_what_a_library_prints_stays_out_of_the_conversation(tmp_path: Path) -> 
         "def open_runner(settings):\n    raise RuntimeError('no\\n  luck')\n"
     )
     command = [sys.executable, str(folder / "loop.py"), "loud"]
-    with RunnerProcess(command, dict(os.environ), timeout_s=30) as process:
+    with start_runner(command, dict(os.environ), timeout_s=30) as process:
         with pytest.raises(RunnerError, match=r"^RuntimeError: no luck$") as caught:
             process.ask("start", settings={"device": "cpu"})
         assert caught.value.alive
@@ -504,7 +515,7 @@ def test_what_a_library_prints_stays_out_of_the_conversation(tmp_path: Path) -> 
 
 def test_runner_refuses_a_batch_and_goes_on(graph: Path) -> None:
     settings = make_onnxruntime(graph, "x").settings
-    with RunnerProcess(runner_command("onnxruntime"), runner_environment(), timeout_s=60) as process:
+    with start_runner(runner_command("onnxruntime"), runner_environment(), timeout_s=60) as process:
         process.ask("start", settings={**settings, "height": 40})
         with pytest.raises(RunnerError, match=r"InvalidArgument: .*40") as caught:
             process.ask("prepare", batch=1, sets=2, seed=0)
@@ -516,7 +527,7 @@ def test_runner_refuses_a_batch_and_goes_on(graph: Path) -> None:
 def test_plan_runner_says_why_it_cannot_run(tmp_path: Path) -> None:
     settings = {"plan": str(tmp_path / "no.plan"), "cuda_graph": True, "device": "cuda", "height": 8, "width": 8}
     with (
-        RunnerProcess(runner_command("plan"), runner_environment(), timeout_s=60) as process,
+        start_runner(runner_command("plan"), runner_environment(), timeout_s=60) as process,
         pytest.raises(RunnerError, match=r"^RuntimeError: .*no\.plan"),
     ):
         process.ask("start", settings=settings)

@@ -474,10 +474,10 @@ def test_batch_is_chosen_from_the_profiles() -> None:
     assert run._choose_batch(fake_engine((1, 8, 32)), None) == 8
     assert run._choose_batch(fake_engine((1, 1, 1), (2, 64, 128)), 100) == 100
     assert run._choose_batch(fake_engine(), None) == 4
-    with pytest.raises(PlanError, match="holds a batch of 200; they hold 1 to 1, 2 to 128") as caught:
+    with pytest.raises(PlanError, match="takes a batch of 200; they take 1 to 1, 2 to 128") as caught:
         run._choose_batch(fake_engine((1, 1, 1), (2, 64, 128)), 200)
     assert caught.value.hint == "trtgen inspect model.plan --batch 1"
-    with pytest.raises(PlanError, match="they hold 4"):
+    with pytest.raises(PlanError, match="they take 4 to 4"):
         run._choose_batch(fake_engine(), 8)
 
 

@@ -22,12 +22,9 @@ from generator.errors import PerfError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from typing_extensions import Self
-
 __all__ = ["RunnerError", "RunnerProcess", "runner_command", "runner_environment"]
 
 LOOP = Path(__file__).parent / "runners" / "loop.py"
-_STOP_S = 5.0
 _KEPT_LINE = 400
 _READ_BYTES = 1 << 16
 # What is set for one interpreter breaks another one.
@@ -69,7 +66,7 @@ def runner_environment(python: Path | None = None) -> dict[str, str]:
 
 
 class RunnerProcess:
-    """A process that answers requests; a context manager that leaves none behind.
+    """A process that answers requests, until `stop`.
 
     Args:
         command: What to start, see `runner_command`.
@@ -96,17 +93,6 @@ class RunnerProcess:
             self._log.close()
             raise RunnerError(f"{command[0]} cannot be started: {error.strerror}", alive=False) from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *_rest: object) -> None:
-        self.stop(patience_s=_STOP_S if kind is None else 0)
-
-    @property
-    def pid(self) -> int:
-        """The process's id, also of its group."""
-        return self._process.pid
-
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send a request and return the answer.
 
@@ -123,14 +109,14 @@ class RunnerProcess:
         try:
             answer = json.loads(line)
         except ValueError as error:  # JSONDecodeError, or not even text
-            raise self._dead(f"answered {_shorten(line)} to `{do}`, which is no JSON") from error
+            raise self._dead(f"answered {_shorten(line)} to `{do}`, which is not JSON") from error
         if not isinstance(answer, dict):
-            raise self._dead(f"answered {_shorten(line)} to `{do}`, which is no JSON object")
+            raise self._dead(f"answered {_shorten(line)} to `{do}`, which is not a JSON object")
         if "error" in answer:
             raise RunnerError(str(answer["error"]), alive=True)
         return answer
 
-    def stop(self, *, patience_s: float = _STOP_S) -> None:
+    def stop(self, *, patience_s: float = 0) -> None:
         """End it: by the end of its input, after `patience_s` by force. Safe to call twice."""
         if self._log.closed:
             return

@@ -136,19 +136,15 @@ def _ask_inspector(trt: Any, engine: Any, context: Any) -> str:
 
 
 def _choose_batch(engine: Engine, batch: int | None) -> int:
-    name = engine.inputs[0].name
-    ranges = [profile[name] for profile in engine.profiles if name in profile]
-    if not ranges:  # nothing is dynamic
-        fixed = engine.inputs[0].shape[0]
-        ranges_text, fits, default = f"{fixed}", batch in (None, fixed), fixed
-    else:
-        ranges_text = ", ".join(f"{one.min[0]} to {one.max[0]}" for one in ranges)
-        fits = batch is None or any(one.min[0] <= batch <= one.max[0] for one in ranges)
-        default = ranges[0].opt[0]
-    if not fits:
-        msg = f"no optimization profile of {engine.path.name} holds a batch of {batch}; they hold {ranges_text}"
-        raise PlanError(msg, hint=f"trtgen inspect {engine.path} --batch {default}")
-    return default if batch is None else batch
+    images = engine.inputs[0]
+    ranges = [(one.min[0], one.opt[0], one.max[0]) for profile in engine.profiles if (one := profile.get(images.name))]
+    ranges = ranges or [(images.shape[0],) * 3]  # nothing is dynamic
+    chosen = ranges[0][1] if batch is None else batch
+    if not any(least <= chosen <= most for least, _, most in ranges):
+        known = ", ".join(f"{least} to {most}" for least, _, most in ranges)
+        msg = f"no optimization profile of {engine.path.name} takes a batch of {chosen}; they take {known}"
+        raise PlanError(msg, hint=f"trtgen inspect {engine.path} --batch {ranges[0][1]}")
+    return chosen
 
 
 def _fill(session: Session) -> None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from generator.measure.perf.images import RequestImages
     from generator.measure.perf.measurement import Unsettled
-    from generator.measure.perf.served import Server
     from generator.measure.perf.sweep import Load
 
 __all__ = ["describe_load", "format_table", "make_files"]
@@ -57,13 +56,13 @@ _ON_GPU = {
 }
 
 
-def describe_load(*, server: Server, analyzer_version: str, load: Load, images: RequestImages) -> dict[str, Any]:
+def describe_load(*, server: str, analyzer_version: str, load: Load, images: RequestImages) -> dict[str, Any]:
     """Return what a run says about itself: date, command, versions, machine, load, units and images."""
     about = describe_run(
         tritonclient=metadata.version("tritonclient"),
         perf_analyzer=analyzer_version,
         perf_analyzer_sha256=hashlib.sha256(find_binary(load.analyzer).read_bytes()).hexdigest(),
-        server=f"{server.name} {server.version}",
+        server=server,
     )
     told = {name: value for name, value in asdict(load).items() if name not in ("analyzer", "timeout_s")}
     return {**about, "load": told, "units": _UNITS, "images": images.describe()}

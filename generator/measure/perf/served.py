@@ -16,17 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["MeasuredModel", "Server", "check_batch_size", "find_address", "read_models", "read_repository"]
+__all__ = ["MeasuredModel", "check_batch_size", "find_address", "read_models", "read_repository"]
 
 _TIMEOUT_S = 20.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
-    """The server that was asked: `name` and `version` are its own words."""
-
-    name: str
-    version: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +56,8 @@ def find_address(url: str) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
-def read_models(protocol: str, url: str, name: str | None) -> tuple[Server, list[MeasuredModel]]:
-    """Return the server and what it serves: the model `name` first, then its members.
+def read_models(protocol: str, url: str, name: str | None) -> tuple[str, list[MeasuredModel]]:
+    """Return the server's name and version, and what it serves: the model `name` first, then its members.
 
     Args:
         protocol: `grpc` or `http`.
@@ -126,7 +118,7 @@ def read_repository(root: Path, name: str | None) -> list[MeasuredModel]:
     return _choose(read, present, name, f"the repository {root} holds")
 
 
-def _read(ask: Callable[..., Any], url: str, name: str | None) -> tuple[Server, list[MeasuredModel]]:
+def _read(ask: Callable[..., Any], url: str, name: str | None) -> tuple[str, list[MeasuredModel]]:
     from tritonclient.utils import InferenceServerException
 
     about = ask("get_server_metadata")
@@ -145,7 +137,7 @@ def _read(ask: Callable[..., Any], url: str, name: str | None) -> tuple[Server, 
 
     if name is not None and name not in ready:
         raise PerfError(f"the model {name!r} is not ready at {url}", hint=f"ready models: {', '.join(ready) or 'none'}")
-    return Server(name=about["name"], version=about["version"]), _choose(read, ready, name, f"{url} serves")
+    return f"{about['name']} {about['version']}", _choose(read, ready, name, f"{url} serves")
 
 
 def _choose(

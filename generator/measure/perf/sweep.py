@@ -107,18 +107,16 @@ def _measure_one(model: MeasuredModel, concurrency: int, load: Load, folder: Pat
         output = _run(arguments, what, load, folder)
     windows = tuple(float(value) for value in re.findall(r"Pass \[\d+\] throughput: ([0-9.]+) infer/sec", output))
 
-    def refuse(problem: str) -> Unsettled:
-        return Unsettled(
-            model=model.name,
-            concurrency=concurrency,
-            batch_size=load.batch_size,
-            windows_infer_per_s=windows,
-            problem=problem,
-            command=command,
-        )
-
+    refused = Unsettled(
+        model=model.name,
+        concurrency=concurrency,
+        batch_size=load.batch_size,
+        windows_infer_per_s=windows,
+        problem=f"no three of {len(windows)} windows in a row are within {load.max_spread_percent:g} %",
+        command=command,
+    )
     if _UNSTABLE in output:
-        return refuse(f"no three of {len(windows)} windows in a row are within {load.max_spread_percent:g} %")
+        return refused
     measurement = read_measurement(
         (folder / _OUTPUT).read_text(encoding="utf-8"),
         model=model.name,
@@ -130,7 +128,8 @@ def _measure_one(model: MeasuredModel, concurrency: int, load: Load, folder: Pat
     # Little's law: requests in flight = throughput x latency.
     in_flight = measurement.infer_per_s / load.batch_size * measurement.average_ms / 1000
     if in_flight < _LEAST_IN_FLIGHT * concurrency:
-        return refuse(f"perf_analyzer kept only {in_flight:.1f} of {concurrency} requests in flight")
+        problem = f"perf_analyzer kept only {in_flight:.1f} of {concurrency} requests in flight"
+        return replace(refused, problem=problem)
     return replace(measurement, gpu=watch.summarize(measurement.infer_per_s))
 
 
