@@ -638,7 +638,7 @@ def test_what_did_not_settle_is_said_and_fails(
     said = capsys.readouterr()
     assert "tiny  concurrency 2  not settled: no three of 3 windows in a row are within 20 %" in said.err
     assert "tiny  concurrency 64  not settled: perf_analyzer kept only 4.0 of 64 requests in flight" in said.err
-    assert "error: 2 of 3 measurements did not settle and are no figures" in said.err
+    assert "error: 2 of 3 measurements did not settle" in said.err
     rows = [line.split() for line in said.out.splitlines() if line.startswith("tiny ")]
     assert rows[0] == ["tiny", "1", "2", "not", "settled", "3233%"]
     assert rows[1][:4] == ["tiny", "1", "4", "490.1"]
@@ -856,5 +856,5 @@ def test_export_leaves_a_folder_of_others_as_it_is(
     (folder / "server").mkdir(parents=True)
     (folder / "server/mine.txt").write_text("mine")
     assert main(["perf", "--export", str(folder), "-r", str(root)]) == 1
-    assert "is no export of trtgen perf: it is left as it is" in capsys.readouterr().err
+    assert "is not an export of trtgen perf: nothing was changed" in capsys.readouterr().err
     assert [path.name for path in folder.rglob("*")] == ["server", "mine.txt"]

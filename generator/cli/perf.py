@@ -164,7 +164,7 @@ def perf(
         say(f"note: GPU figures are missing: {unknown[0]}")
     if len(measured) < len(found):
         raise PerfError(
-            f"{len(found) - len(measured)} of {len(found)} measurements did not settle and are no figures",
+            f"{len(found) - len(measured)} of {len(found)} measurements did not settle, so they have no figures",
             hint="stop what else keeps the machine busy, raise --measurement-requests, or allow a larger --max-spread",
         )
 

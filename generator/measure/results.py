@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["align_columns", "check_folder", "round_figures", "to_json", "write_files"]
 
-_HINT = "choose a folder with --output"
-
 
 def align_columns(rows: Sequence[Sequence[str]], *, left: Container[int] = (0,)) -> list[str]:
     """Return a line per row, the columns `left` aligned left and the others right; never wrapped, for pipes too."""
@@ -40,7 +38,8 @@ def check_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise PerfError(f"--output {folder} cannot be written: {error.strerror}", hint=_HINT) from error
+        msg = f"--output {folder} cannot be written: {error.strerror}"
+        raise PerfError(msg, hint="choose a folder with --output") from error
 
 
 def write_files(files: Mapping[str, str], folder: Path) -> list[Path]:
@@ -57,7 +56,8 @@ def write_files(files: Mapping[str, str], folder: Path) -> list[Path]:
             part.write_text(files[path.name], encoding="utf-8")
             part.replace(path)
     except OSError as error:
-        raise PerfError(f"{folder} cannot be written: {error.strerror}", hint=_HINT) from error
+        msg = f"{folder} cannot be written: {error.strerror}"
+        raise PerfError(msg, hint="choose a folder with --output") from error
     return written
 
 

@@ -119,9 +119,9 @@ def map_layers(layers: Sequence[Layer], graph: OnnxGraph | None) -> tuple[Origin
     for index, layer in enumerate(layers):
         if origins[index].nodes or layer.kind in ("reformat", "no-op"):
             continue
-        nodes, source = _slice(layer, graph, aliases), "tensors"
+        nodes, source = _find_between(layer, graph, aliases), "tensors"
         if not nodes:
-            nodes, source = _region(layer, graph, names, claimed), "region"
+            nodes, source = _find_region(layer, graph, names, claimed), "region"
         if nodes:
             ordered = tuple(sorted(nodes, key=position.__getitem__))
             origins[index] = Origin(nodes=ordered, source=source, parts=origins[index].parts)
@@ -175,7 +175,7 @@ def _reformatted(layers: Iterable[Layer]) -> dict[str, str]:
     }
 
 
-def _slice(layer: Layer, graph: OnnxGraph, aliases: dict[str, str]) -> set[str]:
+def _find_between(layer: Layer, graph: OnnxGraph, aliases: dict[str, str]) -> set[str]:
     """Return the nodes between a layer's inputs and outputs; none unless all of these are the graph's own tensors."""
     makers = {output: node for node in graph.nodes for output in node.outputs}
     behind = {old: new for new, old in aliases.items()}
@@ -210,7 +210,7 @@ def _original(name: str, aliases: dict[str, str]) -> str:
     return name
 
 
-def _region(layer: Layer, graph: OnnxGraph, names: _Names | None, claimed: set[str]) -> set[str]:
+def _find_region(layer: Layer, graph: OnnxGraph, names: _Names | None, claimed: set[str]) -> set[str]:
     """Return the nodes from the first to the last that a region's name gives, without those of other layers."""
     match = next((m for part in split_name(layer.name) if (m := _FOREIGN.match(part))), None)
     if match is None or names is None or "..." not in match[1]:

@@ -54,7 +54,7 @@ def write_export(
         )
     if (folder / _HOME).exists() and not (folder / _CONFIG).is_file():
         raise PerfError(
-            f"{folder / _HOME} exists, but {folder} is no export of trtgen perf: it is left as it is",
+            f"{folder / _HOME} exists, but {folder} is not an export of trtgen perf: nothing was changed",
             hint="give another folder with --export",
         )
     model = models[0]
