@@ -77,9 +77,11 @@ class _Runner:
                 self._end(error)
             raise
 
-    @property
-    def running(self) -> bool:
-        return self._process is not None
+    def release(self) -> None:
+        """Let it free what the batch took, if it runs; its figures are there, so that a failure shows at the next."""
+        if self._process is not None:
+            with contextlib.suppress(RunnerError):
+                self.ask("release")
 
     def close(self, *, patience_s: float) -> None:
         if self._process is not None:
@@ -98,7 +100,9 @@ class _Runner:
         except RunnerError as error:  # a runner that does not start is of no use, even if its process lives
             self._end(error)
             raise
-        self.about, self.clock = answer["about"], answer["clock"]
+        given = self.contender
+        self.about = {"kind": given.kind, "weights": given.weights, **answer["about"]}
+        self.clock = answer["clock"]
 
     def _end(self, error: RunnerError) -> None:
         self.close(patience_s=0)
@@ -164,15 +168,9 @@ def _run_batch(
         on_progress(f"batch {batch}: preparing {one.label}")
         with _failure_of(one):
             _prepare(runner, one, schedule)
-            result.runners[one.label] = {
-                "kind": runner.contender.kind,
-                "weights": runner.contender.weights,
-                **runner.about,
-            }
+            result.runners[one.label] = runner.about
             answers[one.label] = _check(runner)
-    result.agreements += _compare(
-        answers, {runner.contender.label: runner.contender.weights for runner in runners}, batch
-    )
+    result.agreements += _compare(answers, {label: result.runners[label]["weights"] for label in answers}, batch)
     for number in range(schedule.rounds):
         on_progress(f"batch {batch}: round {number + 1} of {schedule.rounds}")
         first = number % len(entries)  # no runner always follows the same one, which may have heated the GPU
@@ -184,9 +182,7 @@ def _run_batch(
         if not one.failure:
             with _failure_of(one):
                 _finish(runner, one, schedule, answers[one.label])
-        if runner.running:
-            with contextlib.suppress(RunnerError):  # its figures are there; the next batch will tell
-                runner.ask("release")
+        runner.release()
         if one.failure:
             on_progress(f"batch {batch}: {one.label} failed: {one.failure}")
 
