@@ -266,7 +266,7 @@ def test_input_file_holds_the_images(tmp_path: Path) -> None:
     assert content == struct.pack("<I", 5) + b"three"
 
 
-def test_images_of_a_folder(tmp_path: Path) -> None:
+def test_images_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(100):
         (tmp_path / f"{number:03}.jpg").write_bytes(make_image("red", size=(10 + number, 10)))
     found = images.collect_images(tmp_path)
@@ -274,6 +274,10 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
     assert found.images[0] == (tmp_path / "000.jpg").read_bytes()
     assert found.images[-1] == (tmp_path / "098.jpg").read_bytes()
     assert found.describe()["count"] == images.MOST_IMAGES
+    with monkeypatch.context() as patched:
+        patched.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(VerificationError, match=r"000\.jpg does not decode: Image size"):
+            images.collect_images(tmp_path)
     (tmp_path / "000.jpg").write_bytes(found.images[0][:50])
     with pytest.raises(VerificationError, match=r"000\.jpg does not decode"):
         images.collect_images(tmp_path)
