@@ -26,7 +26,6 @@ _STYLE = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.left": False,
@@ -72,7 +71,7 @@ def draw_figure(result: BenchResult) -> Figure:
     figure = Figure(figsize=(11, 4.3), layout="constrained")
     for axes, (title, values_of) in zip(figure.subplots(1, len(present), squeeze=False)[0], present, strict=True):
         _draw_panel(axes, result, values_of)
-        axes.set_title(title)
+        axes.set_title(title, loc="left")
         axes.set_ylim(bottom=0)
     first = figure.axes[0]
     first.autoscale(axis="y")
