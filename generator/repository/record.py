@@ -43,7 +43,7 @@ class _Proof(TypedDict):
 
 def _having(keys: type) -> AfterValidator:
     """Return the check that an object has these keys; it stays as it is, with all its keys in their order."""
-    adapter = TypeAdapter(keys)
+    adapter: TypeAdapter[Any] = TypeAdapter(keys)
 
     def check(value: Mapping[str, Any]) -> Mapping[str, Any]:
         adapter.validate_python(value)
@@ -75,7 +75,7 @@ class Record(JsonRecord):
     proof: list[Annotated[Mapping[str, Any], _having(_Proof)]]
     files: Mapping[str, str]
     plan: Mapping[str, Any] | None = None
-    head: Mapping[str, str] | None = None
+    head: Mapping[str, Any] | None = None
     assumed: Mapping[str, str] = Field(default_factory=dict)
     format: Literal[1] = 1
 

@@ -30,8 +30,10 @@ def _has_batch_and_plan(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     return spec
 
 
-# The files are copied by these names, so none may lead out of the folder.
-_FileName = Annotated[str, Field(pattern=r"^(?!\.\.$)[^/]+$")]
+def _is_file_name(name: str) -> str:
+    if name in ("", "..") or "/" in name:  # files are copied by their names, so none may lead out of the folder
+        raise ValueError(f"{name!r} is not the name of a file")
+    return name
 
 
 class ExportRecord(JsonRecord):
@@ -53,8 +55,8 @@ class ExportRecord(JsonRecord):
     keep: list[str]
     spec: Annotated[Mapping[str, Any], AfterValidator(_has_batch_and_plan)]
     packages: Mapping[str, str]
-    files: Mapping[_FileName, str]
-    head: Mapping[str, str] | None = None
+    files: Mapping[Annotated[str, AfterValidator(_is_file_name)], str]
+    head: Mapping[str, Any] | None = None
     assumed: Mapping[str, str] = Field(default_factory=dict)
     format: Literal[1] = 1
 
