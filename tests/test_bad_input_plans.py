@@ -25,7 +25,7 @@ from generator.errors import ExportError, PlanError
 from generator.exporting import export_folder
 from generator.files import hash_file
 from generator.pipeline import BuildOptions
-from generator.plan.fits import Host
+from generator.plan.compatibility import Host
 from generator.plan.header import read_header
 from generator.plan.passport import passport_path, write_passport
 from generator.plan.timing_cache import CacheKey, TimingCache
@@ -116,7 +116,7 @@ class TestSpecs:
             "birds --architecture squeezenet1_1 --weights sq.pt --image-size 96 --target tensorrt-11 --images photos",
             "net.onnx --recipe imagenet --labels index --target tensorrt-8.6 --precision fp16",
             "net.onnx --recipe imagenet --labels index --precision int8 --calibration photos",
-            "demo --precision bf16 --experimental",
+            "demo --precision bf16",
             "resnet18 --weights random --target tensorrt-10",
             "demo --name shapes --target tensorrt-10",
             "net.onnx --name birds --labels index --recipe imagenet --target tensorrt-10",
@@ -175,14 +175,12 @@ class TestSpecs:
         assert words in err
 
     def test_options_are_named_beside_fields(self, run: Callable[..., Any], tmp_path: Path) -> None:
-        code, _, err = run("build-repo", "demo", "--target", "tensorrt-10", "--precision", "bf16")
-        assert (code, "experimental: true (--experimental)" in err) == (1, True)
         source = write_tiny_onnx(tmp_path / "net.onnx", size=48)
         code, _, err = run("build-repo", source, "--recipe", "imagenet", "--labels", "index", "-r", tmp_path / "r")
         assert (code, "set image_size: [48, 48] (--image-size 48)" in err) == (1, True)
 
     def test_show_takes_what_the_rules_of_a_precision_ask_for(self, run: Callable[..., Any]) -> None:
-        code, out, _ = run("show", "demo", "--target", "tensorrt-10", "--precision", "bf16", "--experimental", "--json")
+        code, out, _ = run("show", "demo", "--target", "tensorrt-10", "--precision", "bf16", "--json")
         assert code == 0
         assert json.loads(out)["models"][0]["precision"] == "bf16"
 

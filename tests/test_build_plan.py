@@ -27,7 +27,7 @@ from generator.cli.build_plan import read_profiles
 from generator.errors import DeviceError, MissingDependencyError, PlanError
 from generator.files import hash_bytes
 from generator.gpu.device import Gpu, find_gpu, why_no_gpu
-from generator.graph.model import read_onnx
+from generator.graph.model import detect_precision, read_onnx
 from generator.plan import build
 from generator.plan.adapter import Adapter, open_adapter
 from generator.plan.hints import explain
@@ -353,9 +353,9 @@ def half(path: Path, kind: type) -> Path:
 
 
 def test_precision_is_what_the_graph_holds(tmp_path: Path) -> None:
-    assert build.detect_precision(write_tiny_onnx(tmp_path / "a.onnx")) == "fp32"
-    assert build.detect_precision(half(tmp_path / "b.onnx", np.float16)) == "fp16"
-    assert build.detect_precision(quantized(tmp_path / "c.onnx")) == "int8"
+    assert detect_precision(write_tiny_onnx(tmp_path / "a.onnx")) == "fp32"
+    assert detect_precision(half(tmp_path / "b.onnx", np.float16)) == "fp16"
+    assert detect_precision(quantized(tmp_path / "c.onnx")) == "int8"
 
 
 # Refused before anything starts

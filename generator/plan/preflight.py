@@ -11,7 +11,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from generator.plan.build import BuildRequest, compile_graph, detect_precision, refusal
+from generator.graph.model import detect_precision
+from generator.plan.build import BuildRequest, compile_graph, refusal
 from generator.plan.profiles import check_profiles
 from generator.plan.progress import silent
 from generator.spec.plan import PlanOptions

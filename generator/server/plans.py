@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from generator.plan.fits import Host
+    from generator.plan.compatibility import Host
     from generator.plan.header import PlanHeader
 
 __all__ = [
@@ -92,7 +92,7 @@ def check_local_plans(plans: Sequence[Path]) -> None:
         PlanError: See `check_plans`.
     """
     from generator.gpu.device import why_no_gpu
-    from generator.plan.fits import local_host
+    from generator.plan.compatibility import local_host
     from generator.plan.library import installed_version
 
     if not plans:
@@ -119,18 +119,18 @@ def check_container_plans(plans: Sequence[Path], image: str, *, gpus: bool) -> N
         DeviceError: The container is to run without GPUs.
         PlanError: See `check_plans`.
     """
-    from generator.plan.containers import container_tensorrt
-    from generator.plan.fits import Host, local_host
+    from generator.plan.compatibility import Host, local_host
+    from generator.plan.containers import read_image_version
 
     if not plans:
         return
     if not gpus:
         msg = f"{plans[0]} needs a GPU, and --cpu keeps them out of the container"
         raise DeviceError(msg, hint="leave --cpu out, or build the model with --target onnxruntime --replace")
-    found = container_tensorrt(image)
-    _LOG.info("%s: TensorRT %s (%s)", found.image, found.version or "unknown", found.source)
-    source = found.image if found.version else f"{found.image} ({found.source})"
-    check_plans(plans, Host(tensorrt=found.version, gpu=local_host().gpu, source=source))
+    version, reason = read_image_version(image)
+    source = f"{image} ({reason})" if reason else image
+    _LOG.info("%s: TensorRT %s", source, version or "unknown")
+    check_plans(plans, Host(tensorrt=version, gpu=local_host().gpu, source=source))
 
 
 def check_plans(plans: Iterable[Path], host: Host) -> None:
@@ -139,7 +139,7 @@ def check_plans(plans: Iterable[Path], host: Host) -> None:
     Raises:
         PlanError: A plan is cut off, not that of its passport, or built for another TensorRT or GPU; all are named.
     """
-    from generator.plan.fits import check_fits
+    from generator.plan.compatibility import find_misfits
     from generator.plan.header import read_header
     from generator.plan.passport import passport_path, read_passport
 
@@ -154,7 +154,7 @@ def check_plans(plans: Iterable[Path], host: Host) -> None:
             passport = read_passport(plan)
             if passport.plan_bytes != header.size_bytes:  # only then is the whole plan worth reading
                 passport = read_passport(plan, check_hash=True)
-            misfits = check_fits(passport, host)
+            misfits = find_misfits(passport, host)
         except PlanError as error:
             problems.append(error.message)
             hints += [error.hint] if error.hint else []

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from generator.graph.precision.graph import GraphView, find_head, find_tail
+from generator.graph.precision.view import GraphView, find_head, find_tail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

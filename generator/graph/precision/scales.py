@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ExportError
-from generator.graph.precision.observe import BINS
+from generator.graph.precision.value_ranges import BINS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from generator.graph.precision.observe import Histogram
+    from generator.graph.precision.value_ranges import Histogram
 
 __all__ = ["activation_scales", "choose_threshold", "weight_scales"]
 

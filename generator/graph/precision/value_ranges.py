@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["Histogram", "observe"]
+__all__ = ["Histogram", "collect_histograms"]
 
 BINS = 4096
 # Activations of ResNet-50's size take 35 MB an image.
@@ -64,7 +64,7 @@ class Histogram:
         self.counts += np.bincount(bins, minlength=BINS)
 
 
-def observe(
+def collect_histograms(
     model: onnx.ModelProto, tensors: Sequence[str], pixels: NDArray[np.uint8], *, count: bool = True
 ) -> dict[str, Histogram]:
     """Run all images through the graph and return what values `tensors` took.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from generator.gpu.device import Gpu
     from generator.plan.passport import Passport
 
-__all__ = ["Host", "Misfit", "check_fits", "local_host"]
+__all__ = ["Host", "Misfit", "find_misfits", "local_host"]
 
 _REBUILD = "build the plan on the GPU that serves it, with the TensorRT that serves it"
 _ASK_IMAGE = (
@@ -58,7 +58,7 @@ def local_host() -> Host:
     return Host(tensorrt=None if installed is None else str(installed), gpu=gpu, source="this host")
 
 
-def check_fits(passport: Passport, host: Host) -> list[Misfit]:
+def find_misfits(passport: Passport, host: Host) -> list[Misfit]:
     """Return every misfit; those that TensorRT refuses come first."""
     found = [*_check_version(passport, host), *_check_gpu(passport, host)]
     return sorted(found, key=lambda misfit: misfit.severity)
