@@ -27,14 +27,14 @@ from generator.files import hash_file
 from generator.pipeline import BuildOptions
 from generator.plan.compatibility import Host
 from generator.plan.header import read_header
-from generator.plan.passport import passport_path, write_passport
+from generator.plan.passport import passport_path
 from generator.plan.timing_cache import CacheKey, TimingCache
 from generator.server.plans import check_plans
 from generator.spec.exported import EXPORT_FILE
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 from generator.target import choose_target
-from tests.test_passport import H200
+from tests.test_passport import H200, write_passport
 from tests.test_passport import make as make_passport
 from tests.test_plan_header import plan_bytes
 from tests.tiny_onnx import write_tiny_onnx

@@ -413,7 +413,7 @@ def test_a_signal_between_the_two_names_waits(
     rename = Path.replace
 
     def renamed(path: Path, target: Path) -> Path:
-        if target.name == "model.plan.json" and path.name.endswith(".tmp.plan.json"):
+        if target.name == "model.plan.json":
             os.kill(os.getpid(), number)
         return rename(path, target)
 
@@ -432,6 +432,7 @@ import sys
 from pathlib import Path
 from generator.plan import build
 from generator.plan.adapter import open_adapter
+from tests.test_build_plan import GPU, make_request
 
 def tell(phase, fraction):
     if fraction > 0:
@@ -517,6 +518,7 @@ from pathlib import Path
 from generator import __main__, cli
 from generator.plan import build
 from generator.plan.adapter import Adapter, open_adapter
+from tests.test_build_plan import GPU, make_request
 
 def tell(phase, fraction):
     if phase.startswith("building"):
@@ -630,7 +632,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert cache.load() == b"times"
     assert cache.save(b"more times", loaded=b"times", merge=keep)
     assert cache.load() == b"more times"
-    assert not [path for path in cache.path.parent.iterdir() if path.suffix == ".tmp"]
+    assert not [path for path in cache.path.parent.iterdir() if path.name.startswith(".")]
 
 
 def test_times_of_another_build_are_merged(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from generator.runtime.shapes import check_rows, choose_profile, split_rows
 from generator.spec.recipe import IMAGENET, Recipe
 from generator.tasks.classification.rows import make_rows
 from generator.tensor import DATA_TYPES, Profile, ShapeRange, Tensor, from_onnx, from_tensorrt, from_triton
-from tests.test_passport import make
+from tests.test_passport import make, write_passport
 from tests.test_plan_header import plan_bytes
 
 
@@ -255,8 +255,6 @@ class TestOpenWithoutGpu:
             open_engine(path)
 
     def test_a_plan_that_is_not_its_passports(self, tmp_path: Path) -> None:
-        from generator.plan.passport import write_passport
-
         path = tmp_path / "model.plan"
         path.write_bytes(plan_bytes())
         write_passport(make(), path)

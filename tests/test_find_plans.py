@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from generator.plan.passport import write_passport
 from generator.server.container import Container
 from generator.server.plans import find_plans
 from generator.server.ports import Ports
 from generator.spec.file import make_spec
 from tests.test_model_config import rendered, with_plan
 from tests.test_passport import make as make_passport
+from tests.test_passport import write_passport
 
 
 def repository(

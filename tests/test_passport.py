@@ -18,7 +18,7 @@ from generator.files import hash_file
 from generator.gpu.device import Gpu
 from generator.plan.compatibility import Host, find_misfits, local_host
 from generator.plan.containers import read_image_version
-from generator.plan.passport import Passport, passport_path, read_passport, write_passport
+from generator.plan.passport import Passport, passport_path, read_passport, write_plan
 from generator.spec.plan import PlanOptions
 from generator.tensor import ShapeRange, Tensor, from_triton
 
@@ -72,11 +72,18 @@ def plan(tmp_path: Path) -> Path:
     return path
 
 
+def write_passport(passport: Passport, plan: Path) -> Path:
+    """Write what a build leaves beside its plan."""
+    passport_path(plan).write_text(passport.to_json())
+    return passport_path(plan)
+
+
 class TestFile:
     def test_it_is_read_as_it_was_written(self, plan: Path) -> None:
         passport = make(plan_sha256=hash_file(plan))
-        path = write_passport(passport, plan)
-        assert path == passport_path(plan) == plan.with_name("model.plan.json")
+        write_plan(b"plan", passport, plan)
+        path = passport_path(plan)
+        assert path == plan.with_name("model.plan.json")
         assert read_passport(plan, check_hash=True) == passport
         assert path.read_text() == passport.to_json()
         assert [entry.name for entry in sorted(plan.parent.iterdir())] == ["model.plan", "model.plan.json"]
@@ -89,7 +96,7 @@ class TestFile:
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(PlanError, match="cannot be written") as caught:
-            write_passport(make(), tmp_path / "absent" / "model.plan")
+            write_plan(b"plan", make(), tmp_path / "absent" / "model.plan")
         assert caught.value.hint
 
     def test_absent(self, plan: Path) -> None:

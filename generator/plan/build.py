@@ -96,7 +96,7 @@ def build_plan(
         MissingDependencyError: No tensorrt.
     """
     from generator.gpu.device import find_gpu
-    from generator.plan.plan_files import write_plan
+    from generator.plan.passport import write_plan
     from generator.plan.timing_cache import CacheKey, TimingCache
 
     _check_place(request.onnx, path)
