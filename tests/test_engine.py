@@ -182,7 +182,11 @@ def test_data_types_are_named_as_tensorrt_names_them() -> None:
             "needs 132 multiprocessors, this GPU has 16",
             PlanError,
         ),
-        ("Serialization assertion plan->header.magicTag == rt::kPLAN_MAGIC_TAG failed.", "is no plan", PlanError),
+        (
+            "Serialization assertion plan->header.magicTag == rt::kPLAN_MAGIC_TAG failed.",
+            "is not a TensorRT plan",
+            PlanError,
+        ),
         ("Serialization assertion plan->header.size == blobSize failed.", "cut off", PlanError),
         (
             (

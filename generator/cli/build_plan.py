@@ -67,7 +67,7 @@ def build_plan(
         Literal["none", "ampere-plus", "same-compute-capability"],
         typer.Option(
             metavar="GPUS",
-            help="Other GPUs that the plan shall run on, slower: `none`, `ampere-plus` or `same-compute-capability`.",
+            help="Other GPUs that the plan is to run on, slower: `none`, `ampere-plus` or `same-compute-capability`.",
             rich_help_panel=ELSEWHERE,
         ),
     ] = "none",

@@ -82,7 +82,7 @@ def image_axes(model: OnnxModel) -> tuple[str, tuple[int, int]]:
     """Return the layout, "NCHW" or "NHWC", and (height, width) of the image input; -1 where they are not fixed.
 
     Raises:
-        SourceError: The input is no batch of RGB images.
+        SourceError: The input is not a batch of RGB images.
     """
     shape = model.input.shape
     if len(shape) == 4 and shape[1] == 3:

@@ -25,7 +25,7 @@ _SM_RULE = 11  # from this version on TensorRT itself refuses a GPU with fewer m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What a plan shall run on; None where it is not known. `source` says whom this is about, such as "this host"."""
+    """Where a plan is to run; None for what is not known. `source` names the host or image, such as "this host"."""
 
     tensorrt: str | None
     gpu: Gpu | None
@@ -141,7 +141,7 @@ def _other_gpu_hint(level: str) -> str:
 
 
 def _number(capability: str) -> tuple[int, ...]:
-    """Return 9.0 as (9, 0), so that 12.0 is above 8.6; empty where it is no number."""
+    """Return 9.0 as (9, 0), so that 12.0 is above 8.6; empty for anything else."""
     parts = capability.split(".")
     return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
 

@@ -25,7 +25,7 @@ __all__ = ["PlanHeader", "read_header"]
 _HEADER_BYTES = 28
 _READ_BYTES = 4096
 _MAJORS = range(8, 31)
-_LARGEST = 2**42  # a size beyond this is no size
+_LARGEST = 2**42  # a larger number is not a file's size
 _REBUILD = "build it again from its ONNX file: trtgen build-plan model.onnx"
 
 

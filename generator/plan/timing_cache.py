@@ -86,17 +86,19 @@ class TimingCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            _LOG.warning("the timing cache %s cannot be read (%s); starting anew", self.path, error.strerror)
+            _LOG.warning(
+                "the timing cache %s cannot be read (%s); starting with an empty one", self.path, error.strerror
+            )
             return None
         try:
             facts = json.loads(head) if separator else {}
         except (ValueError, RecursionError):
             facts = {}
         if not isinstance(facts, dict) or facts.get("sha256") != hash_bytes(data):
-            _LOG.warning("the timing cache %s is damaged; starting anew", self.path)
+            _LOG.warning("the timing cache %s is damaged; starting with an empty one", self.path)
             return None
         if (found := facts.get("key")) != asdict(self.key):
-            _LOG.warning("the timing cache %s is of %s; starting anew", self.path, found)
+            _LOG.warning("the timing cache %s is of %s; starting with an empty one", self.path, found)
             return None
         return data
 

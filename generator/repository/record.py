@@ -97,10 +97,10 @@ def read_record(root: Path, name: str) -> Record | None:
         return Record.read(path)
     except ValueError as error:
         msg = f"{path} cannot be read: {error}"
-        raise RepositoryError(msg, hint=_start_anew(directory)) from error
+        raise RepositoryError(msg, hint=_how_to_rebuild(directory)) from error
 
 
-def _start_anew(directory: Path) -> str:
+def _how_to_rebuild(directory: Path) -> str:
     return f"move {directory} and its members (directories that begin with its name) away and build it again"
 
 

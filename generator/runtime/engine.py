@@ -226,7 +226,7 @@ class Engine:
         return context
 
     def bare_context(self, profile: int) -> Any:
-        """Return the profile's execution context with the shapes and addresses of nobody.
+        """Return the profile's execution context without shapes and addresses of a session.
 
         Raises:
             DeviceError: The GPU's memory is exhausted.

@@ -77,7 +77,7 @@ def convert_graph(
     Raises:
         ExportError: The precision does not suit target or graph, `keep` fits nothing, or scales collapse.
         MissingDependencyError: onnxconverter-common is not installed (fp16, and int8 for TensorRT 10 and later).
-        SourceError: `source` is no ONNX file of this kind.
+        SourceError: `source` is not such an ONNX file.
     """
     in_graph = graph_precision(target, precision)
     before = read_onnx(source)

@@ -149,7 +149,7 @@ def _restore_output(model: onnx.ModelProto) -> None:
 
 
 def _drop_round_trips(model: onnx.ModelProto) -> None:
-    """Take out casts from FP32 to FP16 and straight back, which only lose bits, and casts that nobody reads."""
+    """Take out casts from FP32 to FP16 and straight back, which only lose bits, and casts that are not read."""
     import onnx
 
     graph = model.graph

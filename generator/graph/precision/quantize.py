@@ -197,7 +197,7 @@ def _copy_node(node: Any) -> Any:
 
 
 def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Take out the constants that nobody reads any more."""
+    """Take out the constants that are no longer read."""
     read = {name for node in graph.node for name in node.input}
     used = [tensor for tensor in graph.initializer if tensor.name in read]
     copies = []

@@ -26,7 +26,7 @@ _LARGEST = {"float32": 3.4e38 / LEVELS, "float16": 65504.0 / LEVELS}
 
 
 def choose_threshold(histogram: Histogram, method: str = "mse") -> float:
-    """Return the absolute value that 127 shall stand for.
+    """Return the absolute value that 127 stands for.
 
     `mse` weighs what is clipped against how coarse the rest becomes and takes the least mean squared error; `max` clips
     nothing; `percentile` clips one value in 100,000.
