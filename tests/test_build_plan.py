@@ -651,7 +651,7 @@ def test_damaged_cache_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFix
     cache.path.write_bytes(damage(cache.path.read_bytes()))
     with caplog.at_level("WARNING"):
         assert cache.load() is None
-    assert "is damaged; starting anew" in caplog.text
+    assert "is damaged; starting with an empty one" in caplog.text
 
 
 def test_cache_of_another_gpu_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

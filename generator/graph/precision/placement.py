@@ -196,7 +196,7 @@ def _shortcut(view: GraphView, add: Any, quantized: set[str]) -> str | None:
 
 
 def _pools_int8(view: GraphView, pool: Any, quantized: set[str], edges: Mapping[str, list[str]]) -> bool:
-    """Say whether a pooling shall read INT8: its input comes from a quantized layer, and nothing reads it as a float."""
+    """Whether a pooling is to read INT8: its input comes from a quantized layer, and no node reads it as a float."""
     tensor = pool.input[0]
     if not _made_by_quantized(view, tensor, quantized):
         return False
