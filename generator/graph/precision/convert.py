@@ -32,7 +32,6 @@ class ConvertedGraph:
     """The written file. `kept_nodes` has a reason for each node in higher precision than the rest."""
 
     path: Path
-    precision_of_graph: str
     kept_nodes: Mapping[str, str] = field(default_factory=dict)
     quantized_nodes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -90,7 +89,7 @@ def convert_graph(
     kept = dict.fromkeys(find_kept(view, keep), "keep")
     if in_graph in ("fp32", "bf16"):
         _copy(source, destination)
-        return ConvertedGraph(path=destination, precision_of_graph=in_graph, kept_nodes=kept)
+        return ConvertedGraph(path=destination, kept_nodes=kept)
     if in_graph == "int8":
         return _convert_to_int8(model, before, destination, kept, calibration, half=target != "tensorrt-8.6")
     return _convert_to_fp16(model, before, destination, kept, calibration)
@@ -109,9 +108,7 @@ def _convert_to_fp16(
     notes = tuple(f"node {name} stays in FP32: {reason}" for name, reason in overflows.items() if name not in kept)
     kept = {**overflows, **kept}
     _write(to_fp16(model, kept), destination, before)
-    return ConvertedGraph(
-        path=destination, precision_of_graph="fp16", kept_nodes={**_ends(GraphView.of(model)), **kept}, warnings=notes
-    )
+    return ConvertedGraph(path=destination, kept_nodes={**_ends(GraphView.of(model)), **kept}, warnings=notes)
 
 
 def _convert_to_int8(
@@ -138,7 +135,6 @@ def _convert_to_int8(
     _write(quantized.model, destination, before)
     return ConvertedGraph(
         path=destination,
-        precision_of_graph="int8",
         kept_nodes={**_ends(GraphView.of(model)), **quantized.placement.kept, **kept},
         quantized_nodes=quantized.placement.nodes,
         warnings=tuple(notes),

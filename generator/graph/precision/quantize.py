@@ -48,7 +48,6 @@ def to_int8(
     kept: Iterable[str] = (),
     fp32: Iterable[str] = (),
     half: bool,
-    method: str = "mse",
 ) -> Quantized:
     """Return the graph with Q/DQ pairs; `kept` nodes are not quantized.
 
@@ -67,7 +66,7 @@ def to_int8(
     observed = [name for name in placement.edges if name not in placement.twins]
     dtype = "float16" if half else "float32"
     histograms = collect_histograms(model, observed, pixels)
-    scales = activation_scales(histograms, placement.edges, dtype=dtype, method=method)
+    scales = activation_scales(histograms, placement.edges, dtype=dtype)
     for twin, other in reversed(list(placement.twins.items())):
         scales[twin] = scales[other]
     weights = {site: _quantize_weight(view, site, dtype) for site in placement.weights}
