@@ -237,7 +237,7 @@ def export_folder(
                 activation=getattr(artifact.head, "activation", "none"),
                 head=asdict(artifact.head),
                 assumed=artifact.assumed,
-                recipe=artifact.recipe.model_dump(mode="json"),
+                recipe=artifact.recipe,
                 labels=list(artifact.labels),
                 notes=list(artifact.notes),
                 keep=list(artifact.keep),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
+import tempfile
 import zipfile
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
 
 __all__ = [
     "CHECKPOINTS",
@@ -19,6 +18,7 @@ __all__ = [
     "hash_bytes",
     "hash_file",
     "name_kind",
+    "write_temporary",
 ]
 
 PLAN_MAGIC, RTX_MAGIC = b"ftrt", b"vtrt"
@@ -109,3 +109,19 @@ def hash_file(path: Path) -> str:
 def hash_bytes(data: bytes) -> str:
     """Return the SHA-256 of `data`, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def write_temporary(path: Path, data: bytes) -> Path:
+    """Write `data` to a new file in the folder of `path`, synced to the disk, for the caller to rename; OSError."""
+    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(number, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)  # mkstemp's 600 would keep the container's user out
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary

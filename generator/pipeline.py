@@ -229,7 +229,7 @@ def _record(
         spec=spec.model_dump(mode="json"),
         inputs=inputs,
         packages=installed_packages(),
-        recipe=artifact.recipe.model_dump(mode="json"),
+        recipe=artifact.recipe,
         contract=contract,
         graph={
             "opset": artifact.onnx.opset,

@@ -178,5 +178,3 @@ def _options(spec: ModelSpec) -> Iterator[str]:
             yield from (f"--{field.replace('_', '-')}", str(getattr(spec, field)))
     if not _is_default(spec, "batch"):
         yield from ("--max-batch", str(spec.batch.max))
-    if spec.experimental:
-        yield "--experimental"

@@ -27,7 +27,7 @@ from generator.cli.build_plan import read_profiles
 from generator.errors import DeviceError, MissingDependencyError, PlanError
 from generator.files import hash_bytes
 from generator.gpu.device import Gpu, find_gpu, why_no_gpu
-from generator.graph.model import read_onnx
+from generator.graph.model import detect_precision, read_onnx
 from generator.plan import build
 from generator.plan.adapter import Adapter, open_adapter
 from generator.plan.hints import explain
@@ -353,9 +353,9 @@ def half(path: Path, kind: type) -> Path:
 
 
 def test_precision_is_what_the_graph_holds(tmp_path: Path) -> None:
-    assert build.detect_precision(write_tiny_onnx(tmp_path / "a.onnx")) == "fp32"
-    assert build.detect_precision(half(tmp_path / "b.onnx", np.float16)) == "fp16"
-    assert build.detect_precision(quantized(tmp_path / "c.onnx")) == "int8"
+    assert detect_precision(write_tiny_onnx(tmp_path / "a.onnx")) == "fp32"
+    assert detect_precision(half(tmp_path / "b.onnx", np.float16)) == "fp16"
+    assert detect_precision(quantized(tmp_path / "c.onnx")) == "int8"
 
 
 # Refused before anything starts
@@ -413,7 +413,7 @@ def test_a_signal_between_the_two_names_waits(
     rename = Path.replace
 
     def renamed(path: Path, target: Path) -> Path:
-        if target.name == "model.plan.json" and path.name.endswith(".tmp.plan.json"):
+        if target.name == "model.plan.json":
             os.kill(os.getpid(), number)
         return rename(path, target)
 
@@ -432,6 +432,7 @@ import sys
 from pathlib import Path
 from generator.plan import build
 from generator.plan.adapter import open_adapter
+from tests.test_build_plan import GPU, make_request
 
 def tell(phase, fraction):
     if fraction > 0:
@@ -517,6 +518,7 @@ from pathlib import Path
 from generator import __main__, cli
 from generator.plan import build
 from generator.plan.adapter import Adapter, open_adapter
+from tests.test_build_plan import GPU, make_request
 
 def tell(phase, fraction):
     if phase.startswith("building"):
@@ -630,7 +632,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert cache.load() == b"times"
     assert cache.save(b"more times", loaded=b"times", merge=keep)
     assert cache.load() == b"more times"
-    assert not [path for path in cache.path.parent.iterdir() if path.suffix == ".tmp"]
+    assert not [path for path in cache.path.parent.iterdir() if path.name.startswith(".")]
 
 
 def test_times_of_another_build_are_merged(tmp_path: Path) -> None:
@@ -649,7 +651,7 @@ def test_damaged_cache_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFix
     cache.path.write_bytes(damage(cache.path.read_bytes()))
     with caplog.at_level("WARNING"):
         assert cache.load() is None
-    assert "is damaged; starting anew" in caplog.text
+    assert "is damaged; starting with an empty one" in caplog.text
 
 
 def test_cache_of_another_gpu_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from generator.images.training import prepare
 from generator.plan.load_errors import explain_failure
 from generator.plan.profiles import describe_profiles
 from generator.repository import read_record
-from generator.runtime.direct import check_meaning, find_meaning, rank, read_recipe
 from generator.runtime.engine import open_engine
+from generator.runtime.model_info import check_model_info, find_model_info, read_recipe
 from generator.runtime.shapes import check_rows, choose_profile, split_rows
 from generator.spec.recipe import IMAGENET, Recipe
+from generator.tasks.classification.rows import make_rows
 from generator.tensor import DATA_TYPES, Profile, ShapeRange, Tensor, from_onnx, from_tensorrt, from_triton
-from tests.test_passport import make
+from tests.test_passport import make, write_passport
 from tests.test_plan_header import plan_bytes
 
 
@@ -180,7 +182,11 @@ def test_data_types_are_named_as_tensorrt_names_them() -> None:
             "needs 132 multiprocessors, this GPU has 16",
             PlanError,
         ),
-        ("Serialization assertion plan->header.magicTag == rt::kPLAN_MAGIC_TAG failed.", "is no plan", PlanError),
+        (
+            "Serialization assertion plan->header.magicTag == rt::kPLAN_MAGIC_TAG failed.",
+            "is not a TensorRT plan",
+            PlanError,
+        ),
         ("Serialization assertion plan->header.size == blobSize failed.", "cut off", PlanError),
         (
             (
@@ -253,8 +259,6 @@ class TestOpenWithoutGpu:
             open_engine(path)
 
     def test_a_plan_that_is_not_its_passports(self, tmp_path: Path) -> None:
-        from generator.plan.passport import write_passport
-
         path = tmp_path / "model.plan"
         path.write_bytes(plan_bytes())
         write_passport(make(), path)
@@ -308,30 +312,34 @@ def draw_images(count: int) -> list[bytes]:
     return [one.jpeg for one in draw_set(count, seed=5)]
 
 
-class TestMeaning:
+class TestModelInfo:
     def test_from_the_repository(self, demo: Path) -> None:
         plan = demo / "demo_classifier" / "1" / "model.plan"
         plan.write_bytes(plan_bytes())
-        meaning, record = find_meaning(plan), read_record(demo, "demo")
+        info, record = find_model_info(plan), read_record(demo, "demo")
+        assert info is not None
         assert record is not None
-        assert meaning.recipe == Recipe.model_validate(record.recipe)
-        assert meaning.labels == tuple(record.contract["labels"])
+        assert info.recipe == record.recipe
+        assert info.labels == tuple(record.contract["labels"])
+        shutil.copytree(demo / "demo_classifier", demo / "demo_other")
+        assert find_model_info(demo / "demo_other" / "1" / "model.plan") is None
 
     def test_from_an_export(self, tmp_path: Path) -> None:
         path = tmp_path / "export.json"
-        path.write_text(json.dumps({"recipe": IMAGENET.model_dump(mode="json"), "labels": ["a", "b"]}))
-        meaning = find_meaning(tmp_path / "model.plan")
-        assert (meaning.recipe, meaning.labels, meaning.source) == (IMAGENET, ("a", "b"), str(path))
+        path.write_text(json.dumps({"recipe": IMAGENET.model_dump(mode="json"), "labels": ["a", "b"], "name": "x"}))
+        info = find_model_info(tmp_path / "model.plan")
+        assert info is not None
+        assert (info.recipe, info.labels) == (IMAGENET, ("a", "b"))
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": {}, "labels": []}', '{"recipe": 1, "labels": 2}'])
     def test_a_damaged_export(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "export.json").write_text(text)
         with pytest.raises(PlanError, match=r"export\.json"):
-            find_meaning(tmp_path / "model.plan")
+            find_model_info(tmp_path / "model.plan")
 
     def test_from_nowhere(self, tmp_path: Path) -> None:
-        assert find_meaning(tmp_path / "model.plan").recipe is None
-        assert find_meaning(Path("/model.plan")).recipe is None
+        assert find_model_info(tmp_path / "model.plan") is None
+        assert find_model_info(Path("/model.plan")) is None
 
     def test_a_recipe_that_is_asked_for(self, tmp_path: Path) -> None:
         assert read_recipe("imagenet", tensor(shape=(-1, 224, 224, 3))) == IMAGENET
@@ -349,22 +357,23 @@ class TestMeaning:
 
     def test_what_does_not_go_together(self) -> None:
         given, made = tensor(shape=(-1, 224, 224, 3)), tensor(data_type=1, shape=(-1, 2))
-        check_meaning(IMAGENET, ("a", "b"), given, made)
-        check_meaning(IMAGENET, None, given, made)
+        check_model_info(IMAGENET, ("a", "b"), given, made)
+        check_model_info(IMAGENET, None, given, made)
         with pytest.raises(PlanError, match="there are 3 labels, the plan has 2 classes"):
-            check_meaning(IMAGENET, ("a", "b", "c"), given, made)
+            check_model_info(IMAGENET, ("a", "b", "c"), given, made)
         with pytest.raises(PlanError, match="takes images of 8x8, the recipe makes 224x224"):
-            check_meaning(IMAGENET, None, tensor(), made)
+            check_model_info(IMAGENET, None, tensor(), made)
         with pytest.raises(PlanError, match="UINT8 pixels"):
-            check_meaning(IMAGENET, None, tensor(data_type=1, shape=(-1, 3, 224, 224)), made)
+            check_model_info(IMAGENET, None, tensor(data_type=1, shape=(-1, 3, 224, 224)), made)
 
-    def test_the_best_first_and_of_equal_ones_the_lower_index(self) -> None:
-        scores = np.array([0.1, 0.4, 0.1, 0.4], np.float32)
-        best = rank(scores, ("a", "b", "c", "d"), 3)
-        assert [(one.index, one.label) for one in best] == [(1, "b"), (3, "d"), (0, "a")]
-        assert best[0].score == pytest.approx(0.4)
-        assert len(rank(scores, None, 9)) == 4
-        assert rank(scores, None, 1)[0].label is None
+
+def test_the_best_class_comes_first_and_of_equal_ones_the_lower_index() -> None:
+    scores = {"PROBABILITIES": np.array([[0.1, 0.4, 0.1, 0.4]], np.float32)}
+    (best,) = make_rows(scores, ("a", "b", "c", "d"), 3)
+    assert [(one["index"], one["label"]) for one in best] == [(1, "b"), (3, "d"), (0, "a")]
+    assert best[0]["score"] == pytest.approx(0.4)
+    assert len(make_rows(scores, None, 9)[0]) == 4
+    assert make_rows(scores, None, 1)[0][0]["label"] is None
 
 
 def run(*arguments: str) -> Any:
@@ -374,7 +383,7 @@ def run(*arguments: str) -> Any:
 
 
 class TestCommand:
-    def test_a_plan_of_unknown_meaning(self, tmp_path: Path) -> None:
+    def test_a_plan_of_which_nothing_is_known(self, tmp_path: Path) -> None:
         path = tmp_path / "model.plan"
         path.write_bytes(plan_bytes())
         result = run("x.jpg", "--plan", str(path))

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import onnx
 import pytest
 
 from generator.errors import DeviceError, ExportError, MissingDependencyError, PlanError, SourceError, VerificationError
 from generator.exporting import export_folder
-from generator.graph.model import read_onnx
+from generator.graph.model import detect_precision, read_onnx
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record
 from generator.spec.exported import EXPORT_FILE, read_export
@@ -129,6 +130,24 @@ def test_tensorrt_8_gets_opset_17(tmp_path: Path) -> None:
     export_folder(make_spec(["demo"], target="tensorrt-8.6", precision="fp16")[0], tmp_path / "demo")
     assert read_onnx(tmp_path / "demo" / "model.onnx").opset == 17
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_a_graph_with_bf16_weights_is_exported_as_it_is(tmp_path: Path) -> None:
+    path = write_tiny_onnx(tmp_path / "own.onnx", size=64)
+    model = onnx.load(path)
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    values = onnx.numpy_helper.to_array(weight).astype(ml_dtypes.bfloat16)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, f"{weight.name}_bf16"))
+    name = weight.name.removesuffix("_bf16")
+    model.graph.node.insert(0, onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT))
+    onnx.save(model, path)
+    options = {"labels": "index", "recipe": "imagenet", "image_size": 64, "target": "tensorrt-10"}
+    export_folder(make_spec([str(path)], **options, precision="bf16")[0], tmp_path / "bf16")
+    assert detect_precision(tmp_path / "bf16" / "model.onnx") == "bf16"
+    assert read_export(tmp_path / "bf16" / "model.onnx").precision == "bf16"
+    with pytest.raises(ExportError, match="holds fp32"):
+        export_folder(make_spec(["demo"], target="tensorrt-10", precision="bf16")[0], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_nodes_to_keep_travel_with_the_export(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from generator.plan.passport import write_passport
 from generator.server.container import Container
 from generator.server.plans import find_plans
 from generator.server.ports import Ports
 from generator.spec.file import make_spec
 from tests.test_model_config import rendered, with_plan
 from tests.test_passport import make as make_passport
+from tests.test_passport import write_passport
 
 
 def repository(
@@ -62,12 +62,23 @@ def test_what_trtgen_writes_is_understood(tmp_path: Path, versions: object, serv
 
 
 def test_only_the_models_that_are_loaded_count(tmp_path: Path) -> None:
-    repository(tmp_path, "", name="one_classifier")
-    repository(tmp_path, "", name="two_classifier")
+    for name in ("one", "two"):
+        repository(tmp_path, "", name=f"{name}_classifier")
+        (tmp_path / name).mkdir()
+        step = f'step {{ model_name: "{name}_classifier" model_version: -1 }}'
+        (tmp_path / name / "config.pbtxt").write_text(f'platform: "ensemble" ensemble_scheduling {{ {step} }}')
     (tmp_path / "notes").mkdir()
     assert {plan.parts[-3] for plan in find_plans(tmp_path)} == {"one_classifier", "two_classifier"}
     assert {plan.parts[-3] for plan in find_plans(tmp_path, ["two"])} == {"two_classifier"}
+    assert {plan.parts[-3] for plan in find_plans(tmp_path, ["one_classifier"])} == {"one_classifier"}
     assert find_plans(tmp_path, ["three"]) == []
+
+
+@pytest.mark.parametrize("config", [b"version_policy {", b"\xff", b"colour: 3"])
+def test_a_configuration_that_triton_refuses_is_left_to_triton(tmp_path: Path, config: bytes) -> None:
+    repository(tmp_path, "")
+    (tmp_path / "net_classifier" / "config.pbtxt").write_bytes(config)
+    assert [int(plan.parent.name) for plan in find_plans(tmp_path)] == [10]
 
 
 @pytest.mark.parametrize(("options", "flag"), [({"version_compatible": True}, True), ({}, False)])

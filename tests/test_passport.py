@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from generator.errors import PlanError
 from generator.files import hash_file
 from generator.gpu.device import Gpu
-from generator.plan.containers import container_tensorrt
-from generator.plan.fits import Host, check_fits, local_host
-from generator.plan.passport import Passport, passport_path, read_passport, write_passport
+from generator.plan.compatibility import Host, find_misfits, local_host
+from generator.plan.containers import read_image_version
+from generator.plan.passport import Passport, passport_path, read_passport, write_plan
 from generator.spec.plan import PlanOptions
 from generator.tensor import ShapeRange, Tensor, from_triton
 
@@ -72,11 +72,18 @@ def plan(tmp_path: Path) -> Path:
     return path
 
 
+def write_passport(passport: Passport, plan: Path) -> Path:
+    """Write what a build leaves beside its plan."""
+    passport_path(plan).write_text(passport.to_json())
+    return passport_path(plan)
+
+
 class TestFile:
     def test_it_is_read_as_it_was_written(self, plan: Path) -> None:
         passport = make(plan_sha256=hash_file(plan))
-        path = write_passport(passport, plan)
-        assert path == passport_path(plan) == plan.with_name("model.plan.json")
+        write_plan(b"plan", passport, plan)
+        path = passport_path(plan)
+        assert path == plan.with_name("model.plan.json")
         assert read_passport(plan, check_hash=True) == passport
         assert path.read_text() == passport.to_json()
         assert [entry.name for entry in sorted(plan.parent.iterdir())] == ["model.plan", "model.plan.json"]
@@ -89,7 +96,7 @@ class TestFile:
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(PlanError, match="cannot be written") as caught:
-            write_passport(make(), tmp_path / "absent" / "model.plan")
+            write_plan(b"plan", make(), tmp_path / "absent" / "model.plan")
         assert caught.value.hint
 
     def test_absent(self, plan: Path) -> None:
@@ -161,12 +168,12 @@ class TestFile:
         except PlanError as error:
             said = error.hint
         else:
-            said = str(check_fits(passport, Host(tensorrt="10.16.1.11", gpu=H200, source="this host")))
+            said = str(find_misfits(passport, Host(tensorrt="10.16.1.11", gpu=H200, source="this host")))
         assert said
 
 
 def severities(passport: Passport, tensorrt: str | None = "10.16.1.11", gpu: Gpu | None = H200) -> list[str]:
-    misfits = check_fits(passport, Host(tensorrt=tensorrt, gpu=gpu, source="this host"))
+    misfits = find_misfits(passport, Host(tensorrt=tensorrt, gpu=gpu, source="this host"))
     assert all(misfit.hint and misfit.found and misfit.expected for misfit in misfits)
     return [misfit.severity for misfit in misfits]
 
@@ -201,7 +208,7 @@ class TestFits:
         assert severities(make(flags=("VERSION_COMPATIBLE",)), tensorrt="11.4.0.106") == []
 
     def test_what_is_unknown_is_said(self) -> None:
-        misfits = check_fits(make(), Host(tensorrt=None, gpu=None, source="the image x"))
+        misfits = find_misfits(make(), Host(tensorrt=None, gpu=None, source="the image x"))
         assert [misfit.severity for misfit in misfits] == ["warn", "warn"]
         assert all("the image x is unknown" in misfit.expected for misfit in misfits)
 
@@ -247,7 +254,7 @@ class TestFits:
         assert severities(passport, gpu=replace(H200, name="NVIDIA GH200")) == ["refuse", "warn"]
 
     def test_the_sentence_names_both_sides(self) -> None:
-        (misfit,) = check_fits(make(), Host(tensorrt="8.6.0", gpu=H200, source="this host"))
+        (misfit,) = find_misfits(make(), Host(tensorrt="8.6.0", gpu=H200, source="this host"))
         assert "10.16.1.11" in str(misfit)
         assert "this host has 8.6.0" in str(misfit)
 
@@ -282,54 +289,30 @@ def no_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestContainer:
-    @pytest.mark.parametrize("text", ["24.02", "24.02-py3", "nvcr.io/nvidia/tritonserver:24.02-py3"])
     @pytest.mark.usefixtures("no_docker")
-    def test_a_release_in_the_table(self, text: str) -> None:
-        found = container_tensorrt(text)
-        assert found.version == "8.6.3.1"
-        assert found.source
-        assert found.image == "nvcr.io/nvidia/tritonserver:24.02-py3"
-
-    @pytest.mark.usefixtures("no_docker")
-    def test_the_image_with_llm_has_a_table_of_its_own(self) -> None:
-        assert container_tensorrt("25.10-trtllm-python-py3").version == "10.11.0.33"
-        assert container_tensorrt("25.10-py3").version is None
-
-    @pytest.mark.parametrize(
-        "text", ["26.10", "26.10-py3", "99.99", "trtgen-serving:26.10", "24.02-vllm-python-py3", ""]
-    )
-    @pytest.mark.usefixtures("no_docker")
-    def test_what_is_unknown_is_said_never_guessed(self, text: str) -> None:
-        found = container_tensorrt(text)
-        assert found.version is None
-        assert found.source.startswith("unknown: ")
+    def test_without_docker_nothing_is_guessed(self) -> None:
+        image = "nvcr.io/nvidia/tritonserver:24.02-py3"
+        assert read_image_version(image) == (None, "docker was not found on PATH")
 
     @pytest.mark.parametrize("stated", ["10.5.0.18", "10.5.0.18+cuda12.6.2.004"])
-    def test_the_image_itself_is_asked_first(self, docker: Callable[..., Path], stated: str) -> None:
+    def test_the_image_itself_is_asked(self, docker: Callable[..., Path], stated: str) -> None:
         folder = docker(output=json.dumps(["PATH=/usr/bin", f"TRT_VERSION={stated}", "EMPTY="]))
-        found = container_tensorrt("24.02-py3")
-        assert found.version == "10.5.0.18"
-        assert "TRT_VERSION" in found.source
+        assert read_image_version("x:1") == ("10.5.0.18", "")
         asked = (folder / "asked").read_text().split()
         assert asked[:2] == ["image", "inspect"]
-        assert asked[-2:] == ["--", "nvcr.io/nvidia/tritonserver:24.02-py3"]
-
-    def test_an_image_of_our_own_names_its_release(self, docker: Callable[..., Path]) -> None:
-        docker(output=json.dumps(["NVIDIA_TRITON_SERVER_VERSION=24.03"]))
-        assert container_tensorrt("trtgen-serving:24.03").version == "8.6.3.1"
+        assert asked[-2:] == ["--", "x:1"]
 
     def test_an_image_that_is_not_here(self, docker: Callable[..., Path]) -> None:
         docker(error="Error response from daemon: No such image: x:1", code=1)
-        found = container_tensorrt("x:1")
-        assert found.version is None
-        assert "docker pull x:1" in found.source
+        assert read_image_version("x:1") == (None, "not on this machine; docker pull x:1")
 
     @pytest.mark.parametrize("output", ["", "null", "[]", "not json", "[1, 2]", '{"a": 1}', '["TRT_VERSION=new"]'])
     def test_an_answer_without_a_version(self, docker: Callable[..., Path], output: str) -> None:
         docker(output=output)
-        assert container_tensorrt("x:1").version is None
+        version, reason = read_image_version("x:1")
+        assert version is None
+        assert reason
 
     def test_a_daemon_that_does_not_answer(self, docker: Callable[..., Path]) -> None:
         docker(error="Cannot connect to the Docker daemon", code=1)
-        found = container_tensorrt("24.04")
-        assert found.version == "8.6.3.1"
+        assert read_image_version("x:1") == (None, "docker says: Cannot connect to the Docker daemon")

@@ -69,7 +69,6 @@ def test_the_version_is_read(tmp_path: Path, version: tuple[int, ...]) -> None:
     path = tmp_path / "model.plan"
     path.write_bytes(plan_bytes(version))
     header = read_header(path)
-    assert header.kind == "tensorrt"
     assert header.version == TensorRTVersion(*version)
     assert header.size_bytes == 4096
 
@@ -95,27 +94,8 @@ def test_a_size_elsewhere_refuses_nothing(tmp_path: Path) -> None:
     assert read_header(path).version == TensorRTVersion(10, 16, 1, 11)
 
 
-def test_a_real_rtx_plan_is_refused_and_its_header_can_be_read(rtx_plan: Path) -> None:
-    assert "TensorRT-RTX" in refused(rtx_plan).message
-    header = read_header(rtx_plan, accept=("tensorrt-rtx",))
-    trt = pytest.importorskip("tensorrt_rtx")
-    assert header.kind == "tensorrt-rtx"
-    assert str(header.version) == trt.__version__
-    assert header.size_bytes == rtx_plan.stat().st_size
-
-
-def test_a_cut_off_rtx_plan(rtx_plan: Path, tmp_path: Path) -> None:
-    path = tmp_path / "model.plan"
-    path.write_bytes(rtx_plan.read_bytes()[:-1])
-    with pytest.raises(PlanError, match="cut off"):
-        read_header(path, accept=("tensorrt-rtx",))
-
-
-def test_a_plan_is_no_rtx_plan(tmp_path: Path) -> None:
-    path = tmp_path / "model.plan"
-    path.write_bytes(plan_bytes())
-    with pytest.raises(PlanError, match="one of TensorRT-RTX was expected"):
-        read_header(path, accept=("tensorrt-rtx",))
+def test_a_real_rtx_plan_is_refused(rtx_plan: Path) -> None:
+    assert "was built by TensorRT-RTX" in refused(rtx_plan).message
 
 
 @pytest.mark.parametrize("kept", [4, 27, 28, 4095])
@@ -134,8 +114,6 @@ def test_the_plan_is_taken_out_of_an_ultralytics_file_as_the_hint_says(tmp_path:
     assert error.hint is not None
     subprocess.run(["sh", "-c", error.hint.partition(": ")[2]], check=True)
     assert (tmp_path / "yolo best.plan").read_bytes() == plan_bytes((10, 3, 0, 26))
-    header = read_header(path, accept=("ultralytics",))
-    assert (header.kind, str(header.version)) == ("ultralytics", "10.3.0.26")
 
 
 def test_onnx_given_by_mistake(tmp_path: Path) -> None:
@@ -182,7 +160,7 @@ def test_any_bytes_end_in_a_header_or_a_plan_error(tmp_path: Path, data: bytes, 
     path = tmp_path / "model.plan"
     path.write_bytes(magic + data)
     try:
-        header = read_header(path, accept=("tensorrt", "tensorrt-rtx", "ultralytics"))
+        header = read_header(path)
     except PlanError as error:
         said = error.hint
     else:

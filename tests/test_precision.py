@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -20,11 +21,11 @@ from generator.errors import ExportError, MissingDependencyError
 from generator.graph.model import load_proto, read_onnx
 from generator.graph.precision import convert_graph, graph_precision, read_calibration
 from generator.graph.precision import half as half_module
-from generator.graph.precision.graph import GraphView, find_head, find_tail, normalise_names
-from generator.graph.precision.observe import Histogram, observe
 from generator.graph.precision.placement import place
 from generator.graph.precision.scales import choose_threshold, weight_scales
 from generator.graph.precision.types import infer_types
+from generator.graph.precision.value_ranges import Histogram, collect_histograms
+from generator.graph.precision.view import GraphView, find_head, find_tail, normalise_names
 from generator.images.reference import Reference, make_reference
 from generator.images.sets import default_images
 from generator.images.training import prepare
@@ -257,15 +258,7 @@ def test_impossible_precision_is_refused(target: str, precision: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_graph_for_8_is_a_copy(demo: Demo, tmp_path: Path, precision: str) -> None:
     converted = convert_graph(demo.old, tmp_path / "model.onnx", precision=precision, target="tensorrt-8.6")
-    assert converted.precision_of_graph == "fp32"
     assert converted.path.read_bytes() == demo.old.read_bytes()
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_too_new_opset_for_8_is_refused(demo: Demo, tmp_path: Path, precision: str) -> None:
-    with pytest.raises(ExportError, match=r"has opset 18, TensorRT 8\.6 reads 17 at most"):
-        convert_graph(demo.new, tmp_path / "model.onnx", precision=precision, target="tensorrt-8.6")
-    assert not list(tmp_path.iterdir())
 
 
 # fp16
@@ -403,33 +396,33 @@ def test_converter_is_imported_only_when_needed_and_missed_in_plain_words(
 # bf16
 
 
-def test_bf16_demo_is_valid_and_builds(demo: Demo, tmp_path: Path) -> None:
-    converted = convert_graph(demo.new, tmp_path / "model.onnx", precision="bf16", target="tensorrt-10")
-    assert_same_interface(demo.new, converted.path)
-    assert read_onnx(converted.path).opset >= 22
-    constants = constants_of(converted.path)
-    for node in nodes_of(converted.path).values():
-        if node.op_type in ("Conv", "Gemm"):
-            assert {constants[name].data_type for name in node.input[1:]} == {TensorProto.BFLOAT16}
-    assert TensorProto.FLOAT16 not in {tensor.data_type for tensor in constants.values()}
-    source = constants_of(demo.new)
-    largest = max(
-        np.abs(numpy_helper.to_array(tensor).astype(np.float32) / numpy_helper.to_array(source[name]) - 1).max()
-        for name, tensor in constants.items()
-        if tensor.data_type == TensorProto.BFLOAT16 and len(tensor.dims) == 4
-    )
-    assert largest <= 2**-8  # rounded to nearest, and not by way of FP16, where small weights lose more
-    build_with_rtx(converted.path, tmp_path)
-
-
-def test_hardswish_stays_fp32_in_bf16(tmp_path: Path) -> None:
+def write_bf16(path: Path) -> Path:
+    """A graph with BF16 weights, as a framework that trained in BF16 exports it."""
     maker = GraphMaker()
-    active = maker.add("HardSwish", maker.conv("image", (3, 8), name="stem"), name="active")
-    maker.classify(maker.conv(active, (8, 8), name="last"), 8)
-    source = maker.save(tmp_path / "source.onnx")
-    converted = convert_graph(source, tmp_path / "model.onnx", precision="bf16", target="tensorrt-10")
-    assert "no HardSwish in BF16" in converted.kept_nodes["active"]
+    image = maker.add("Cast", "image", name="to_bf16", to=TensorProto.BFLOAT16)
+    maker.add("Cast", maker.conv(image, (3, 8), name="stem"), name="to_fp32", to=TensorProto.FLOAT)
+    maker.classify("to_fp32", 8)
+    for tensor in maker.weights:
+        if tensor.name.startswith("stem"):
+            values = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return maker.save(path, opset=22)
+
+
+@pytest.mark.parametrize("target", ["tensorrt-10", "tensorrt-11"])
+def test_a_bf16_graph_is_taken_as_it_is(tmp_path: Path, target: str) -> None:
+    source = write_bf16(tmp_path / "source.onnx")
+    converted = convert_graph(source, tmp_path / "model.onnx", precision="bf16", target=target)
+    assert converted.path.read_bytes() == source.read_bytes()
     build_with_rtx(converted.path, tmp_path)
+
+
+def test_no_graph_is_converted_to_bf16(tmp_path: Path) -> None:
+    source = write_residual(tmp_path / "source.onnx")
+    with pytest.raises(ExportError, match=r"weights are BFLOAT16 as it is; source\.onnx holds fp32") as caught:
+        convert_graph(source, tmp_path / "model.onnx", precision="bf16", target="tensorrt-10")
+    assert "take fp16" in (caught.value.hint or "")
+    assert not (tmp_path / "model.onnx").exists()
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -680,7 +673,7 @@ def test_types_are_inferred_without_the_weights(demo: Demo, tmp_path: Path, monk
         assert_same_interface(demo.new, converted.path)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_same_bytes_for_same_input(demo: Demo, tmp_path: Path, precision: str) -> None:
     files = []
     for name in ("one", "two"):
@@ -731,19 +724,16 @@ def test_threshold_clips_outliers_and_nothing_else() -> None:
     bell.add(np.append(rng.normal(0, 1, 1_000_000), 30).astype(np.float32))
     flat.add(rng.uniform(0, 4, 100_000).astype(np.float32))
     assert 4 < choose_threshold(bell) < 12
-    assert choose_threshold(bell, "max") == 30
     assert choose_threshold(flat) > 3.9
 
 
 def test_observed_values_are_those_of_the_graph(tmp_path: Path, noise: Pixels) -> None:
     model = load_proto(write_residual(tmp_path / "source.onnx"))
-    seen = observe(model, ["image", "stem_relu"], noise)
+    seen = collect_histograms(model, ["image", "stem_relu"], noise)
     image = noise.astype(np.float32) / 64 - 2
     assert seen["image"].largest == pytest.approx(float(np.abs(image).max()))
-    assert seen["image"].lowest == pytest.approx(float(image.min()))
     assert seen["image"].counts is not None
     assert seen["image"].counts.sum() == image.size
-    assert seen["stem_relu"].lowest == 0
 
 
 # Calibration images

@@ -18,7 +18,7 @@ from generator.plan.preflight import PreflightReport, check_graph
 from generator.plan.profiles import make_profiles
 from generator.sources import load_network
 from generator.spec.file import make_spec
-from generator.spec.plan import BatchProfile, PlanOptions
+from generator.spec.plan import BatchProfile
 from tests.test_build_plan import asymmetric, custom_domain, int32_bias, late_cast, no_kernel, unsupported
 from tests.tiny_onnx import export_graph, write_tiny_onnx
 
@@ -28,9 +28,9 @@ TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "INT8"}
 CALIBRATION_IMAGES = 8  # enough for scales; how good they are is the gate's question
 
 
-def report_on(model: OnnxModel, *, build: bool = True, options: PlanOptions | None = None) -> PreflightReport:
+def report_on(model: OnnxModel, *, build: bool = True) -> PreflightReport:
     profiles = make_profiles(model, [BatchProfile(min=1, opt=1, max=1), BatchProfile(min=2, opt=8, max=32)])
-    return check_graph(model, profiles, build=build, options=options, max_batch_size=32)
+    return check_graph(model, profiles, build=build, max_batch_size=32)
 
 
 def test_report_of_a_graph_that_is_accepted(tmp_path: Path) -> None:
@@ -62,13 +62,6 @@ def test_parsing_alone(tmp_path: Path) -> None:
     assert report.built is None
     assert report.plan_bytes == 0
     assert "no builder has seen it" in report.proves
-
-
-def test_options_without_meaning_here_are_named(tmp_path: Path) -> None:
-    options = PlanOptions(version_compatible=True, hardware_compatibility="ampere-plus", tf32=False)
-    report = report_on(read_onnx(write_tiny_onnx(tmp_path / "tiny.onnx")), options=options)
-    assert report.accepted
-    assert report.ignored_options == ("hardware_compatibility", "version_compatible")
 
 
 @pytest.mark.parametrize(

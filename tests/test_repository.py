@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -666,3 +667,42 @@ def test_records_that_cannot_be_read(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(RepositoryError, match="cannot be read"):
         read_record(tmp_path / "repo", "tiny")
+
+
+def test_a_record_is_written_as_it_was_by_earlier_versions(root: Path) -> None:
+    text = (root / "tiny/trtgen.json").read_text(encoding="utf-8")
+    assert list(json.loads(text)) == [
+        "made_by", "command", "name", "version", "description", "spec", "inputs", "packages", "recipe", "contract",
+        "graph", "proof", "files", "plan", "head", "assumed", "format",
+    ]  # fmt: skip
+    record = read_record(root, "tiny")
+    assert record is not None
+    assert record.to_json() == text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda data: data.update(proof=[{"stage": "onnx"}]), "proof.0.status: Field required"),
+        (lambda data: data["proof"][0].update(status="good"), "proof.0.status: Input should be 'proved'"),
+        (lambda data: data["spec"].update(versions="both"), "spec.versions"),
+        (lambda data: data["spec"].pop("precision"), "spec.precision: Field required"),
+        (lambda data: data.update(spec=3), "spec: Input should be"),
+        (lambda data: data["recipe"].update(crop="all"), "recipe.crop"),
+        (lambda data: data["contract"].pop("backend"), "contract.backend: Field required"),
+        (lambda data: data["inputs"].pop("artifact"), "inputs.artifact: Field required"),
+        (lambda data: data["files"].update(x=1), "files.x: Input should be a valid string"),
+        (lambda data: data.update(colour="red"), "colour: Extra inputs are not permitted"),
+    ],
+)
+def test_a_record_that_is_not_of_our_making(
+    root: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Any], object], problem: str
+) -> None:
+    path = root / "tiny/trtgen.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    assert main(["list", "--repository", str(root)]) == 1
+    said = capsys.readouterr().err
+    assert f"{path} cannot be read: {problem}" in said
+    assert "hint: move " in said

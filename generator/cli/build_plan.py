@@ -67,7 +67,7 @@ def build_plan(
         Literal["none", "ampere-plus", "same-compute-capability"],
         typer.Option(
             metavar="GPUS",
-            help="Other GPUs that the plan shall run on, slower: `none`, `ampere-plus` or `same-compute-capability`.",
+            help="Other GPUs that the plan is to run on, slower: `none`, `ampere-plus` or `same-compute-capability`.",
             rich_help_panel=ELSEWHERE,
         ),
     ] = "none",
@@ -90,7 +90,7 @@ def build_plan(
 
     Example: trtgen build-plan exported/resnet50/model.onnx --profile 1,8,32
     """
-    from generator.graph.model import read_onnx
+    from generator.graph.model import detect_precision, read_onnx
     from generator.plan import build
     from generator.plan.passport import passport_path
     from generator.spec.plan import PlanOptions
@@ -99,7 +99,7 @@ def build_plan(
     profiles, largest = read_profiles(onnx, profile or [], max_batch)
     request = build.BuildRequest(
         onnx=onnx,
-        precision=precision or build.detect_precision(model),
+        precision=precision or detect_precision(model),
         profiles=profiles,
         max_batch_size=largest,
         options=PlanOptions(

@@ -16,7 +16,6 @@ from generator.cli.options import (
     ArchitectureOption,
     CalibrationOption,
     ClassesOption,
-    ExperimentalOption,
     ImageSizeOption,
     ImagesOption,
     LabelsOption,
@@ -57,7 +56,6 @@ def build_repo(
     ] = None,
     target: TargetOption = None,
     precision: PrecisionOption = None,
-    experimental: ExperimentalOption = None,
     calibration: CalibrationOption = None,
     images: ImagesOption = None,
     verify: Annotated[
@@ -97,7 +95,6 @@ def build_repo(
         max_batch=max_batch,
         target=target,
         precision=precision,
-        experimental=experimental,
         calibration=calibration,
     )
     if require and not verify:

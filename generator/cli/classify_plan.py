@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from generator.runtime.direct import Score
     from generator.spec.recipe import Recipe
 
 _BATCH = 64  # images that are held in memory at once
@@ -48,32 +46,37 @@ def classify_plan(
     import numpy as np
 
     from generator.plan.header import read_header
-    from generator.runtime.direct import check_meaning, find_meaning, rank, read_recipe
     from generator.runtime.engine import open_engine
+    from generator.runtime.model_info import check_model_info, find_model_info, read_recipe
+    from generator.tasks.classification.rows import make_rows
 
     read_header(plan)
-    meaning = find_meaning(plan)
-    if recipe is None and meaning.recipe is None:
+    info = find_model_info(plan)
+    if recipe is None and info is None:
         msg = f"nothing says how images become the input of {plan}: it is in no repository, and without export.json"
         raise PlanError(msg, hint="--recipe imagenet, or a JSON file with resize, crop, interpolation, mean, std")
-    names = _read_labels(labels) if labels is not None else meaning.labels
+    names = _read_labels(labels) if labels is not None else (info.labels if info else None)
     failed = 0
     with open_engine(plan) as engine:
-        chosen = meaning.recipe if recipe is None else read_recipe(recipe, engine.input)
-        assert chosen is not None, "refused above"
+        if recipe is not None:
+            chosen = read_recipe(recipe, engine.input)
+        else:
+            assert info is not None, "refused above"
+            chosen = info.recipe
         if labels == "index":
             names = tuple(str(index) for index in range(engine.output.shape[-1]))
         elif names and engine.output.shape[-1] == 1:  # of two classes, the one whose probability it is
             names = names[-1:]
-        check_meaning(chosen, names, engine.input, engine.output)
+        check_model_info(chosen, names, engine.input, engine.output)
         for start in range(0, len(images), _BATCH):
             ready = list(_prepare(chosen, images[start : start + _BATCH]))
             failed += min(_BATCH, len(images) - start) - len(ready)
             if not ready:
                 continue
             answers = engine.run(np.stack([pixels for _, pixels in ready]))
-            for (path, _), scores in zip(ready, answers, strict=True):
-                _print_result(path, rank(scores, names, top), as_json=as_json)
+            rows = make_rows({engine.output.name: answers}, names, top)
+            for (path, _), classes in zip(ready, rows, strict=True):
+                _print_result(path, classes, as_json=as_json)
     if failed:
         raise typer.Exit(1)
 
@@ -100,11 +103,11 @@ def _read_labels(text: str) -> tuple[str, ...] | None:
     return read_file(Path(text))
 
 
-def _print_result(path: Path, classes: list[Score], *, as_json: bool) -> None:
+def _print_result(path: Path, classes: list[dict[str, Any]], *, as_json: bool) -> None:
     """Print one image's classes, best first, as clients/classify.py does."""
     if as_json:
-        print(json.dumps({"file": str(path), "classes": [asdict(one) for one in classes]}), flush=True)
+        print(json.dumps({"file": str(path), "classes": classes}), flush=True)
         return
     print(path)
     for one in classes:
-        print(f"  {one.score:.4f}  {one.label or f'class {one.index}'}", flush=True)
+        print(f"  {one['score']:.4f}  {one['label'] or 'class ' + str(one['index'])}", flush=True)

@@ -13,7 +13,6 @@ from generator.cli.options import (
     ArchitectureOption,
     CalibrationOption,
     ClassesOption,
-    ExperimentalOption,
     ImageSizeOption,
     ImagesOption,
     LabelsOption,
@@ -49,7 +48,6 @@ def export(
     max_batch: MaxBatchOption = None,
     target: TargetOption = None,
     precision: PrecisionOption = None,
-    experimental: ExperimentalOption = None,
     calibration: CalibrationOption = None,
     images: ImagesOption = None,
 ) -> None:
@@ -70,7 +68,6 @@ def export(
         max_batch=max_batch,
         target=target,
         precision=precision,
-        experimental=experimental,
         calibration=calibration,
     )
     if output is not None and len(specs) > 1:

@@ -17,7 +17,6 @@ __all__ = [
     "ArchitectureOption",
     "CalibrationOption",
     "ClassesOption",
-    "ExperimentalOption",
     "ImageSizeOption",
     "ImagesOption",
     "LabelsOption",
@@ -138,13 +137,9 @@ PrecisionOption = Annotated[
     typer.Option(
         "--precision",
         metavar="NAME",
-        help="`fp32`, `fp16`, `int8`, `bf16`. [default: fp16 with TensorRT, else fp32]",
+        help="`fp32`, `fp16`, `int8`, or `bf16` for a graph that is BF16. [default: fp16 with TensorRT, else fp32]",
         rich_help_panel=TARGET,
     ),
-]
-ExperimentalOption = Annotated[
-    bool | None,
-    typer.Option("--experimental", help="Allow bf16, which was built but never run.", rich_help_panel=TARGET),
 ]
 CalibrationOption = Annotated[
     Path | None,

@@ -12,7 +12,6 @@ from generator.cli.options import (
     ArchitectureOption,
     CalibrationOption,
     ClassesOption,
-    ExperimentalOption,
     ImageSizeOption,
     LabelsOption,
     MaxBatchOption,
@@ -39,7 +38,6 @@ def show(
     max_batch: MaxBatchOption = None,
     target: TargetOption = None,
     precision: PrecisionOption = None,
-    experimental: ExperimentalOption = None,
     calibration: CalibrationOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
 ) -> None:
@@ -65,7 +63,6 @@ def show(
         max_batch=max_batch,
         target=target,
         precision=precision,
-        experimental=experimental,
         calibration=calibration,
     )
     models: list[dict[str, Any]] = []

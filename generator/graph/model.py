@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["OnnxModel", "broken_weights", "external_data_files", "open_onnx", "read_onnx", "run_graph"]
+__all__ = [
+    "OnnxModel",
+    "broken_weights",
+    "detect_precision",
+    "external_data_files",
+    "open_onnx",
+    "read_onnx",
+    "run_graph",
+]
 
 # onnxruntime's words for an operator that it does not have.
 _UNKNOWN_OPERATOR = re.compile(r"(\S*):(\w+)\(-?\d+\) is not a registered function/op")
@@ -74,7 +82,7 @@ def image_axes(model: OnnxModel) -> tuple[str, tuple[int, int]]:
     """Return the layout, "NCHW" or "NHWC", and (height, width) of the image input; -1 where they are not fixed.
 
     Raises:
-        SourceError: The input is no batch of RGB images.
+        SourceError: The input is not a batch of RGB images.
     """
     shape = model.input.shape
     if len(shape) == 4 and shape[1] == 3:
@@ -147,6 +155,21 @@ def external_data_files(model: onnx.ModelProto) -> list[str]:
         if tensor.data_location == tensor.EXTERNAL:
             found.update(entry.value for entry in tensor.external_data if entry.key == "location")
     return sorted(found)
+
+
+def detect_precision(path: Path) -> str:
+    """Return what a graph holds: int8 where it quantises, else bf16 or fp16 where its weights do, else fp32."""
+    from onnx import TensorProto
+
+    graph = load_proto(path, weights=False).graph
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
+        return "int8"
+    types = {tensor.data_type for tensor in graph.initializer}
+    for node in graph.node:
+        types.update(attribute.t.data_type for attribute in node.attribute if node.op_type == "Constant")
+    if TensorProto.BFLOAT16 in types:
+        return "bf16"
+    return "fp16" if TensorProto.FLOAT16 in types else "fp32"
 
 
 def broken_weights(model: onnx.ModelProto) -> list[str]:

@@ -78,9 +78,8 @@ def _with_pixels(module: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
         def __init__(self) -> None:
             super().__init__()
             self.network = module
-            mean, std = torch.tensor(recipe.mean), torch.tensor(recipe.std)
-            self.register_buffer("scale", (1 / (255 * std)).reshape(1, 3, 1, 1))
-            self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1))
+            for name, values in zip(("scale", "shift"), recipe.as_scale_and_shift(), strict=True):
+                self.register_buffer(name, torch.from_numpy(values).reshape(1, 3, 1, 1))
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             scores: torch.Tensor = self.network(pixels.float().permute(0, 3, 1, 2) * self.scale + self.shift)

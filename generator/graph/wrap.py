@@ -31,7 +31,6 @@ def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
     Raises:
         ExportError: Its opset is too new for the target.
     """
-    import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
     source = read_onnx(path)
@@ -47,9 +46,8 @@ def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
     image = graph_inputs(proto)[0].name
     layout, _ = image_axes(source)
     shape = (1, 3, 1, 1) if layout == "NCHW" else (1, 1, 1, 3)
-    std, mean = np.asarray(recipe.std, np.float32), np.asarray(recipe.mean, np.float32)
-    graph.initializer.append(numpy_helper.from_array((1 / (255 * std)).reshape(shape), "trtgen_scale"))
-    graph.initializer.append(numpy_helper.from_array((-mean / std).reshape(shape), "trtgen_shift"))
+    for name, values in zip(("trtgen_scale", "trtgen_shift"), recipe.as_scale_and_shift(), strict=True):
+        graph.initializer.append(numpy_helper.from_array(values.reshape(shape), name))
     nodes = [helper.make_node("Cast", [INPUT_NAME], ["trtgen_cast"], name="trtgen_cast", to=TensorProto.FLOAT)]
     if layout == "NCHW":
         nodes.append(

@@ -221,7 +221,7 @@ class Adapter:
         """Add the profiles, which `check_profiles` has accepted, in their order.
 
         Raises:
-            PlanError: TensorRT takes one of them not.
+            PlanError: TensorRT refuses one of them.
         """
         for number, shapes in enumerate(profiles):
             profile = builder.create_optimization_profile()
@@ -272,7 +272,8 @@ class Adapter:
                 self._kept.append(cache)
                 return "warm"
             _LOG.warning(
-                "%s does not take the timing cache: it is of another device or version; starting anew", self.name
+                "%s does not take the timing cache: it is of another device or version; starting with an empty one",
+                self.name,
             )
         cache = config.create_timing_cache(b"")
         self._kept.append(cache)

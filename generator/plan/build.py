@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import PlanError
 from generator.files import hash_bytes
+from generator.graph.model import detect_precision
 from generator.plan.adapter import Fault, open_adapter
 from generator.plan.profiles import check_profiles
 from generator.plan.progress import Progress, run_watched, silent
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from generator.spec.plan import PlanOptions
     from generator.tensor import Profile, Tensor
 
-__all__ = ["BuildRequest", "Compiled", "Plan", "build_plan", "compile_graph", "detect_precision"]
+__all__ = ["BuildRequest", "Compiled", "Plan", "build_plan", "compile_graph"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def build_plan(
         MissingDependencyError: No tensorrt.
     """
     from generator.gpu.device import find_gpu
-    from generator.plan.plan_files import write_plan
+    from generator.plan.passport import write_plan
     from generator.plan.timing_cache import CacheKey, TimingCache
 
     _check_place(request.onnx, path)
@@ -237,23 +238,6 @@ def refusal(adapter: Adapter, onnx: OnnxModel, faults: Sequence[Fault]) -> PlanE
     lines = "\n".join(f"  {fault}" for fault in faults)
     msg = f"{adapter.name} does not make a plan of {onnx.path} (opset {onnx.opset}):\n{lines}"
     return PlanError(msg, hint="; or: ".join(dict.fromkeys(fault.hint for fault in faults)))
-
-
-def detect_precision(path: Path) -> str:
-    """Return what a graph holds: int8 where it quantises, else bf16 or fp16 where its weights do, else fp32."""
-    from onnx import TensorProto
-
-    from generator.graph.model import load_proto
-
-    graph = load_proto(path, weights=False).graph
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
-        return "int8"
-    types = {tensor.data_type for tensor in graph.initializer}
-    for node in graph.node:
-        types.update(attribute.t.data_type for attribute in node.attribute if node.op_type == "Constant")
-    if TensorProto.BFLOAT16 in types:
-        return "bf16"
-    return "fp16" if TensorProto.FLOAT16 in types else "fp32"
 
 
 def _check_place(onnx: OnnxModel, path: Path) -> None:

@@ -11,25 +11,21 @@ import os
 import shlex
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from generator.errors import PlanError
 from generator.files import ONNX, PLAN_MAGIC, RTX_MAGIC, find_wrapped_plan, name_kind
 from generator.plan.library import TensorRTVersion
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["Kind", "PlanHeader", "read_header"]
-
-Kind = Literal["tensorrt", "tensorrt-rtx", "ultralytics"]
+__all__ = ["PlanHeader", "read_header"]
 
 _HEADER_BYTES = 28
 _READ_BYTES = 4096
-_DEFAULT: tuple[Kind, ...] = ("tensorrt",)
-_MAJORS = {"tensorrt": range(8, 31), "tensorrt-rtx": range(1, 31)}
-_LARGEST = 2**42  # a size beyond this is no size
+_MAJORS = range(8, 31)
+_LARGEST = 2**42  # a larger number is not a file's size
 _REBUILD = "build it again from its ONNX file: trtgen build-plan model.onnx"
 
 
@@ -37,49 +33,33 @@ _REBUILD = "build it again from its ONNX file: trtgen build-plan model.onnx"
 class PlanHeader:
     """What made the plan; `version` is None where the header is laid out in a way that is not known."""
 
-    kind: Kind
     version: TensorRTVersion | None
     size_bytes: int
 
 
-def read_header(path: Path, *, accept: Sequence[Kind] = _DEFAULT) -> PlanHeader:
+def read_header(path: Path) -> PlanHeader:
     """Return what the header says.
 
-    Args:
-        path: The plan.
-        accept: Which kinds are no error. For `ultralytics` the version is that of the plan inside.
-
     Raises:
-        PlanError: Unreadable, no plan, cut off, or of a kind that is not accepted, with the way out of it.
+        PlanError: Unreadable, no plan of TensorRT, or cut off, with the way out of it.
     """
     start, size = _read_start(path)
-    if start[:4] not in (PLAN_MAGIC, RTX_MAGIC):
+    if start[:4] == RTX_MAGIC:
+        msg = f"{path} was built by TensorRT-RTX; TensorRT does not load it, nor the other way round"
+        raise PlanError(msg, hint="build it with TensorRT: trtgen build-plan model.onnx")
+    if start[:4] != PLAN_MAGIC:
         offset = find_wrapped_plan(path, start)
-        if offset is None:
-            raise _not_a_plan(path, start)
-        if "ultralytics" not in accept:
-            raise _wrapped(path, offset)
-        inner = _read_at(path, offset)
-        return PlanHeader(kind="ultralytics", version=_version(inner, "tensorrt"), size_bytes=size)
-    kind: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt" if start[:4] == PLAN_MAGIC else "tensorrt-rtx"
-    if kind not in accept:
-        raise _wrong_kind(path, kind)
+        raise _not_a_plan(path, start) if offset is None else _wrapped(path, offset)
     if size < _HEADER_BYTES:
         msg = f"{path} is cut off: {size} bytes, its header alone has {_HEADER_BYTES}"
         raise PlanError(msg, hint=f"copy it again, or {_REBUILD}")
-    version = _version(start, kind)
+    if start[4:8] != bytes(4) or start[24] not in _MAJORS:
+        return PlanHeader(version=None, size_bytes=size)
     stated: int = struct.unpack_from("<Q", start, 16)[0]
-    if version is not None and size < stated < _LARGEST:
+    if size < stated < _LARGEST:
         msg = f"{path} is cut off: it has {size} bytes, and its header says {stated}"
         raise PlanError(msg, hint=f"copy it again, or {_REBUILD}")
-    return PlanHeader(kind=kind, version=version, size_bytes=size)
-
-
-def _version(start: bytes, kind: str) -> TensorRTVersion | None:
-    """Return the version, or None unless the rest of the header looks as expected."""
-    if len(start) < _HEADER_BYTES or start[4:8] != bytes(4) or start[24] not in _MAJORS[kind]:
-        return None
-    return TensorRTVersion(*start[24:28])
+    return PlanHeader(version=TensorRTVersion(*start[24:28]), size_bytes=size)
 
 
 def _read_start(path: Path) -> tuple[bytes, int]:
@@ -91,16 +71,6 @@ def _read_start(path: Path) -> tuple[bytes, int]:
         raise PlanError(msg, hint=f"give the file in it: {_guess(path)}") from error
     except (OSError, ValueError) as error:
         msg = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise PlanError(msg, hint="give the path of a plan, such as model.plan") from error
-
-
-def _read_at(path: Path, offset: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(_HEADER_BYTES)
-    except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror or error}"
         raise PlanError(msg, hint="give the path of a plan, such as model.plan") from error
 
 
@@ -116,18 +86,6 @@ def _wrapped(path: Path, offset: int) -> PlanError:
     return PlanError(
         f"{path} is an .engine file of Ultralytics: a plan behind {offset} bytes of metadata, which TensorRT refuses",
         hint=f"take the plan out of it: tail -c +{offset + 1} {shlex.quote(str(path))} > {bare}",
-    )
-
-
-def _wrong_kind(path: Path, kind: str) -> PlanError:
-    if kind == "tensorrt-rtx":
-        return PlanError(
-            f"{path} was built by TensorRT-RTX; TensorRT does not load it, nor the other way round",
-            hint="build it with TensorRT: trtgen build-plan model.onnx",
-        )
-    return PlanError(
-        f"{path} was built by TensorRT, one of TensorRT-RTX was expected",
-        hint="build it with TensorRT-RTX: trtgen check model.onnx",
     )
 
 

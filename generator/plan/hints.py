@@ -54,7 +54,7 @@ _KNOWN = (
     ),
     (
         r"MIN<=OPT<=MAX|static dimensions that don't match|in profile",
-        "mend the profiles: plan.profiles in models.yaml, --profile on the command line",
+        "fix the profiles: plan.profiles in models.yaml, --profile on the command line",
     ),
     (
         r"no runners that implement|[Cc]ould not find any implementation|no implementation",

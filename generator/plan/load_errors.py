@@ -76,7 +76,7 @@ _RULES = (
     ),
     _Rule(
         pattern=r"magicTag|Magic tag|MAGIC_TAG",
-        words="it is no plan of TensorRT, or it is damaged",
+        words="it is not a TensorRT plan, or it is damaged",
         hint=_COPY,
     ),
     _Rule(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, NonNegativeInt, PlainSerializer
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from generator.errors import PlanError
+from generator.files import hash_file, write_temporary
 from generator.plan.timing_cache import CacheState  # noqa: TC001 - pydantic reads the annotations
+from generator.signals import hold_signals
 from generator.spec.records import JsonRecord
 from generator.tensor import ShapeRange, Tensor, from_triton
 
-__all__ = ["Passport", "passport_path", "read_passport", "write_passport"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Passport", "passport_path", "read_passport", "write_plan"]
 
 _REBUILD = "build the plan again: trtgen build-plan model.onnx"
 
@@ -102,30 +105,35 @@ def passport_path(plan: Path) -> Path:
     return plan.with_name(f"{plan.name}.json")
 
 
-def write_passport(passport: Passport, plan: Path) -> Path:
-    """Write the passport beside its plan, whole or not at all.
+def write_plan(data: bytes, passport: Passport, path: Path) -> None:
+    """Write plan and passport under temporary names in the same folder, then give both their names.
+
+    A failure leaves neither of the new files, and those of an earlier build as they were.
 
     Raises:
-        PlanError: The folder cannot be written to.
+        PlanError: The folder cannot be written to, or is full.
     """
-    path = passport_path(plan)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with ExitStack() as temporary:
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(passport.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)  # mkstemp's 600 would keep the container's user out
-            Path(name).replace(path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                Path(name).unlink()
-            raise
-    except OSError as error:
-        msg = f"the passport {path} cannot be written: {error.strerror or error}"
-        raise PlanError(msg, hint=f"make room and check the permissions of {path.parent}") from error
-    return path
+            plan = write_temporary(path, data)
+            temporary.callback(plan.unlink, missing_ok=True)
+            beside = write_temporary(passport_path(path), passport.to_json().encode())
+            temporary.callback(beside.unlink, missing_ok=True)
+            with hold_signals():  # between the two names an interrupt would leave one without the other
+                beside.replace(passport_path(path))
+                plan.replace(path)
+                _sync_folder(path.parent)
+        except OSError as error:
+            msg = f"{path} cannot be written: {error.strerror or error}"
+            raise PlanError(msg, hint="free disk space, or give --output another folder") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def read_passport(plan: Path, *, check_hash: bool = False) -> Passport:
@@ -153,8 +161,6 @@ def read_passport(plan: Path, *, check_hash: bool = False) -> Passport:
 
 
 def _compare(passport: Passport, plan: Path) -> None:
-    from generator.files import hash_file
-
     try:
         size, digest = plan.stat().st_size, hash_file(plan)
     except OSError as error:

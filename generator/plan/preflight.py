@@ -11,7 +11,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from generator.plan.build import BuildRequest, compile_graph, detect_precision, refusal
+from generator.graph.model import detect_precision
+from generator.plan.build import BuildRequest, compile_graph, refusal
 from generator.plan.profiles import check_profiles
 from generator.plan.progress import silent
 from generator.spec.plan import PlanOptions
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from generator.errors import PlanError
     from generator.graph.model import OnnxModel
-    from generator.plan.adapter import Adapter, Fault
+    from generator.plan.adapter import Fault
     from generator.tensor import Profile
 
 __all__ = ["PreflightReport", "check_graph"]
@@ -45,7 +46,6 @@ class PreflightReport:
     plan_bytes: int
     warnings: tuple[str, ...]
     faults: tuple[Fault, ...]
-    ignored_options: tuple[str, ...]
     error: PlanError | None
 
     @property
@@ -95,7 +95,6 @@ def check_graph(
     profiles: Sequence[Profile],
     *,
     build: bool = True,
-    options: PlanOptions | None = None,
     max_batch_size: int | None = None,
     on_progress: Callable[[str, float], None] = silent,
 ) -> PreflightReport:
@@ -109,13 +108,12 @@ def check_graph(
     from generator.plan.adapter import open_adapter
 
     adapter = open_adapter("tensorrt_rtx")
-    kept, ignored = _usable_options(options or PlanOptions())
     request = BuildRequest(
         onnx=onnx,
         precision=detect_precision(onnx.path),
         profiles=tuple(profiles),
         max_batch_size=max_batch_size,
-        options=kept,
+        options=PlanOptions(),
         command="",
     )
     check_profiles(onnx, profiles, max_batch_size=max_batch_size)
@@ -137,20 +135,8 @@ def check_graph(
         plan_bytes=len(compiled.data),
         warnings=compiled.warnings,
         faults=compiled.faults,
-        ignored_options=ignored,
-        error=_refusal(adapter, onnx, compiled.faults),
+        error=refusal(adapter, onnx, compiled.faults) if compiled.faults else None,
     )
-
-
-def _refusal(adapter: Adapter, onnx: OnnxModel, faults: Sequence[Fault]) -> PlanError | None:
-    return refusal(adapter, onnx, faults) if faults else None
-
-
-def _usable_options(options: PlanOptions) -> tuple[PlanOptions, tuple[str, ...]]:
-    """Return the options without those that RTX does not have, and the names of these."""
-    unusable = {"hardware_compatibility": "none", "version_compatible": False}
-    ignored = tuple(name for name, default in unusable.items() if getattr(options, name) != default)
-    return options.model_copy(update={name: unusable[name] for name in ignored}), ignored
 
 
 def _describe(profile: Profile) -> str:

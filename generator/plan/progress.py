@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 
 def silent(_phase: str, _fraction: float) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 @dataclass(slots=True)
@@ -133,7 +133,7 @@ def _fulfil(future: Future[_T], work: Callable[[], _T]) -> None:
 
 
 def _wait_or_leave(thread: threading.Thread, progress: Progress) -> None:
-    _LOG.warning("stopping as soon as TensorRT lets go (Ctrl-C again ends at once)")
+    _LOG.warning("stopping as soon as TensorRT stops (Ctrl-C again ends at once)")
     thread.join(None if progress.monitored else _PATIENCE_S)
     if thread.is_alive():
         _LOG.warning("TensorRT cannot be asked to stop now: it is left behind, and nothing is written")

@@ -12,13 +12,12 @@ import json
 import logging
 import os
 import re
-import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from generator.files import hash_bytes
+from generator.files import hash_bytes, write_temporary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,17 +86,19 @@ class TimingCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            _LOG.warning("the timing cache %s cannot be read (%s); starting anew", self.path, error.strerror)
+            _LOG.warning(
+                "the timing cache %s cannot be read (%s); starting with an empty one", self.path, error.strerror
+            )
             return None
         try:
             facts = json.loads(head) if separator else {}
         except (ValueError, RecursionError):
             facts = {}
         if not isinstance(facts, dict) or facts.get("sha256") != hash_bytes(data):
-            _LOG.warning("the timing cache %s is damaged; starting anew", self.path)
+            _LOG.warning("the timing cache %s is damaged; starting with an empty one", self.path)
             return None
         if (found := facts.get("key")) != asdict(self.key):
-            _LOG.warning("the timing cache %s is of %s; starting anew", self.path, found)
+            _LOG.warning("the timing cache %s is of %s; starting with an empty one", self.path, found)
             return None
         return data
 
@@ -120,16 +121,7 @@ class TimingCache:
 
     def _write(self, data: bytes) -> None:
         head = json.dumps({"key": asdict(self.key), "sha256": hash_bytes(data)}).encode()
-        number, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.stem}.", suffix=".tmp")
-        temporary = Path(name)
-        try:
-            with os.fdopen(number, "wb") as stream:
-                stream.write(head + b"\n" + data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_temporary(self.path, head + b"\n" + data).replace(self.path)
 
 
 @contextmanager

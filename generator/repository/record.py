@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PositiveInt, TypeAdapter
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from generator.errors import RepositoryError
 from generator.repository.layout import RECORD_FILE
+from generator.spec.recipe import Recipe  # noqa: TC001 - pydantic reads the annotations
+from generator.spec.records import JsonRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 __all__ = ["Record", "find_records", "read_record"]
 
-# Raised when the meaning of a field changes; a record of another format is built again.
-FORMAT = 1
+
+# What readers of a record rely on. The rest of these objects is not looked at, and older ones have less of it.
+class _Spec(TypedDict):
+    source: str
+    activation: str
+    precision: str
+    versions: Literal["all"] | PositiveInt | list[PositiveInt]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class _Inputs(TypedDict):
+    artifact: str
+    configuration: str
+
+
+class _Contract(TypedDict):
+    backend: str
+
+
+class _Proof(TypedDict):
+    stage: str
+    status: Literal["proved", "not proved", "assumed"]
+
+
+def _having(keys: type) -> AfterValidator:
+    """Return the check that an object has these keys; it stays as it is, with all its keys in their order."""
+    adapter: TypeAdapter[Any] = TypeAdapter(keys)
+
+    def check(value: Mapping[str, Any]) -> Mapping[str, Any]:
+        adapter.validate_python(value)
+        return value
+
+    return AfterValidator(check)
+
+
+class Record(JsonRecord):
     """The content of trtgen.json.
 
     `inputs` holds two fingerprints: `artifact` of everything the graph and the plan follow from, `configuration` of
@@ -32,24 +64,20 @@ class Record:
     made_by: str
     command: str
     name: str
-    version: int
+    version: PositiveInt
     description: str
-    spec: Mapping[str, Any]
-    inputs: Mapping[str, str]
+    spec: Annotated[Mapping[str, Any], _having(_Spec)]
+    inputs: Annotated[Mapping[str, str], _having(_Inputs)]
     packages: Mapping[str, str]
-    recipe: Mapping[str, Any]
-    contract: Mapping[str, Any]
+    recipe: Recipe
+    contract: Annotated[Mapping[str, Any], _having(_Contract)]
     graph: Mapping[str, Any]
-    proof: list[Mapping[str, Any]]
+    proof: list[Annotated[Mapping[str, Any], _having(_Proof)]]
     files: Mapping[str, str]
     plan: Mapping[str, Any] | None = None
-    head: Mapping[str, str] | None = None
-    assumed: Mapping[str, str] = field(default_factory=dict)
-    format: int = field(default=FORMAT)
-
-    def to_json(self) -> str:
-        """Return the file's text; the same record always gives the same bytes."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+    head: Mapping[str, Any] | None = None
+    assumed: Mapping[str, str] = Field(default_factory=dict)
+    format: Literal[1] = 1
 
 
 def read_record(root: Path, name: str) -> Record | None:
@@ -66,21 +94,13 @@ def read_record(root: Path, name: str) -> Record | None:
         msg = f"{directory} exists, but has no {RECORD_FILE}: trtgen did not make it and does not touch it"
         raise RepositoryError(msg, hint="give the model another name, or move that directory away")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data.get("format") != FORMAT:
-            msg = f"{path} has format {data.get('format')}, this version of trtgen reads {FORMAT}"
-            raise RepositoryError(msg, hint=_start_anew(directory))
-        record = Record(**data)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        return Record.read(path)
+    except ValueError as error:
         msg = f"{path} cannot be read: {error}"
-        raise RepositoryError(msg, hint=_start_anew(directory)) from error
-    if not isinstance(record.assumed, dict) or not all(isinstance(one, str) for one in record.assumed.values()):
-        msg = f"{path} cannot be read: assumed is not an object of texts"
-        raise RepositoryError(msg, hint=_start_anew(directory))
-    return record
+        raise RepositoryError(msg, hint=_how_to_rebuild(directory)) from error
 
 
-def _start_anew(directory: Path) -> str:
+def _how_to_rebuild(directory: Path) -> str:
     return f"move {directory} and its members (directories that begin with its name) away and build it again"
 
 

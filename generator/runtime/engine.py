@@ -14,7 +14,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import DeviceError, PlanError
-from generator.plan.fits import Host, check_fits
+from generator.plan.compatibility import Host, find_misfits
 from generator.plan.header import read_header
 from generator.plan.load_errors import explain_failure
 from generator.plan.passport import Passport, passport_path, read_passport
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from generator.runtime.session import Session
     from generator.tensor import Tensor
 
-__all__ = ["Engine", "choose_profile", "open_engine", "split_rows"]
+__all__ = ["Engine", "open_engine"]
 
 _LOG = logging.getLogger(__name__)
 _KEPT_SESSIONS = 2  # of `run`: the full batch and the last remainder
@@ -226,7 +226,7 @@ class Engine:
         return context
 
     def bare_context(self, profile: int) -> Any:
-        """Return the profile's execution context with the shapes and addresses of nobody.
+        """Return the profile's execution context without shapes and addresses of a session.
 
         Raises:
             DeviceError: The GPU's memory is exhausted.
@@ -292,7 +292,7 @@ class Engine:
 
 
 def _refuse_misfits(path: Path, passport: Passport, host: Host) -> None:
-    for misfit in check_fits(passport, host):
+    for misfit in find_misfits(passport, host):
         if misfit.severity == "refuse":
             raise PlanError(f"{path} does not run here: {misfit}", hint=misfit.hint)
         _LOG.warning("%s: %s; %s", path, misfit, misfit.hint)

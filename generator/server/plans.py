@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from generator.errors import DeviceError, MissingDependencyError, PlanError
+from generator.errors import ConfigError, DeviceError, MissingDependencyError, PlanError
 from generator.plan.library import TensorRTVersion
 from generator.repository.layout import numeric_versions
 from generator.server.launch import name_rebuild
+from generator.triton.check import parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from generator.plan.fits import Host
+    from generator.plan.compatibility import Host
     from generator.plan.header import PlanHeader
 
 __all__ = [
@@ -33,35 +33,46 @@ __all__ = [
 
 _LOG = logging.getLogger(__name__)
 PLAN_FILE = "model.plan"
-_POLICY = re.compile(
-    r"version_policy\s*:?\s*\{\s*(?:all\b|latest\s*:?\s*\{\s*num_versions\s*:\s*(?P<newest>[1-9]\d*)"
-    r"|specific\s*:?\s*\{(?P<specific>[^}]*)\})"
-)
-# a comment, or a string, in which `#` is no comment
-_COMMENT = re.compile(r"#[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'")
 
 
 def find_plans(root: Path, models: Sequence[str] = ()) -> list[Path]:
     """Return the plans below `root` that Triton would load; with `models`, those of them and of their members."""
-    plans = []
-    for directory in sorted(entry for entry in root.iterdir() if (entry / "config.pbtxt").is_file()):
-        if models and not any(directory.name in (name, f"{name}_classifier") for name in models):
-            continue
-        plans += [plan for number in _served(directory) if (plan := directory / str(number) / PLAN_FILE).is_file()]
-    return plans
+    configs = _read_configs(root)
+    loaded = set(models).union(*(_members(configs[name]) for name in models if name in configs))
+    return [
+        plan
+        for name, config in configs.items()
+        if not models or name in loaded
+        for number in _served(numeric_versions(root / name), config.version_policy)
+        if (plan := root / name / str(number) / PLAN_FILE).is_file()
+    ]
 
 
-def _served(directory: Path) -> list[int]:
-    """Return the versions that the configuration's policy serves; the newest where it has none."""
-    versions = numeric_versions(directory)
-    text = (directory / "config.pbtxt").read_text(encoding="utf-8", errors="replace")
-    match = _POLICY.search(_COMMENT.sub(lambda found: " " if found[0].startswith("#") else '""', text))
-    if match is None:
-        return versions[-1:]
-    if match["specific"] is not None:
-        listed = {int(number) for number in re.findall(r"\d+", match["specific"])}
-        return [number for number in versions if number in listed]
-    return versions if match["newest"] is None else versions[-int(match["newest"]) :]
+def _read_configs(root: Path) -> dict[str, Any]:
+    """Return the configuration of each model below `root`, an empty one where Triton itself would refuse it."""
+    from tritonclient.grpc import model_config_pb2
+
+    configs = {}
+    for path in sorted(root.glob("*/config.pbtxt")):
+        try:
+            configs[path.parent.name] = parse_config(path.parent.name, path.read_text(encoding="utf-8"))
+        except (ConfigError, UnicodeDecodeError):
+            configs[path.parent.name] = model_config_pb2.ModelConfig()
+    return configs
+
+
+def _members(ensemble: Any) -> set[str]:
+    return {step.model_name for step in ensemble.ensemble_scheduling.step}
+
+
+def _served(versions: list[int], policy: Any) -> list[int]:
+    """Return the versions that a policy serves; the newest where there is none."""
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "all":
+        return versions
+    if choice == "specific":
+        return [number for number in versions if number in policy.specific.versions]
+    return versions[-max(policy.latest.num_versions, 1) :]
 
 
 def has_version_compatible(root: Path) -> bool:
@@ -81,14 +92,16 @@ def check_local_plans(plans: Sequence[Path]) -> None:
         PlanError: See `check_plans`.
     """
     from generator.gpu.device import why_no_gpu
-    from generator.plan.fits import local_host
+    from generator.plan.compatibility import local_host
     from generator.plan.library import installed_version
 
     if not plans:
         return
     if reason := why_no_gpu():
         msg = f"{plans[0]} needs a GPU, but here {reason}"
-        rebuild = name_rebuild(plans[0].parents[2], plans[0].parents[1].name.removesuffix("_classifier"))
+        root, model = plans[0].parents[2], plans[0].parents[1].name
+        ensembles = (name for name, config in _read_configs(root).items() if model in _members(config))
+        rebuild = name_rebuild(root, next(ensembles, model))
         # the backend is part of what clients rely on: the same name takes --replace
         raise DeviceError(
             msg,
@@ -106,18 +119,18 @@ def check_container_plans(plans: Sequence[Path], image: str, *, gpus: bool) -> N
         DeviceError: The container is to run without GPUs.
         PlanError: See `check_plans`.
     """
-    from generator.plan.containers import container_tensorrt
-    from generator.plan.fits import Host, local_host
+    from generator.plan.compatibility import Host, local_host
+    from generator.plan.containers import read_image_version
 
     if not plans:
         return
     if not gpus:
         msg = f"{plans[0]} needs a GPU, and --cpu keeps them out of the container"
         raise DeviceError(msg, hint="leave --cpu out, or build the model with --target onnxruntime --replace")
-    found = container_tensorrt(image)
-    _LOG.info("%s: TensorRT %s (%s)", found.image, found.version or "unknown", found.source)
-    source = found.image if found.version else f"{found.image} ({found.source})"
-    check_plans(plans, Host(tensorrt=found.version, gpu=local_host().gpu, source=source))
+    version, reason = read_image_version(image)
+    source = f"{image} ({reason})" if reason else image
+    _LOG.info("%s: TensorRT %s", source, version or "unknown")
+    check_plans(plans, Host(tensorrt=version, gpu=local_host().gpu, source=source))
 
 
 def check_plans(plans: Iterable[Path], host: Host) -> None:
@@ -126,7 +139,7 @@ def check_plans(plans: Iterable[Path], host: Host) -> None:
     Raises:
         PlanError: A plan is cut off, not that of its passport, or built for another TensorRT or GPU; all are named.
     """
-    from generator.plan.fits import check_fits
+    from generator.plan.compatibility import find_misfits
     from generator.plan.header import read_header
     from generator.plan.passport import passport_path, read_passport
 
@@ -141,7 +154,7 @@ def check_plans(plans: Iterable[Path], host: Host) -> None:
             passport = read_passport(plan)
             if passport.plan_bytes != header.size_bytes:  # only then is the whole plan worth reading
                 passport = read_passport(plan, check_hash=True)
-            misfits = check_fits(passport, host)
+            misfits = find_misfits(passport, host)
         except PlanError as error:
             problems.append(error.message)
             hints += [error.hint] if error.hint else []

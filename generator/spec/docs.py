@@ -82,7 +82,6 @@ RULES = (
      "{name: a, source: export, onnx: model.onnx, classes: 3}"),
     ("The one precision of `onnxruntime` is `fp32`.", "{name: a, target: onnxruntime, precision: fp16}"),
     ("`bf16` needs TensorRT 10 or later.", "{name: a, target: tensorrt-8.6, precision: bf16}"),
-    ("`bf16` is experimental: it needs `experimental: true`.", "{name: a, target: tensorrt-10, precision: bf16}"),
     ("`calibration` goes with `precision: int8`, `keep` with `fp16` and `int8`.", "{name: a, calibration: images}"),
     ("`plan.profiles` together cover every batch from 1 to `batch.max`.",
      "{name: a, plan: {profiles: [{min: 2, opt: 8, max: 32}]}}"),

@@ -6,25 +6,37 @@ source: `trtgen build-repo --onnx FOLDER/model.onnx`.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
 
 from generator.errors import SourceError
+from generator.spec.recipe import Recipe  # noqa: TC001 - pydantic reads the annotations
+from generator.spec.records import JsonRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["EXPORT_FILE", "REFERENCE_FILE", "ExportRecord", "is_export", "read_export", "write_export"]
 
 EXPORT_FILE = "export.json"
 REFERENCE_FILE = "reference.npz"
-FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRecord:
+def _has_batch_and_plan(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    if missing := {"batch", "plan"} - set(spec):
+        raise ValueError(f"{', '.join(sorted(missing))} is missing")
+    return spec
+
+
+def _is_file_name(name: str) -> str:
+    if name in ("", "..") or "/" in name:  # files are copied by their names, so none may lead out of the folder
+        raise ValueError(f"{name!r} is not the name of a file")
+    return name
+
+
+class ExportRecord(JsonRecord):
     """The content of export.json.
 
     `keep` names the nodes that stay in FP32, `files` maps the names of the folder's other files to their SHA-256.
@@ -37,16 +49,16 @@ class ExportRecord:
     target: str
     precision: str
     activation: str
-    recipe: Mapping[str, Any]
+    recipe: Recipe
     labels: list[str]
     notes: list[str]
     keep: list[str]
-    spec: Mapping[str, Any]
+    spec: Annotated[Mapping[str, Any], AfterValidator(_has_batch_and_plan)]
     packages: Mapping[str, str]
-    files: Mapping[str, str]
-    head: Mapping[str, str] | None = None
-    assumed: Mapping[str, str] = field(default_factory=dict)
-    format: int = field(default=FORMAT)
+    files: Mapping[Annotated[str, AfterValidator(_is_file_name)], str]
+    head: Mapping[str, Any] | None = None
+    assumed: Mapping[str, str] = Field(default_factory=dict)
+    format: Literal[1] = 1
 
 
 def is_export(onnx: Path) -> bool:
@@ -54,11 +66,9 @@ def is_export(onnx: Path) -> bool:
     return onnx.with_name(EXPORT_FILE).is_file()
 
 
-def write_export(record: ExportRecord, folder: Path) -> Path:
+def write_export(record: ExportRecord, folder: Path) -> None:
     """Write export.json."""
-    path = folder / EXPORT_FILE
-    path.write_text(json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    (folder / EXPORT_FILE).write_text(record.to_json(), encoding="utf-8")
 
 
 def read_export(onnx: Path) -> ExportRecord:
@@ -72,17 +82,14 @@ def read_export(onnx: Path) -> ExportRecord:
     path = onnx.with_name(EXPORT_FILE)
     hint = "copy the whole folder that trtgen export wrote, or export again"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data.get("format") != FORMAT:
-            msg = f"{path} has format {data.get('format')}, this version of trtgen reads {FORMAT}"
-            raise SourceError(msg, hint="export again with this version of trtgen")
-        record = ExportRecord(**data)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        record = ExportRecord.read(path)
+    except ValueError as error:
         msg = f"{path} cannot be read: {error}"
         raise SourceError(msg, hint=hint) from error
-    if problems := list(_problems(record, onnx.name)):
-        msg = f"{path} does not hold: {'; '.join(problems)}"
-        raise SourceError(msg, hint=hint)
+    for name in (onnx.name, REFERENCE_FILE):
+        if name not in record.files:
+            msg = f"{path} does not list {name} among its files"
+            raise SourceError(msg, hint=hint)
     for name, digest in record.files.items():
         file = onnx.parent / name
         if not file.is_file() or hash_file(file) != digest:
@@ -90,32 +97,3 @@ def read_export(onnx: Path) -> ExportRecord:
             msg = f"{file} {what}"
             raise SourceError(msg, hint=hint)
     return record
-
-
-def _problems(record: ExportRecord, graph: str) -> Iterator[str]:
-    """Say what keeps a record from being one: it came with the files, and readers rely on each field's form."""
-    from pydantic import ValidationError
-
-    from generator.spec.recipe import Recipe
-
-    for name in ("made_by", "name", "description", "target", "precision", "activation"):
-        if not isinstance(getattr(record, name), str):
-            yield f"{name} is no text"
-    if not isinstance(record.assumed, dict) or not all(isinstance(one, str) for one in record.assumed.values()):
-        yield "assumed is not an object of texts"
-    for name in ("labels", "notes", "keep"):
-        value = getattr(record, name)
-        if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-            yield f"{name} is no list of texts"
-    if not isinstance(record.spec, dict) or not {"batch", "plan"} <= set(record.spec):
-        yield "spec does not have batch and plan"
-    try:
-        Recipe.model_validate(record.recipe)
-    except ValidationError:
-        yield "recipe is no recipe"
-    if not isinstance(record.files, dict):
-        yield "files is no object"
-    else:
-        # they are copied by these names, so none may lead out of the folder
-        yield from (f"{name!r} is no name of a file" for name in record.files if name in ("", "..") or "/" in name)
-        yield from (f"{name} is not among its files" for name in (graph, REFERENCE_FILE) if name not in record.files)

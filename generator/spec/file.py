@@ -64,7 +64,6 @@ def _from_file(path: Path) -> dict[str, object]:
         "activation": record.activation,
         "batch": record.spec["batch"],
         "plan": record.spec["plan"],
-        "experimental": bool(record.spec.get("experimental")),
     }
 
 

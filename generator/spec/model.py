@@ -124,10 +124,10 @@ class ModelSpec(BaseModel):
     precision: Precision = Field(
         default="auto",
         description="Precision of the network; input and output stay UINT8 and FP32. `auto` is fp16 for TensorRT and "
-        "fp32 for onnxruntime.",
+        "fp32 for onnxruntime. `bf16` takes an ONNX file whose weights are BFLOAT16 as it is.",
     )
     experimental: bool = Field(
-        default=False, description="Allow what was built but never run on a GPU by its authors: `precision: bf16`."
+        default=False, description="Without effect: nothing is experimental now. Kept so that older files load."
     )
     keep: tuple[str, ...] = Field(
         default=(),

@@ -50,7 +50,7 @@ class PlanOptions(BaseModel):
     )
     hardware_compatibility: HardwareCompatibility = Field(
         default="none",
-        description="Other GPUs that the plan shall run on, slower: `ampere-plus` (8.0 and later), "
+        description="Other GPUs that the plan is to run on, slower: `ampere-plus` (8.0 and later), "
         "`same-compute-capability` (TensorRT 10 and later).",
     )
     version_compatible: bool = Field(

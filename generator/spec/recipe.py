@@ -126,6 +126,13 @@ class Recipe(BaseModel):
         normal = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(normal.transpose(0, 3, 1, 2))
 
+    def as_scale_and_shift(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return three factors and three summands: pixel * factor + summand is what `normalise` makes of a pixel."""
+        import numpy as np
+
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return 1 / (255 * std), -mean / std
+
 
 # The recipe of the torchvision reference training scripts.
 IMAGENET = Recipe(

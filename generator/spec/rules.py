@@ -59,8 +59,6 @@ def _of_precision(spec: ModelSpec) -> Iterable[str]:
         yield f"precision: {spec.precision} needs a TensorRT target; onnxruntime runs fp32"
     if spec.target == "tensorrt-8.6" and spec.precision == "bf16":
         yield "precision: bf16 needs tensorrt-10 or later"
-    if spec.precision == "bf16" and not spec.experimental:
-        yield "precision: bf16 is experimental: it needs experimental: true (--experimental)"
     if spec.calibration is not None and spec.precision != "int8":
         yield f"calibration goes with precision: int8 only, it is {spec.precision}"
     if spec.keep and spec.precision not in ("auto", "fp16", "int8"):

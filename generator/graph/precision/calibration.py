@@ -32,7 +32,6 @@ class Calibration:
     """`pixels` is uint8 (N, H, W, 3), prepared with the model's recipe. `warning` is for the user."""
 
     pixels: NDArray[np.uint8]
-    description: str
     warning: str | None = None
 
 
@@ -51,7 +50,6 @@ def read_calibration(folder: Path | None, recipe: Recipe) -> Calibration:
 
         return Calibration(
             pixels=prepare(recipe, [image.jpeg for image in draw_set(_DRAWN, seed=_DRAWN_SEED)]),
-            description=f"{_DRAWN} drawn images",
             warning="INT8 scales come from drawn images, which are not your data; give --calibration DIR "
             "with 100 or more images as they will be served",
         )
@@ -80,7 +78,6 @@ def read_calibration(folder: Path | None, recipe: Recipe) -> Calibration:
 
     return Calibration(
         pixels=np.concatenate(prepared),
-        description=f"{len(prepared)} images of {folder}",
         warning="; ".join(complaints) or None,
     )
 

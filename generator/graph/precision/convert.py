@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ExportError, SourceError
-from generator.graph.model import OnnxModel, external_data_files, load_proto, open_onnx, read_onnx
+from generator.graph.model import OnnxModel, detect_precision, external_data_files, load_proto, open_onnx, read_onnx
 from generator.graph.precision.calibration import FEW_IMAGES, FEWEST_IMAGES
-from generator.graph.precision.graph import GraphView, find_head, find_kept, find_tail, normalise_names
+from generator.graph.precision.view import GraphView, find_head, find_kept, find_tail, normalise_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,6 @@ __all__ = ["ConvertedGraph", "convert_graph", "graph_precision"]
 
 # protobuf refuses messages of 2 GiB
 _MAX_SINGLE_FILE_BYTES = 1_900_000_000
-_OLD_OPSET = 17
 _PROBED_IMAGES = 4
 
 
@@ -33,7 +32,6 @@ class ConvertedGraph:
     """The written file. `kept_nodes` has a reason for each node in higher precision than the rest."""
 
     path: Path
-    precision_of_graph: str
     kept_nodes: Mapping[str, str] = field(default_factory=dict)
     quantized_nodes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -64,59 +62,53 @@ def convert_graph(
 ) -> ConvertedGraph:
     """Write `source`, our exported FP32 graph with UINT8 pixels, to `destination` in the precision of the target.
 
-    Input and output keep names, types and shapes. The result has passed onnx.checker, and loads in onnxruntime unless
-    it is BF16, which that cannot run. The same input gives the same bytes.
+    Input and output keep names, types and shapes. A converted graph has passed onnx.checker and loads in onnxruntime.
+    The same input gives the same bytes.
 
     Args:
         source: An ONNX file with one input and one output.
         destination: The ONNX file to write; replaced if it exists.
-        precision: fp32, fp16, bf16 (experimental) or int8.
+        precision: fp32, fp16, int8, or bf16 for a graph that is BF16 already.
         target: tensorrt-8.6, tensorrt-10, tensorrt-11, or onnxruntime (fp32 only).
         keep: Nodes that stay in FP32: names, operator types, or patterns of either.
         calibration: Pixels (N, H, W, 3), uint8, that int8 needs; with fp16 they are used to look for overflows.
 
     Raises:
         ExportError: The precision does not suit target or graph, `keep` fits nothing, or scales collapse.
-        MissingDependencyError: onnxconverter-common is not installed (fp16, bf16, and int8 for TensorRT 10 and later).
-        SourceError: `source` is no ONNX file of this kind.
+        MissingDependencyError: onnxconverter-common is not installed (fp16, and int8 for TensorRT 10 and later).
+        SourceError: `source` is not such an ONNX file.
     """
     in_graph = graph_precision(target, precision)
     before = read_onnx(source)
-    if target == "tensorrt-8.6" and before.opset > _OLD_OPSET:
-        msg = f"{source.name} has opset {before.opset}, TensorRT 8.6 reads {_OLD_OPSET} at most"
-        raise ExportError(msg, hint="export it again with --target tensorrt-8.6")
+    if in_graph == "bf16" and (found := detect_precision(source)) != "bf16":
+        msg = f"precision bf16 takes a graph whose weights are BFLOAT16 as it is; {source.name} holds {found}"
+        raise ExportError(msg, hint="take fp16, or convert the ONNX file with the tools of its framework")
     model = load_proto(source)
     normalise_names(model)
     view = GraphView.of(model)
     kept = dict.fromkeys(find_kept(view, keep), "keep")
-    if in_graph == "fp32":
+    if in_graph in ("fp32", "bf16"):
         _copy(source, destination)
-        return ConvertedGraph(path=destination, precision_of_graph=in_graph, kept_nodes=kept)
+        return ConvertedGraph(path=destination, kept_nodes=kept)
     if in_graph == "int8":
         return _convert_to_int8(model, before, destination, kept, calibration, half=target != "tensorrt-8.6")
-    return _convert_to_half(model, before, destination, kept, calibration, in_graph)
+    return _convert_to_fp16(model, before, destination, kept, calibration)
 
 
-def _convert_to_half(
+def _convert_to_fp16(
     model: onnx.ModelProto,
     before: OnnxModel,
     destination: Path,
     kept: dict[str, str],
     calibration: NDArray[np.uint8] | None,
-    in_graph: str,
 ) -> ConvertedGraph:
-    from generator.graph.precision.half import find_missing_in_bf16, find_overflows, to_bf16, to_fp16
+    from generator.graph.precision.half import find_overflows, to_fp16
 
-    if in_graph == "fp16":
-        impossible = find_overflows(model, _probe(before, calibration))
-    else:  # BF16 reaches as far as FP32
-        impossible = find_missing_in_bf16(model)
-    notes = tuple(f"node {name} stays in FP32: {reason}" for name, reason in impossible.items() if name not in kept)
-    kept = {**impossible, **kept}
-    _write((to_fp16 if in_graph == "fp16" else to_bf16)(model, kept), destination, before, load=in_graph == "fp16")
-    return ConvertedGraph(
-        path=destination, precision_of_graph=in_graph, kept_nodes={**_ends(GraphView.of(model)), **kept}, warnings=notes
-    )
+    overflows = find_overflows(model, _probe(before, calibration))
+    notes = tuple(f"node {name} stays in FP32: {reason}" for name, reason in overflows.items() if name not in kept)
+    kept = {**overflows, **kept}
+    _write(to_fp16(model, kept), destination, before)
+    return ConvertedGraph(path=destination, kept_nodes={**_ends(GraphView.of(model)), **kept}, warnings=notes)
 
 
 def _convert_to_int8(
@@ -140,10 +132,9 @@ def _convert_to_int8(
     quantized = to_int8(model, pixels, kept=kept, fp32=kept, half=half)
     if not half:
         size_global_pools(quantized.model)
-    _write(quantized.model, destination, before, load=True)
+    _write(quantized.model, destination, before)
     return ConvertedGraph(
         path=destination,
-        precision_of_graph="int8",
         kept_nodes={**_ends(GraphView.of(model)), **quantized.placement.kept, **kept},
         quantized_nodes=quantized.placement.nodes,
         warnings=tuple(notes),
@@ -210,7 +201,7 @@ def _copy(source: Path, destination: Path) -> None:
         copy.replace(destination)
 
 
-def _write(model: onnx.ModelProto, destination: Path, before: OnnxModel, *, load: bool) -> None:
+def _write(model: onnx.ModelProto, destination: Path, before: OnnxModel) -> None:
     """Write the graph beside its place, check it there, then move it."""
     import onnx
 
@@ -221,8 +212,7 @@ def _write(model: onnx.ModelProto, destination: Path, before: OnnxModel, *, load
         onnx.save(model, path, save_as_external_data=external, location=f"{destination.name}.data")
         try:
             onnx.checker.check_model(str(path), full_check=True)
-            if load:
-                open_onnx(path)
+            open_onnx(path)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, SourceError) as error:
             msg = f"the converted graph is not valid: {' '.join(str(error).split())}"
             raise ExportError(msg, hint="name the node in keep, or take another precision") from error

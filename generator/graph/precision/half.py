@@ -1,6 +1,6 @@
-"""FP32 graph -> FP16 or BF16 graph for a strongly typed network, as TensorRT 10.12 and later build it.
+"""FP32 graph -> FP16 graph for a strongly typed network, as TensorRT 10.12 and later build it.
 
-Head and tail stay in FP32 (see `graph`), so input and output keep their types. onnxconverter-common decides where casts
+Head and tail stay in FP32 (see `view`), so input and output keep their types. onnxconverter-common decides where casts
 go; what it would do silently is decided here before it is called: a node with a constant beyond FP16's largest number,
 or with values beyond it, stays in FP32 and is named.
 """
@@ -11,9 +11,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import MissingDependencyError
-from generator.graph.precision.graph import GraphView, find_head, find_tail, raise_opset
-from generator.graph.precision.observe import observe
 from generator.graph.precision.types import infer_types, state_types
+from generator.graph.precision.value_ranges import collect_histograms
+from generator.graph.precision.view import GraphView, find_head, find_tail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,16 +22,12 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["FP16_MAX", "find_missing_in_bf16", "find_overflows", "to_bf16", "to_fp16"]
+__all__ = ["FP16_MAX", "find_overflows", "to_fp16"]
 
 FP16_MAX = 65504.0
 # Half of it: other images than the ones looked at reach somewhat more.
 _LARGEST_VALUE = FP16_MAX / 2
 _SMALLEST_FP16 = 2.0**-24
-# Operators whose BF16 form onnx defines from this version on: convolution and pooling.
-_BF16_OPSET = 22
-# TensorRT's parser refuses them in BF16 (said by TensorRT-RTX 1.7).
-_NOT_IN_BF16 = frozenset({"HardSwish"})
 # They make FP32 whatever their inputs are, and the converter would believe that they make FP16.
 _FLOAT_MAKERS = frozenset({"Cast", "CastLike", "RandomNormal", "RandomUniform", "DequantizeLinear", "EyeLike"})
 
@@ -73,35 +69,6 @@ def to_fp16(model: onnx.ModelProto, kept: Iterable[str]) -> onnx.ModelProto:
     return converted
 
 
-def to_bf16(model: onnx.ModelProto, kept: Iterable[str]) -> onnx.ModelProto:
-    """Return the graph in BF16: the FP16 graph's casts with the other type, and every constant taken anew from FP32."""
-    import onnx
-    from onnx import numpy_helper
-
-    converted = to_fp16(model, kept)
-    source = {tensor.name: tensor for tensor in model.graph.initializer}
-    half, brain = onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
-    for tensor in converted.graph.initializer:
-        if tensor.data_type == half:
-            tensor.CopyFrom(_as_bf16(numpy_helper.to_array(source[tensor.name]), tensor.name))
-    for node in converted.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == half:
-                attribute.i = brain
-            if attribute.t.data_type == half:
-                attribute.t.CopyFrom(_as_bf16(numpy_helper.to_array(attribute.t), attribute.t.name))
-    return raise_opset(converted, _BF16_OPSET)
-
-
-def find_missing_in_bf16(model: onnx.ModelProto) -> dict[str, str]:
-    """Return the nodes whose operator TensorRT does not take in BF16, with the reason."""
-    return {
-        node.name: f"TensorRT has no {node.op_type} in BF16"
-        for node in model.graph.node
-        if node.op_type in _NOT_IN_BF16
-    }
-
-
 def find_overflows(model: onnx.ModelProto, pixels: NDArray[np.uint8]) -> dict[str, str]:
     """Return the nodes that FP16 cannot hold, with the reason: constants beyond 65504, values beyond half of that.
 
@@ -122,7 +89,7 @@ def find_overflows(model: onnx.ModelProto, pixels: NDArray[np.uint8]) -> dict[st
             for node in view.readers(name):
                 reasons.setdefault(node.name, f"its constant {name} reaches {largest:.4g}")
     spared = {*find_head(view), *find_tail(view)}
-    for name, seen in observe(model, _float_tensors(model, view), pixels, count=False).items():
+    for name, seen in collect_histograms(model, _float_tensors(model, view), pixels, count=False).items():
         if seen.finite and seen.largest <= _LARGEST_VALUE:
             continue
         size = f"{seen.largest:.4g}" if seen.finite else "infinity"
@@ -182,7 +149,7 @@ def _restore_output(model: onnx.ModelProto) -> None:
 
 
 def _drop_round_trips(model: onnx.ModelProto) -> None:
-    """Take out casts from FP32 to FP16 and straight back, which only lose bits, and casts that nobody reads."""
+    """Take out casts from FP32 to FP16 and straight back, which only lose bits, and casts that are not read."""
     import onnx
 
     graph = model.graph
@@ -207,12 +174,3 @@ def _drop_round_trips(model: onnx.ModelProto) -> None:
 
 def _cast_to(node: Any) -> int:
     return next(int(attribute.i) for attribute in node.attribute if attribute.name == "to")
-
-
-def _as_bf16(values: NDArray[Any], name: str) -> onnx.TensorProto:
-    """Return FP32 values as a BF16 tensor, rounded to nearest even."""
-    import ml_dtypes
-    import numpy as np
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(values.astype(np.float32).astype(ml_dtypes.bfloat16), name)

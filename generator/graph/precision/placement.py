@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from generator.graph.precision.graph import GraphView, find_head, find_tail
+from generator.graph.precision.view import GraphView, find_head, find_tail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -196,7 +196,7 @@ def _shortcut(view: GraphView, add: Any, quantized: set[str]) -> str | None:
 
 
 def _pools_int8(view: GraphView, pool: Any, quantized: set[str], edges: Mapping[str, list[str]]) -> bool:
-    """Say whether a pooling shall read INT8: its input comes from a quantized layer, and nobody needs it as a float."""
+    """Whether a pooling is to read INT8: its input comes from a quantized layer, and no node reads it as a float."""
     tensor = pool.input[0]
     if not _made_by_quantized(view, tensor, quantized):
         return False

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ExportError
-from generator.graph.precision.graph import GraphView, raise_opset
 from generator.graph.precision.half import to_fp16
-from generator.graph.precision.observe import observe
 from generator.graph.precision.placement import Placement, WeightSite, place
 from generator.graph.precision.scales import LEVELS, activation_scales, weight_scales
 from generator.graph.precision.types import infer_graph
+from generator.graph.precision.value_ranges import collect_histograms
+from generator.graph.precision.view import GraphView, raise_opset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -48,7 +48,6 @@ def to_int8(
     kept: Iterable[str] = (),
     fp32: Iterable[str] = (),
     half: bool,
-    method: str = "mse",
 ) -> Quantized:
     """Return the graph with Q/DQ pairs; `kept` nodes are not quantized.
 
@@ -66,8 +65,8 @@ def to_int8(
     # twins are never read, so their values need not be observed
     observed = [name for name in placement.edges if name not in placement.twins]
     dtype = "float16" if half else "float32"
-    histograms = observe(model, observed, pixels)
-    scales = activation_scales(histograms, placement.edges, dtype=dtype, method=method)
+    histograms = collect_histograms(model, observed, pixels)
+    scales = activation_scales(histograms, placement.edges, dtype=dtype)
     for twin, other in reversed(list(placement.twins.items())):
         scales[twin] = scales[other]
     weights = {site: _quantize_weight(view, site, dtype) for site in placement.weights}
@@ -197,7 +196,7 @@ def _copy_node(node: Any) -> Any:
 
 
 def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Take out the constants that nobody reads any more."""
+    """Take out the constants that are no longer read."""
     read = {name for node in graph.node for name in node.input}
     used = [tensor for tensor in graph.initializer if tensor.name in read]
     copies = []

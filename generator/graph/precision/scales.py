@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ExportError
-from generator.graph.precision.observe import BINS
+from generator.graph.precision.value_ranges import BINS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from generator.graph.precision.observe import Histogram
+    from generator.graph.precision.value_ranges import Histogram
 
 __all__ = ["activation_scales", "choose_threshold", "weight_scales"]
 
@@ -25,21 +25,17 @@ _SMALLEST = {"float32": 1.2e-38, "float16": 2.0**-24}
 _LARGEST = {"float32": 3.4e38 / LEVELS, "float16": 65504.0 / LEVELS}
 
 
-def choose_threshold(histogram: Histogram, method: str = "mse") -> float:
-    """Return the absolute value that 127 shall stand for.
+def choose_threshold(histogram: Histogram) -> float:
+    """Return the absolute value that 127 stands for.
 
-    `mse` weighs what is clipped against how coarse the rest becomes and takes the least mean squared error; `max` clips
-    nothing; `percentile` clips one value in 100,000.
+    What is clipped is weighed against how coarse the rest becomes: the least mean squared error is taken.
     """
     import numpy as np
 
-    if method == "max" or histogram.counts is None:
+    if histogram.counts is None:
         return histogram.largest
     counts = histogram.counts.astype(np.float64)
     centres = (np.arange(BINS) + 0.5) * (histogram.top / BINS)
-    if method == "percentile":
-        covered = np.cumsum(counts) / counts.sum()
-        return min(float(centres[np.searchsorted(covered, 1 - 1e-5)]), histogram.largest)
     candidates = np.linspace(_LOWEST_SHARE, 1.0, _CANDIDATES) * histogram.largest
     beyond = np.searchsorted(centres, candidates)
     tail_counts, tail_sums, tail_squares = (
@@ -52,7 +48,7 @@ def choose_threshold(histogram: Histogram, method: str = "mse") -> float:
 
 
 def activation_scales(
-    histograms: Mapping[str, Histogram], readers: Mapping[str, Any], *, dtype: str, method: str = "mse"
+    histograms: Mapping[str, Histogram], readers: Mapping[str, Any], *, dtype: str
 ) -> dict[str, float]:
     """Return the scale of each tensor as a number that `dtype` holds exactly.
 
@@ -63,7 +59,7 @@ def activation_scales(
 
     scales, problems = {}, []
     for name, histogram in histograms.items():
-        threshold = choose_threshold(histogram, method)
+        threshold = choose_threshold(histogram)
         if not histogram.finite:
             problems.append(f"{name} (read by {', '.join(readers[name])}) becomes infinite or NaN")
         elif threshold == 0:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["Histogram", "observe"]
+__all__ = ["Histogram", "collect_histograms"]
 
 BINS = 4096
 # Activations of ResNet-50's size take 35 MB an image.
@@ -35,7 +35,6 @@ class Histogram:
     """
 
     largest: float = 0.0
-    lowest: float = 0.0
     top: float = 0.0
     finite: bool = True
     counts: NDArray[np.int64] | None = field(default=None)
@@ -44,12 +43,11 @@ class Histogram:
         """Count the values of one batch."""
         import numpy as np
 
-        highest, lowest = float(values.max()), float(values.min())
-        largest = max(highest, -lowest)
+        largest = max(float(values.max()), -float(values.min()))
         if not np.isfinite(largest):
             self.finite = False
             return
-        self.largest, self.lowest = max(self.largest, largest), min(self.lowest, lowest)
+        self.largest = max(self.largest, largest)
         if not count or largest == 0:
             return
         if self.counts is None:
@@ -64,7 +62,7 @@ class Histogram:
         self.counts += np.bincount(bins, minlength=BINS)
 
 
-def observe(
+def collect_histograms(
     model: onnx.ModelProto, tensors: Sequence[str], pixels: NDArray[np.uint8], *, count: bool = True
 ) -> dict[str, Histogram]:
     """Run all images through the graph and return what values `tensors` took.

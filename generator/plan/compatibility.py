@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from generator.gpu.device import Gpu
     from generator.plan.passport import Passport
 
-__all__ = ["Host", "Misfit", "check_fits", "local_host"]
+__all__ = ["Host", "Misfit", "find_misfits", "local_host"]
 
 _REBUILD = "build the plan on the GPU that serves it, with the TensorRT that serves it"
 _ASK_IMAGE = (
@@ -25,7 +25,7 @@ _SM_RULE = 11  # from this version on TensorRT itself refuses a GPU with fewer m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What a plan shall run on; None where it is not known. `source` says whom this is about, such as "this host"."""
+    """Where a plan is to run; None for what is not known. `source` names the host or image, such as "this host"."""
 
     tensorrt: str | None
     gpu: Gpu | None
@@ -58,7 +58,7 @@ def local_host() -> Host:
     return Host(tensorrt=None if installed is None else str(installed), gpu=gpu, source="this host")
 
 
-def check_fits(passport: Passport, host: Host) -> list[Misfit]:
+def find_misfits(passport: Passport, host: Host) -> list[Misfit]:
     """Return every misfit; those that TensorRT refuses come first."""
     found = [*_check_version(passport, host), *_check_gpu(passport, host)]
     return sorted(found, key=lambda misfit: misfit.severity)
@@ -141,7 +141,7 @@ def _other_gpu_hint(level: str) -> str:
 
 
 def _number(capability: str) -> tuple[int, ...]:
-    """Return 9.0 as (9, 0), so that 12.0 is above 8.6; empty where it is no number."""
+    """Return 9.0 as (9, 0), so that 12.0 is above 8.6; empty for anything else."""
     parts = capability.split(".")
     return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
 
