@@ -16,6 +16,7 @@ from PIL import Image
 
 import generator
 from generator import ModelSpec, build, register_source, register_task, serve, verify
+from generator.cli import main
 from generator.errors import SpecError, TrtgenError, VerificationError
 from generator.events import Doing, Done
 from generator.gate.published import read_candidate
@@ -24,7 +25,7 @@ from generator.repository import read_record
 from generator.source import SOURCES
 from generator.spec.file import load_spec
 from generator.task import TASKS
-from tests.toy_task import Toy, ToySource, write_network
+from tests.toy_task import Bare, Toy, ToySource, write_network
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ("served colours", "proved"),
     ]
     yield root
-    TASKS._known.pop("toy")
+    for name in ("toy", "bare"):
+        TASKS._known.pop(name, None)
     SOURCES._known.pop("toy")
 
 
@@ -93,6 +95,19 @@ def test_its_own_limits_fail_it(toy: Path, tmp_path: Path, monkeypatch: pytest.M
         verify(repository=toy, images=grey)
 
 
+@pytest.mark.server
+def test_a_task_may_have_one_member_only(toy: Path) -> None:
+    register_task(Bare())
+    spec = ModelSpec(name="bare", task="bare", source="toy", weights=str(toy.parent / "network.onnx"), batch={"max": 4})
+    root = toy.parent / "bare_repository"
+    built = build(spec, root, require_all=True)
+    assert built.report is not None
+    assert [result.status for result in built.report.results] == ["proved"]
+    assert [entry.name for entry in root.iterdir() if not entry.name.startswith(".")] == ["bare"]
+    assert {change.word for change in build(spec, root).changes} == {"identical"}
+    assert main(["list", "-r", str(root)]) == main(["remove", "bare", "-r", str(root)]) == 0
+
+
 def test_spec_fields_follow_the_members(toy: Path, tmp_path: Path) -> None:
     path = tmp_path / "models.yaml"
     path.write_text(
@@ -104,7 +119,7 @@ def test_spec_fields_follow_the_members(toy: Path, tmp_path: Path) -> None:
     problems = "\n".join(caught.value.problems)
     assert "models[0].instances.classifier: unknown field" in problems
     assert "models[1].config.report: backend cannot be given here" in problems
-    assert "models[2].task: there is no task 'detektion'; known are classification, toy" in problems
+    assert "models[2].task: there is no task 'detektion'; known are " in problems
 
 
 # --- the public API --------------------------------------------------------------------------------------------------

@@ -249,3 +249,21 @@ def _with_outputs(config: PythonConfig, outputs: tuple[TensorConfig, ...]) -> Py
     from dataclasses import replace
 
     return replace(config, outputs=outputs)
+
+
+class Bare(Toy):
+    """The network alone, which clients call with pixels."""
+
+    name = "bare"
+    network = Role(key="network", suffix="", holds_network=True, default_instances=lambda _: 1)
+    roles: tuple[Role, ...] = (network,)
+
+    def make_members(self, spec: ModelSpec, artifact: Artifact) -> list[Member]:
+        return [make_network(spec, artifact, self.network, label_files={}, files={})]
+
+    def make_stages(self, candidate: Candidate, reference: Reference) -> list[Stage]:
+        def served(server: ServedModel | None) -> StageResult:
+            assert server is not None
+            return self.judge("served colours", server.ask("network", reference.pixels)["BRIGHT"], reference)
+
+        return [Stage(name="served colours", needs="server", run=served)]
