@@ -56,8 +56,9 @@ class GateReport:
             raise VerificationError(msg, hint=hint)
         if require_all and self.unproved:
             lines = [f"{result.stage}: {result.reason}" for result in self.unproved]
-            msg = f"{self.model}: --require all, but not proved:\n  " + "\n  ".join(lines)
-            raise VerificationError(msg, hint="make these stages possible here, or leave --require all out")
+            msg = f"{self.model}: every stage was required to be proved, but not proved are:\n  " + "\n  ".join(lines)
+            hint = "make these stages possible here, or do not require all"
+            raise VerificationError(msg, hint=hint, fields={"require_all": None})
 
 
 def run_gate(

@@ -1,0 +1,72 @@
+"""A hint as the command line says it: its fields become options, its command a line to copy."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from generator.cli.options import MODEL_PARAMETERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import typer
+
+    from generator.errors import TrtgenError
+
+__all__ = ["describe_hint", "remember_command"]
+
+# Fields and arguments of the library whose option is not named after their last word.
+_PARAMETERS = {
+    "batch.max": "max_batch",
+    "folder": "output",
+    "grpc_url": "url",
+    "log_path": "log",
+    "plan.profiles": "profile",
+    "require_all": "require",
+}
+_context: typer.Context | None = None  # the command under way; there is one at a time
+
+
+def remember_command(context: typer.Context) -> None:
+    """Keep the command that errors are of from now on."""
+    global _context  # noqa: PLW0603 - there is one at a time
+    _context = context
+
+
+def describe_hint(error: TrtgenError) -> str | None:
+    """Return the hint, with the options of this command that it is about, or with the command."""
+    if not error.hint or _context is None:
+        return error.hint
+    if error.command:
+        return f"{error.hint}: {_command_line(error, _context)}"
+    options = ", ".join(_options(_context.command, error.fields))
+    return f"{error.hint} ({options})" if options else error.hint
+
+
+def _command_line(error: TrtgenError, context: Any) -> str:
+    name, *arguments = error.command
+    fields = error.fields
+    if name == "export" and not arguments:
+        given = {key: value for key, value in context.params.items() if key in (*MODEL_PARAMETERS, "images") and value}
+        arguments = given.pop("names", [])
+        fields = {**fields, **{key: value for key, value in given.items() if key not in fields}}
+    options = _options(context.find_root().command.commands[name], fields)
+    return " ".join(["trtgen", name, *map(shlex.quote, arguments), *options])
+
+
+def _options(command: Any, fields: Mapping[str, object]) -> Iterator[str]:
+    """Yield the option of each field that the command has one for, with its value unless that is the default."""
+    parameters = {one.name: one for one in command.params if one.param_type_name == "option"}
+    for field, value in fields.items():
+        one = parameters.get(_PARAMETERS.get(field, field.rpartition(".")[2]))
+        if one is None and "spec" in parameters:  # a field that only a file can give
+            yield "--spec FILE, which trtgen init writes"
+        if one is None or (value is not None and value == one.default):
+            continue
+        option = max(one.opts, key=len)
+        if value is None or one.is_flag:
+            yield f"{option} {one.shown_type or ''}".rstrip()
+            continue
+        for each in value if isinstance(value, list) else [value]:
+            yield f"{option} {shlex.quote(str(each))}"
