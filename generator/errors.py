@@ -68,6 +68,11 @@ class TrtgenError(Exception):
         self.fields = dict(fields or {})
         self.command = tuple(command)
 
+    @property
+    def advice(self) -> dict[str, Any]:
+        """What is to be done, for an error that takes the place of this one."""
+        return {"hint": self.hint, "fields": self.fields, "command": self.command}
+
 
 class SpecError(TrtgenError):
     """The spec is invalid; `problems` lists every one of them."""

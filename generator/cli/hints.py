@@ -51,18 +51,18 @@ def _command_line(error: TrtgenError, context: Any) -> str:
         given = {key: value for key, value in context.params.items() if key in (*MODEL_PARAMETERS, "images") and value}
         arguments = given.pop("names", [])
         fields = {**fields, **{key: value for key, value in given.items() if key not in fields}}
-    options = _options(context.find_root().command.commands[name], fields)
+    options = _options(context.find_root().command.commands[name], fields, defaults=False)
     return " ".join(["trtgen", name, *map(shlex.quote, arguments), *options])
 
 
-def _options(command: Any, fields: Mapping[str, object]) -> Iterator[str]:
-    """Yield the option of each field that the command has one for, with its value unless that is the default."""
+def _options(command: Any, fields: Mapping[str, object], *, defaults: bool = True) -> Iterator[str]:
+    """Yield the option of each field that the command has one for, with its value; `defaults` are said, too."""
     parameters = {one.name: one for one in command.params if one.param_type_name == "option"}
     for field, value in fields.items():
         one = parameters.get(_PARAMETERS.get(field, field.rpartition(".")[2]))
         if one is None and "spec" in parameters:  # a field that only a file can give
             yield "--spec FILE, which trtgen init writes"
-        if one is None or (value is not None and value == one.default):
+        if one is None or (not defaults and value is not None and value == one.default):
             continue
         option = max(one.opts, key=len)
         if value is None or one.is_flag:
