@@ -58,7 +58,7 @@ class TrtgenError(Exception):
         self,
         message: str,
         *,
-        hint: str | None = None,
+        hint: str,
         fields: Mapping[str, object] | None = None,
         command: Sequence[str] = (),
     ) -> None:
@@ -77,9 +77,9 @@ class TrtgenError(Exception):
 class SpecError(TrtgenError):
     """The spec is invalid; `problems` lists every one of them."""
 
-    def __init__(self, problems: str | Sequence[str], **advice: Any) -> None:
+    def __init__(self, problems: str | Sequence[str], *, hint: str, **advice: Any) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems), **advice)
+        super().__init__("\n".join(self.problems), hint=hint, **advice)
 
 
 class SourceError(TrtgenError):
@@ -109,8 +109,8 @@ class RepositoryError(TrtgenError):
 class ServerError(TrtgenError):
     """tritonserver failed; `log_tail` holds its last lines."""
 
-    def __init__(self, message: str, *, log_tail: Sequence[str] = (), **advice: Any) -> None:
-        super().__init__(message, **advice)
+    def __init__(self, message: str, *, hint: str, log_tail: Sequence[str] = (), **advice: Any) -> None:
+        super().__init__(message, hint=hint, **advice)
         self.log_tail = list(log_tail)
 
 

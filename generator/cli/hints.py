@@ -20,6 +20,7 @@ __all__ = ["describe_hint", "remember_command"]
 _PARAMETERS = {
     "batch.max": "max_batch",
     "folder": "output",
+    "gpus": "cpu",
     "grpc_url": "url",
     "log_path": "log",
     "plan.profiles": "profile",
@@ -34,14 +35,23 @@ def remember_command(context: typer.Context) -> None:
     _context = context
 
 
-def describe_hint(error: TrtgenError) -> str | None:
+def describe_hint(error: TrtgenError) -> str:
     """Return the hint, with the options of this command that it is about, or with the command."""
-    if not error.hint or _context is None:
+    if _context is None:
         return error.hint
     if error.command:
         return f"{error.hint}: {_command_line(error, _context)}"
-    options = ", ".join(_options(_context.command, error.fields))
-    return f"{error.hint} ({options})" if options else error.hint
+    options = list(_options(_context.command, error.fields))
+    if not options and _needs_file(error, _context):
+        options = ["in a file: --spec FILE, which trtgen init writes"]
+    return f"{error.hint} ({', '.join(options)})" if options else error.hint
+
+
+def _needs_file(error: TrtgenError, context: Any) -> bool:
+    """Say whether the hint is about a field of the spec that has no option, and no file was given."""
+    from generator.spec.model import ModelSpec
+
+    return context.params.get("spec", "") is None and not error.fields.keys().isdisjoint(ModelSpec.model_fields)
 
 
 def _command_line(error: TrtgenError, context: Any) -> str:
@@ -60,8 +70,6 @@ def _options(command: Any, fields: Mapping[str, object], *, defaults: bool = Tru
     parameters = {one.name: one for one in command.params if one.param_type_name == "option"}
     for field, value in fields.items():
         one = parameters.get(_PARAMETERS.get(field, field.rpartition(".")[2]))
-        if one is None and "spec" in parameters:  # a field that only a file can give
-            yield "--spec FILE, which trtgen init writes"
         if one is None or (not defaults and value is not None and value == one.default):
             continue
         option = max(one.opts, key=len)

@@ -120,7 +120,7 @@ def why_not_served(candidate: Candidate) -> str:
     try:
         embedded.check_embedded()
     except (MissingDependencyError, ServerError) as error:
-        return f"{error.message} ({error.hint})" if error.hint else error.message
+        return f"{error.message} ({error.hint})"
     return ""
 
 
@@ -155,7 +155,7 @@ def _ask(
 def _stopped_at(stages: Sequence[Stage], error: ServerError) -> list[StageResult]:
     """The results from the stage on at which the server did not start or did not answer."""
     first, *others = (stage.name for stage in stages)
-    failed = StageResult(stage=first, status="failed", reason=error.message, cause=error.hint or "")
+    failed = StageResult(stage=first, status="failed", reason=error.message, cause=error.hint)
     return [failed, *(not_proved(stage, f"{first} failed") for stage in others)]
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["RULES", "explain_words"]
+__all__ = ["BUILDS", "RULES", "explain_words"]
 
 _REBUILD = "{rebuild}"
 _EDIT = "correct {model}/config.pbtxt, or {rewrite}"
 _FEWER_INSTANCES = "end what else uses the GPU (nvidia-smi shows it), or give it fewer instances and {rebuild}"
 # What a hint says of building the model again, and the fields for it.
-_BUILDS: dict[str, tuple[str, dict[str, object]]] = {
+BUILDS: dict[str, tuple[str, dict[str, object]]] = {
     "rebuild": ("build it again", {}),
     "rewrite": ("build it again and discard the edits", {"discard_edits": True}),
 }
@@ -247,10 +247,10 @@ def explain_words(words: str, *, model: str) -> tuple[str, str, dict[str, object
         if match := re.search(pattern, plain, re.DOTALL):
             values = {key: (value or "").strip() for key, value in match.groupdict().items()}
             values |= {"words": _STATUS.sub("", plain), "model": model}
-            values |= {key: text for key, (text, _) in _BUILDS.items()}
+            values |= {key: text for key, (text, _) in BUILDS.items()}
             values["place"] = f" ({place['file']} line {place['line']})" if place else ""
             if package := values.get("package"):
                 values["package"] = _PACKAGES.get(package, package)
-            build = next((fields for key, (_, fields) in _BUILDS.items() if f"{{{key}}}" in hint), None)
+            build = next((fields for key, (_, fields) in BUILDS.items() if f"{{{key}}}" in hint), None)
             return cause.format_map(values), hint.format_map(values), build
     return None

@@ -182,12 +182,12 @@ def shorten(text: str) -> str:
 
 def _describe(findings: list[Finding], *, log_path: Path, note: str = "") -> ServerError:
     """Return one error for all findings, in the order of the log."""
-    known = [finding for finding in findings if finding.hint]
+    known = next((finding for finding in findings if finding.hint), None)
     separator = " " if len(findings) == 1 else "\n  "
     return ServerError(
         separator.join(["tritonserver did not start:", *(finding.sentence() for finding in findings)]) + note,
-        hint=known[0].hint if known else f"read its log: {log_path}",
-        **(known[0].build if known else {}),
+        hint=known.hint if known and known.hint else f"read its log: {log_path}",
+        **(known.build if known else {}),
         log_tail=[*(shorten(finding.words) for finding in findings), f"(log: {log_path})"],
     )
 

@@ -10,6 +10,7 @@ import sysconfig
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from generator.errors import MissingDependencyError, ServerError
 
