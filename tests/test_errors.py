@@ -28,13 +28,14 @@ ALLOWED = {
         "that of {}'s own weights, not proved; --labelled DIR measures it",
     ),
 }
-PAGES = ("cli", "spec/docs.py")  # where the command line's words are at home
-# Modules that are still to be done; the list only becomes shorter.
-LEFT = ("graph/precision", "measure", "plan", "repository/layout.py", "runtime")
+PAGES = ("cli/", "spec/docs.py")  # where the command line's words are at home
 
 
 def read_texts(path: Path) -> list[tuple[int, str]]:
-    """Return line and words of the texts of a module: those with a blank, `{}` for what is put in; no docstrings."""
+    """Return line and words of the texts of a module: those with a blank, `{}` for what is put in.
+
+    Not docstrings, nor what begins with #: comments of files that are made.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     texts = []
@@ -47,25 +48,18 @@ def read_texts(path: Path) -> list[tuple[int, str]]:
             texts.append((node.lineno, "".join(parts)))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             texts.append((node.lineno, node.value))
-    return [(line, text) for line, text in texts if " " in text]
+    return [(line, text) for line, text in texts if " " in text and not text.startswith("#")]
 
 
 def test_the_library_says_no_command_line_and_no_option() -> None:
     found = []
     for path in sorted((ROOT / "generator").rglob("*.py")):
         module = path.relative_to(ROOT / "generator").as_posix()
-        if module.startswith((*PAGES, *LEFT)):
+        if module.startswith(PAGES):
             continue
         texts = [(line, text) for line, text in read_texts(path) if text not in ALLOWED.get(module, ())]
         found += [f"{module}:{line}: {text}" for line, text in texts if SAID.search(text)]
     assert found == []
-
-
-def test_what_is_left_to_do_is_still_to_be_done() -> None:
-    for module in LEFT:
-        path = ROOT / "generator" / module
-        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-        assert any(SAID.search(text) for file in files for _, text in read_texts(file)), f"{module} is done"
 
 
 def test_an_error_keeps_what_it_was_given() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from generator.cli.console import say, show_progress
 from generator.cli.each import end_with, run_each
+from generator.cli.hints import write_command
 from generator.cli.options import ImagesOption, takes_models
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def export(
         for note in notes:
             say(f"! {model.name}: {note}")
         print(folder / "model.onnx")
-        say(f"* next      trtgen build-repo --onnx {folder / 'model.onnx'} on the host that serves it")
+        say(
+            f"* next      on the host that serves it: {write_command(('build-repo',), {'onnx': folder / 'model.onnx'})}"
+        )
         return folder
 
     end_with(run_each(specs, run))

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from generator.cli.options import MODEL_PARAMETERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import typer
 
     from generator.errors import TrtgenError
 
-__all__ = ["describe_hint", "remember_command"]
+__all__ = ["describe_hint", "remember_command", "write_command"]
 
 # Fields and arguments of the library whose option is not named after their last word.
 _PARAMETERS = {
@@ -24,6 +24,8 @@ _PARAMETERS = {
     "grpc_url": "url",
     "log_path": "log",
     "plan.profiles": "profile",
+    "requests_per_window": "measurement_requests",
+    "timeout_s": "timeout",
     "require_all": "require",
 }
 _context: typer.Context | None = None  # the command under way; there is one at a time
@@ -40,7 +42,7 @@ def describe_hint(error: TrtgenError) -> str:
     if _context is None:
         return error.hint
     if error.command:
-        return f"{error.hint}: {_command_line(error, _context)}"
+        return f"{error.hint}: {write_command(error.command, error.fields)}"
     options = list(_options(_context.command, error.fields))
     if not options and _needs_file(error, _context):
         options = ["in a file: --spec FILE, which trtgen init writes"]
@@ -54,14 +56,16 @@ def _needs_file(error: TrtgenError, context: Any) -> bool:
     return context.params.get("spec", "") is None and not error.fields.keys().isdisjoint(ModelSpec.model_fields)
 
 
-def _command_line(error: TrtgenError, context: Any) -> str:
-    name, *arguments = error.command
-    fields = error.fields
+def write_command(command: Sequence[str], fields: Mapping[str, object]) -> str:
+    """Return the command line; an export without a model is one of what the command under way was asked for."""
+    assert _context is not None, "a command is under way"
+    name, *arguments = command
     if name == "export" and not arguments:
-        given = {key: value for key, value in context.params.items() if key in (*MODEL_PARAMETERS, "images") and value}
+        given = {key: value for key, value in _context.params.items() if key in (*MODEL_PARAMETERS, "images") and value}
         arguments = given.pop("names", [])
         fields = {**fields, **{key: value for key, value in given.items() if key not in fields}}
-    options = _options(context.find_root().command.commands[name], fields, defaults=False)
+    group: Any = _context.find_root().command
+    options = _options(group.commands[name], fields, defaults=False)
     return " ".join(["trtgen", name, *map(shlex.quote, arguments), *options])
 
 
