@@ -262,7 +262,7 @@ class TestExports:
 
     def test_images_are_not_ignored(self, run: Callable[..., Any], graph: Path, tmp_path: Path) -> None:
         code, _, err = run("build-repo", graph, "--images", tmp_path, "--repository", tmp_path / "models")
-        assert (code, "--images was settled when the graph was exported" in err) == (1, True)
+        assert (code, "its images were settled when the graph was exported" in err) == (1, True)
         assert not (tmp_path / "models").exists()
 
     @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ class TestPlans:
         assert {stage: status[stage] for stage in served} == dict.fromkeys(served, "not proved")
         assert status["onnx"] == "proved"
         code, _, err = run("verify", "--repository", demo, "--require", "all")
-        assert (code, "--require all, but not proved" in err) == (1, True)
+        assert (code, "(--require all)" in err) == (1, True)
 
     @pytest.mark.parametrize(
         ("version", "refused", "words"),

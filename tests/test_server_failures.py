@@ -441,7 +441,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
         (
             "unable to create TensorRT engine: Version tag does not match",
             r"another TensorRT version or GPU \(Version tag does not match\)",
-            "build the plan where it is served",
+            "^where it is served, with the TensorRT of the serving image, build it again$",
         ),
         (
             (
@@ -521,7 +521,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
             "unable to create TensorRT context for m_0_3: could not be allocated"
             + BACKEND.explain_memory(3 << 30, 1 << 30, 8 << 30, gpu=1),
             "GPU 1 is exhausted: an instance needs at least 3072 MiB, 1024 .* are free; at most 2 of them fit .*empty$",
-            "^give it fewer instances",
+            "give it fewer instances",
         ),
         (
             BACKEND.no_gpu("m", "there is no driver"),
@@ -581,7 +581,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
                     "TensorRT does not start: could not be allocated"
                     + BACKEND.explain_memory(3 << 30, 1 << 30, 8 << 30, gpu=1),
                     "memory of GPU 1 is exhausted",
-                    "^give it fewer instances",
+                    "give it fewer instances",
                 ),
             )
         ),
