@@ -1,6 +1,6 @@
 """Every error trtgen raises on purpose.
 
-    TrtgenError                     what was found, where, what was expected; `hint` = the next command or edit
+    TrtgenError                     what was found, where, what was expected; `hint` = what to do next
     |- SpecError                    models.yaml or the command line asks for something impossible
     |- SourceError                  the model cannot be obtained: unknown name, weights, checkpoint, ONNX file
     |- ExportError                  the model was obtained but does not become a valid dynamic ONNX graph
@@ -19,10 +19,10 @@ Anything else that escapes is a bug and keeps its traceback. Only `generator.cli
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "ConfigError",
@@ -46,21 +46,40 @@ class TrtgenError(Exception):
 
     Args:
         message: What was found, where, and what was expected.
-        hint: The next command or edit, imperative, one line.
+        hint: The next edit or step, imperative, one line, in the words of the spec. How a command line says it is the
+            CLI's, which makes it of the next two.
+        fields: The fields of the spec, or arguments of the functions of `generator`, that the hint is about, each with
+            the value that would do; None where the user must find it.
+        command: The command that the hint is about and its arguments; `fields` are its options then. An export without
+            a model is one of the model at hand.
     """
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str,
+        fields: Mapping[str, object] | None = None,
+        command: Sequence[str] = (),
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.fields = dict(fields or {})
+        self.command = tuple(command)
+
+    @property
+    def advice(self) -> dict[str, Any]:
+        """What is to be done, for an error that takes the place of this one."""
+        return {"hint": self.hint, "fields": self.fields, "command": self.command}
 
 
 class SpecError(TrtgenError):
     """The spec is invalid; `problems` lists every one of them."""
 
-    def __init__(self, problems: str | Sequence[str], *, hint: str | None = None) -> None:
+    def __init__(self, problems: str | Sequence[str], *, hint: str, **advice: Any) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems), hint=hint)
+        super().__init__("\n".join(self.problems), hint=hint, **advice)
 
 
 class SourceError(TrtgenError):
@@ -90,8 +109,8 @@ class RepositoryError(TrtgenError):
 class ServerError(TrtgenError):
     """tritonserver failed; `log_tail` holds its last lines."""
 
-    def __init__(self, message: str, *, hint: str | None = None, log_tail: Sequence[str] = ()) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, message: str, *, hint: str, log_tail: Sequence[str] = (), **advice: Any) -> None:
+        super().__init__(message, hint=hint, **advice)
         self.log_tail = list(log_tail)
 
 
@@ -106,11 +125,11 @@ class PerfError(TrtgenError):
 class MissingDependencyError(TrtgenError):
     """A package that belongs to an optional extra is not installed."""
 
-    def __init__(self, package: str, *, extra: str | None, why: str, install: str | None = None) -> None:
+    def __init__(self, package: str, *, extra: str | None, why: str, install: str | None = None, **advice: Any) -> None:
         # not `pip install trtgen[...]`: on an index that name would be somebody else's
         if install is None:
             install = f"in trtgen's checkout: pip install -e '.[{extra}]'" if extra else f"pip install {package}"
-        super().__init__(f"the package {package} is not installed: {why}", hint=install)
+        super().__init__(f"the package {package} is not installed: {why}", hint=install, **advice)
         self.package = package
         self.extra = extra
 

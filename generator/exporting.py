@@ -18,7 +18,7 @@ from generator.graph.export import MODEL_FILE
 from generator.graph.model import OnnxModel, read_onnx
 from generator.repository.publish import hash_tree
 from generator.spec.exported import EXPORT_FILE, REFERENCE_FILE, ExportRecord, write_export
-from generator.target import Asked, choose_target
+from generator.target import choose_target
 from generator.task import find_task
 from generator.versions import installed_packages, made_by
 
@@ -192,16 +192,11 @@ def add_plan(spec: ModelSpec, artifact: Artifact, path: Path, *, command: str, o
 
 
 def export_folder(
-    spec: ModelSpec,
-    folder: Path,
-    *,
-    images: Path | None = None,
-    spec_file: Path | None = None,
-    on_event: OnEvent = ignore,
+    spec: ModelSpec, folder: Path, *, images: Path | None = None, on_event: OnEvent = ignore
 ) -> tuple[str, ...]:
     """Write model.onnx, reference.npz and export.json into `folder`, which appears at once and complete.
 
-    Returns what the user should know. `spec_file` is where the spec stands, for hints.
+    Returns what the user should know.
 
     Raises:
         ExportError: No target was said, `folder` holds something else, or cannot be written.
@@ -212,16 +207,17 @@ def export_folder(
     if spec.source == "export":
         msg = f"{spec.onnx} is an export already"
         raise ExportError(msg, hint="export from the source again")
-    choice = choose_target(spec, Asked(spec_file=spec_file, images=images))
-    if spec.target == "auto" and not choice.spec.is_tensorrt:
-        msg = f"{spec.name}: an export is made for a target, and none was given ({choice.reason})"
-        raise ExportError(msg, hint="--target tensorrt-10, or what is installed where the plan is built")
-    if choice.reason:
-        on_event(Done(step="target", detail=choice.reason))
-    spec = choice.spec
+    settled, reason = choose_target(spec)
+    if spec.target == "auto" and not settled.is_tensorrt:
+        msg = f"{spec.name}: an export is made for a target, and none was given ({reason})"
+        hint = "set target: tensorrt-10, or what is installed where the plan is built"
+        raise ExportError(msg, hint=hint, fields={"target": "tensorrt-10"})
+    if reason:
+        on_event(Done(step="target", detail=reason))
+    spec = settled
     if folder.exists() and not (folder / EXPORT_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         msg = f"{folder} exists and is no export: it is left as it is"
-        raise ExportError(msg, hint="give another folder with --output")
+        raise ExportError(msg, hint="give another folder", fields={"folder": None})
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
@@ -252,9 +248,8 @@ def export_folder(
         msg = f"{folder} cannot be written: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = f"free disk space there, or in {tempfile.gettempdir()}, where the graph is converted"
-        else:
-            hint = "give a folder that you may write, with --output"
-        raise ExportError(msg, hint=hint) from error
+            raise ExportError(msg, hint=hint) from error
+        raise ExportError(msg, hint="give a folder that you may write", fields={"folder": None}) from error
     return artifact.notes
 
 

@@ -31,10 +31,10 @@ CHECKPOINTS = {
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), (_TORCH, _OLD_TORCH)),
     ".safetensors": (_SAFETENSORS,),
 }
-_CHECKPOINT = "a checkpoint needs its architecture: --architecture NAME --weights FILE, or export it to ONNX"
+_CHECKPOINT = "a checkpoint needs its architecture: give both, architecture and weights, or export it to ONNX"
 _CONVERT = "convert it to ONNX with the tools of its framework"
 _IMAGE = "give the model's file; images go to the client"
-_PLAN = "give the graph that it was built from; trtgen inspect and classify-plan take plans"
+_PLAN = "give the graph that it was built from; plans are for inspect and classify-plan"
 # offset, bytes there, what that is, what to do
 _KINDS = (
     (0, PLAN_MAGIC, "a TensorRT plan", _PLAN),

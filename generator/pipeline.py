@@ -19,7 +19,7 @@ from generator.repository.fingerprint import fingerprint
 from generator.repository.layout import RECORD_FILE, numeric_versions
 from generator.repository.publish import check_contract, check_owner, hash_tree
 from generator.repository.stage import stage_files, stage_listed_versions, take_over
-from generator.target import Asked, check_target, choose_target
+from generator.target import check_target, choose_target
 from generator.task import find_task
 from generator.versions import installed_packages, made_by
 
@@ -39,7 +39,7 @@ UNVERIFIED: Mapping[str, Any] = {"stage": "all", "status": "not proved", "reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """How to build, as opposed to what: the same for all models of one command; `spec_file` is for hints only."""
+    """How to build, as opposed to what: the same for all models of one command."""
 
     verify: bool = True
     require_all: bool = False
@@ -47,7 +47,6 @@ class BuildOptions:
     discard_edits: bool = False
     dry_run: bool = False
     images: Path | None = None
-    spec_file: Path | None = None
     on_event: OnEvent = ignore
 
 
@@ -69,11 +68,9 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         TrtgenError: Any stage; nothing is published then.
     """
     if options.images is not None and spec.source == "export":
-        msg = f"{spec.name}: --images was settled when the graph was exported: its reference.npz holds the answers"
-        raise SpecError(msg, hint="leave --images out, or export again with it")
-    asked = Asked(spec_file=options.spec_file, images=options.images)
-    choice = choose_target(spec, asked)
-    spec = choice.spec
+        msg = f"{spec.name}: its images were settled when the graph was exported: its reference.npz holds the answers"
+        raise SpecError(msg, hint="leave images out, or export again with them")
+    spec, reason = choose_target(spec)
     inputs = fingerprint(spec)
     if not options.dry_run:
         for line in recover(root):
@@ -86,9 +83,9 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
             changes=tuple(Change(word="identical", path=path) for path in (*old.files, f"{spec.name}/{RECORD_FILE}")),
             report=None,
         )
-    if choice.reason:
-        options.on_event(Done(step="target", detail=choice.reason))
-    check_target(spec, asked)
+    if reason:
+        options.on_event(Done(step="target", detail=reason))
+    check_target(spec)
     with _staging(root, dry_run=options.dry_run) as staged:
         old = read_record(root, spec.name)  # again, now that nobody else can write
         reusable = old is not None and _is_reusable(root, old, inputs)

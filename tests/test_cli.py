@@ -114,19 +114,27 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
             "--spec states everything but --target",
             "hint: write",
         ),
-        (["build-repo", "--spec", "none.yaml"], "none.yaml cannot be read", "hint: trtgen init"),
+        (
+            ["build-repo", "--spec", "none.yaml"],
+            "none.yaml cannot be read",
+            "hint: start from a commented models.yaml: trtgen init\n",
+        ),
         (["build-repo", "none.onnx"], "none.onnx cannot be read", "hint: give the path of an existing file"),
         (["build-repo", "demo", "--require", "all", "--no-verify"], "asks for every stage", "hint: leave one"),
         (["build-repo", "demo", "--weights", "random"], "weights does not go with source: demo", "hint:"),
-        (["build-repo", "demo", "--classes", "7"], "classes is 7, but the model has 10", "hint: set classes: 10"),
+        (
+            ["build-repo", "demo", "--classes", "7"],
+            "classes is 7, but the model has 10",
+            "hint: set classes: 10, or leave it out (--classes 10)\n",
+        ),
         (["show", "resnet5"], "did you mean resnet50", "hint:"),
         (
             ["verify", "-r", "none"],
             "none holds no model made by trtgen",
-            "hint: trtgen build-repo demo --repository none\n",
+            "hint: build one: trtgen build-repo demo --repository none\n",
         ),
-        (["serve", "-r", "none"], "none", "hint: trtgen build-repo resnet50 --repository none\n"),
-        (["serve"], "there is no model repository", "hint: trtgen build-repo resnet50\n"),
+        (["serve", "-r", "none"], "none", "hint: build a model: trtgen build-repo resnet50 --repository none\n"),
+        (["serve"], "there is no model repository", "hint: build a model: trtgen build-repo resnet50\n"),
     ],
 )
 def test_errors_go_to_stderr_with_a_hint(

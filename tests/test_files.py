@@ -46,11 +46,11 @@ KINDS: list[tuple[Callable[[], bytes], str, str]] = [
     (lambda: POINTER, "a Git LFS pointer", "git lfs pull"),
     (lambda: picture("JPEG"), "a JPEG image", "images go to the client"),
     (lambda: picture("PNG"), "a PNG image", "images go to the client"),
-    (torch_file, "a zip archive, as torch.save writes", "--architecture"),
-    (lambda: torch_file()[:-40], "a zip archive, as torch.save writes", "--architecture"),
-    (lambda: torch_file(old=True), "a pickle, as torch.save once wrote", "--architecture"),
+    (torch_file, "a zip archive, as torch.save writes", "give both, architecture and weights"),
+    (lambda: torch_file()[:-40], "a zip archive, as torch.save writes", "give both, architecture and weights"),
+    (lambda: torch_file(old=True), "a pickle, as torch.save once wrote", "give both, architecture and weights"),
     (zip_file, "a zip archive;", "unpack it"),
-    (lambda: save({"weight": torch.zeros(3)}), "a safetensors file", "--architecture"),
+    (lambda: save({"weight": torch.zeros(3)}), "a safetensors file", "give both, architecture and weights"),
     (lambda: b"<!DOCTYPE HTML><html>404</html>", "a web page", "download"),
 ]
 

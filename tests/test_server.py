@@ -380,7 +380,8 @@ def test_an_absent_or_empty_repository_names_the_next_command(tmp_path: Path) ->
         EmbeddedServer(tmp_path / "none"),
     ):
         pass
-    assert caught.value.hint == f"trtgen build-repo resnet50 --repository {tmp_path}/none"
+    assert caught.value.command == ("build-repo", "resnet50")
+    assert caught.value.fields == {"repository": tmp_path / "none"}
     (tmp_path / "empty" / "not a model").mkdir(parents=True)
     with pytest.raises(ServerError, match="holds no model"), EmbeddedServer(tmp_path / "empty"):
         pass

@@ -132,7 +132,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "imports PIL.absent",
         "^pip install pillow$",
     ),
-    "no_version": (write_config, "no version directory that its version_policy takes", "trtgen build-repo no_version"),
+    "no_version": (
+        write_config,
+        "no version directory that its version_policy takes",
+        "build it again: build-repo no_version",
+    ),
     "named_version": (
         lambda m: save_doubling_graph(write_config(m) / "v1" / "model.onnx"),
         "no version directory",
@@ -172,7 +176,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "corrupt_graph": (
         lambda m: with_graph(m, b"not an ONNX file" * 9),
         "ONNX file is damaged: .*/corrupt_graph/1/model.onnx$",
-        "^trtgen build-repo corrupt_graph --repository ",
+        "^build it again: build-repo corrupt_graph$",
     ),
     "empty_graph": (lambda m: with_graph(m, b""), "ONNX file is damaged", "build-repo"),
     "missing_graph": (with_graph, "its file is missing: .*/missing_graph/1/model.onnx$", "build-repo"),
@@ -235,7 +239,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "complains_first": (
         complaining_member,
         '^recipe: unknown key "x"$',
-        "^correct that, or write the model again: trtgen build-repo complains --repository ",
+        "^correct that, or build it again: build-repo complains$",
     ),
     "dies": (
         lambda m: add_python_model(m, initialize("import os; os._exit(3)")),
@@ -275,7 +279,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "ensemble_alone": (
         lambda m: add_ensemble(m, member="nowhere"),
         "members are not in the repository: nowhere$",
-        "^trtgen build-repo ensemble_alone ",
+        "^build it again: build-repo ensemble_alone$",
     ),
     "ensemble_of_lost": (ensemble_with_failed_member, "its member lost_member did not load", "repair lost_member"),
 }
@@ -300,7 +304,8 @@ def test_a_broken_model_is_explained(name: str, report: tuple[dict[str, Finding]
     _, cause, hint = BROKEN[name]
     assert name in findings, f"nothing was said about it; the others: {sorted(findings)}"
     assert re.search(cause, findings[name].cause or ""), findings[name]
-    assert re.search(hint, findings[name].hint or ""), findings[name]
+    said = f"{findings[name].hint}: {' '.join(findings[name].build.get('command', ()))}".removesuffix(": ")
+    assert re.search(hint, said), findings[name]
 
 
 @pytest.mark.server
@@ -310,7 +315,8 @@ def test_the_error_names_every_broken_model_and_no_other(report: tuple[dict[str,
     for name, finding in findings.items():
         assert f"  {name}: {finding.cause}" in error.message
     assert error.hint
-    assert error.hint.split()[:2] == (next(iter(findings.values())).hint or "").split()[:2]
+    first = next(iter(findings.values()))
+    assert error.advice == {"hint": first.hint, "fields": {}, "command": (), **first.build}
     assert any("(log: " in line for line in error.log_tail)
 
 
@@ -342,7 +348,8 @@ def test_missing_code_is_reported_at_once_though_tritonserver_hangs(tmp_path: Pa
     (write_config(tmp_path / "repository" / "model", backend="python") / "1").mkdir()
     error = start_and_fail(tmp_path, ready_timeout_s=120)
     assert re.search("its file is missing: .*/model/1/model.py$", error.message)
-    assert error.hint == f"trtgen build-repo model --repository {tmp_path}/repository"
+    repository = {"repository": tmp_path / "repository"}
+    assert error.advice == {"hint": "build it again", "command": ("build-repo", "model"), "fields": repository}
 
 
 @pytest.mark.server
@@ -354,7 +361,8 @@ def test_a_model_with_a_record_is_built_again_from_it(tmp_path: Path) -> None:
     add_ensemble(root / "net", member="net_classifier")
     error = start_and_fail(tmp_path)
     assert "net_classifier: its file is missing" in error.message
-    assert error.hint == f"trtgen build-repo --spec {root}/net/trtgen.json --repository {root}"
+    assert error.command == ("build-repo",)
+    assert error.fields == {"spec": root / "net/trtgen.json", "repository": root}
 
 
 @pytest.mark.server
@@ -423,7 +431,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
         (
             "unable to find '/models/m/1/model.plan' for model instance 'm_0_0'",
             "its file is missing: /models/m/1/model.plan",
-            "build-repo m",
+            "^build it again$",
         ),
         (
             "unable to load plan file to auto complete config: /models/m/1/model.plan",
@@ -433,7 +441,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
         (
             "unable to create TensorRT engine: Version tag does not match",
             r"another TensorRT version or GPU \(Version tag does not match\)",
-            "build the plan where it is served",
+            "^where it is served, with the TensorRT of the serving image, build it again$",
         ),
         (
             (
@@ -513,7 +521,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
             "unable to create TensorRT context for m_0_3: could not be allocated"
             + BACKEND.explain_memory(3 << 30, 1 << 30, 8 << 30, gpu=1),
             "GPU 1 is exhausted: an instance needs at least 3072 MiB, 1024 .* are free; at most 2 of them fit .*empty$",
-            "^give it fewer instances",
+            "give it fewer instances",
         ),
         (
             BACKEND.no_gpu("m", "there is no driver"),
@@ -547,7 +555,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
                     "^let the user that runs the server read /models/m/1/model.plan$",
                 ),
                 *(
-                    (text, f"^{text[:20]}", "^correct that, or write the model again: trtgen build-repo m$")
+                    (text, f"^{text[:20]}", "^correct that, or build it again$")
                     for text in (
                         (
                             "tensor 'x' uses a non-linear IO format, which is not supported, for m_0_0: build the plan "
@@ -573,14 +581,14 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
                     "TensorRT does not start: could not be allocated"
                     + BACKEND.explain_memory(3 << 30, 1 << 30, 8 << 30, gpu=1),
                     "memory of GPU 1 is exhausted",
-                    "^give it fewer instances",
+                    "give it fewer instances",
                 ),
             )
         ),
     ],
 )
 def test_words_of_other_servers_are_explained(words: str, cause: str, hint: str) -> None:
-    explanation = explain_words(words, model="m", rebuild="trtgen build-repo m")
+    explanation = explain_words(words, model="m")
     assert explanation is not None
     assert re.search(cause, explanation[0]), explanation
     assert re.search(hint, explanation[1]), explanation

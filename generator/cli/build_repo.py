@@ -11,25 +11,8 @@ import typer
 
 from generator.cli.console import say, show_progress
 from generator.cli.each import end_with, run_each
-from generator.cli.options import (
-    PROOF,
-    ArchitectureOption,
-    CalibrationOption,
-    ClassesOption,
-    ImageSizeOption,
-    ImagesOption,
-    LabelsOption,
-    MaxBatchOption,
-    NameOption,
-    NamesArgument,
-    PrecisionOption,
-    RecipeOption,
-    RepositoryOption,
-    SpecOption,
-    TargetOption,
-    WeightsOption,
-    specs_from,
-)
+from generator.cli.hints import describe_hint
+from generator.cli.options import PROOF, ImagesOption, RepositoryOption, takes_models
 from generator.errors import SpecError, TrtgenError
 
 if TYPE_CHECKING:
@@ -37,26 +20,11 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
 
 
+@takes_models
 def build_repo(
-    names: NamesArgument = None,
+    specs: list[ModelSpec],
     *,
-    name: NameOption = None,
-    spec: SpecOption = None,
     repository: RepositoryOption = Path("model_repository"),
-    weights: WeightsOption = None,
-    architecture: ArchitectureOption = None,
-    classes: ClassesOption = None,
-    labels: LabelsOption = None,
-    recipe: RecipeOption = None,
-    image_size: ImageSizeOption = None,
-    max_batch: MaxBatchOption = None,
-    onnx: Annotated[
-        list[Path] | None,
-        typer.Option("--onnx", metavar="FILE", help="An ONNX file, or a graph that `trtgen export` wrote; repeatable."),
-    ] = None,
-    target: TargetOption = None,
-    precision: PrecisionOption = None,
-    calibration: CalibrationOption = None,
     images: ImagesOption = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run the gate before publishing.", rich_help_panel=PROOF)
@@ -78,25 +46,6 @@ def build_repo(
 
     Example: trtgen build-repo resnet50 --max-batch 16
     """
-    if wrong := [path for path in onnx or [] if path.suffix != ".onnx"]:
-        what = "is a folder" if wrong[0].is_dir() else "does not end in .onnx"
-        msg = f"--onnx takes the path of an ONNX file, and {wrong[0]} {what}"
-        raise SpecError(msg, hint="give it as --onnx exported/NAME/model.onnx")
-    specs = specs_from(
-        [*(names or []), *(str(path) for path in onnx or [])],
-        spec,
-        name=name,
-        weights=weights,
-        architecture=architecture,
-        classes=classes,
-        labels=labels,
-        recipe=recipe,
-        image_size=image_size,
-        max_batch=max_batch,
-        target=target,
-        precision=precision,
-        calibration=calibration,
-    )
     if require and not verify:
         msg = "--require all asks for every stage of the gate, --no-verify for none"
         raise SpecError(msg, hint="leave one of them out")
@@ -109,7 +58,6 @@ def build_repo(
         discard_edits=discard_edits,
         dry_run=dry_run,
         images=images,
-        spec_file=spec,
     )
 
     def build(model: ModelSpec) -> Built:
@@ -143,7 +91,7 @@ def _tell(built: Built, repository: Path, *, dry_run: bool) -> None:
 
 def _as_dict(name: str, result: Built | TrtgenError) -> dict[str, object]:
     if isinstance(result, TrtgenError):
-        return {"name": name, "error": result.message, "hint": result.hint}
+        return {"name": name, "error": result.message, "hint": describe_hint(result)}
     return {
         "name": name,
         "version": result.version,

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from generator.cli import console
+from generator.cli.hints import remember_command
 from generator.signals import EndedBySignal, ending_signals
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(ctx: typer.Context, *args: Any, verbose: int, quiet: bool, **options: Any) -> None:
         console.set_verbosity(-1 if quiet else ctx.obj + verbose)
+        remember_command(ctx)
         command(*args, **options)
 
     parameters = [

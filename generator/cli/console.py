@@ -10,6 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from generator.cli.hints import describe_hint
 from generator.events import Doing, Done
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def step(done: str, *, detail: str = "", seconds: float | None = None) -> None:
 
 def report(error: TrtgenError) -> None:
     """Print an error and its hint."""
-    fail(error.message, log=getattr(error, "log_tail", ()), hint=error.hint)
+    fail(error.message, log=getattr(error, "log_tail", ()), hint=describe_hint(error))
 
 
 def fail(message: str, *, log: Sequence[str] = (), hint: str | None = None) -> None:

@@ -1,7 +1,9 @@
-"""Options that several commands share, declared once, and the way from them to specs."""
+"""Options that several commands share, declared once; what describes a model becomes its spec here."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,27 +13,11 @@ import typer
 from generator.errors import SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from generator.spec.model import ModelSpec
 
-__all__ = [
-    "ArchitectureOption",
-    "CalibrationOption",
-    "ClassesOption",
-    "ImageSizeOption",
-    "ImagesOption",
-    "LabelsOption",
-    "MaxBatchOption",
-    "NameOption",
-    "NamesArgument",
-    "PrecisionOption",
-    "RecipeOption",
-    "RepositoryOption",
-    "SpecOption",
-    "TargetOption",
-    "WeightsOption",
-    "parse_numbers",
-    "specs_from",
-]
+__all__ = ["MODEL_PARAMETERS", "ImagesOption", "LabelsOption", "RepositoryOption", "parse_numbers", "takes_models"]
 
 
 def complete_models(incomplete: str) -> list[str]:
@@ -52,113 +38,110 @@ def complete_models(incomplete: str) -> list[str]:
 # The panels of --help, where a command has many options.
 MODEL, TARGET, PROOF = "Model", "Target", "Proof"
 
-NamesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="NAME|FILE.onnx",
-        help="Names of torchvision's classification models, `demo`, or ONNX files.",
-        show_default=False,
-        autocompletion=complete_models,
-    ),
-]
-NameOption = Annotated[
-    str | None,
-    typer.Option(
-        "--name",
-        metavar="NAME",
-        rich_help_panel=MODEL,
-        help="What clients call the model. [default: the name or file name given]",
-    ),
-]
-SpecOption = Annotated[
-    Path | None,
-    typer.Option("--spec", metavar="FILE", help="models.yaml (see `trtgen init`) or the trtgen.json of a built model."),
-]
 RepositoryOption = Annotated[
     Path, typer.Option("--repository", "-r", metavar="DIR", help="The model repository.", show_default=True)
 ]
-WeightsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        metavar="NAME|FILE",
-        help="`default`, `random`, a name of torchvision's weights, or a checkpoint file.",
-        rich_help_panel=MODEL,
-    ),
-]
-ArchitectureOption = Annotated[
-    str | None,
-    typer.Option(
-        "--architecture",
-        metavar="NAME",
-        help="Name in torchvision's registry, where the model's own name is another.",
-        rich_help_panel=MODEL,
-        autocompletion=complete_models,
-    ),
-]
-ClassesOption = Annotated[
-    int | None,
-    typer.Option("--classes", metavar="N", help="Classes that a checkpoint was trained on.", rich_help_panel=MODEL),
-]
 LabelsOption = Annotated[
     str | None,
-    typer.Option(
-        "--labels", metavar="FILE", help="One class name a line, or `index` to use the numbers.", rich_help_panel=MODEL
-    ),
-]
-RecipeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        metavar="NAME",
-        help="`imagenet` for an ONNX file trained like torchvision's models.",
-        rich_help_panel=MODEL,
-    ),
-]
-ImageSizeOption = Annotated[
-    int | None,
-    typer.Option("--image-size", metavar="PIXELS", help="Another input size in pixels.", rich_help_panel=MODEL),
-]
-MaxBatchOption = Annotated[
-    int | None,
-    typer.Option("--max-batch", metavar="N", help="Triton's max_batch_size. [default: 32]", rich_help_panel=TARGET),
-]
-TargetOption = Annotated[
-    str | None,
-    typer.Option(
-        "--target",
-        metavar="NAME",
-        help="`onnxruntime`, `tensorrt-8.6`, `tensorrt-10` or `tensorrt-11`. [default: what is installed here]",
-        rich_help_panel=TARGET,
-    ),
-]
-PrecisionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        metavar="NAME",
-        help="`fp32`, `fp16`, `int8`, or `bf16` for a graph that is BF16. [default: fp16 with TensorRT, else fp32]",
-        rich_help_panel=TARGET,
-    ),
-]
-CalibrationOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--calibration",
-        metavar="DIR",
-        help="Images that int8 scales are taken from; means int8. [default: drawn]",
-        rich_help_panel=TARGET,
-    ),
+    typer.Option(metavar="FILE", help="One class name a line, or `index` to use the numbers.", rich_help_panel=MODEL),
 ]
 ImagesOption = Annotated[
     Path | None,
     typer.Option(
-        "--images",
         metavar="DIR",
         help="Images that an export is compared on; kept in reference.npz. [default: drawn]",
         rich_help_panel=PROOF,
     ),
 ]
+# What describes a model: the arguments of `_read_specs`. The options are named after them, and none has a default.
+MODEL_PARAMETERS: dict[str, Any] = {
+    "names": Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME|FILE.onnx",
+            help="Names of torchvision's classification models, `demo`, or ONNX files.",
+            show_default=False,
+            autocompletion=complete_models,
+        ),
+    ],
+    "name": Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What clients call the model. [default: the name or file name given]",
+            rich_help_panel=MODEL,
+        ),
+    ],
+    "spec": Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="models.yaml (see `trtgen init`) or the trtgen.json of a built model."),
+    ],
+    "onnx": Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="An ONNX file, or a graph that `trtgen export` wrote; repeatable."),
+    ],
+    "weights": Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="`default`, `random`, a name of torchvision's weights, or a checkpoint file.",
+            rich_help_panel=MODEL,
+        ),
+    ],
+    "architecture": Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name in torchvision's registry, where the model's own name is another.",
+            rich_help_panel=MODEL,
+            autocompletion=complete_models,
+        ),
+    ],
+    "classes": Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Classes that a checkpoint was trained on.", rich_help_panel=MODEL),
+    ],
+    "labels": LabelsOption,
+    "recipe": Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="`imagenet` for an ONNX file trained like torchvision's models.",
+            rich_help_panel=MODEL,
+        ),
+    ],
+    "image_size": Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Another input size in pixels.", rich_help_panel=MODEL)
+    ],
+    "max_batch": Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Triton's max_batch_size. [default: 32]", rich_help_panel=TARGET),
+    ],
+    "target": Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="`onnxruntime`, `tensorrt-8.6`, `tensorrt-10` or `tensorrt-11`. [default: what is installed here]",
+            rich_help_panel=TARGET,
+        ),
+    ],
+    "precision": Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="`fp32`, `fp16`, `int8`, or `bf16` for a graph that is BF16. [default: fp16 with TensorRT, else fp32]",
+            rich_help_panel=TARGET,
+        ),
+    ],
+    "calibration": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Images that int8 scales are taken from; means int8. [default: drawn]",
+            rich_help_panel=TARGET,
+        ),
+    ],
+}
 
 
 def parse_numbers(text: str) -> list[int]:
@@ -172,7 +155,30 @@ def parse_numbers(text: str) -> list[int]:
     return values
 
 
-def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) -> list[ModelSpec]:
+def takes_models(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with what describes a model as its parameters; its first argument is the list of specs."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        specs = _read_specs(**{name: given.pop(name) for name in MODEL_PARAMETERS})
+        command(specs, **given)
+
+    unknown = {"ModelSpec": Any}  # not imported, since --help is to be fast
+    _, *own = inspect.signature(command, locals=unknown, eval_str=True).parameters.values()
+    parameters = [
+        *(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in MODEL_PARAMETERS.items()
+        ),
+        *own,
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _read_specs(
+    *, names: list[str] | None, spec: Path | None, onnx: list[Path] | None, **options: Any
+) -> list[ModelSpec]:
     """Return the specs that the command line asks for. `target` goes with a file too, and replaces what that says.
 
     Raises:
@@ -180,21 +186,26 @@ def specs_from(names: list[str] | None, spec_file: Path | None, **options: Any) 
     """
     from generator.spec.file import load_spec, make_spec
 
+    if wrong := [path for path in onnx or () if path.suffix != ".onnx"]:
+        what = "is a folder" if wrong[0].is_dir() else "does not end in .onnx"
+        msg = f"--onnx takes the path of an ONNX file, and {wrong[0]} {what}"
+        raise SpecError(msg, hint="give it as --onnx exported/NAME/model.onnx")
+    models = [*(names or ()), *map(str, onnx or ())]
     given = {key: value for key, value in options.items() if value is not None}
     if "calibration" in given:
         given.setdefault("precision", "int8")
         given["calibration"] = str(given["calibration"])
-    if spec_file is not None and (names or given.keys() - {"target"}):
+    if spec is not None and (models or given.keys() - {"target"}):
         msg = "--spec states everything but --target: names and options of models do not go with it"
-        raise SpecError(msg, hint=f"write them into {spec_file}")
-    if spec_file is not None:
-        return load_spec(spec_file, target=given.get("target"))
-    if not names:
+        raise SpecError(msg, hint=f"write them into {spec}")
+    if spec is not None:
+        return load_spec(spec, target=given.get("target"))
+    if not models:
         msg = "no model was named"
         raise SpecError(msg, hint="name one, such as demo or resnet50, or give --spec models.yaml")
-    if "name" in given and len(names) > 1:
-        msg = f"--name {given['name']} names one model, but {len(names)} are given: {', '.join(names)}"
+    if "name" in given and len(models) > 1:
+        msg = f"--name {given['name']} names one model, but {len(models)} are given: {', '.join(models)}"
         raise SpecError(msg, hint="build them one by one, or name them in a spec (--spec; trtgen init writes one)")
     if "max_batch" in given:
         given["batch"] = {"max": given.pop("max_batch")}
-    return make_spec(names, **given)
+    return make_spec(models, **given)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from generator.cli.console import say, show_progress
+from generator.cli.hints import write_command
 from generator.cli.options import RepositoryOption, parse_numbers
 from generator.errors import PerfError
 from generator.events import Doing
@@ -173,10 +174,9 @@ def _export(folder: Path, repository: Path, name: str | None, images: RequestIma
     """Write the files and say how they are used."""
     from generator.measure.perf import served
     from generator.measure.perf.export import write_export
-    from generator.repository import name_option
     from generator.server.launch import open_repository
 
-    serve = f"trtgen serve{name_option(repository)}"
+    serve = write_command(("serve",), {"repository": repository})
     root = open_repository(repository)
     models = served.read_repository(root, name)
     served.check_batch_size(models, load.batch_size)

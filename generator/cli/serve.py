@@ -199,6 +199,6 @@ def _serve_container(
         except KeyboardInterrupt:
             say(f"stopped (log: {log})" if log else "stopped")
         except ServerError as error:
-            if not log and any(str(log_path) in text for text in (error.message, error.hint or "", *error.log_tail)):
+            if not log and any(str(log_path) in text for text in (error.message, error.hint, *error.log_tail)):
                 stack.pop_all()  # who reads that will look for the log
             raise

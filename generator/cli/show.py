@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from generator.cli.console import say
-from generator.cli.options import (
-    ArchitectureOption,
-    CalibrationOption,
-    ClassesOption,
-    ImageSizeOption,
-    LabelsOption,
-    MaxBatchOption,
-    NamesArgument,
-    PrecisionOption,
-    RecipeOption,
-    SpecOption,
-    TargetOption,
-    WeightsOption,
-    specs_from,
-)
+from generator.cli.options import takes_models
+
+if TYPE_CHECKING:
+    from generator.spec.model import ModelSpec
 
 
+@takes_models
 def show(
-    names: NamesArgument = None,
+    specs: list[ModelSpec],
     *,
-    spec: SpecOption = None,
-    weights: WeightsOption = None,
-    architecture: ArchitectureOption = None,
-    classes: ClassesOption = None,
-    labels: LabelsOption = None,
-    recipe: RecipeOption = None,
-    image_size: ImageSizeOption = None,
-    max_batch: MaxBatchOption = None,
-    target: TargetOption = None,
-    precision: PrecisionOption = None,
-    calibration: CalibrationOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
 ) -> None:
     """Print the resolved spec and the recipe of each model; nothing is downloaded or built.
@@ -51,26 +30,11 @@ def show(
     from generator.spec.config_text import given_fields
     from generator.target import choose_target
 
-    specs = specs_from(
-        names,
-        spec,
-        weights=weights,
-        architecture=architecture,
-        classes=classes,
-        labels=labels,
-        recipe=recipe,
-        image_size=image_size,
-        max_batch=max_batch,
-        target=target,
-        precision=precision,
-        calibration=calibration,
-    )
     models: list[dict[str, Any]] = []
     for asked in specs:
-        choice = choose_target(asked)
-        model = choice.spec
-        if choice.reason:
-            say(f"* target    {model.name}: {choice.reason}")
+        model, reason = choose_target(asked)
+        if reason:
+            say(f"* target    {model.name}: {reason}")
         resolved, categories = describe_source(model)
         data = model.model_dump(mode="json")
         data["batch"]["opt"] = model.batch.optimum

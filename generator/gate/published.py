@@ -11,7 +11,7 @@ from generator.gate.run import GateReport, run_gate
 from generator.gate.served import check_server
 from generator.images.reference import Reference, load_reference, make_reference
 from generator.images.sets import read_images
-from generator.repository import Layout, Record, find_records, name_option, read_record, recover
+from generator.repository import Layout, Record, find_records, read_record, recover
 from generator.repository.layout import RECORD_FILE
 from generator.repository.stage import read_published
 from generator.spec.model import ModelSpec
@@ -63,14 +63,16 @@ def _find(root: Path, names: Sequence[str]) -> list[Record]:
     if not names:
         if not records:
             msg = f"{root} holds no model made by trtgen"
-            raise RepositoryError(msg, hint=f"trtgen build-repo demo{name_option(root)}")
+            fields = {"repository": root}
+            raise RepositoryError(msg, hint="build one", command=("build-repo", "demo"), fields=fields)
         return records
     found = []
     for name in names:
         record = read_record(root, name)
         if record is None:
             msg = f"{root} holds no model {name!r}; it has {', '.join(r.name for r in records) or 'none'}"
-            raise RepositoryError(msg, hint=f"trtgen build-repo {name}{name_option(root)}")
+            fields = {"repository": root}
+            raise RepositoryError(msg, hint="build it", command=("build-repo", name), fields=fields)
         found.append(record)
     return found
 

@@ -56,8 +56,9 @@ class GateReport:
             raise VerificationError(msg, hint=hint)
         if require_all and self.unproved:
             lines = [f"{result.stage}: {result.reason}" for result in self.unproved]
-            msg = f"{self.model}: --require all, but not proved:\n  " + "\n  ".join(lines)
-            raise VerificationError(msg, hint="make these stages possible here, or leave --require all out")
+            msg = f"{self.model}: every stage was required to be proved, but not proved are:\n  " + "\n  ".join(lines)
+            hint = "make these stages possible here, or do not require all"
+            raise VerificationError(msg, hint=hint, fields={"require_all": None})
 
 
 def run_gate(
@@ -119,7 +120,7 @@ def why_not_served(candidate: Candidate) -> str:
     try:
         embedded.check_embedded()
     except (MissingDependencyError, ServerError) as error:
-        return f"{error.message} ({error.hint})" if error.hint else error.message
+        return f"{error.message} ({error.hint})"
     return ""
 
 
@@ -154,7 +155,7 @@ def _ask(
 def _stopped_at(stages: Sequence[Stage], error: ServerError) -> list[StageResult]:
     """The results from the stage on at which the server did not start or did not answer."""
     first, *others = (stage.name for stage in stages)
-    failed = StageResult(stage=first, status="failed", reason=error.message, cause=error.hint or "")
+    failed = StageResult(stage=first, status="failed", reason=error.message, cause=error.hint)
     return [failed, *(not_proved(stage, f"{first} failed") for stage in others)]
 
 

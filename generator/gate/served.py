@@ -6,7 +6,6 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ServerError
-from generator.repository import name_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,19 +35,19 @@ def check_server(grpc_url: str, layouts: Sequence[Layout], repository: Path) -> 
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 
-    serve = f"trtgen serve{name_option(repository)}"
+    start: dict[str, Any] = {"command": ("serve",), "fields": {"repository": repository}}
     try:
         with contextlib.closing(InferenceServerClient(grpc_url)) as client:
             index = client.get_model_repository_index(client_timeout=_ASK_TIMEOUT_S)
     except InferenceServerException as error:
         msg = f"no Triton server answers gRPC at {grpc_url}: {error.message()}"
-        raise ServerError(msg, hint=f"start one with `{serve}`, or give another --url HOST:PORT") from error
+        raise ServerError(msg, hint="give the gRPC address of another, or start one", **start) from error
     ready = sorted({entry.name for entry in index.models if entry.state == "READY"})
     for layout in layouts:
         for name in layout.models:
             if name not in ready:
                 msg = f"the server at {grpc_url} does not serve {name}; it serves {', '.join(ready) or 'no model'}"
-                raise ServerError(msg, hint=f"serve it with `{serve}`, give another --url, or name what it serves")
+                raise ServerError(msg, hint="name what it serves, give another address, or serve it", **start)
 
 
 class ServedModel:

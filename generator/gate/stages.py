@@ -36,7 +36,7 @@ def check_batches(candidate: Candidate, reference: Reference) -> StageResult:
             tolerance=ROW_TOLERANCES[candidate.graph_precision],
         )
     except ExportError as error:
-        cause = {DYNAMIC_HINT: "a batch axis is baked in", NAN_HINT: causes.NAN}.get(error.hint or "", error.hint or "")
+        cause = {DYNAMIC_HINT: "a batch axis is baked in", NAN_HINT: causes.NAN}.get(error.hint, error.hint)
         return StageResult(stage="batches", status="failed", reason=str(error), cause=cause)
     except SourceError as error:
         return StageResult(stage="batches", status="failed", reason=str(error))

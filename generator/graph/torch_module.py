@@ -60,7 +60,7 @@ def export_module(spec: ModelSpec, module: torch.nn.Module, recipe: Recipe) -> o
             raise ExportError(msg, hint=DYNAMIC_HINT) from error
         first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         msg = f"{spec.name}: torch.onnx.export stopped: {first_line}"
-        raise ExportError(msg, hint="check that the model takes this image size (trtgen show)") from error
+        raise ExportError(msg, hint="check that the model takes this image size") from error
     if exported is None:
         msg = f"{spec.name}: torch.onnx.export returned nothing"
         raise ExportError(msg, hint="install the versions of constraints.txt")

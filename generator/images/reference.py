@@ -86,6 +86,5 @@ def load_reference(path: Path) -> Reference:
             )
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         msg = f"{path} cannot be read: {error}"
-        raise VerificationError(
-            msg, hint="give --images DIR, which asks the source itself, or build the model again"
-        ) from error
+        hint = "give images, which the source itself is asked about, or build the model again"
+        raise VerificationError(msg, hint=hint, fields={"images": None}) from error

@@ -38,8 +38,8 @@ def check_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        msg = f"--output {folder} cannot be written: {error.strerror}"
-        raise PerfError(msg, hint="choose a folder with --output") from error
+        msg = f"{folder} cannot be written: {error.strerror}"
+        raise PerfError(msg, hint="choose another folder", fields={"folder": None}) from error
 
 
 def write_files(files: Mapping[str, str], folder: Path) -> list[Path]:
@@ -57,7 +57,7 @@ def write_files(files: Mapping[str, str], folder: Path) -> list[Path]:
             part.replace(path)
     except OSError as error:
         msg = f"{folder} cannot be written: {error.strerror}"
-        raise PerfError(msg, hint="choose a folder with --output") from error
+        raise PerfError(msg, hint="choose another folder", fields={"folder": None}) from error
     return written
 
 

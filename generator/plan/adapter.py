@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import PlanError
-from generator.plan.hints import explain
+from generator.plan.hints import advise, explain
 from generator.plan.library import TensorRTVersion, import_tensorrt, open_log
 from generator.plan.tensors import read_tensor, read_tensors
 
@@ -91,30 +91,32 @@ class Adapter:
         problems = [*self._precision_problems(graph, precision), *self._option_problems(options, opset)]
         if problems:
             message = "; ".join(found for found, _ in problems)
-            raise PlanError(message, hint="; ".join(dict.fromkeys(hint for _, hint in problems)))
+            hint = "; ".join(dict.fromkeys(hint for _, hint in problems))
+            fields = {"precision": None} if "precision" in hint else {}
+            raise PlanError(message, hint=hint, fields=fields)
 
     def _precision_problems(self, graph: str, precision: str) -> Iterable[tuple[str, str]]:
-        convert = f"convert the graph with trtgen export --precision {precision}"
+        convert = "export the model again with it"
         if not self.weakly_typed:
             if precision != graph:
                 found = (
                     f"precision {precision} was asked for; the graph holds {graph}, which {self.name} builds as it is"
                 )
-                yield found, f"give --precision {graph}, or {convert}"
+                yield found, f"set precision: {graph}, or {convert}"
             return
         possible = {"fp32": ("fp32", "fp16"), "fp16": ("fp16",), "int8": ("int8",)}.get(graph, ())
         if "bf16" in (graph, precision):
             yield f"precision bf16 was asked for; {self.name} has none", "use fp16, or TensorRT 10.12 or later"
         elif precision not in possible:
             found = f"precision {precision} was asked for; of a graph that holds {graph}, {self.name} makes "
-            yield found + " or ".join(possible), f"give --precision {possible[-1]}, or {convert}"
+            yield found + " or ".join(possible), f"set precision: {possible[-1]}, or {convert}"
 
     def _option_problems(self, options: PlanOptions, opset: int) -> Iterable[tuple[str, str]]:
         from generator.graph.names import NEWEST_OPSET_OF_8
 
         if self.weakly_typed and opset > NEWEST_OPSET_OF_8:
             found = f"the graph has opset {opset}; {self.name} reads {NEWEST_OPSET_OF_8} at most"
-            yield found, f"export it again with opset {NEWEST_OPSET_OF_8}: trtgen export --target tensorrt-8.6"
+            yield found, f"export it again with target: tensorrt-8.6, which means opset {NEWEST_OPSET_OF_8}"
         level = options.hardware_compatibility
         if level != "none" and _enum_name(level) not in self.trt.HardwareCompatibilityLevel.__members__:
             yield f"hardware_compatibility {level} was asked for; {self.name} has none", "use ampere-plus or none"
@@ -331,7 +333,7 @@ class Adapter:
 
     def _failure(self, what: str) -> PlanError:
         reason = self._reason()
-        return PlanError(f"{self.name} {what}: {reason}", hint=explain(reason))
+        return PlanError(f"{self.name} {what}: {reason}", **advise([explain(reason)]))
 
 
 def _enum_name(word: str) -> str:

@@ -14,6 +14,7 @@ from generator.errors import PlanError
 from generator.files import hash_bytes
 from generator.graph.model import detect_precision
 from generator.plan.adapter import Fault, open_adapter
+from generator.plan.hints import advise
 from generator.plan.profiles import check_profiles
 from generator.plan.progress import Progress, run_watched, silent
 
@@ -193,7 +194,9 @@ def _check_plan(adapter: Adapter, request: BuildRequest, plan: bytes) -> None:
     _check_tensors(request.onnx, inputs, outputs, only_batch=_find_only_batch(request))
     if profiles != (expected := max(len(request.profiles), 1)):
         msg = f"the plan has {profiles} optimization profiles; {expected} were asked for"
-        raise PlanError(msg, hint="trtgen -vv build-plan says what TensorRT makes of profiles")
+        raise PlanError(
+            msg, hint="verbose logs (level DEBUG) say what TensorRT makes of profiles", fields={"verbose": None}
+        )
 
 
 def _find_only_batch(request: BuildRequest) -> int | None:
@@ -237,7 +240,7 @@ def refusal(adapter: Adapter, onnx: OnnxModel, faults: Sequence[Fault]) -> PlanE
     """Return the error that lists every reason, with what is known to help."""
     lines = "\n".join(f"  {fault}" for fault in faults)
     msg = f"{adapter.name} does not make a plan of {onnx.path} (opset {onnx.opset}):\n{lines}"
-    return PlanError(msg, hint="; or: ".join(dict.fromkeys(fault.hint for fault in faults)))
+    return PlanError(msg, **advise(fault.hint for fault in faults))
 
 
 def _check_place(onnx: OnnxModel, path: Path) -> None:
@@ -247,12 +250,11 @@ def _check_place(onnx: OnnxModel, path: Path) -> None:
             f"{folder} is not a folder: the plan cannot be written there", hint=f"mkdir -p {shlex.quote(str(folder))}"
         )
     if path.is_dir() or path.resolve() == onnx.path.resolve():
-        raise PlanError(
-            f"{path} cannot be the plan: it is a folder or the graph itself", hint="give --output another name"
-        )
+        msg = f"{path} cannot be the plan: it is a folder or the graph itself"
+        raise PlanError(msg, hint="give the plan another name", fields={"output": None})
     if not os.access(folder, os.W_OK | os.X_OK):
         msg = f"{folder} is not writable: the plan cannot be written there"
-        raise PlanError(msg, hint="give --output a folder that you may write to")
+        raise PlanError(msg, hint="write it into a folder where you may", fields={"output": None})
 
 
 def _make_passport(adapter: Adapter, gpu: Gpu, request: BuildRequest, compiled: Compiled) -> Passport:

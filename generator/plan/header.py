@@ -20,13 +20,14 @@ from generator.plan.library import TensorRTVersion
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["PlanHeader", "read_header"]
+__all__ = ["BUILD_PLAN", "PlanHeader", "read_header"]
 
 _HEADER_BYTES = 28
 _READ_BYTES = 4096
 _MAJORS = range(8, 31)
 _LARGEST = 2**42  # a larger number is not a file's size
-_REBUILD = "build it again from its ONNX file: trtgen build-plan model.onnx"
+_REBUILD = "build it again from its ONNX file"
+BUILD_PLAN = ("build-plan", "model.onnx")  # the command of such a hint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,19 +47,19 @@ def read_header(path: Path) -> PlanHeader:
     start, size = _read_start(path)
     if start[:4] == RTX_MAGIC:
         msg = f"{path} was built by TensorRT-RTX; TensorRT does not load it, nor the other way round"
-        raise PlanError(msg, hint="build it with TensorRT: trtgen build-plan model.onnx")
+        raise PlanError(msg, hint="build it with TensorRT", command=BUILD_PLAN)
     if start[:4] != PLAN_MAGIC:
         offset = find_wrapped_plan(path, start)
         raise _not_a_plan(path, start) if offset is None else _wrapped(path, offset)
     if size < _HEADER_BYTES:
         msg = f"{path} is cut off: {size} bytes, its header alone has {_HEADER_BYTES}"
-        raise PlanError(msg, hint=f"copy it again, or {_REBUILD}")
+        raise PlanError(msg, hint=f"copy it again, or {_REBUILD}", command=BUILD_PLAN)
     if start[4:8] != bytes(4) or start[24] not in _MAJORS:
         return PlanHeader(version=None, size_bytes=size)
     stated: int = struct.unpack_from("<Q", start, 16)[0]
     if size < stated < _LARGEST:
         msg = f"{path} is cut off: it has {size} bytes, and its header says {stated}"
-        raise PlanError(msg, hint=f"copy it again, or {_REBUILD}")
+        raise PlanError(msg, hint=f"copy it again, or {_REBUILD}", command=BUILD_PLAN)
     return PlanHeader(version=TensorRTVersion(*start[24:28]), size_bytes=size)
 
 
@@ -91,12 +92,13 @@ def _wrapped(path: Path, offset: int) -> PlanError:
 
 def _not_a_plan(path: Path, start: bytes) -> PlanError:
     if not start:
-        return PlanError(f"{path} is empty, a TensorRT plan was expected", hint=f"copy it again, or {_REBUILD}")
+        msg = f"{path} is empty, a TensorRT plan was expected"
+        return PlanError(msg, hint=f"copy it again, or {_REBUILD}", command=BUILD_PLAN)
     kind, hint = name_kind(path)
     if kind == ONNX or path.suffix == ".onnx":
-        build = f"build its plan: trtgen build-plan {shlex.quote(str(path))}"
-        return PlanError(f"{path} is an ONNX file, not a plan", hint=build)
+        msg = f"{path} is an ONNX file, not a plan"
+        return PlanError(msg, hint="build its plan", command=("build-plan", str(path)))
     if kind:
         return PlanError(f"{path} is {kind}, not a TensorRT plan", hint=hint)
     begins = f"it begins with {start[:8]!r}, a plan with {PLAN_MAGIC!r}"
-    return PlanError(f"{path} is not a TensorRT plan: {begins}", hint=_REBUILD)
+    return PlanError(f"{path} is not a TensorRT plan: {begins}", hint=_REBUILD, command=BUILD_PLAN)

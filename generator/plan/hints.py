@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["explain"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["advise", "explain"]
 
 _NO_OPERATOR = (
     "TensorRT has no such operator: replace it where the model is made, cut it off the graph and do it after the plan, "
     "or serve this model with target: onnxruntime"
 )
-_MEMORY = (
-    "free GPU memory (nvidia-smi shows who has it), lower plan.workspace_mib (--workspace-mib), or build for a "
-    "smaller batch.max (--max-batch)"
-)
+_MEMORY = "free GPU memory (nvidia-smi shows who has it), lower plan.workspace_mib, or build for a smaller batch.max"
 _SYMMETRIC = (
     "quantise with zero points of 0 and INT8, for onnxruntime: ActivationSymmetric, WeightSymmetric, QInt8; "
     "trtgen's precision: int8 does"
@@ -23,7 +24,7 @@ _NO_BIAS = (
     "extra_options={'QuantizeBias': False}; trtgen's precision: int8 does"
 )
 _NO_KERNEL = (
-    "raise plan.workspace_mib (--workspace-mib) or leave it out; if it stays, this TensorRT cannot run that node: "
+    "raise plan.workspace_mib or leave it out; if it stays, this TensorRT cannot run that node: "
     "replace it, or keep it in FP32 (keep: in models.yaml)"
 )
 # The first pattern that is found wins: the special ones stand before the general ones.
@@ -50,11 +51,11 @@ _KNOWN = (
     (r"[Pp]lugin not found|No importer registered|UNSUPPORTED_NODE|[Uu]nsupported operator", _NO_OPERATOR),
     (
         r"no optimization profile has been defined",
-        "add a profile: plan.profiles in models.yaml, --profile on the command line",
+        "add a profile to plan.profiles",
     ),
     (
         r"MIN<=OPT<=MAX|static dimensions that don't match|in profile",
-        "fix the profiles: plan.profiles in models.yaml, --profile on the command line",
+        "fix plan.profiles",
     ),
     (
         r"no runners that implement|[Cc]ould not find any implementation|no implementation",
@@ -74,9 +75,16 @@ _KNOWN = (
     ),
     (r"No space left", "free disk space: TensorRT writes temporary files to TMPDIR"),
 )
-_UNKNOWN = "trtgen -vv shows everything TensorRT says; netron shows the node"
+_UNKNOWN = "verbose logs (level DEBUG) have everything that TensorRT says; netron shows the node"
+_FIELDS = ("batch.max", "plan.profiles", "plan.workspace_mib", "verbose")
 
 
 def explain(text: str) -> str:
     """Return the next step for a message of TensorRT; for one that is not known, where to look."""
     return next((hint for pattern, hint in _KNOWN if re.search(pattern, text)), _UNKNOWN)
+
+
+def advise(hints: Iterable[str]) -> dict[str, Any]:
+    """Return hint and fields of an error for several messages of TensorRT."""
+    hint = "; or: ".join(dict.fromkeys(hints))
+    return {"hint": hint, "fields": {field: None for field in _FIELDS if field in hint}}

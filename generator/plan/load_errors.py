@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from generator.errors import DeviceError, PlanError
+from generator.plan.header import BUILD_PLAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["explain_failure"]
 
-_REBUILD = "build it again here: trtgen build-plan model.onnx"
-_COPY = "copy the plan again, or build it again: trtgen build-plan model.onnx"
+_REBUILD = "build it again here"
+_COPY = f"copy the plan again, or {_REBUILD}"
 _NUMBER = r"[0-9.]*[0-9]|\.*"
 
 
@@ -36,12 +37,12 @@ _RULES = (
     _Rule(
         pattern=rf"this version of TensorRT, expecting library version ({_NUMBER}) got ({_NUMBER}),",
         words="it was built with TensorRT {1}, this is {0}",
-        hint=f"{_REBUILD}, or install the TensorRT that built it",
+        hint=f"install the TensorRT that built it, or {_REBUILD}",
     ),
     _Rule(
         pattern=rf"generated on an incompatible device, expecting compute ({_NUMBER}) got compute ({_NUMBER}),",
         words="it was built on a GPU of compute capability {1}, this one has {0}",
-        hint=f"{_REBUILD}, or set plan.hardware_compatibility where it is built",
+        hint=f"set plan.hardware_compatibility where it is built, or {_REBUILD}",
     ),
     _Rule(
         pattern=rf"not compatible with this hardware-compatible engine\. Expected compute capability >= ({_NUMBER})\D+"
@@ -52,7 +53,7 @@ _RULES = (
     _Rule(
         pattern=r"current device only supports (\d+) multiprocessors but the engine file requires (\d+)",
         words="it needs {1} multiprocessors, this GPU has {0}",
-        hint=f"{_REBUILD}; a part of a GPU (MIG) needs a plan that was built on such a part",
+        hint=f"a part of a GPU (MIG) needs a plan that was built on such a part; {_REBUILD}",
     ),
     _Rule(
         pattern=r"Platform specific tag mismatch",
@@ -72,7 +73,7 @@ _RULES = (
     _Rule(
         pattern=r"incompatible serialization version|Version tag does not match|stdVersionRead == serializationVersion",
         words="it was written by another version of TensorRT",
-        hint=f"{_REBUILD}, or install the TensorRT that built it",
+        hint=f"install the TensorRT that built it, or {_REBUILD}",
     ),
     _Rule(
         pattern=r"magicTag|Magic tag|MAGIC_TAG",
@@ -127,6 +128,10 @@ def explain_failure(
             if match := re.search(rule.pattern, text):
                 groups = [part or "an unknown one" for part in match.groups()]
                 words = rule.words.format(*groups, *[""] * 2).strip()
-                return rule.error(f"{what}: {words} (TensorRT: {text})", hint=rule.hint)
+                return rule.error(f"{what}: {words} (TensorRT: {text})", **_advise(rule.hint))
     words = f"TensorRT says: {'; '.join(said[-3:])}" if said else "TensorRT does not say why"
-    return otherwise(f"{what}: {words}", hint=hint)
+    return otherwise(f"{what}: {words}", **_advise(hint))
+
+
+def _advise(hint: str) -> dict[str, Any]:
+    return {"hint": hint, "command": BUILD_PLAN if _REBUILD in hint else ()}

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict  # pydantic takes typing's from Python 3
 
 from generator.errors import PlanError
 from generator.files import hash_file, write_temporary
+from generator.plan.header import BUILD_PLAN
 from generator.plan.timing_cache import CacheState  # noqa: TC001 - pydantic reads the annotations
 from generator.signals import hold_signals
 from generator.spec.records import JsonRecord
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Passport", "passport_path", "read_passport", "write_plan"]
 
-_REBUILD = "build the plan again: trtgen build-plan model.onnx"
+_REBUILD = "build the plan again"
 
 
 def _read_tensor(value: Any) -> Any:
@@ -125,7 +126,9 @@ def write_plan(data: bytes, passport: Passport, path: Path) -> None:
                 _sync_folder(path.parent)
         except OSError as error:
             msg = f"{path} cannot be written: {error.strerror or error}"
-            raise PlanError(msg, hint="free disk space, or give --output another folder") from error
+            raise PlanError(
+                msg, hint="free disk space, or write it into another folder", fields={"output": None}
+            ) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -149,12 +152,14 @@ def read_passport(plan: Path, *, check_hash: bool = False) -> Passport:
     path = passport_path(plan)
     if not path.is_file():
         msg = f"{plan} has no passport: {path.name} is not beside it"
-        raise PlanError(msg, hint=f"copy it from where the plan was built, or {_REBUILD}")
+        raise PlanError(msg, hint=f"copy it from where the plan was built, or {_REBUILD}", command=BUILD_PLAN)
     try:
         passport = Passport.read(path)
     except ValueError as error:
         msg = f"the passport {path} cannot be read: {error}"
-        raise PlanError(msg, hint=f"copy it from where the plan was built, or {_REBUILD}") from error
+        raise PlanError(
+            msg, hint=f"copy it from where the plan was built, or {_REBUILD}", command=BUILD_PLAN
+        ) from error
     if check_hash:
         _compare(passport, plan)
     return passport
@@ -168,7 +173,7 @@ def _compare(passport: Passport, plan: Path) -> None:
         raise PlanError(msg, hint="give the path of a plan, such as model.plan") from error
     if size != passport.plan_bytes:
         msg = f"{plan} has {size} bytes, its passport says {passport.plan_bytes}: it is cut off, or another plan"
-        raise PlanError(msg, hint=f"copy both files again, or {_REBUILD}")
+        raise PlanError(msg, hint=f"copy both files again, or {_REBUILD}", command=BUILD_PLAN)
     if digest != passport.plan_sha256:
         msg = f"{plan} is not the plan of its passport: SHA-256 {digest[:12]}..., not {passport.plan_sha256[:12]}..."
-        raise PlanError(msg, hint=f"copy both files again, or {_REBUILD}")
+        raise PlanError(msg, hint=f"copy both files again, or {_REBUILD}", command=BUILD_PLAN)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_profiles", "describe_profiles", "make_profiles"]
 
-_HINT = "fix the profiles: plan.profiles and batch.max in models.yaml, --profile and --max-batch on the command line"
+_HINT = "fix plan.profiles or batch.max"
 
 
 def make_profiles(onnx: OnnxModel, batches: Sequence[BatchProfile]) -> tuple[Profile, ...]:
@@ -65,7 +65,7 @@ def check_profiles(onnx: OnnxModel, profiles: Sequence[Profile], *, max_batch_si
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         msg = f"{onnx.path}: the optimization profiles do not fit the graph:\n{lines}"
-        raise PlanError(msg, hint=_HINT)
+        raise PlanError(msg, hint=_HINT, fields={"plan.profiles": None, "batch.max": None})
 
 
 def _profile_problems(tensor: Tensor, index: int, profile: Profile) -> Iterable[str]:

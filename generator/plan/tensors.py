@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import PlanError
+from generator.plan.header import BUILD_PLAN
 from generator.tensor import Profile, ShapeRange, Tensor, from_tensorrt
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def read_profiles(where: object, engine: Any, inputs: Sequence[Tensor]) -> tuple
             ranges = [_edges(one) for one in engine.get_tensor_profile_shape(tensor.name, index)]
             if len(ranges) != 3:
                 msg = f"{where}: profile {index} has no shapes for input {tensor.name}"
-                raise PlanError(msg, hint="build the plan again: trtgen build-plan model.onnx")
+                raise PlanError(msg, hint="build the plan again", command=BUILD_PLAN)
             shapes[tensor.name] = ShapeRange(min=ranges[0], opt=ranges[1], max=ranges[2])
         profiles.append(shapes)
     return tuple(profiles)

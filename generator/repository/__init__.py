@@ -1,7 +1,7 @@
 """The model repository on disk: what is in it, what would change, and publishing that survives a crash."""
 
 from generator.repository.journal import published_root, recover, staging
-from generator.repository.layout import Layout, name_option
+from generator.repository.layout import Layout
 from generator.repository.publish import Change, plan_changes, publish
 from generator.repository.record import Record, find_records, read_record
 
@@ -10,7 +10,6 @@ __all__ = [
     "Layout",
     "Record",
     "find_records",
-    "name_option",
     "plan_changes",
     "publish",
     "published_root",

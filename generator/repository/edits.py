@@ -51,12 +51,12 @@ def check_edits(root: Path, record: Record, *, removing: bool) -> None:
     lines = [*_describe_edited(root, record, edited), *(f"{root / path} was not made by trtgen" for path in added)]
     msg = f"{record.name} is left as it is, since somebody edited it:\n" + "\n".join(lines)
     if removing:
-        hint = "copy what you need, then add --discard-edits: they are removed, too"
+        hint = "copy what you need, then discard the edits: they are removed, too"
     elif any(path.endswith("/config.pbtxt") for path in edited):
-        hint = "state it in the field config of the spec (docs/spec.md), then add --discard-edits to drop the edit"
+        hint = "state it in the field config of the spec (docs/spec.md), then discard the edits"
     else:
-        hint = "change the spec instead, then add --discard-edits to drop the edit"
-    raise RepositoryError(msg, hint=hint)
+        hint = "change the spec instead, then discard the edits"
+    raise RepositoryError(msg, hint=hint, fields={"discard_edits": True})
 
 
 def _find_added(root: Path, record: Record) -> list[str]:

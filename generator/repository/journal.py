@@ -65,7 +65,7 @@ def lock(root: Path) -> Iterator[None]:
     except OSError as error:
         _remove_empty(made)
         msg = f"the model repository {root} cannot be used: {error.strerror}"
-        raise RepositoryError(msg, hint="give a folder that you may write, with --repository") from error
+        raise RepositoryError(msg, hint="give a folder that you may write", fields={"repository": None}) from error
     try:
         _take(root, handle)
     except BlockingIOError as error:
@@ -132,7 +132,8 @@ def staging(root: Path) -> Iterator[Path]:
         try:
             if not same_device:
                 msg = f"{root} is a mount of its own, so nothing can be moved into it in one step from {folder}"
-                raise RepositoryError(msg, hint=f"use a folder inside it, such as --repository {root}/models")
+                inside = root / "models"
+                raise RepositoryError(msg, hint=f"use a folder in it, such as {inside}", fields={"repository": inside})
             yield staged
         finally:
             if not (folder / _JOURNAL).exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -17,10 +16,9 @@ if TYPE_CHECKING:
     from generator.repository.record import Record
     from generator.spec.model import ModelSpec
 
-__all__ = ["RECORD_FILE", "Layout", "name_option", "numeric_versions"]
+__all__ = ["RECORD_FILE", "Layout", "numeric_versions"]
 
 RECORD_FILE = "trtgen.json"
-_DEFAULT_ROOT = Path("model_repository")
 _VERSION = re.compile(r"[1-9][0-9]*")
 
 
@@ -91,11 +89,6 @@ class Layout:
     def is_versioned(self, path: PurePosixPath) -> bool:
         """Say whether `path` lies in a version directory, which is never modified once published."""
         return len(path.parts) > 2 and _VERSION.fullmatch(path.parts[1]) is not None
-
-
-def name_option(root: Path) -> str:
-    """Return the option that a command needs for this repository, a space before it; nothing for the default one."""
-    return "" if root == _DEFAULT_ROOT else f" --repository {shlex.quote(str(root))}"
 
 
 def numeric_versions(model: Path) -> list[int]:

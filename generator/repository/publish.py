@@ -51,9 +51,8 @@ def check_contract(old: Record | None, contract: Mapping[str, object], *, replac
     ]
     if differences:
         msg = f"{old.name} is published with another contract:\n  " + "\n  ".join(differences)
-        raise RepositoryError(
-            msg, hint="give the new model another name, or --replace to remove the published versions"
-        )
+        hint = "give the new model another name, or replace the published versions, which removes them"
+        raise RepositoryError(msg, hint=hint, fields={"replace": True})
 
 
 def check_owner(root: Path, layout: Layout, old: Record | None) -> None:
@@ -83,7 +82,9 @@ def plan_changes(root: Path, staged: Path, layout: Layout, old: Record | None, *
             word = "identical" if hash_file(target) == digest else "update"
         if word == "update" and not replace and layout.is_versioned(PurePosixPath(path)):
             msg = f"{target} is part of a published version and differs from what would be published"
-            raise RepositoryError(msg, hint="--replace removes the published versions and publishes this one")
+            raise RepositoryError(
+                msg, hint="replace the published versions, which removes them", fields={"replace": True}
+            )
         changes.append(Change(word=word, path=path))
     if replace and old is not None:
         staged_paths = {change.path for change in changes}

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from generator.errors import RepositoryError
-from generator.repository import Layout, find_records, name_option, recover, staging
+from generator.repository import Layout, find_records, recover, staging
 from generator.repository.edits import check_edits
 from generator.repository.publish import hash_tree_names, retire
 
@@ -46,6 +46,7 @@ def _find(root: Path, name: str) -> Record:
     for record in records.values():
         if name in Layout.of_record(record).models:
             msg = f"{name} is a member of {record.name} and is removed with it"
-            raise RepositoryError(msg, hint=f"trtgen remove {record.name}{name_option(root)}")
+            command = ("remove", record.name)
+            raise RepositoryError(msg, hint="remove that", command=command, fields={"repository": root})
     msg = f"{root} holds no model {name!r} made by trtgen; it has {', '.join(records) or 'none'}"
-    raise RepositoryError(msg, hint="give one of those names, or another folder with --repository")
+    raise RepositoryError(msg, hint="give one of those names, or another repository", fields={"repository": None})

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelInfo", "check_model_info", "find_model_info", "read_recipe"]
 
-_RECIPE_HINT = "--recipe imagenet, or a JSON file with resize, crop, interpolation, mean, std"
+_RECIPE_HINT = "set recipe to imagenet, or to a JSON file with resize, crop, interpolation, mean, std"
+_BOTH = {"recipe": None, "labels": None}
 
 
 class ModelInfo(BaseModel):
@@ -47,7 +48,7 @@ def find_model_info(plan: Path) -> ModelInfo | None:
             return ModelInfo.model_validate_json(export.read_bytes())
         except (OSError, ValidationError) as error:
             msg = f"{export} does not say recipe and labels: {_why(error)}"
-            raise PlanError(msg, hint="export again, or give --recipe and --labels") from error
+            raise PlanError(msg, hint="export again, or give recipe and labels", fields=_BOTH) from error
     model = plan.parent.parent
     record = _find_record(model.parent, model.name)
     if record is None:
@@ -56,7 +57,7 @@ def find_model_info(plan: Path) -> ModelInfo | None:
         return ModelInfo.model_validate({"recipe": record.recipe, **record.contract})
     except ValidationError as error:
         msg = f"the trtgen.json of {record.name} does not say labels: {_why(error)}"
-        raise PlanError(msg, hint="build the model again, or give --recipe and --labels") from error
+        raise PlanError(msg, hint="build the model again, or give recipe and labels", fields=_BOTH) from error
 
 
 def _find_record(root: Path, member: str) -> Record | None:
@@ -84,7 +85,7 @@ def read_recipe(text: str, tensor: Tensor) -> Recipe:
         return Recipe.model_validate(data.get("recipe", data) if isinstance(data, dict) else data)
     except (OSError, ValueError, RecursionError) as error:
         msg = f"{text} is not a recipe: {_why(error)}"
-        raise PlanError(msg, hint=_RECIPE_HINT) from error
+        raise PlanError(msg, hint=_RECIPE_HINT, fields={"recipe": None}) from error
 
 
 def check_model_info(recipe: Recipe, labels: Sequence[str] | None, given: Tensor, made: Tensor) -> None:
@@ -98,10 +99,11 @@ def check_model_info(recipe: Recipe, labels: Sequence[str] | None, given: Tensor
     if given.shape[1:3] != recipe.crop:
         size, crop = (f"{height}x{width}" for height, width in (given.shape[1:3], recipe.crop))
         msg = f"the plan takes images of {size}, the recipe makes {crop}"
-        raise PlanError(msg, hint="give the recipe the plan was built for (--recipe), or build the plan again")
+        raise PlanError(msg, hint="give the recipe the plan was built for, or build it again", fields={"recipe": None})
     if labels is not None and len(labels) != made.shape[-1]:
         msg = f"there are {len(labels)} labels, the plan has {made.shape[-1]} classes"
-        raise PlanError(msg, hint="give --labels FILE with one name a line, in the order of the network's outputs")
+        hint = "set labels to a file with one name a line, in the order of the network's outputs"
+        raise PlanError(msg, hint=hint, fields={"labels": None})
 
 
 def _refuse_input(tensor: Tensor) -> NoReturn:

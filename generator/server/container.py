@@ -31,26 +31,31 @@ _DOCKER_FAILED = 125  # docker's own exit code, when the container did not run
 _KEPT_LINES = 5000
 
 _WITHOUT = "or serve with the tritonserver from pip, without a container"
-_DOCKER_RULES = (
+# pattern, cause, hint, fields of the hint
+_DOCKER_RULES: tuple[tuple[str, str, str, dict[str, object]], ...] = (
     (
         r"Cannot connect to the Docker daemon|permission denied while trying to connect",
         "docker is installed, but its daemon does not answer",
         f"start it (systemctl start docker) or join the group docker, {_WITHOUT}",
+        {},
     ),
     (
         r"could not select device driver|nvidia-container-cli|unresolvable CDI devices",
         "docker cannot give the container a GPU",
         "install the NVIDIA Container Toolkit, or serve ONNX models on the CPU, without GPUs",
+        {"gpus": False},
     ),
     (
         r"pull access denied for (\S+?),|manifest for (\S+) not found|No such image: (\S+)",
         "the image {} is not here and cannot be pulled",
-        f"build it: docker compose build (see compose.yaml), or take the image {STOCK_IMAGE}",
+        "build it: docker compose build (see compose.yaml), or take the stock one",
+        {"image": STOCK_IMAGE},
     ),
     (
         r"port is already allocated|address already in use",
         "one of the ports is in use by another program",
         "stop that program, or serve on other ports",
+        dict.fromkeys(("http_port", "grpc_port", "metrics_port")),
     ),
 )
 
@@ -197,10 +202,10 @@ def explain_container_end(code: int, output: str, *, log_path: Path, repository:
     if code != _DOCKER_FAILED:
         ready = not find_failures(output, repository)
         return explain_end(code, output, log_path=log_path, repository=repository, ready=ready)
-    for pattern, cause, hint in _DOCKER_RULES:
+    for pattern, cause, hint, fields in _DOCKER_RULES:
         if match := re.search(pattern, output):
             what = next(filter(None, match.groups()), "")
-            return ServerError(cause.format(what), hint=hint, log_tail=tail(output, lines=3))
+            return ServerError(cause.format(what), hint=hint, fields=fields, log_tail=tail(output, lines=3))
     return ServerError(
         "docker could not run the container",
         hint=f"run the printed docker command by hand, {_WITHOUT}",

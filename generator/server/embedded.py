@@ -133,7 +133,8 @@ class EmbeddedServer:
         if self.explicit and not is_loopback(self.address):
             raise ServerError(
                 f"{self.address} can be reached from other machines, and whoever may load models may run code",
-                hint="bind to 127.0.0.1 where callers may load models",
+                hint="serve on this machine only where callers may load models",
+                fields={"address": "127.0.0.1"},
             )
         triton = check_embedded()
         self.repository = open_repository(self.repository)
@@ -201,6 +202,8 @@ class EmbeddedServer:
                 f"a Python process of {', '.join(dead)} has ended (a crash, or the system's lack of memory: dmesg | "
                 "tail); tritonserver does not start it again and would fail requests",
                 hint=f"read its log: {self.log_path}, then start the server again",
+                command=("serve",),
+                fields={"repository": self.repository},
                 log_tail=failures.tail(self._read_log()),
             )
         raise self._explain_end(supervisor.returncode, ready=True)

@@ -1,7 +1,8 @@
 r"""What tritonserver's words mean: a table of (pattern, cause, hint).
 
 The first rule whose pattern is found in the words of a failure decides. Named groups of the pattern, and `model`,
-`words` and `rebuild` (how to build the model again) can be used in the cause and the hint.
+`words` can be used in the cause and the hint; `{rebuild}` and `{rewrite}` in a hint say that the model is to be built
+again, the latter without what was edited.
 
 Sources: logs of tritonserver 2.51 on repositories that are broken on purpose (tests/test_server_failures.py), and, for
 the TensorRT backend and later releases, the texts in Triton's sources (core, backend, tensorrt_backend).
@@ -11,11 +12,16 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["RULES", "explain_words"]
+__all__ = ["BUILDS", "RULES", "explain_words"]
 
 _REBUILD = "{rebuild}"
-_EDIT = "correct {model}/config.pbtxt, or write it again: {rebuild} --discard-edits"
-_FEWER_INSTANCES = "give it fewer instances, or end what else uses the GPU (nvidia-smi shows it): {rebuild}"
+_EDIT = "correct {model}/config.pbtxt, or {rewrite}"
+_FEWER_INSTANCES = "end what else uses the GPU (nvidia-smi shows it), or give it fewer instances and {rebuild}"
+# What a hint says of building the model again, and the fields for it.
+BUILDS: dict[str, tuple[str, dict[str, object]]] = {
+    "rebuild": ("build it again", {}),
+    "rewrite": ("build it again and discard the edits", {"discard_edits": True}),
+}
 
 # Packages whose import name differs from the name that pip installs.
 _PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
@@ -63,7 +69,7 @@ RULES = (
     (
         r"version \d+ is specified for model|at least one version must be available",
         "it has no version directory that its version_policy takes: {words}",
-        "make it ({rebuild}), or change version_policy in {model}/config.pbtxt",
+        "change version_policy in {model}/config.pbtxt, or {rebuild}",
     ),
     (
         r"unexpected directory name '(?P<folder>[^']+)' for model '(?P<name>[^']+)'",
@@ -99,7 +105,7 @@ RULES = (
     (
         r"no GPU for model '[^']*' \((?P<detail>.*?)\): a TensorRT plan runs on an NVIDIA GPU only",
         "its plan needs a GPU, and there is none: {detail}",
-        "serve it where the GPU is, or build it for this host: {rebuild} after setting target: onnxruntime",
+        "serve it where the GPU is, or set target: onnxruntime and {rebuild}",
     ),
     (
         r"(?P<detail>[^:]* (has no working tensorrt|lacks cuda-python)\b( \(.*?\))?)",
@@ -173,18 +179,18 @@ RULES = (
     (
         r"(?P<runtime>onnxruntime \S+) cannot load.*(Unsupported model IR version|is under development)",
         "its ONNX file is of a newer ONNX version than {runtime} reads",
-        "pip install --upgrade onnxruntime, or build it again here: {rebuild}",
+        "pip install --upgrade onnxruntime, or {rebuild} here",
     ),
     # plans
     (
         r"unable to (create TensorRT engine|load plan file to auto complete config): (?P<detail>.*)",
         "its plan cannot be loaded: it is damaged, or of another TensorRT version or GPU ({detail})",
-        "build the plan where it is served, with the TensorRT of the serving image, then: {rebuild}",
+        "where it is served, with the TensorRT of the serving image, {rebuild}",
     ),
     (
         r"(the underlying engine doesn't support batching|first dimension must be dynamic)",
         "max_batch_size is above 0, but the batch of its graph is fixed",
-        "export it with a dynamic batch ({rebuild}), or set max_batch_size: 0 and the full dims",
+        "set max_batch_size: 0 and the full dims, or export it with a dynamic batch and {rebuild}",
     ),
     # config.pbtxt against graph or plan
     (
@@ -216,11 +222,11 @@ RULES = (
         "stop that program, or serve on another port",
     ),
     # Python models that say themselves what is wrong
-    (r"TritonModelException: (?P<detail>.*)", "{detail}", "correct that, or write the model again: {rebuild}"),
+    (r"TritonModelException: (?P<detail>.*)", "{detail}", "correct that, or {rebuild}"),
     (
         r"^(?:Internal: )?(?P<error>\w+(?:Error|Exception)): (?P<detail>.*)",
         "its model.py raised {error}: {detail}{place}",
-        "correct model.py, or write it again: {rebuild}",
+        "correct model.py, or {rebuild}",
     ),
 )
 
@@ -230,16 +236,21 @@ _STATUS = re.compile(
 )
 
 
-def explain_words(words: str, *, model: str, rebuild: str) -> tuple[str, str] | None:
-    """Return cause and hint for tritonserver's words about one model, None when no rule knows them."""
+def explain_words(words: str, *, model: str) -> tuple[str, str, dict[str, object] | None] | None:
+    """Return cause and hint for tritonserver's words about one model, None when no rule knows them.
+
+    The third are the fields with which the hint has the model built again, None where it does not.
+    """
     place = _TRACEBACK.search(words)
     plain = _TRACEBACK.sub("", words).strip().rstrip(";").strip()
     for pattern, cause, hint in RULES:
         if match := re.search(pattern, plain, re.DOTALL):
             values = {key: (value or "").strip() for key, value in match.groupdict().items()}
-            values |= {"words": _STATUS.sub("", plain), "model": model, "rebuild": rebuild}
+            values |= {"words": _STATUS.sub("", plain), "model": model}
+            values |= {key: text for key, (text, _) in BUILDS.items()}
             values["place"] = f" ({place['file']} line {place['line']})" if place else ""
             if package := values.get("package"):
                 values["package"] = _PACKAGES.get(package, package)
-            return cause.format_map(values), hint.format_map(values)
+            build = next((fields for key, (_, fields) in BUILDS.items() if f"{{{key}}}" in hint), None)
+            return cause.format_map(values), hint.format_map(values), build
     return None

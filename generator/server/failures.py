@@ -6,7 +6,7 @@ import json
 import re
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from generator.errors import ServerError
 from generator.server.failure_rules import explain_words
@@ -33,12 +33,16 @@ _SIGNALLED = 128  # the shell's convention: the exit code of a process that sign
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One failure: `model` is empty when it concerns the server; cause and hint are None for words we do not know."""
+    """One failure: `model` is empty when it concerns the server; cause and hint are None for words we do not know.
+
+    `build` is the command of the hint and its fields, as TrtgenError takes them; empty where it has none.
+    """
 
     model: str
     words: str
     cause: str | None
     hint: str | None
+    build: dict[str, Any]
 
     def sentence(self) -> str:
         """Return who failed and why, for people."""
@@ -87,11 +91,11 @@ def find_failures(log: str, repository: Path) -> list[Finding]:
     ensembles = find_ensembles(repository) if words_of else {}
     findings = []
     for model, words in words_of.items():
-        rebuild = name_rebuild(repository, ensembles.get(model, model))
-        cause, hint = explain_words(words, model=model, rebuild=rebuild) or (None, None)
+        cause, hint, fields = explain_words(words, model=model) or (None, None, None)
         if cause and (found := _MEMORY.search(cause)):
             cause = _complete_memory(cause, found, log, model)
-        findings.append(Finding(model=model, words=words, cause=cause, hint=hint))
+        build = {} if fields is None else name_rebuild(repository, ensembles.get(model, model), **fields)
+        findings.append(Finding(model=model, words=words, cause=cause, hint=hint, build=build))
     return findings
 
 
@@ -158,7 +162,8 @@ def explain_timeout(log: str, *, log_path: Path, repository: Path, timeout_s: fl
     what = f"still loading {', '.join(waiting)}" if waiting else "no model was loading"
     return ServerError(
         f"tritonserver was not ready after {timeout_s:g} s: {what}",
-        hint=f"give the models more time to load, or read its log: {log_path}",
+        hint=f"read its log: {log_path}, or give the models more time to load",
+        fields={"ready_timeout_s": None},
         log_tail=tail(log),
     )
 
@@ -177,11 +182,12 @@ def shorten(text: str) -> str:
 
 def _describe(findings: list[Finding], *, log_path: Path, note: str = "") -> ServerError:
     """Return one error for all findings, in the order of the log."""
-    known = [finding for finding in findings if finding.hint]
+    known = next((finding for finding in findings if finding.hint), None)
     separator = " " if len(findings) == 1 else "\n  "
     return ServerError(
         separator.join(["tritonserver did not start:", *(finding.sentence() for finding in findings)]) + note,
-        hint=known[0].hint if known else f"read its log: {log_path}",
+        hint=known.hint if known and known.hint else f"read its log: {log_path}",
+        **(known.build if known else {}),
         log_tail=[*(shorten(finding.words) for finding in findings), f"(log: {log_path})"],
     )
 

@@ -6,16 +6,15 @@ import contextlib
 import logging
 import os
 import re
-import shlex
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from generator.errors import ConfigError, ServerError
 from generator.render import template_root
-from generator.repository import name_option, published_root, recover
+from generator.repository import published_root, recover
 from generator.triton.check import parse_config
 
 if TYPE_CHECKING:
@@ -57,23 +56,24 @@ def open_repository(repository: Path) -> Path:
         RepositoryError: The interrupted publish can be neither finished nor undone.
     """
     root = repository.expanduser().resolve()
-    hint = name_rebuild(root, "resnet50")
+    advice = {"hint": "build a model", **name_rebuild(root, "resnet50")}
     if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises where a folder may not be searched
-        raise ServerError(f"there is no model repository at {root}", hint=hint)
+        raise ServerError(f"there is no model repository at {root}", **advice)
     for action in recover(root, otherwise="served as it is"):
         logger.warning("%s", action)
     if not any(root.glob("*/config.pbtxt")):
-        raise ServerError(f"the model repository {root} holds no model", hint=hint)
+        raise ServerError(f"the model repository {root} holds no model", **advice)
     return root
 
 
-def name_rebuild(repository: Path, model: str) -> str:
-    """Return the command that builds a model again, by its public name: from its record where it has one."""
+def name_rebuild(repository: Path, model: str, **fields: object) -> dict[str, Any]:
+    """Return command and fields that build a model again, by its public name: from its record where it has one."""
     root = published_root(repository)
     root = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
     record = root / model / "trtgen.json"
-    what = f"--spec {shlex.quote(str(record))}" if record.is_file() else shlex.quote(model)
-    return f"trtgen build-repo {what}{name_option(root)}"
+    if record.is_file():
+        return {"command": ("build-repo",), "fields": {"spec": record, "repository": root, **fields}}
+    return {"command": ("build-repo", model), "fields": {"repository": root, **fields}}
 
 
 def find_ensembles(repository: Path) -> dict[str, str]:
@@ -97,7 +97,7 @@ def create_log(path: Path) -> None:
         path.write_bytes(b"")
     except OSError as error:
         msg = f"cannot write the log {path}: {error.strerror}"
-        raise ServerError(msg, hint="name another file for the log") from error
+        raise ServerError(msg, hint="name another file for the log", fields={"log_path": None}) from error
 
 
 def is_safe_path(path: Path) -> bool:

@@ -99,14 +99,7 @@ def check_local_plans(plans: Sequence[Path]) -> None:
         return
     if reason := why_no_gpu():
         msg = f"{plans[0]} needs a GPU, but here {reason}"
-        root, model = plans[0].parents[2], plans[0].parents[1].name
-        ensembles = (name for name, config in _read_configs(root).items() if model in _members(config))
-        rebuild = name_rebuild(root, next(ensembles, model))
-        # the backend is part of what clients rely on: the same name takes --replace
-        raise DeviceError(
-            msg,
-            hint=f"serve it where the GPU is, or build for here: {rebuild} --target onnxruntime --replace",
-        )
+        raise DeviceError(msg, hint="serve it where the GPU is, or build it for onnxruntime", **_without_gpu(plans[0]))
     if installed_version() is None:
         raise MissingDependencyError("tensorrt", extra="tensorrt", why=f"it runs {plans[0]}")
     check_plans(plans, local_host())
@@ -125,12 +118,20 @@ def check_container_plans(plans: Sequence[Path], image: str, *, gpus: bool) -> N
     if not plans:
         return
     if not gpus:
-        msg = f"{plans[0]} needs a GPU, and --cpu keeps them out of the container"
-        raise DeviceError(msg, hint="leave --cpu out, or build the model with --target onnxruntime --replace")
+        msg = f"{plans[0]} needs a GPU, and the container is to run without"
+        raise DeviceError(msg, hint="run it with GPUs, or build the model for onnxruntime", **_without_gpu(plans[0]))
     version, reason = read_image_version(image)
     source = f"{image} ({reason})" if reason else image
     _LOG.info("%s: TensorRT %s", source, version or "unknown")
     check_plans(plans, Host(tensorrt=version, gpu=local_host().gpu, source=source))
+
+
+def _without_gpu(plan: Path) -> dict[str, Any]:
+    """Return command and fields that build a plan's model anew for the CPU."""
+    root, model = plan.parents[2], plan.parents[1].name
+    ensembles = (name for name, config in _read_configs(root).items() if model in _members(config))
+    # the backend is part of what clients rely on: the same name takes `replace`
+    return name_rebuild(root, next(ensembles, model), target="onnxruntime", replace=True)
 
 
 def check_plans(plans: Iterable[Path], host: Host) -> None:
@@ -144,7 +145,7 @@ def check_plans(plans: Iterable[Path], host: Host) -> None:
     from generator.plan.passport import passport_path, read_passport
 
     problems: list[str] = []
-    hints: list[str] = []
+    advice: list[dict[str, Any]] = []
     for plan in plans:
         try:
             header = read_header(plan)
@@ -157,17 +158,17 @@ def check_plans(plans: Iterable[Path], host: Host) -> None:
             misfits = find_misfits(passport, host)
         except PlanError as error:
             problems.append(error.message)
-            hints += [error.hint] if error.hint else []
+            advice.append(error.advice)
             continue
         for misfit in misfits:
             text = f"{plan}: {misfit.found}, {misfit.expected}"
             if misfit.severity == "refuse":
                 problems.append(text)
-                hints.append(misfit.hint)
+                advice.append({"hint": misfit.hint})
             else:
                 _LOG.warning("%s", text)
     if problems:
-        raise PlanError("\n".join(problems), hint=hints[0] if hints else "build the plan again where it is to run")
+        raise PlanError("\n".join(problems), **advice[0])
 
 
 def _check_header(plan: Path, header: PlanHeader, host: Host) -> None:

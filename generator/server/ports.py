@@ -51,16 +51,16 @@ def check_address(address: str, *, allow_non_loopback: bool, embedded: bool = Tr
         ServerError: The address is neither loopback nor allowed, or it is IPv6.
     """
     if ":" in address:
-        raise ServerError(
-            f"the address {address} is IPv6; trtgen serves on IPv4", hint="serve on the address 127.0.0.1"
-        )
+        msg = f"the address {address} is IPv6; trtgen serves on IPv4"
+        raise ServerError(msg, hint="serve on an IPv4 address", fields={"address": "127.0.0.1"})
     if is_loopback(address) or allow_non_loopback:
         return
     reason = "tritonserver trusts everybody who reaches it: neither passwords nor encryption"
     if embedded:
         reason = "the pip tritonserver (release 24.10) lacks the security fixes of later releases"
     hint = "serve in the stock container behind a gateway, or, in a network that you trust, allow other addresses"
-    raise ServerError(f"{address} can be reached from other machines, and {reason}", hint=hint)
+    msg = f"{address} can be reached from other machines, and {reason}"
+    raise ServerError(msg, hint=hint, fields={"container": True, "allow_non_loopback": True})
 
 
 def choose_ports(wish: Ports, *, address: str) -> Ports:
@@ -95,8 +95,10 @@ def _bind(listener: socket.socket, address: str, port: int, *, name: str) -> Non
             raise ServerError(
                 f"the {name} port {port} on {address} is in use by another program",
                 hint=f"stop it (ss -ltnp 'sport = :{port}' names it), or take another one",
+                fields={f"{name.lower()}_port": None},
             ) from error
         raise ServerError(
             f"cannot listen on {address}:{port}: {error.strerror}",
             hint="take an address of this machine, such as 127.0.0.1, and a port above 1023",
+            fields={"address": "127.0.0.1"},
         ) from error

@@ -10,12 +10,16 @@ import sysconfig
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from generator.errors import MissingDependencyError, ServerError
 
 __all__ = ["EmbeddedTriton", "check_embedded"]
 
-_ELSEWHERE = "serve with the stock container on such a machine (rendering and the clients work here)"
+_ELSEWHERE: dict[str, Any] = {
+    "hint": "serve with the stock container on such a machine (rendering and the clients work here)",
+    "fields": {"container": True},
+}
 _MINIMUM_GLIBC = (2, 35)
 _MAXIMUM_PYTHON = (3, 12)  # our dependencies end there; the wheel has a stub for 3.13 as well
 
@@ -73,11 +77,11 @@ def check_embedded() -> EmbeddedTriton:
 def _check_platform() -> None:
     machine = f"{platform.system()} on {platform.machine()}"
     if machine != "Linux on x86_64":
-        raise ServerError(f"this machine is {machine}; the pip tritonserver is for Linux on x86_64", hint=_ELSEWHERE)
+        raise ServerError(f"this machine is {machine}; the pip tritonserver is for Linux on x86_64", **_ELSEWHERE)
     library, version = platform.libc_ver()
     if library != "glibc" or tuple(map(int, version.split("."))) < _MINIMUM_GLIBC:
         found = f"{library or 'an unknown one'} {version}".strip()
-        raise ServerError(f"the C library here is {found}; the pip tritonserver needs glibc 2.35", hint=_ELSEWHERE)
+        raise ServerError(f"the C library here is {found}; the pip tritonserver needs glibc 2.35", **_ELSEWHERE)
     if sys.version_info[:2] > _MAXIMUM_PYTHON:
         raise ServerError(
             f"this is Python {platform.python_version()}; the pip tritonserver with trtgen needs 3.10 to 3.12",

@@ -57,28 +57,35 @@ def load_state_dict(
     if problems := names + shapes:
         shown = problems[:6] + ([f"and {len(problems) - 6} more"] if len(problems) > 6 else [])
         msg = f"{path} does not fit {architecture} with {classes} classes:\n  " + "\n  ".join(shown)
-        raise SourceError(msg, hint=_hint_of_misfit(state, wanted, layer))
+        raise SourceError(msg, **_advise_on_misfit(state, wanted, layer))
     if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]:
         msg = f"{path} holds NaN or infinity in {', '.join(broken[:3])}"
         raise SourceError(msg, hint="take an earlier checkpoint: the training diverged")
     module.load_state_dict(state)
 
 
-def _hint_of_misfit(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], layer: str) -> str:
+def _advise_on_misfit(
+    state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], layer: str
+) -> dict[str, Any]:
+    """Return hint and fields of the error."""
     weight = f"{layer}.weight"
     differing = {name for name in {*state, *wanted} if name not in state or name not in wanted}
     if differing and all(_root(name) == _root(layer) for name in differing):
-        return (
+        hint = (
             f"the last layers ({_root(layer)}) are not those of the architecture: export the module itself to ONNX "
-            "(torch.onnx.export) and give the file with --onnx"
+            "(torch.onnx.export) and give that file"
         )
+        return {"hint": hint, "fields": {"onnx": None}}
     if (
         not differing
         and state[weight].shape[1:] == wanted[weight].shape[1:]
         and len(state[weight]) != len(wanted[weight])
     ):
-        return f"its last layer has {len(state[weight])} classes: leave classes out, or set it to that (--classes)"
-    return "set architecture and classes (--architecture, --classes) to what the checkpoint was trained with"
+        classes = len(state[weight])
+        hint = f"its last layer has {classes} classes: leave classes out, or set it to that"
+        return {"hint": hint, "fields": {"classes": classes}}
+    hint = "set architecture and classes to what the checkpoint was trained with"
+    return {"hint": hint, "fields": {"architecture": None, "classes": None}}
 
 
 def align_state_dict(

@@ -22,7 +22,7 @@ def load(spec: ModelSpec) -> Network:
         SourceError: Always.
     """
     msg = f"{spec.name} was built from {spec.onnx}, an export: the source itself is not here"
-    raise SourceError(msg, hint="leave --images and --labelled out, or ask the source where it was exported")
+    raise SourceError(msg, hint="leave images and labelled out, or ask the source where it was exported")
 
 
 def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:

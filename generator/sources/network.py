@@ -56,16 +56,18 @@ def resolve_recipe(spec: ModelSpec, own: Recipe | None) -> Recipe:
             needed = ("resize", "crop", "interpolation", "mean", "std")
             if missing := [name for name in needed if name not in given]:
                 msg = f"{spec.name}: nothing tells how its images were prepared; recipe lacks {', '.join(missing)}"
-                hint = "say `recipe: imagenet` (--recipe imagenet) if it was trained like torchvision's models"
+                fields: dict[str, object] = {"recipe": "imagenet"}
+                hint = "set recipe: imagenet if it was trained like torchvision's models"
                 if spec.labels is None:
                     msg += "; and nothing tells what its classes are called: labels is missing"
-                    hint += "; give labels: FILE with one name a line (--labels FILE), or labels: index"
-                raise SourceError(msg, hint=hint)
+                    hint += "; set labels to a file with one name a line, or to index"
+                    fields["labels"] = None
+                raise SourceError(msg, hint=hint, fields=fields)
             recipe = Recipe.model_validate(given)
     except ValueError as error:  # pydantic's ValidationError is one
         reasons = "; ".join(part["msg"].removeprefix("Value error, ") for part in getattr(error, "errors", list)())
         msg = f"{spec.name}: the recipe does not hold: {reasons or error}"
-        raise SourceError(msg, hint="change recipe in the spec; trtgen show prints the resolved one") from error
+        raise SourceError(msg, hint="change recipe in the spec") from error
     if spec.image_size is None:
         return recipe
     size = (spec.image_size, spec.image_size) if isinstance(spec.image_size, int) else spec.image_size

@@ -28,10 +28,7 @@ __all__ = ["check_file", "describe", "load"]
 _OLDEST_OPSET = 13
 # What every target reads.
 _NEW_OPSET = 17
-_RAW_HINT = (
-    "where it takes uint8 [batch, height, width, 3] pixels as they are, set the field raw: true in a spec "
-    "(--spec FILE; trtgen init writes one)"
-)
+_RAW_HINT = "where it takes uint8 [batch, height, width, 3] pixels as they are, set raw: true"
 
 
 def load(spec: ModelSpec) -> Network:
@@ -117,19 +114,19 @@ def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
             found = model.input.data_type.numpy
             if found == "uint8" and model.input.name == INPUT_NAME:
                 if is_export(model.path):
-                    msg = f"{model.path} is a graph that trtgen export wrote, the spec calls it a user's own"
+                    msg = f"{model.path} is the graph of an export, the spec calls it a user's own"
                     raise SourceError(msg, hint="set source: export")
-                msg = f"{model.path} is a graph that trtgen export wrote, but export.json is missing beside it"
-                hint = "copy the whole folder; where the graph is your own, set raw: true in a spec (--spec)"
-                raise SourceError(msg, hint=hint)
+                msg = f"{model.path} is the graph of an export, but export.json is missing beside it"
+                hint = "copy the whole folder; where the graph is your own, set raw: true"
+                raise SourceError(msg, hint=hint, fields={"raw": True})
             msg = f"{model.path}: input {model.input.name} is {found}, float32 was expected"
-            raise SourceError(msg, hint=_RAW_HINT)
+            raise SourceError(msg, hint=_RAW_HINT, fields={"raw": True})
         recipe = resolve_recipe(spec, None)
     for axis, fixed, wanted in zip(("height", "width"), size, recipe.crop, strict=True):
         if fixed not in (-1, wanted):
             msg = f"{model.path}: {model.input.name} has {axis} {fixed}, but the recipe crops to {list(recipe.crop)}"
-            option = f" (--image-size {size[0]})" if size[0] == size[1] else " in a spec (--spec)"
-            raise SourceError(msg, hint=f"set image_size: [{size[0]}, {size[1]}]{option} or another crop")
+            fields = {"image_size": size[0] if size[0] == size[1] else None}
+            raise SourceError(msg, hint=f"set image_size: [{size[0]}, {size[1]}], or another crop", fields=fields)
     return recipe
 
 

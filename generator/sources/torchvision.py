@@ -222,8 +222,8 @@ def _wrong_size(spec: ModelSpec, weights: Any, recipe: Recipe, error: Exception)
     reason = " ".join(str(error).split())
     msg = f"{spec.registry_name} does not take images of {recipe.crop[0]} x {recipe.crop[1]} pixels: {reason}"
     least = min(weights.meta["min_size"][0], own[0])
-    hint = f"leave image_size (--image-size) and crop out for {own[0]} x {own[1]}, or set at least {least} x {least}"
-    return SourceError(msg, hint=hint)
+    hint = f"leave image_size and crop out for {own[0]} x {own[1]}, or set at least {least} x {least}"
+    return SourceError(msg, hint=hint, fields={"image_size": None})
 
 
 def _download(spec: ModelSpec, weights: Any) -> torch.nn.Module:
@@ -238,7 +238,8 @@ def _download(spec: ModelSpec, weights: Any) -> torch.nn.Module:
         reason = getattr(error, "reason", error)
         msg = f"the weights {weights} cannot be downloaded: {reason}"
         name = _file_name(weights)
-        raise SourceError(msg, hint=f"copy {name} here and give --weights {name}, or try --weights random") from error
+        hint = f"copy {name} here and set weights: {name}, or try weights: random"
+        raise SourceError(msg, hint=hint, fields={"weights": name}) from error
     except RuntimeError as error:  # torch.hub: the hash of the cached file is wrong
         msg = f"the weights {weights} are damaged: {error}"
         raise SourceError(msg, hint="delete the file in torch's cache (torch.hub.get_dir()) and run again") from error

@@ -80,7 +80,7 @@ def read_export(onnx: Path) -> ExportRecord:
     from generator.files import hash_file
 
     path = onnx.with_name(EXPORT_FILE)
-    hint = "copy the whole folder that trtgen export wrote, or export again"
+    hint = "copy the whole folder of the export, or export again"
     try:
         record = ExportRecord.read(path)
     except ValueError as error:

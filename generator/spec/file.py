@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_errors", "load_spec", "make_spec", "resolve_paths"]
 
+_START = "start from a commented models.yaml"
 _MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, RecipeSpec, PlanOptions, BatchProfile)
 
 
@@ -85,15 +86,15 @@ def load_spec(path: Path, *, target: str | None = None) -> list[ModelSpec]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         msg = f"{path} cannot be read: {error}"
-        raise SpecError(msg, hint="trtgen init writes a commented models.yaml") from error
+        raise SpecError(msg, hint=_START, command=("init",)) from error
     try:
         data = _parse(text)
     except (yaml.YAMLError, *_YAML_SLIPS) as error:
         msg = f"{path} is not valid YAML: {' '.join(str(error).split())}"
-        raise SpecError(msg, hint="trtgen init writes a commented models.yaml to start from") from error
+        raise SpecError(msg, hint=_START, command=("init",)) from error
     if not isinstance(data, dict):
         msg = f"{path} holds {type(data).__name__}, but a mapping with the key `models` was expected"
-        raise SpecError(msg, hint="trtgen init writes a commented models.yaml to start from")
+        raise SpecError(msg, hint=_START, command=("init",))
     if "made_by" in data and isinstance(data.get("spec"), dict):  # a trtgen.json: build the same model again
         data = {"models": [data["spec"]]}
     if target is not None and isinstance(data.get("models"), list):

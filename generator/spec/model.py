@@ -82,7 +82,7 @@ class ModelSpec(BaseModel):
         default="torchvision",
         description="Where the model comes from: `torchvision`, `checkpoint`, `onnx`, `export`, `demo`, or what was "
         "registered. Left out, it follows from `onnx`, `weights` and the name. `export` is a graph that "
-        "`trtgen export` wrote, given in `onnx`.",
+        "was exported before, given in `onnx`.",
     )
     architecture: str | None = Field(
         default=None, description="Name in torchvision's registry of classification models; default: `name`."

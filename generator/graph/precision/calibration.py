@@ -50,8 +50,8 @@ def read_calibration(folder: Path | None, recipe: Recipe) -> Calibration:
 
         return Calibration(
             pixels=prepare(recipe, [image.jpeg for image in draw_set(_DRAWN, seed=_DRAWN_SEED)]),
-            warning="INT8 scales come from drawn images, which are not your data; give --calibration DIR "
-            "with 100 or more images as they will be served",
+            warning="INT8 scales come from drawn images, which are not your data; set calibration to "
+            "a folder with 100 or more images as they will be served",
         )
     paths = _find(folder)
     chosen = paths[:: -(-len(paths) // _MOST_IMAGES)]

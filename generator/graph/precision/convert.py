@@ -25,6 +25,7 @@ __all__ = ["ConvertedGraph", "convert_graph", "graph_precision"]
 # protobuf refuses messages of 2 GiB
 _MAX_SINGLE_FILE_BYTES = 1_900_000_000
 _PROBED_IMAGES = 4
+_CALIBRATION_HINT = "set calibration to a folder with 100 or more images as they will be served"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,11 +173,11 @@ def _probe(before: OnnxModel, calibration: NDArray[np.uint8] | None) -> NDArray[
 def _check_calibration(before: OnnxModel, calibration: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
     if calibration is None:
         msg = "int8 needs calibration images, none were given"
-        raise ExportError(msg, hint="give --calibration DIR with 100 or more images as they will be served")
+        raise ExportError(msg, hint=_CALIBRATION_HINT, fields={"calibration": None})
     pixels = _check_shape(before, calibration)
     if len(pixels) < FEWEST_IMAGES:
         msg = f"int8 needs {FEWEST_IMAGES} calibration images at least, {len(pixels)} were given"
-        raise ExportError(msg, hint="give --calibration DIR with 100 or more images as they will be served")
+        raise ExportError(msg, hint=_CALIBRATION_HINT, fields={"calibration": None})
     return pixels
 
 

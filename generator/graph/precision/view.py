@@ -135,7 +135,8 @@ def find_kept(view: GraphView, patterns: Iterable[str]) -> list[str]:
             alike = near(pattern, known)
             msg = f"keep: {pattern} fits no node and no operator of the graph"
             msg += f"; alike: {', '.join(alike)}" if alike else ""
-            raise ExportError(msg, hint="trtgen inspect model.onnx lists the nodes; patterns are like *layer4*")
+            hint = "patterns are like *layer4*; see the nodes of the exported graph"
+            raise ExportError(msg, hint=hint, command=("inspect", "model.onnx"))
         kept |= found
     return sorted(kept, key=lambda name: view.positions[name])
 

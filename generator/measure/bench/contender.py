@@ -62,8 +62,8 @@ def make_contenders(
     """
     height, width = image_size(onnx)
     if state_dict is not None and model is None:
-        msg = "--state-dict holds weights for PyTorch, which is measured with --model only"
-        raise PerfError(msg, hint="name the network with --model, or leave --state-dict out")
+        msg = "the state dict holds weights for PyTorch, which is measured for a named network only"
+        raise PerfError(msg, hint="name the network, or leave the state dict out", fields={"model": None})
     common = {"height": height, "width": width}
     found = []
     if model is not None:
@@ -77,16 +77,15 @@ def make_contenders(
     graph = {**common, "onnx": str(onnx.path.absolute()), "device": "cpu"}
     found.append(Contender(label="onnxruntime-cpu", kind="onnxruntime", weights="graph", settings=graph))
     if plans and device == "cpu":
-        raise PerfError("plans do not run on the CPU", hint="leave --plan out, or run on a host with a GPU")
+        raise PerfError("plans do not run on the CPU", hint="leave the plans out, or run on a host with a GPU")
     found += _plan_contenders(plans, common)
     left = [one for one in found if not any(one.label.startswith(start) for start in skip)]
     labels = ", ".join(one.label for one in found)
     if idle := [start for start in skip if not any(one.label.startswith(start) for one in found)]:
-        raise PerfError(
-            f"--skip {idle[0]} matches none of {labels}", hint="give the beginning of one of these, or leave --skip out"
-        )
+        msg = f"skip: {idle[0]} matches none of {labels}"
+        raise PerfError(msg, hint="give the beginning of one of these, or leave it out", fields={"skip": None})
     if not left:
-        raise PerfError(f"--skip leaves nothing of {labels}", hint="skip less")
+        raise PerfError(f"skip leaves nothing of {labels}", hint="skip less")
     return left
 
 
@@ -99,7 +98,7 @@ def image_size(onnx: OnnxModel) -> tuple[int, int]:
     shape = onnx.input.shape
     if onnx.input.data_type.triton != "TYPE_UINT8" or len(shape) != 4 or shape[3] != 3 or -1 in shape[1:]:
         what = f"{onnx.path} takes {onnx.input.data_type.triton} {list(shape)}"
-        hint = "export it with `trtgen export`, which puts cast and normalisation into the graph"
+        hint = "export the model again: that puts cast and normalisation into the graph"
         raise PerfError(f"{what}: expected uint8 pixels (batch, height, width, 3) of a fixed size", hint=hint)
     return shape[1], shape[2]
 
@@ -124,7 +123,7 @@ def _check_name(model: str) -> None:
         similar = near(model, known)
         listed = f"did you mean {', '.join(similar)}?" if similar else f"known are {', '.join(known)}"
         msg = f"torchvision has no classification model {model!r}; {listed}"
-        raise PerfError(msg, hint="give --model the name of the graph's network, or leave it out")
+        raise PerfError(msg, hint="give the name of the graph's network, or leave it out", fields={"model": None})
 
 
 def _torch_contenders(given: dict[str, Any], weights: str, python: Path | None, device: str) -> list[Contender]:
@@ -142,8 +141,8 @@ def _find_torch(python: Path | None) -> Path | None:
         msg = f"{python} is not a Python interpreter"
         raise PerfError(msg, hint="give the path of a Python that has torch and torchvision")
     if python is None and importlib.util.find_spec("torchvision") is None:
-        msg = "this Python has no torchvision, and --model asks for PyTorch"
-        raise PerfError(msg, hint="name one that has with --torch-python, or leave --model out")
+        msg = "this Python has no torchvision, and the named network asks for PyTorch"
+        raise PerfError(msg, hint="name a Python that has it, or no network", fields={"torch_python": None})
     return python
 
 

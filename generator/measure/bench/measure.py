@@ -153,9 +153,10 @@ def _start(runner: _Runner) -> None:
         runner.start()
     except RunnerError as error:
         msg = f"the runner {one.label} does not start under {one.python or 'this Python'}: {error.message}"
-        options = "--model, --state-dict or --torch-python"
-        hint = f"change {options}, or leave --model out" if one.kind == "torch" else f"leave it out: --skip {one.label}"
-        raise PerfError(msg, hint=hint) from error
+        fields: dict[str, object] = {"skip": one.label}
+        if one.kind == "torch":
+            fields |= dict.fromkeys(("model", "state_dict", "torch_python"))
+        raise PerfError(msg, hint="skip it, or change what it is made of", fields=fields) from error
 
 
 def _run_batch(

@@ -177,7 +177,7 @@ def _engine_notes(rows: Sequence[Row], graph: OnnxGraph | None, timing: Timing |
     if rows and not any(row.type for row in rows):
         notes.append("the plan holds only its layers' names: types, formats and precisions are unknown")
     if graph is None:
-        notes.append("no ONNX file was given (--onnx): parts of layers' names are taken for nodes, none is looked up")
+        notes.append("no ONNX file was given: parts of layers' names are taken for nodes, none is looked up")
     elif count := sum(row.inferred for row in rows):
         notes.append(
             f"this TensorRT does not say which ONNX nodes {count} of the layers come from: inferred from names, "

@@ -14,6 +14,7 @@ from typing import Any
 
 from generator.errors import PlanError
 from generator.measure.inspect.formats import WIDTHS, data_type_of, layout_of
+from generator.plan.header import BUILD_PLAN
 
 __all__ = ["KINDS", "Layer", "LayerTensor", "read_layers", "read_metadata", "traffic_bytes", "without_profile"]
 
@@ -107,9 +108,8 @@ def read_layers(text: str, *, profile: int = 0) -> tuple[Layer, ...]:
         return tuple(_read_layer(entry) for entry in found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"TensorRT's engine inspector did not answer with its JSON of layers: {text[:80]!r}"
-        raise PlanError(
-            msg, hint="build the plan again with trtgen build-plan, which keeps names and details"
-        ) from error
+        hint = "build the plan again here, which keeps names and details"
+        raise PlanError(msg, hint=hint, command=BUILD_PLAN) from error
 
 
 def read_metadata(text: str) -> tuple[str, ...]:

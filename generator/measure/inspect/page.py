@@ -30,7 +30,7 @@ def write_page(inspection: Inspection, path: Path) -> None:
         path.write_text(make_page(inspection), encoding="utf-8")
     except OSError as error:
         msg = f"{path} cannot be written: {error.strerror or error}"
-        raise PlanError(msg, hint="give --html the path of a file in a folder that exists") from error
+        raise PlanError(msg, hint="give the path of a file in a folder that exists", fields={"html": None}) from error
 
 
 def make_page(inspection: Inspection) -> str:

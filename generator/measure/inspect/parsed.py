@@ -9,6 +9,7 @@ from generator.errors import MissingDependencyError, PlanError
 from generator.measure.inspect.formats import data_type_of
 from generator.measure.inspect.layers import Layer, LayerTensor, kind_of_type, read_metadata
 from generator.plan.adapter import open_adapter
+from generator.plan.hints import advise
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +48,7 @@ def _parse(adapter: Adapter, builder: Any, path: Path) -> tuple[str, tuple[Layer
     if faults := adapter.parse(network, path):
         listed = "\n".join(f"  {fault}" for fault in faults)
         msg = f"the parser of {adapter.name} refuses {path}:\n{listed}"
-        raise PlanError(msg, hint=faults[0].hint or "trtgen check says more; export the model with another opset")
+        raise PlanError(msg, **advise([faults[0].hint]))
     return adapter.name, tuple(_read(network.get_layer(index)) for index in range(network.num_layers))
 
 

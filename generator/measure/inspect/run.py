@@ -92,7 +92,7 @@ def inspect_plan(path: Path, *, onnx: Path | None, batch: int | None, iterations
     if reason := why_no_gpu() or ("" if installed_version() else "TensorRT is not installed (the extra tensorrt)"):
         notes.append(
             f"this plan cannot be opened here, so this is its header and passport only: {reason}. Layers exist only "
-            "in an engine on its GPU; trtgen inspect of the ONNX file shows the network here"
+            "in an engine on its GPU; inspecting the ONNX file shows the network here"
         )
         return Inspection(subject="header", title=path.name, facts=tuple(facts), notes=tuple(notes))
     graph = _find_graph(path, onnx, passport, notes)
@@ -143,7 +143,8 @@ def _choose_batch(engine: Engine, batch: int | None) -> int:
     if not any(least <= chosen <= most for least, _, most in ranges):
         known = ", ".join(f"{least} to {most}" for least, _, most in ranges)
         msg = f"no optimization profile of {engine.path.name} takes a batch of {chosen}; they take {known}"
-        raise PlanError(msg, hint=f"trtgen inspect {engine.path} --batch {ranges[0][1]}")
+        fields = {"batch": ranges[0][1]}
+        raise PlanError(msg, hint="take one of these", command=("inspect", str(engine.path)), fields=fields)
     return chosen
 
 

@@ -88,7 +88,7 @@ def _layers(inspection: Inspection, top: int | None) -> list[str]:
     table = [[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)]
     lines = align_columns(table, left=range(count, len(columns)))
     if len(rows) < len(inspection.rows):
-        lines.append(f"... {len(inspection.rows) - len(rows)} more (--top {len(inspection.rows)} shows all)")
+        lines.append(f"... {len(inspection.rows) - len(rows)} more of {len(inspection.rows)}")
     return lines
 
 

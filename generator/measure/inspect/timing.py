@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import PlanError
 from generator.measure.inspect.layers import without_profile
+from generator.plan.header import BUILD_PLAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -91,7 +92,7 @@ def _profile(trt: Any, session: Session, *, iterations: int, warm_up: int) -> li
             runs.append(profiler.run)
     if not any(runs):
         msg = "TensorRT reported no layer times to its profiler"
-        raise PlanError(msg, hint="build the plan again with trtgen build-plan; trtgen bench measures it as a whole")
+        raise PlanError(msg, hint="bench measures it as a whole; build the plan again", command=BUILD_PLAN)
     return runs
 
 

@@ -20,10 +20,11 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from generator.errors import PerfError
 
-__all__ = ["WHEEL_SHA256", "check_analyzer", "find_analyzer", "find_binary", "install_analyzer"]
+__all__ = ["INSTALL", "WHEEL_SHA256", "check_analyzer", "find_analyzer", "find_binary", "install_analyzer"]
 
 WHEEL = "tritonclient==2.50.0"
 WHEEL_SHA256 = "421fbb69ae6ab8cdb2c35b82134fcef2fe11e7af7718b1fcbc53335ab9bfe889"
@@ -51,7 +52,8 @@ home=$(dirname "$(readlink -f "$0")")/../lib/perf_analyzer
 export LD_LIBRARY_PATH="$home${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 exec "$home/perf_analyzer" "$@"
 """
-_HOW_TO_GET = "run `trtgen perf --install` (x86-64 Linux), or set PERF_ANALYZER to the one of Triton's SDK container"
+INSTALL: dict[str, Any] = {"command": ("perf",), "fields": {"install": True}}  # of a hint
+_HOW_TO_GET = {"hint": "set PERF_ANALYZER to that of Triton's SDK container, or on x86-64 Linux install it", **INSTALL}
 _TIMEOUT_S = 600
 
 
@@ -65,11 +67,11 @@ def find_analyzer() -> Path:
     if chosen:
         path = shutil.which(chosen)
         if path is None:
-            raise PerfError(f"PERF_ANALYZER is {chosen!r}, which is not an executable file", hint=_HOW_TO_GET)
+            raise PerfError(f"PERF_ANALYZER is {chosen!r}, which is not an executable file", **_HOW_TO_GET)
         return Path(path).absolute()
     found = shutil.which("perf_analyzer") or shutil.which("perf_analyzer", path=str(Path(sys.executable).parent))
     if found is None:
-        raise PerfError("perf_analyzer is neither on PATH nor beside the running Python", hint=_HOW_TO_GET)
+        raise PerfError("perf_analyzer is neither on PATH nor beside the running Python", **_HOW_TO_GET)
     return Path(found).absolute()
 
 
@@ -135,16 +137,17 @@ def check_analyzer(path: Path) -> str:
     try:
         run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise PerfError(f"{path} does not start: {error}", hint=_HOW_TO_GET) from error
+        raise PerfError(f"{path} does not start: {error}", **_HOW_TO_GET) from error
     missing = re.search(r"error while loading shared libraries: ([^:]+)", run.stderr)
     if missing:
         raise PerfError(
             f"{path} needs the shared library {missing[1]}, which is not here",
-            hint="pip install -e '.[server]', then trtgen perf --install; the rest is in Debian's libssl3 and zlib1g",
+            hint="install Debian's libssl3 and zlib1g, or pip install -e '.[server]' and perf_analyzer again",
+            **INSTALL,
         )
     version = (run.stdout + run.stderr).strip()
     if not version.startswith("Perf Analyzer"):
-        raise PerfError(f"{path} is not perf_analyzer: --version answers {version[:200]!r}", hint=_HOW_TO_GET)
+        raise PerfError(f"{path} is not perf_analyzer: --version answers {version[:200]!r}", **_HOW_TO_GET)
     return " ".join(version.split())
 
 

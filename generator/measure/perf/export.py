@@ -50,12 +50,14 @@ def write_export(
     if not is_safe_path(folder):
         raise PerfError(
             f"tritonserver does not take the path {folder}",
-            hint="choose an --export folder of ASCII letters, digits and _./+@:- only",
+            hint="choose a folder of ASCII letters, digits and _./+@:- only",
+            fields={"export": None},
         )
     if (folder / _HOME).exists() and not (folder / _CONFIG).is_file():
         raise PerfError(
-            f"{folder / _HOME} exists, but {folder} is not an export of trtgen perf: nothing was changed",
-            hint="give another folder with --export",
+            f"{folder / _HOME} exists, but {folder} was not exported by trtgen: nothing was changed",
+            hint="give another folder",
+            fields={"export": None},
         )
     model = models[0]
     written = [folder / _CONFIG, folder / _SCRIPT]
@@ -77,9 +79,8 @@ def write_export(
         config = _make_config(folder, give_safe_path(repository, home), models, load, has_server=not missing)
         _write(folder / _CONFIG, _describe_config(folder) + yaml.safe_dump(config, sort_keys=False))
     except OSError as error:
-        raise PerfError(
-            f"{folder} cannot be written: {error.strerror}", hint="choose a folder with --export"
-        ) from error
+        msg = f"{folder} cannot be written: {error.strerror}"
+        raise PerfError(msg, hint="choose another folder", fields={"export": None}) from error
     return written, missing
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generator.errors import PerfError
+from generator.measure.perf.analyzer import INSTALL
 from generator.measure.perf.gpu import GpuFigures
 
 if TYPE_CHECKING:
@@ -171,7 +172,9 @@ def _read_number(row: Mapping[str, str], column: str, model: str) -> float:
         return float(row[column])
     except KeyError:
         found = f"columns of perf_analyzer's CSV for {model}: {', '.join(row)}"
-        raise PerfError(f"no {column!r} among the {found}", hint="use the version of `trtgen perf --install`") from None
+        raise PerfError(
+            f"no {column!r} among the {found}", hint="install the version that is known", **INSTALL
+        ) from None
     except ValueError:
         found = f"{row[column]!r} under {column!r} in perf_analyzer's CSV for {model}"
         raise PerfError(

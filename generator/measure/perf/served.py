@@ -78,7 +78,8 @@ def read_models(protocol: str, url: str, name: str | None) -> tuple[str, list[Me
     except (InferenceServerException, OSError, http.client.HTTPException) as error:
         raise PerfError(
             f"no Triton server answers {protocol} at {url}: {error}",
-            hint="start one with `trtgen serve`, or give its address with --url and --protocol",
+            hint="give its address and protocol, or start one",
+            command=("serve",),
         ) from error
     finally:
         client.close()
@@ -95,8 +96,9 @@ def check_batch_size(models: Sequence[MeasuredModel], batch_size: int) -> None:
         if batch_size > limit:
             raise PerfError(
                 f"{model.name} takes batches of at most {limit} (max_batch_size: {model.max_batch_size}), "
-                f"--batch-size is {batch_size}",
-                hint=f"--batch-size {limit}, or build the model with a larger `batch: max`",
+                f"a request was to have {batch_size}",
+                hint=f"send {limit} images at most, or build the model with a larger batch.max",
+                fields={"batch_size": limit},
             )
 
 
@@ -126,7 +128,9 @@ def _read(ask: Callable[..., Any], url: str, name: str | None) -> tuple[str, lis
         index = ask("get_model_repository_index")
     except InferenceServerException as error:  # as with `trtgen serve --model-control explicit`
         if name is None:
-            raise PerfError(f"{url} does not list its models: {error}", hint="choose with --model NAME") from error
+            raise PerfError(
+                f"{url} does not list its models: {error}", hint="choose one by its name", fields={"model": None}
+            ) from error
         index = [{"name": name, "state": "READY"}]
     entries = index.get("models", []) if isinstance(index, dict) else index
     ready = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
@@ -148,7 +152,11 @@ def _choose(
         ensembles = [model.name for model in map(read, present) if model.members]
         if len(ensembles) != 1:
             names = ", ".join(ensembles or present) or "nothing at all"
-            raise PerfError(f"{where} {len(ensembles)} ensembles, not one ({names})", hint="choose with --model NAME")
+            raise PerfError(
+                f"{where} {len(ensembles)} ensembles, not one ({names})",
+                hint="choose one by its name",
+                fields={"model": None},
+            )
         name = ensembles[0]
     elif name not in present:
         raise PerfError(f"{where} no model {name!r}", hint=f"its models: {', '.join(present) or 'none'}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import PerfError
+from generator.measure.perf.analyzer import INSTALL
 from generator.measure.perf.gpu import MetricsWatch
 from generator.measure.perf.images import write_input
 from generator.measure.perf.measurement import Unsettled, find_spread, read_measurement
@@ -39,7 +40,7 @@ _TAIL_LINES = 12
 _HINT = "the lines above are perf_analyzer's own; the server's log may say more"
 _SHARED_MEMORY = re.compile("shared.memory", re.IGNORECASE)
 _SHARED_MEMORY_HINT = (
-    "--shared-memory system needs a server on this host that sees the same /dev/shm (a container: --ipc=host), "
+    "system shared memory needs a server on this host that sees the same /dev/shm (a container: --ipc=host), "
     "from Triton 26.04 on started with --allow-client-shm=true"
 )
 _OPEN_OUTPUT_BYTES = 16 * 2**20  # per image and output; pages that nobody writes to cost nothing
@@ -152,10 +153,11 @@ def _run(arguments: Sequence[str], what: str, load: Load, folder: Path) -> str:
         said = error.stdout or b""
         raise PerfError(
             f"{what} did not end within {load.timeout_s:g} s{_tail(said.decode(errors='replace'))}",
-            hint="lower --measurement-requests or raise --timeout; is the server still answering?",
+            hint="send fewer requests, or wait longer; is the server still answering?",
+            fields={"requests_per_window": None, "timeout_s": None},
         ) from error
     except OSError as error:
-        raise PerfError(f"{what} does not start: {error}", hint="trtgen perf --install") from error
+        raise PerfError(f"{what} does not start: {error}", hint="install it", **INSTALL) from error
     # The exit code alone is not to be trusted: versions before 26.11 leave with 0 after some failures.
     if _UNSTABLE not in run.stdout and (run.returncode or not (folder / _OUTPUT).is_file()):
         raise PerfError(
@@ -207,7 +209,8 @@ def _read_member(folder: Path, member: str, what: str, output: str) -> str:
     if len(found) != 1:
         raise PerfError(
             f"{what} wrote no file for the member {member}{_tail(output)}",
-            hint="use the version of `trtgen perf --install`",
+            hint="install the version that is known",
+            **INSTALL,
         )
     return found[0].read_text(encoding="utf-8")
 

@@ -31,7 +31,7 @@ def resolve_labels(spec: ModelSpec, own: Sequence[str] | None, classes: int) -> 
     """
     if spec.classes not in (None, classes):
         msg = f"{spec.name}: classes is {spec.classes}, but the model has {classes}"
-        raise SourceError(msg, hint=f"set classes: {classes} (--classes {classes}), or leave it out")
+        raise SourceError(msg, hint=f"set classes: {classes}, or leave it out", fields={"classes": classes})
     if spec.labels == "index":
         return tuple(str(index) for index in range(max(classes, 2)))
     if isinstance(spec.labels, Path):
@@ -48,7 +48,7 @@ def resolve_labels(spec: ModelSpec, own: Sequence[str] | None, classes: int) -> 
     if own is not None and len(own) == classes:
         return tuple(own)
     msg = f"{spec.name} has {classes} classes and no names for them"
-    raise SourceError(msg, hint="give labels: FILE with one name a line (--labels FILE), or labels: index")
+    raise SourceError(msg, hint="set labels to a file with one name a line, or to index", fields={"labels": None})
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

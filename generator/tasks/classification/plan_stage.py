@@ -57,7 +57,7 @@ def check_plan(
                 sizes = {*batch_sizes(maximum), *(min(size, maximum) for size in optima)}
                 result = check_rows(result, candidate, reference, engine.run, scores, sizes=sorted(sizes), limit=limit)
     except (PlanError, DeviceError) as error:
-        return StageResult(stage=STAGE, status="failed", reason=error.message, cause=error.hint or ""), None
+        return StageResult(stage=STAGE, status="failed", reason=error.message, cause=error.hint), None
     return result, scores
 
 

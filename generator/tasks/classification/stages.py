@@ -98,7 +98,7 @@ def require_discrimination(name: str, reference: Reference, head: Head, limit: L
             f"{name}: images do not discriminate: "
             f"the source answers alike for {len(reference.names)} images, so a wrong model would pass too"
         )
-        raise VerificationError(msg, hint="give --images DIR with images of several of its classes")
+        raise VerificationError(msg, hint="give images of several of its classes", fields={"images": None})
 
 
 def check_onnx(candidate: Candidate, reference: Reference) -> StageResult:
