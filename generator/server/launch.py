@@ -56,7 +56,11 @@ def open_repository(repository: Path) -> Path:
         RepositoryError: The interrupted publish can be neither finished nor undone.
     """
     root = repository.expanduser().resolve()
-    advice = {"hint": "build a model", **name_rebuild(root, "resnet50")}
+    advice: dict[str, Any] = {
+        "hint": "build a model",
+        "command": ("build-repo", "resnet50"),
+        "fields": {"repository": root},
+    }
     if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises where a folder may not be searched
         raise ServerError(f"there is no model repository at {root}", **advice)
     for action in recover(root, otherwise="served as it is"):
