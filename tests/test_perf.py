@@ -698,9 +698,11 @@ def test_export_is_measured_without_us(program: Path, tmp_path: Path, monkeypatc
     urls = ["--url", f"127.0.0.1:{ports.grpc}", "--metrics-url", f"127.0.0.1:{ports.metrics}"]
     (tmp_path / "one.jpg").write_bytes(make_image("red"))
     more = ["--concurrency", "1,2", "--measurement-requests", "20", "--images", str(tmp_path), *ANY_SPREAD]
+    (folder / "checkpoints").mkdir(parents=True)
     for _ in range(2):  # the second replaces the first
         assert main(["perf", "--export", str(folder), "--repository", str(root), *urls, *more]) == 0
 
+    assert not (folder / "checkpoints").exists(), "Model Analyzer would measure nothing again"
     config = yaml.safe_load((folder / "model_analyzer.yaml").read_text())
     [(name, profile)] = config["profile_models"].items()
     assert (name, profile["cpu_only"], config["run_config_search_mode"]) == ("tiny", True, "quick")

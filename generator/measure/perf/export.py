@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write_export"]
 
+_CHECKPOINTS = "checkpoints"
 _SERVER, _CONFIG, _SCRIPT, _HOME = "tritonserver", "model_analyzer.yaml", "perf_analyzer.sh", "server"
 
 
@@ -64,7 +65,8 @@ def write_export(
     missing = ""
     try:
         home = folder / _HOME
-        shutil.rmtree(home, ignore_errors=True)
+        for old in (home, folder / _CHECKPOINTS):  # Model Analyzer would take what it measured before for a result
+            shutil.rmtree(old, ignore_errors=True)
         home.mkdir(parents=True)
         try:
             triton = check_embedded()
@@ -93,16 +95,16 @@ def _write(path: Path, text: str, *, executable: bool = False) -> Path:
 
 def _make_script(model: MeasuredModel, load: Load) -> str:
     lines = [
-        "#!/bin/sh -e",
+        "#!/bin/sh",
         f"# What `trtgen perf` runs to measure {model.name}; the server is the one at {load.url}.",
-        'cd "$(dirname "$0")"',
+        'cd "$(dirname "$0")" || exit 1',
         f"analyzer={shlex.quote(str(load.analyzer))}",
         'perf_analyzer="${PERF_ANALYZER:-$analyzer}"',
     ]
     for concurrency in load.concurrencies:
         arguments = make_arguments(model, concurrency, load, output=f"{model.name}-{concurrency}.csv")
-        lines.append(f'"$perf_analyzer" {shlex.join([*arguments, *make_window_arguments(load)])} "$@"')
-    return "\n".join(lines) + "\n"
+        lines.append(f'"$perf_analyzer" {shlex.join([*arguments, *make_window_arguments(load)])} "$@" || code=$?')
+    return "\n".join([*lines, 'exit "${code:-0}"', ""])
 
 
 def _make_server(triton: EmbeddedTriton, home: Path) -> str:
@@ -169,7 +171,7 @@ def _make_config(
         "triton_grpc_endpoint": grpc or f"{host}:8001",
         "triton_metrics_url": f"http://{load.metrics_url}/metrics",
         "triton_output_path": str(folder / "tritonserver.log"),
-        "checkpoint_directory": str(folder / "checkpoints"),
+        "checkpoint_directory": str(folder / _CHECKPOINTS),
         "output_model_repository_path": str(folder / "output_model_repository"),
         "override_output_model_repository": True,
         "export_path": str(folder / "results"),
