@@ -22,7 +22,7 @@ from benchmarks.machine import measure_pss
 from generator.demo.draw import draw_set
 from generator.errors import ServerError
 from generator.gpu.memory import free_memory
-from generator.images.served import prepare_without_torch
+from generator.images.served_pixels import prepare_without_torch
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
 from generator.server.stubs import find_stubs

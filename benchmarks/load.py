@@ -16,7 +16,7 @@ import numpy as np
 from generator.demo.draw import draw_set
 from generator.graph.model import open_onnx
 from generator.images.sets import photographs
-from generator.images.training import make_pixels
+from generator.images.training_pixels import make_pixels
 from generator.repository import read_record
 from generator.spec.recipe import Recipe
 from generator.tasks.classification.compare import comparable, compare

@@ -16,11 +16,11 @@ from generator.errors import ExportError
 from generator.events import Doing, Done, OnEvent, ignore
 from generator.graph.export import MODEL_FILE
 from generator.graph.model import OnnxModel, read_onnx
+from generator.packages import installed_packages, made_by
 from generator.repository.publish import hash_tree
 from generator.spec.exported import EXPORT_FILE, REFERENCE_FILE, ExportRecord, write_export
 from generator.target import choose_target
 from generator.task import find_task
-from generator.versions import installed_packages, made_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

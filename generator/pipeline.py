@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import SpecError
 from generator.events import Done, OnEvent, ignore
 from generator.exporting import add_plan, export_artifact, take_export
+from generator.packages import installed_packages, made_by
 from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, recover, staging
 from generator.repository.edits import check_edits
 from generator.repository.fingerprint import fingerprint
@@ -21,7 +22,6 @@ from generator.repository.publish import check_contract, check_owner, hash_tree
 from generator.repository.stage import stage_files, stage_listed_versions, take_over
 from generator.target import check_target, choose_target
 from generator.task import find_task
-from generator.versions import installed_packages, made_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

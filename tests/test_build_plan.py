@@ -29,13 +29,13 @@ from generator.files import hash_bytes
 from generator.gpu.device import Gpu, find_gpu, why_no_gpu
 from generator.graph.model import detect_precision, read_onnx
 from generator.plan import build
-from generator.plan.adapter import Adapter, open_adapter
 from generator.plan.hints import explain
 from generator.plan.library import TensorRTVersion, installed_version, open_log
 from generator.plan.passport import read_passport
 from generator.plan.profiles import make_profiles
 from generator.plan.progress import Progress, run_watched
 from generator.plan.timing_cache import CacheKey, TimingCache, cache_folder
+from generator.plan.versions import Adapter, open_adapter
 from generator.signals import ending_signals
 from generator.spec.plan import BatchProfile, PlanOptions
 from tests.tiny_onnx import write_tiny_onnx
@@ -431,8 +431,7 @@ INTERRUPTED = """
 import sys
 from pathlib import Path
 from generator.plan import build
-from generator.plan.adapter import open_adapter
-from tests.test_build_plan import GPU, make_request
+from generator.plan.versions import open_adapter
 
 def tell(phase, fraction):
     if fraction > 0:
@@ -517,8 +516,7 @@ import sys
 from pathlib import Path
 from generator import __main__, cli
 from generator.plan import build
-from generator.plan.adapter import Adapter, open_adapter
-from tests.test_build_plan import GPU, make_request
+from generator.plan.versions import Adapter, open_adapter
 
 def tell(phase, fraction):
     if phase.startswith("building"):

@@ -20,9 +20,9 @@ from generator.cli.classify_plan import classify_plan
 from generator.demo.draw import draw_set
 from generator.errors import DeviceError, PlanError, SourceError, TrtgenError
 from generator.gpu.device import why_no_gpu
-from generator.images.served import prepare_without_torch
+from generator.images.served_pixels import prepare_without_torch
 from generator.images.sets import photographs
-from generator.images.training import prepare
+from generator.images.training_pixels import prepare
 from generator.plan.load_errors import explain_failure
 from generator.plan.profiles import describe_profiles
 from generator.repository import read_record

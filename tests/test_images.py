@@ -33,7 +33,7 @@ from PIL import Image, ImageCms
 from tritonclient.utils import InferenceServerException
 
 from generator.demo.draw import LABELS, draw_image, draw_set
-from generator.images.training import make_pixels
+from generator.images.training_pixels import make_pixels
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer

@@ -28,7 +28,7 @@ from generator.graph.precision.value_ranges import Histogram, collect_histograms
 from generator.graph.precision.view import GraphView, find_head, find_tail, normalise_names
 from generator.images.reference import Reference, make_reference
 from generator.images.sets import default_images
-from generator.images.training import prepare
+from generator.images.training_pixels import prepare
 from generator.sources import load_network
 from generator.spec.file import make_spec
 from generator.spec.recipe import Recipe

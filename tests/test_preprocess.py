@@ -22,7 +22,7 @@ from PIL import Image
 
 from generator.demo.draw import draw_set
 from generator.images.sets import photographs
-from generator.images.training import make_pixels
+from generator.images.training_pixels import make_pixels
 from generator.render import template_root
 from generator.spec.recipe import IMAGENET, Recipe
 

@@ -8,7 +8,7 @@ import torchvision
 from PIL import Image
 from pydantic import ValidationError
 
-from generator.images.training import make_pixels
+from generator.images.training_pixels import make_pixels
 from generator.sources.torchvision import from_transforms
 from generator.spec.recipe import IMAGENET, Recipe, RecipeSpec
 

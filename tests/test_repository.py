@@ -27,6 +27,7 @@ from generator.cli import main
 from generator.errors import RepositoryError
 from generator.files import hash_file
 from generator.gate.published import verify_published
+from generator.packages import installed_packages
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import find_records, journal, read_record
 from generator.repository.publish import hash_tree
@@ -34,7 +35,6 @@ from generator.repository.removal import remove_model
 from generator.server.embedded import EmbeddedServer
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
-from generator.versions import installed_packages
 from tests.tiny_onnx import write_tiny_onnx
 
 QUICK = BuildOptions(verify=False)

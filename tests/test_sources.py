@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from generator.demo.draw import draw_set
 from generator.errors import SourceError
-from generator.images.training import make_pixels
+from generator.images.training_pixels import make_pixels
 from generator.sources import describe_source, load_network
 from generator.sources.checkpoint import align_state_dict, load_state_dict, read_state_dict
 from generator.sources.random_weights import calibrate

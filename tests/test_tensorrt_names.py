@@ -51,7 +51,7 @@ class Row:
     ours: tuple[str, ...] = ()
 
 
-_ADAPTER = ("generator/plan/adapter.py",)
+_ADAPTER = ("generator/plan/versions.py",)
 _GRAPHS = ("generator/plan", "generator/measure/inspect/parsed.py")
 OBJECTS = (
     Row("builder", "Builder", _GRAPHS),

@@ -83,7 +83,7 @@ def classify_plan(
 
 def _prepare(recipe: Recipe, paths: list[Path]) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
     """Yield the pixels of each file that is an image; say what is wrong with the others."""
-    from generator.images.served import prepare_without_torch
+    from generator.images.served_pixels import prepare_without_torch
 
     for path in paths:
         try:

@@ -21,7 +21,7 @@ def of_pixels(candidate: Candidate, reference: Reference, pixels: NDArray[np.uin
     """Say why pixels differ: channel order, interpolation, EXIF rotation."""
     import numpy as np
 
-    from generator.images.training import prepare
+    from generator.images.training_pixels import prepare
 
     def levels(one: NDArray[np.uint8]) -> int:
         return int(np.abs(one.astype(np.int16) - pixels.astype(np.int16)).max())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import VerificationError
-from generator.images.training import prepare
+from generator.images.training_pixels import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

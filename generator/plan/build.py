@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import PlanError
 from generator.files import hash_bytes
 from generator.graph.model import detect_precision
-from generator.plan.adapter import Fault, open_adapter
 from generator.plan.hints import advise
 from generator.plan.profiles import check_profiles
 from generator.plan.progress import Progress, run_watched, silent
+from generator.plan.versions import Fault, open_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from generator.gpu.device import Gpu
     from generator.graph.model import OnnxModel
-    from generator.plan.adapter import Adapter
     from generator.plan.passport import Passport
     from generator.plan.timing_cache import CacheState, TimingCache
+    from generator.plan.versions import Adapter
     from generator.spec.plan import PlanOptions
     from generator.tensor import Profile, Tensor
 
@@ -258,8 +258,8 @@ def _check_place(onnx: OnnxModel, path: Path) -> None:
 
 
 def _make_passport(adapter: Adapter, gpu: Gpu, request: BuildRequest, compiled: Compiled) -> Passport:
+    from generator.packages import made_by
     from generator.plan.passport import Passport
-    from generator.versions import made_by
 
     onnx = request.onnx
     return Passport(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from generator.errors import PlanError
     from generator.graph.model import OnnxModel
-    from generator.plan.adapter import Fault
+    from generator.plan.versions import Fault
     from generator.tensor import Profile
 
 __all__ = ["PreflightReport", "check_graph"]
@@ -105,7 +105,7 @@ def check_graph(
         MissingDependencyError: tensorrt-rtx is not installed.
     """
     from generator.graph.model import load_proto
-    from generator.plan.adapter import open_adapter
+    from generator.plan.versions import open_adapter
 
     adapter = open_adapter("tensorrt_rtx")
     request = BuildRequest(

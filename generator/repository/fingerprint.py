@@ -11,8 +11,8 @@ from generator import __version__
 from generator.errors import SourceError
 from generator.files import hash_file
 from generator.graph.model import external_data_files, load_proto
+from generator.packages import EXPORT_PACKAGES, installed_packages
 from generator.render import template_root
-from generator.versions import EXPORT_PACKAGES, installed_packages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from generator.artifact import Artifact
 from generator.errors import RepositoryError
+from generator.packages import made_by
 from generator.repository import Layout, Record
 from generator.repository.layout import numeric_versions
 from generator.task import find_task
-from generator.versions import made_by
 
 if TYPE_CHECKING:
     from pathlib import Path

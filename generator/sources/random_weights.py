@@ -37,7 +37,7 @@ def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int) -> None:
     from PIL import Image
 
     from generator.demo.draw import draw_set
-    from generator.images.training import make_pixels
+    from generator.images.training_pixels import make_pixels
 
     pixels = make_pixels(recipe)
     images = np.stack([pixels(Image.open(io.BytesIO(drawn.jpeg))) for drawn in draw_set(_IMAGES, seed=_IMAGES_SEED)])

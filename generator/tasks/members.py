@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from generator.packages import installed_packages
 from generator.render import read_static
 from generator.spec.model import usable_cores
 from generator.spec.recipe import IMAGENET
@@ -19,7 +20,6 @@ from generator.triton.config import (
     common_fields,
     network_fields,
 )
-from generator.versions import installed_packages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

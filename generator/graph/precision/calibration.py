@@ -43,7 +43,7 @@ def read_calibration(folder: Path | None, recipe: Recipe) -> Calibration:
     Raises:
         ExportError: No folder, no image, fewer than 8 that decode, or more than half broken.
     """
-    from generator.images.training import prepare
+    from generator.images.training_pixels import prepare
 
     if folder is None:
         from generator.demo.draw import draw_set
@@ -96,7 +96,7 @@ def _prepare(path: Path, recipe: Recipe) -> NDArray[np.uint8] | None:
     """Return the pixels (1, H, W, 3) of a file, None where it does not decode."""
     from PIL import Image
 
-    from generator.images.training import prepare
+    from generator.images.training_pixels import prepare
 
     try:
         with warnings.catch_warnings():

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import MissingDependencyError, PlanError
 from generator.measure.inspect.formats import data_type_of
 from generator.measure.inspect.layers import Layer, LayerTensor, kind_of_type, read_metadata
-from generator.plan.adapter import open_adapter
 from generator.plan.hints import advise
+from generator.plan.versions import open_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from generator.plan.adapter import Adapter
+    from generator.plan.versions import Adapter
 
 __all__ = ["parse_network"]
 

@@ -9,9 +9,9 @@ from generator.gate.run import why_no_plan_runs, why_not_served
 from generator.gate.served import ServedModel, as_bytes
 from generator.gate.stages import NO_BF16
 from generator.graph.model import read_onnx, run_graph
-from generator.images.served import prepare_without_torch
+from generator.images.served_pixels import prepare_without_torch
 from generator.images.sets import read_labelled
-from generator.images.training import prepare
+from generator.images.training_pixels import prepare
 from generator.spec.recipe import IMAGENET, RecipeSpec
 from generator.task import StageResult, not_proved
 from generator.tasks.classification.compare import comparable, first_classes
