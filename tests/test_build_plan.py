@@ -290,10 +290,10 @@ def test_a_plan_of_another_shape_than_the_graph_says(rtx: Adapter, tmp_path: Pat
     [
         ("8.6.0", "fp32", "bf16", {}, 17, "bf16 was asked for; TensorRT 8.6.0 has none", "fp16"),
         ("8.6.0", "fp32", "int8", {}, 17, "of a graph that holds fp32, TensorRT 8.6.0 makes fp32 or fp16", "export"),
-        ("8.6.0", "int8", "fp16", {}, 17, "of a graph that holds int8, TensorRT 8.6.0 makes int8", "--precision int8"),
+        ("8.6.0", "int8", "fp16", {}, 17, "of a graph that holds int8, TensorRT 8.6.0 makes int8", "precision: int8"),
         ("8.6.0", "fp32", "fp32", {}, 18, "the graph has opset 18; TensorRT 8.6.0 reads 17 at most", "opset 17"),
         ("10.16.1.11", "fp32", "fp16", {}, 18, "the graph holds fp32, which TensorRT 10.16.1.11 builds", "export"),
-        ("11.4.0.106", "int8", "fp16", {}, 19, "the graph holds int8", "--precision int8"),
+        ("11.4.0.106", "int8", "fp16", {}, 19, "the graph holds int8", "precision: int8"),
     ],
 )
 def test_requests_are_refused_by_version(
@@ -337,7 +337,7 @@ def test_versions_out_of_range(rtx: Adapter, version: str, monkeypatch: pytest.M
         ("Error Code 10: Could not find any implementation for node {ForeignNode[a...b]}.", "workspace_mib"),
         ("nms0_0 has no runners that implement it", "workspace_mib"),
         ("Unable to load library: libnvinfer_builder_resource.so.8.6.0", "install tensorrt again"),
-        ("something never heard of", "-vv"),
+        ("something never heard of", "verbose logs"),
     ],
 )
 def test_known_words_of_tensorrt(said: str, fix: str) -> None:
