@@ -71,7 +71,7 @@ def write_command(command: Sequence[str], fields: Mapping[str, object]) -> str:
 
 def _options(command: Any, fields: Mapping[str, object], *, defaults: bool = True) -> Iterator[str]:
     """Yield the option of each field that the command has one for, with its value; `defaults` are said, too."""
-    parameters = {one.name: one for one in command.params if one.param_type_name == "option"}
+    parameters = {one.name: one for one in command.get_params(_context) if one.param_type_name == "option"}
     for field, value in fields.items():
         one = parameters.get(_PARAMETERS.get(field, field.rpartition(".")[2]))
         if one is None or (not defaults and value is not None and value == one.default):
