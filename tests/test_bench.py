@@ -297,7 +297,7 @@ def test_a_graph_may_hold_a_few_numbers_more_or_less(factor: float, refused: boo
     ("options", "message"),
     [
         (["--model=resnet19"], "torchvision has no classification model 'resnet19'; did you mean resnet1"),
-        (["--state-dict={graph}"], "the state dict holds weights for PyTorch, which is measured for a named network only"),
+        (["--state-dict={graph}"], "holds weights for PyTorch, which is measured for a named network only"),
         (["--skip=plan"], "skip: plan matches none of onnxruntime-cpu"),
         (["--output={graph}"], "model.onnx cannot be written: Not a directory"),
         (["--output={graph}/out"], "model.onnx/out cannot be written: Not a directory"),
