@@ -128,8 +128,8 @@ def _serve_embedded(server: EmbeddedServer, command: Sequence[str] | None, *, lo
         if command:
             code = _run(command)
         else:
-            say("Ctrl-C stops it.")
             try:
+                say("Ctrl-C stops it.")
                 server.wait()
             except KeyboardInterrupt:
                 say("stopping (Ctrl-C again kills at once)")
