@@ -59,7 +59,7 @@ def open_repository(repository: Path) -> Path:
     advice: dict[str, Any] = {
         "hint": "build a model",
         "command": ("build-repo", "resnet50"),
-        "fields": {"repository": root},
+        "fields": {"repository": repository},
     }
     if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises where a folder may not be searched
         raise ServerError(f"there is no model repository at {root}", **advice)
