@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import SpecError
 from generator.events import Done, OnEvent, ignore
-from generator.exporting import add_plan, export_artifact, take_export
 from generator.packages import installed_packages, made_by
 from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, recover, staging
 from generator.repository.edits import check_edits
@@ -157,6 +156,8 @@ def _staging(root: Path, *, dry_run: bool) -> Iterator[Path]:
 
 
 def _make(spec: ModelSpec, staged: Path, layout: Layout, options: BuildOptions) -> Artifact:
+    from generator.exporting import add_plan, export_artifact, take_export
+
     folder = (staged / layout.onnx).parent
     if spec.source == "export":
         artifact = take_export(spec, folder)

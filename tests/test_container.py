@@ -287,7 +287,7 @@ def test_plans_are_checked_before_the_command_is_printed(
     put_docker(tmp_path, monkeypatch)
     assert serve_here(tmp_path / "repository", tmp_path / "temporary", monkeypatch, "--cpu", *options) == 1
     said = capsys.readouterr()
-    assert "--cpu keeps them out of the container" in said.err
+    assert "needs a GPU, and the container is to run without" in said.err
     assert "docker run" not in said.out + said.err
     assert list((tmp_path / "temporary").iterdir()) == []
 

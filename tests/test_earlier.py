@@ -37,7 +37,7 @@ def test_it_is_verified_and_not_built_again(earlier: Path, monkeypatch: pytest.M
     def refuse(*_: object) -> None:
         raise AssertionError("exported again")
 
-    monkeypatch.setattr("generator.pipeline.export_artifact", refuse)
+    monkeypatch.setattr("generator.exporting.export_artifact", refuse)
     spec = json.loads((earlier / "own/trtgen.json").read_text())["spec"]
     built = build(ModelSpec(**spec), earlier)
     # the templates are another's, so the record is written anew; nothing that is served is
