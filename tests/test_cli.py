@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torchvision
@@ -17,8 +18,9 @@ import yaml
 
 from generator import __version__
 from generator.cli import _COMMANDS as COMMANDS
-from generator.cli import app, main
+from generator.cli import app, hints, main
 from generator.cli.options import complete_models
+from generator.errors import TrtgenError
 from generator.spec.file import make_spec
 from tests.tiny_onnx import write_tiny_onnx
 
@@ -312,3 +314,57 @@ def test_a_name_of_ones_own(
     assert (resnet.name, resnet.registry_name, demo.name, demo.source) == ("mine", "resnet18", "mine", "demo")
     given = make_spec(["resnet18"], name="mine", architecture="resnet50")[0]
     assert given.registry_name == "resnet50"
+
+
+# Hints: the library's words, with the options or the command line that go with them.
+
+
+def test_every_field_that_has_another_name_is_an_option_of_some_command() -> None:
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    names = {parameter.name for command in commands for parameter in command.params}
+    assert set(hints._PARAMETERS.values()) <= names
+
+
+@pytest.mark.parametrize(
+    ("asked", "advice", "said"),
+    [
+        (["show", "demo"], {"fields": {"classes": 10}}, "do this (--classes 10)"),
+        (
+            ["show", "demo"],
+            {"fields": {"labels": None, "recipe": "imagenet"}},
+            "do this (--labels FILE, --recipe imagenet)",
+        ),
+        (["show", "demo"], {"fields": {"batch.max": None}}, "do this (--max-batch N)"),
+        (["show", "demo"], {"fields": {"raw": True}}, "do this (in a file: --spec FILE, which trtgen init writes)"),
+        (["show", "--spec", "models.yaml"], {"fields": {"raw": True}}, "do this"),
+        (
+            ["list", "-r", "repo"],
+            {"fields": {"classes": 10, "repository": Path("a b")}},
+            "do this (--repository 'a b')",
+        ),
+        (["list", "-r", "repo"], {"command": ("init",)}, "do this: trtgen init"),
+        (
+            ["list", "-r", "repo"],
+            {
+                "command": ("build-repo", "my net.onnx"),
+                "fields": {"replace": True, "repository": Path("model_repository")},
+            },
+            "do this: trtgen build-repo 'my net.onnx' --replace",
+        ),
+        (
+            ["show", "demo", "--max-batch", "2", "--target", "onnxruntime"],
+            {"command": ("export",), "fields": {"target": "tensorrt-10"}},
+            "do this: trtgen export demo --target tensorrt-10 --max-batch 2",
+        ),
+        (["show", "--onnx", "a.onnx", "--onnx", "b.onnx"], {"command": ("export",)}, "--onnx a.onnx --onnx b.onnx"),
+    ],
+)
+def test_a_hint_gets_the_options_of_the_command_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], advice: dict[str, Any], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.yaml").write_text("models: [{name: demo}]")
+    main(asked)
+    hint = hints.describe_hint(TrtgenError("it failed", hint="do this", **advice))
+    assert hint.endswith(said)
+    assert hint.startswith("do this")

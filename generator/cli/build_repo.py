@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +11,7 @@ import typer
 from generator.cli.console import say, show_progress
 from generator.cli.each import end_with, run_each
 from generator.cli.hints import describe_hint
-from generator.cli.options import PROOF, ImagesOption, RepositoryOption, takes_models
+from generator.cli.options import PROOF, ImagesOption, JsonOption, RepositoryOption, takes_models
 from generator.errors import SpecError, TrtgenError
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def build_repo(
         bool, typer.Option("--discard-edits", help="Overwrite published files that somebody edited by hand.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Build the model repository: export, build the plan, configure, prove, publish.
 
@@ -49,20 +48,21 @@ def build_repo(
     if require and not verify:
         msg = "--require all asks for every stage of the gate, --no-verify for none"
         raise SpecError(msg, hint="leave one of them out")
-    from generator.pipeline import BuildOptions, build_repository
-
-    options = BuildOptions(
-        verify=verify,
-        require_all=require == "all",
-        replace=replace,
-        discard_edits=discard_edits,
-        dry_run=dry_run,
-        images=images,
-    )
+    from generator import api
 
     def build(model: ModelSpec) -> Built:
         with show_progress() as progress:
-            built = build_repository(model, repository, replace_fields(options, on_event=progress.draw))
+            built = api.build(
+                model,
+                repository,
+                images=images,
+                verify=verify,
+                require_all=require == "all",
+                replace=replace,
+                discard_edits=discard_edits,
+                dry_run=dry_run,
+                on_event=progress.draw,
+            )
         _tell(built, repository, dry_run=dry_run)
         if not as_json:
             for change in built.changes:

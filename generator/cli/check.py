@@ -10,6 +10,7 @@ import typer
 
 from generator.cli.build_plan import GraphArgument, PlanBatchOption, ProfileOption, read_profiles
 from generator.cli.console import say, show_progress
+from generator.cli.options import JsonOption
 from generator.events import Doing
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def check(
     profile: ProfileOption = None,
     max_batch: PlanBatchOption = None,
     build: Annotated[bool, typer.Option("--build/--no-build", help="Also build, not only parse.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show an ONNX file to a real TensorRT parser and builder; needs no GPU.
 

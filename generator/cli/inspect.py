@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from generator.cli.console import say, show_progress
+from generator.cli.options import JsonOption
 from generator.errors import SpecError
 from generator.events import Doing
 
@@ -27,7 +28,7 @@ def inspect(
         int | None, typer.Option(min=1, help="Runs that the layers' times are taken from.  [default: 50]")
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Show the N heaviest layers.  [default: all in order]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: JsonOption = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with bars.")] = None,
 ) -> None:
     """Show layers, fusions, precisions and times of a plan, or the network of an ONNX file.

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from generator.cli.console import say
-from generator.cli.options import RepositoryOption
+from generator.cli.options import JsonOption, RepositoryOption
 
 if TYPE_CHECKING:
     from generator.repository import Record
@@ -21,13 +19,14 @@ _COLUMNS = ("name", "versions", "served", "backend", "precision", "published", "
 def list_models(
     *,
     repository: RepositoryOption = Path("model_repository"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the models of the repository: versions, backend, precision, when they were published, what was proved.
 
     Example: trtgen list -r models --json
     """
     from generator.errors import RepositoryError
+    from generator.measure.results import align_columns
     from generator.repository import find_records
 
     if not repository.is_dir():
@@ -41,9 +40,7 @@ def list_models(
         say(f"{repository} holds no model made by trtgen")
         return
     rows = [_COLUMNS, *(_as_row(model) for model in models)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(align_columns(rows, left=range(len(_COLUMNS)))))
     for model in models:
         for path in model["edited"]:
             say(f"! {repository / path} was changed after trtgen published it")

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
 
-__all__ = ["MODEL_PARAMETERS", "ImagesOption", "LabelsOption", "RepositoryOption", "parse_numbers", "takes_models"]
+__all__ = [
+    "MODEL_PARAMETERS",
+    "ImagesOption",
+    "JsonOption",
+    "LabelsOption",
+    "RepositoryOption",
+    "parse_numbers",
+    "takes_models",
+]
 
 
 def complete_models(incomplete: str) -> list[str]:
@@ -41,6 +49,7 @@ MODEL, TARGET, PROOF = "Model", "Target", "Proof"
 RepositoryOption = Annotated[
     Path, typer.Option("--repository", "-r", metavar="DIR", help="The model repository.", show_default=True)
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 LabelsOption = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="One class name a line, or `index` to use the numbers.", rich_help_panel=MODEL),

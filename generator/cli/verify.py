@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from generator.cli.console import say, show_progress
-from generator.cli.options import RepositoryOption
+from generator.cli.options import JsonOption, RepositoryOption
 
 if TYPE_CHECKING:
     from generator.gate import GateReport
@@ -34,7 +34,7 @@ def verify(
     require: Annotated[
         Literal["all"] | None, typer.Option("--require", help="Also fail if a stage cannot run here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Prove that what is published answers like its source: ONNX, served classifier, served JPEG ensemble.
 
