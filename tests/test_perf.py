@@ -819,7 +819,7 @@ def test_folder_is_tried_before_the_server_is_asked(tmp_path: Path, capsys: pyte
     assert main(["perf", "--url", "localhost:1", "--output", str(tmp_path / "file")]) == 1
     assert "file cannot be written: Not a directory" in capsys.readouterr().err
     assert main(["perf", "--url", "localhost:1", "--output", "/proc/perf"]) == 1
-    assert "--output /proc/perf cannot be written" in capsys.readouterr().err
+    assert "/proc/perf cannot be written" in capsys.readouterr().err
     check_folder(tmp_path / "a" / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -842,7 +842,7 @@ def test_no_server(program: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert main(["perf", "--url", "localhost:1"]) == 1
     error = capsys.readouterr().err
     assert "no Triton server answers grpc at localhost:1" in error
-    assert "hint: start one with `trtgen serve`" in error
+    assert "or start one: trtgen serve\n" in error
 
 
 @pytest.mark.usefixtures("program")
@@ -862,5 +862,5 @@ def test_export_leaves_a_folder_of_others_as_it_is(
     (folder / "server").mkdir(parents=True)
     (folder / "server/mine.txt").write_text("mine")
     assert main(["perf", "--export", str(folder), "-r", str(root)]) == 1
-    assert "is not an export of trtgen perf: nothing was changed" in capsys.readouterr().err
+    assert "was not exported by trtgen: nothing was changed" in capsys.readouterr().err
     assert [path.name for path in folder.rglob("*")] == ["server", "mine.txt"]
