@@ -50,7 +50,14 @@ RepositoryOption = Annotated[
     Path, typer.Option("--repository", "-r", metavar="DIR", help="The model repository.", show_default=True)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-LabelsOption = Annotated[
+
+
+def _option(kind: Any, metavar: str, text: str, panel: str | None = None, **more: Any) -> Any:
+    """Return the annotation of an option without a default, which is named after its parameter."""
+    return Annotated[kind | None, typer.Option(metavar=metavar, help=text, rich_help_panel=panel, **more)]
+
+
+LabelsOption = Annotated[  # which classify-plan takes, too
     str | None,
     typer.Option(metavar="FILE", help="One class name a line, or `index` to use the numbers.", rich_help_panel=MODEL),
 ]
@@ -62,7 +69,7 @@ ImagesOption = Annotated[
         rich_help_panel=PROOF,
     ),
 ]
-# What describes a model: the arguments of `_read_specs`. The options are named after them, and none has a default.
+# What describes a model: the arguments of `_read_specs`.
 MODEL_PARAMETERS: dict[str, Any] = {
     "names": Annotated[
         list[str] | None,
@@ -73,83 +80,37 @@ MODEL_PARAMETERS: dict[str, Any] = {
             autocompletion=complete_models,
         ),
     ],
-    "name": Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="What clients call the model. [default: the name or file name given]",
-            rich_help_panel=MODEL,
-        ),
-    ],
-    "spec": Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="models.yaml (see `trtgen init`) or the trtgen.json of a built model."),
-    ],
-    "onnx": Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="An ONNX file, or a graph that `trtgen export` wrote; repeatable."),
-    ],
-    "weights": Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="`default`, `random`, a name of torchvision's weights, or a checkpoint file.",
-            rich_help_panel=MODEL,
-        ),
-    ],
-    "architecture": Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Name in torchvision's registry, where the model's own name is another.",
-            rich_help_panel=MODEL,
-            autocompletion=complete_models,
-        ),
-    ],
-    "classes": Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Classes that a checkpoint was trained on.", rich_help_panel=MODEL),
-    ],
+    "name": _option(str, "NAME", "What clients call the model. [default: the name or file name given]", MODEL),
+    "spec": _option(Path, "FILE", "models.yaml (see `trtgen init`) or the trtgen.json of a built model."),
+    "onnx": _option(list[Path], "FILE", "An ONNX file, or a graph that `trtgen export` wrote; repeatable."),
+    "weights": _option(
+        str, "NAME|FILE", "`default`, `random`, a name of torchvision's weights, or a checkpoint file.", MODEL
+    ),
+    "architecture": _option(
+        str,
+        "NAME",
+        "Name in torchvision's registry, where the model's own name is another.",
+        MODEL,
+        autocompletion=complete_models,
+    ),
+    "classes": _option(int, "N", "Classes that a checkpoint was trained on.", MODEL),
     "labels": LabelsOption,
-    "recipe": Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="`imagenet` for an ONNX file trained like torchvision's models.",
-            rich_help_panel=MODEL,
-        ),
-    ],
-    "image_size": Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Another input size in pixels.", rich_help_panel=MODEL)
-    ],
-    "max_batch": Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Triton's max_batch_size. [default: 32]", rich_help_panel=TARGET),
-    ],
-    "target": Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="`onnxruntime`, `tensorrt-8.6`, `tensorrt-10` or `tensorrt-11`. [default: what is installed here]",
-            rich_help_panel=TARGET,
-        ),
-    ],
-    "precision": Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="`fp32`, `fp16`, `int8`, or `bf16` for a graph that is BF16. [default: fp16 with TensorRT, else fp32]",
-            rich_help_panel=TARGET,
-        ),
-    ],
-    "calibration": Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Images that int8 scales are taken from; means int8. [default: drawn]",
-            rich_help_panel=TARGET,
-        ),
-    ],
+    "recipe": _option(str, "NAME", "`imagenet` for an ONNX file trained like torchvision's models.", MODEL),
+    "image_size": _option(int, "PIXELS", "Another input size in pixels.", MODEL),
+    "max_batch": _option(int, "N", "Triton's max_batch_size. [default: 32]", TARGET),
+    "target": _option(
+        str,
+        "NAME",
+        "`onnxruntime`, `tensorrt-8.6`, `tensorrt-10` or `tensorrt-11`. [default: what is installed here]",
+        TARGET,
+    ),
+    "precision": _option(
+        str,
+        "NAME",
+        "`fp32`, `fp16`, `int8`, or `bf16` for a graph that is BF16. [default: fp16 with TensorRT, else fp32]",
+        TARGET,
+    ),
+    "calibration": _option(Path, "DIR", "Images that int8 scales are taken from; means int8. [default: drawn]", TARGET),
 }
 
 
