@@ -55,15 +55,14 @@ class Role:
 class StageResult:
     """What one stage of the gate found.
 
-    `reason` says why it failed, did not run or is assumed, `cause` what made it fail.
+    `figures` are the task's own, by name, for trtgen.json and --json. `reason` says why it failed, did not run or is
+    assumed, `cause` what made it fail.
     """
 
     stage: str
     status: Status
     measured: str = ""
-    worst_cosine: float | None = None
-    top1: float | None = None
-    accuracy: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     cause: str = ""
 

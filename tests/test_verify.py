@@ -75,7 +75,9 @@ def test_labelled_images_give_the_accuracy_of_each_stage(built_demo: Path, tmp_p
         folder = tmp_path / (LABELS[drawn.label] if drawn.label else "0")  # a folder may also be named by its index
         folder.mkdir(exist_ok=True)
         (folder / f"{drawn.name}.jpg").write_bytes(drawn.jpeg)
-    accuracies = {result.stage: result.accuracy for result in gate(built_demo, labelled=tmp_path).results[-3:]}
+    accuracies = {
+        result.stage: result.figures.get("accuracy") for result in gate(built_demo, labelled=tmp_path).results[-3:]
+    }
     assert list(accuracies) == ["labelled source", "labelled onnx", "labelled ensemble"]
     assert all(accuracy is not None and accuracy >= 0.97 for accuracy in accuracies.values())
     (tmp_path / "dodecahedron").mkdir()

@@ -60,6 +60,6 @@ def verify(
 def _print_table(report: GateReport) -> None:
     say(f"{report.model}: {report.images} images")
     for result in report.results:
-        accuracy = "" if result.accuracy is None else f"accuracy {result.accuracy:.1%}"
+        accuracy = f"accuracy {result.figures['accuracy']:.1%}" if "accuracy" in result.figures else ""
         text = "  ".join(part for part in (result.measured, accuracy) if part) or result.reason
         print(f"{report.model}  {result.stage:18} {result.status:11} {text}")

@@ -40,9 +40,11 @@ class GateReport:
 
     def as_proof(self) -> list[dict[str, Any]]:
         """Return the results for trtgen.json and --json, without empty fields."""
-        return [
-            {key: value for key, value in asdict(result).items() if value not in ("", None)} for result in self.results
-        ]
+        proof = []
+        for result in self.results:
+            texts = {key: value for key, value in asdict(result).items() if value and key != "figures"}
+            proof.append({**texts, **result.figures})
+        return proof
 
     def raise_for_status(self, *, require_all: bool, hint: str = "build the model again from its source") -> None:
         """Do nothing if the model may be published or go on being served.

@@ -63,7 +63,9 @@ def measure_labelled(candidate: Candidate, folder: Path, grpc_url: str | None) -
             yield not_proved(stage, scores)
         else:
             accuracy = float((first_classes(comparable(scores, candidate.artifact.head.activation)) == truth).mean())
-            yield StageResult(stage=stage, status="measured", accuracy=accuracy, measured=f"{len(truth)} images")
+            yield StageResult(
+                stage=stage, status="measured", figures={"accuracy": accuracy}, measured=f"{len(truth)} images"
+            )
     if "recipe" in candidate.artifact.assumed:
         yield check_recipe(candidate, labelled)
 
@@ -101,7 +103,7 @@ def check_recipe(candidate: Candidate, labelled: LabelledImages) -> StageResult:
     found = f"accuracy {accuracy:.1%} on {count} images"
     if right - chance * count < _SIGMAS * (count * chance * (1 - chance)) ** 0.5 or chance == 1:
         reason = f"{found} is not clearly above {chance:.1%}, what always naming the commonest class gets"
-        return StageResult(stage="recipe", status="not proved", accuracy=accuracy, reason=reason)
+        return StageResult(stage="recipe", status="not proved", figures={"accuracy": accuracy}, reason=reason)
     others = {"channels in BGR order": count_right(candidate.artifact.recipe, bgr=True)}
     for name, change in () if exported else _USUAL_RECIPES.items():
         other = candidate.artifact.recipe.model_copy(update=change)
@@ -110,10 +112,10 @@ def check_recipe(candidate: Candidate, labelled: LabelledImages) -> StageResult:
     best = max(others, key=others.__getitem__)
     if others[best] - right >= max(3, 0.05 * count):
         reason = f"{found} as given, {others[best] / count:.1%} with {best}"
-        return StageResult(stage="recipe", status="failed", accuracy=accuracy, reason=reason, cause=best)
+        return StageResult(stage="recipe", status="failed", figures={"accuracy": accuracy}, reason=reason, cause=best)
     measured = f"{count} images, {others[best] / count:.1%} with {best}, "
     measured += "other means and stds not tried" if exported else "the best of the usual others"
-    return StageResult(stage="recipe", status="proved", accuracy=accuracy, measured=measured)
+    return StageResult(stage="recipe", status="proved", figures={"accuracy": accuracy}, measured=measured)
 
 
 def _prepare(candidate: Candidate, labelled: LabelledImages) -> NDArray[np.uint8]:

@@ -139,12 +139,16 @@ def check_classifier(
     if worst > _SERVED_TOLERANCE or agreement < 1:
         reason = f"differs from the same file run directly by {worst:.2g}, first class agrees on {agreement:.1%}"
         return StageResult(
-            stage=stage, status="failed", top1=agreement, reason=reason, cause="the server runs another file or version"
+            stage=stage,
+            status="failed",
+            figures={"top1": agreement},
+            reason=reason,
+            cause="the server runs another file or version",
         )
     if swapped := _wrong_labels(served.rank("classifier", reference.pixels[:1]), candidate.artifact.labels):
         return StageResult(stage=stage, status="failed", reason=swapped, cause=causes.LABELS)
     return StageResult(
-        stage=stage, status="proved", top1=agreement, measured=f"{describe_distance(worst)}, labels equal"
+        stage=stage, status="proved", figures={"top1": agreement}, measured=f"{describe_distance(worst)}, labels equal"
     )
 
 
@@ -184,19 +188,18 @@ def judge(
     counted = None if limit.top1 == 1 else reference.answers["decided"]
     comparison = compare(expected, comparable(scores, activation), counted)
     measured = f"cosine {comparison.worst_cosine:.6f}, {_first_classes(comparison, counted)}"
-    top1 = None if np.isnan(comparison.top1) else comparison.top1
+    figures = {"worst_cosine": comparison.worst_cosine}
+    if not np.isnan(comparison.top1):
+        figures["top1"] = comparison.top1
     if comparison.meets(limit):
         if comparison.differing:
             measured += f", other first class: {_differing(comparison, reference)}"
-        return StageResult(
-            stage=stage, status="proved", measured=measured, worst_cosine=comparison.worst_cosine, top1=top1
-        )
+        return StageResult(stage=stage, status="proved", measured=measured, figures=figures)
     return StageResult(
         stage=stage,
         status="failed",
         measured=measured,
-        worst_cosine=comparison.worst_cosine,
-        top1=top1,
+        figures=figures,
         reason=_reason(comparison, reference, limit),
         cause=cause(),
     )
