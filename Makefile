@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/trtgen serve --repository $(REPOSITORY) -- $(BIN)/python clients/classify.py $(IMAGE)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
