@@ -158,7 +158,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 20) -> bool:
 def find_processes(repository: Path) -> list[psutil.Process]:
     """Return every process that serves this repository: supervisor, tritonserver and stubs."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
+    for process in psutil.process_iter(["cmdline", "name"]):
         line = " ".join(process.info["cmdline"] or [])
         serves = "tritonserver" in line or "triton_python_backend_stub" in line
         if serves and str(repository) in line and process.pid != os.getpid():

@@ -556,7 +556,7 @@ def test_an_interrupt_before_it_is_ready_ends_with_130(tmp_path: Path) -> None:
     root = tmp_path / "repository"
     add_python_model(root / "slow", ECHO + "\n    def initialize(self, args):\n        import time; time.sleep(60)\n")
     with serve_command("--repository", str(root), *FREE) as process:
-        assert wait_until(lambda: any("stub" in found.name() for found in find_processes(root)))
+        assert wait_until(lambda: any("stub" in found.info["name"] for found in find_processes(root)))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     assert process.returncode == 130
@@ -612,7 +612,7 @@ def test_explicit_control_is_for_who_has_the_secret(unlocked: bool, own: Path) -
                             call(*(["double"] if call != client.get_model_repository_index else []))
                 client.unload_model("echo", headers=headers)
                 # Its process has ended in order, which is no reason to stop.
-                assert wait_until(lambda: not any("stub" in found.name() for found in find_processes(own / "echo")))
+                assert wait_until(lambda: not any("stub" in found.info["name"] for found in find_processes(own / "echo")))
                 time.sleep(2 * stubs._CHECK_S)
                 client.load_model("echo", headers=headers)
                 assert client.is_model_ready("echo")
