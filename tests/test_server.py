@@ -261,7 +261,7 @@ def test_an_interrupt_while_models_load_leaves_nothing(tmp_path: Path) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", START_AND_WAIT, str(root)], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    assert wait_until(lambda: any("stub" in process.name() for process in find_processes(root)))
+    assert wait_until(lambda: any("stub" in process.info["name"] for process in find_processes(root)))
     owner.send_signal(signal.SIGINT)
     _, trace = owner.communicate(timeout=20)
     assert "KeyboardInterrupt" in trace
@@ -612,7 +612,8 @@ def test_explicit_control_is_for_who_has_the_secret(unlocked: bool, own: Path) -
                             call(*(["double"] if call != client.get_model_repository_index else []))
                 client.unload_model("echo", headers=headers)
                 # Its process has ended in order, which is no reason to stop.
-                assert wait_until(lambda: not any("stub" in found.info["name"] for found in find_processes(own / "echo")))
+                folder = own / "echo"
+                assert wait_until(lambda: not any("stub" in found.info["name"] for found in find_processes(folder)))
                 time.sleep(2 * stubs._CHECK_S)
                 client.load_model("echo", headers=headers)
                 assert client.is_model_ready("echo")
