@@ -612,8 +612,7 @@ def test_explicit_control_is_for_who_has_the_secret(unlocked: bool, own: Path) -
                             call(*(["double"] if call != client.get_model_repository_index else []))
                 client.unload_model("echo", headers=headers)
                 # Its process has ended in order, which is no reason to stop.
-                folder = own / "echo"
-                assert wait_until(lambda: not any("stub" in found.info["name"] for found in find_processes(folder)))
+                assert wait_until(lambda: not any("stub" in one.info["name"] for one in find_processes(own / "echo")))
                 time.sleep(2 * stubs._CHECK_S)
                 client.load_model("echo", headers=headers)
                 assert client.is_model_ready("echo")
