@@ -1,6 +1,6 @@
 """Models of torchvision's registry, each built and proved by a process of its own as benchmarks/registry.py does it.
 
-Of five families one each: ResNet and EfficientNet are built in tests/test_chain.py, the others here.
+Of five families one each: ResNet and EfficientNet are built in tests/test_readme.py, the others here.
 """
 
 from __future__ import annotations
