@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -188,3 +189,31 @@ def test_every_module_is_on_the_page() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=identify)
 def test_nothing_is_left_open(page: Path) -> None:
     assert not re.search(r"\b(TODO|FIXME|TBD)\b", page.read_text())
+
+
+def test_imports_point_down_the_order_of_the_page() -> None:
+    """Also those inside functions; a room is a module or package of generator/. Types alone may point anywhere."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    listed = re.search(r"Imports point down this order.*?: ([^.]*)\.", text, re.DOTALL)
+    assert listed is not None
+    layers = [re.findall(r"\w+", layer) for layer in listed[1].split(";")]
+    rank = {room: number for number, layer in enumerate(layers) for room in layer}
+    up = []
+    for path in sorted((ROOT / "generator").rglob("*.py")):
+        room = path.relative_to(ROOT / "generator").parts[0].removesuffix(".py")
+        tree = ast.parse(path.read_text())
+        types = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or id(node) in types:
+                continue
+            if not str(node.module).startswith("generator."):
+                continue
+            target = str(node.module).split(".")[1]
+            if not room.startswith("__") and target != room and rank[room] <= rank[target]:
+                up.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {node.module}")
+    assert up == []
