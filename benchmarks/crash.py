@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from generator.errors import ServerError
-from generator.gate.served import ServedModel, as_bytes
+from generator.gate.client import ServedModel, as_bytes
 from generator.images.reference import load_reference
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import Layout, journal, publish, read_record, recover

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from generator.artifact import Artifact
     from generator.gate.candidate import Candidate
-    from generator.gate.served import ServedModel
+    from generator.gate.client import ServedModel
     from generator.images.reference import Reference
     from generator.sources import Network
     from generator.spec.model import ModelSpec

@@ -432,7 +432,6 @@ import sys
 from pathlib import Path
 from generator.plan import build
 from generator.plan.versions import open_adapter
-from tests.test_build_plan import GPU, make_request
 
 def tell(phase, fraction):
     if fraction > 0:
@@ -518,7 +517,6 @@ from pathlib import Path
 from generator import __main__, cli
 from generator.plan import build
 from generator.plan.versions import Adapter, open_adapter
-from tests.test_build_plan import GPU, make_request
 
 def tell(phase, fraction):
     if phase.startswith("building"):

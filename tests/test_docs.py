@@ -16,8 +16,8 @@ from generator.errors import SpecError
 from generator.graph.batches import ROW_TOLERANCE
 from generator.spec.docs import RULES, render_page
 from generator.spec.file import load_spec
-from generator.spec.members import instances_model
 from generator.spec.model import Batch, ModelSpec
+from generator.spec.per_member import instances_model
 from generator.spec.recipe import RecipeSpec
 from generator.tasks.classification.compare import LIMITS, ensemble_limit
 from generator.tasks.classification.stages import _SERVED_TOLERANCE

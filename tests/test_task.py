@@ -19,8 +19,8 @@ from generator import ModelSpec, build, register_source, register_task, serve, v
 from generator.cli import main
 from generator.errors import SpecError, TrtgenError, VerificationError
 from generator.events import Doing, Done
+from generator.gate.client import ServedModel, as_bytes
 from generator.gate.published import read_candidate
-from generator.gate.served import ServedModel, as_bytes
 from generator.repository import read_record
 from generator.source import SOURCES
 from generator.spec.file import load_spec

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from generator.cli.console import say, show_progress
-from generator.cli.each import end_with, run_each
 from generator.cli.hints import describe_hint
 from generator.cli.options import PROOF, ImagesOption, JsonOption, RepositoryOption, takes_models
+from generator.cli.several_models import end_with, run_each
 from generator.errors import SpecError, TrtgenError
 
 if TYPE_CHECKING:

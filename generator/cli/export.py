@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from generator.cli.console import say, show_progress
-from generator.cli.each import end_with, run_each
 from generator.cli.hints import write_command
 from generator.cli.options import ImagesOption, takes_models
+from generator.cli.several_models import end_with, run_each
 
 if TYPE_CHECKING:
     from generator.spec.model import ModelSpec

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from generator.errors import RepositoryError
 from generator.events import Doing, OnEvent, ignore
 from generator.gate.candidate import Candidate
+from generator.gate.client import check_server
 from generator.gate.run import GateReport, run_gate
-from generator.gate.served import check_server
 from generator.images.reference import Reference, load_reference, make_reference
 from generator.images.sets import read_images
 from generator.repository import Layout, Record, find_records, read_record, recover

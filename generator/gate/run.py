@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import MissingDependencyError, PlanError, ServerError, VerificationError
 from generator.events import Doing, OnEvent, ignore
-from generator.gate.served import ServedModel
+from generator.gate.client import ServedModel
 from generator.task import StageResult, find_task, not_proved
 
 if TYPE_CHECKING:

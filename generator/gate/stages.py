@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from generator.errors import ExportError, SourceError
 from generator.gate import causes
-from generator.gate.served import PREPROCESS_KEY, as_bytes
+from generator.gate.client import PREPROCESS_KEY, as_bytes
 from generator.graph.batches import ROW_TOLERANCE, batch_sizes, prove_dynamic_batch
 from generator.graph.model import read_onnx
 from generator.graph.names import DYNAMIC_HINT, NAN_HINT
@@ -14,7 +14,7 @@ from generator.task import StageResult, not_proved
 
 if TYPE_CHECKING:
     from generator.gate.candidate import Candidate
-    from generator.gate.served import ServedModel
+    from generator.gate.client import ServedModel
     from generator.images.reference import Reference
 
 __all__ = ["NO_BF16", "ROW_TOLERANCES", "check_batches", "check_pixels", "describe_distance"]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from generator.render import read_static
 from generator.spec.config_text import REFUSED, REFUSED_IN_ENSEMBLE
-from generator.spec.members import config_model, instances_model
 from generator.spec.model import Batch, ModelSpec
+from generator.spec.per_member import config_model, instances_model
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.recipe import IMAGENET, Recipe, RecipeSpec
 

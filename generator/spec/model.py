@@ -21,7 +21,7 @@ from pydantic import (
 
 from generator.errors import SpecError
 from generator.source import SOURCES
-from generator.spec.members import config_model, instances_model
+from generator.spec.per_member import config_model, instances_model
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.recipe import Edge, RecipeSpec
 from generator.spec.rules import CHECKPOINT_SUFFIXES, disagreements

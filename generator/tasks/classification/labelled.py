@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from generator.gate.client import ServedModel, as_bytes
 from generator.gate.run import why_no_plan_runs, why_not_served
-from generator.gate.served import ServedModel, as_bytes
 from generator.gate.stages import NO_BF16
 from generator.graph.model import read_onnx, run_graph
 from generator.images.served_pixels import prepare_without_torch

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError, VerificationError
 from generator.gate import causes as pixel_causes
-from generator.gate.served import as_bytes
+from generator.gate.client import as_bytes
 from generator.gate.stages import NO_BF16, check_batches, check_pixels, describe_distance
 from generator.graph.model import read_onnx, run_graph
 from generator.task import Stage, StageResult, not_proved
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from generator.gate.candidate import Candidate
-    from generator.gate.served import ServedModel
+    from generator.gate.client import ServedModel
     from generator.images.reference import Reference
     from generator.tasks.classification.head import Head
 
