@@ -23,7 +23,7 @@ def build(
     model: ModelSpec | str,
     repository: Path | str = _REPOSITORY,
     *,
-    images: Path | None = None,
+    images: Path | str | None = None,
     verify: bool = True,
     require_all: bool = False,
     replace: bool = False,
@@ -57,7 +57,7 @@ def build(
         replace=replace,
         discard_edits=discard_edits,
         dry_run=dry_run,
-        images=images,
+        images=_path(images),
         on_event=on_event,
     )
     return build_repository(_spec(model, fields), Path(repository), options)
@@ -67,7 +67,7 @@ def export(
     model: ModelSpec | str,
     folder: Path | str,
     *,
-    images: Path | None = None,
+    images: Path | str | None = None,
     on_event: OnEvent = ignore,
     **fields: Any,
 ) -> tuple[str, ...]:
@@ -85,14 +85,14 @@ def export(
     """
     from generator.exporting import export_folder
 
-    return export_folder(_spec(model, fields), Path(folder), images=images, on_event=on_event)
+    return export_folder(_spec(model, fields), Path(folder), images=_path(images), on_event=on_event)
 
 
 def verify(
     *names: str,
     repository: Path | str = _REPOSITORY,
-    images: Path | None = None,
-    labelled: Path | None = None,
+    images: Path | str | None = None,
+    labelled: Path | str | None = None,
     grpc_url: str | None = None,
     on_event: OnEvent = ignore,
 ) -> list[GateReport]:
@@ -113,7 +113,12 @@ def verify(
 
     return list(
         verify_published(
-            Path(repository), names, images=images, labelled=labelled, grpc_url=grpc_url, on_event=on_event
+            Path(repository),
+            names,
+            images=_path(images),
+            labelled=_path(labelled),
+            grpc_url=grpc_url,
+            on_event=on_event,
         )
     )
 
@@ -126,6 +131,10 @@ def serve(repository: Path | str = _REPOSITORY, **options: Any) -> EmbeddedServe
     from generator.server.embedded import EmbeddedServer
 
     return EmbeddedServer(Path(repository), **options)
+
+
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _spec(model: ModelSpec | str, fields: dict[str, Any]) -> ModelSpec:

@@ -32,4 +32,4 @@ OnEvent: TypeAlias = Callable[[Doing | Done], None]
 
 
 def ignore(_event: Doing | Done) -> None:
-    """Tell nobody."""
+    """Do nothing with an event."""

@@ -54,6 +54,10 @@ class Registry(Generic[T]):
             self._known[name] = cast("T", entry.load())
         return self._known[name]
 
+    def loaded(self) -> list[T]:
+        """Return the values that were asked for or registered so far."""
+        return list(self._known.values())
+
     def names(self) -> list[str]:
         """Return all names, sorted."""
         return sorted({*self._built_in, *self._known, *(entry.name for entry in entry_points(group=self._group))})

@@ -109,7 +109,7 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["build-repo", "-r", "models"], "error: no model was named", "hint: name one, such as demo or resnet50"),
         (["build-repo", "resnet5", "--no-verify"], "did you mean resnet50", "hint: use a name of that list"),
-        (["build-repo", "a;b"], "'a;b' is no model name", "hint: docs/spec.md lists every field"),
+        (["build-repo", "a;b"], "'a;b' is not a valid model name", "hint: docs/spec.md lists every field"),
         (["build-repo", "x", "--spec", "none.yaml"], "names and options of models do not go with it", "hint: write"),
         (
             ["build-repo", "--spec", "none.yaml", "--classes", "2"],

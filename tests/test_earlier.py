@@ -47,6 +47,18 @@ def test_it_is_verified_and_not_built_again(earlier: Path, monkeypatch: pytest.M
     assert {change.word for change in build(ModelSpec(**spec), earlier).changes} == {"identical"}
 
 
+def test_the_model_of_a_task_that_is_not_installed_is_named(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = earlier / "own/trtgen.json"
+    path.write_text(
+        path.read_text().replace('"name": "own",\n    "source"', '"name": "own",\n    "task": "gone",\n    "source"')
+    )
+    for command in ("list", "verify", "remove own"):
+        assert main([*command.split(), "-r", str(earlier)]) == 1
+        said = capsys.readouterr().err
+        assert "there is no task 'gone'; known are classification" in said
+        assert "hint: install the package that brings this task" in said
+
+
 def test_it_is_listed_and_removed(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "-r", str(earlier), "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)

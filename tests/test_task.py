@@ -122,6 +122,34 @@ def test_spec_fields_follow_the_members(toy: Path, tmp_path: Path) -> None:
     assert "models[2].task: there is no task 'detektion'; known are " in problems
 
 
+def test_an_installed_package_brings_a_task_and_a_source(tmp_path: Path) -> None:
+    """By its entry points; one that does not load disturbs no spec that does not name it."""
+    (tmp_path / "brightness.dist-info").mkdir()
+    (tmp_path / "brightness.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: brightness\nVersion: 1\n")
+    (tmp_path / "brightness.dist-info/entry_points.txt").write_text(
+        "[trtgen.tasks]\nbrightness = tests.toy_task:TOY\nbroken = no_such_module:TASK\n"
+        "[trtgen.sources]\nfiles = tests.toy_task:SOURCE\n"
+    )
+    code = """
+from generator import ModelSpec, TrtgenError
+from generator.sources import describe_source
+spec = ModelSpec(name="a", task="brightness", source="files")
+print([role.key for role in spec.roles], describe_source(spec)[0].crop)
+try:
+    ModelSpec(name="b", instances={"report": 1})
+except TrtgenError as error:
+    print(error.message)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    roles, problem = run.stdout.splitlines()
+    assert roles == "['preprocess', 'network', 'report', 'ensemble'] (16, 16)"
+    assert problem == "ModelSpec: instances.report: unknown field"
+
+
 # --- the public API --------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +161,8 @@ def test_errors_are_of_our_tree_and_paths_are_resolved(tmp_path: Path, monkeypat
         ModelSpec(name="a", source="hub")
     with pytest.raises(TrtgenError):
         build("no_such_model", tmp_path)
+    with pytest.raises(VerificationError, match="is not a folder"):  # as text, too
+        build("demo", tmp_path, images=str(tmp_path / "none"))
     with pytest.raises(TypeError, match="beside a spec"):
         build(ModelSpec(name="demo"), tmp_path, seed=3)
     monkeypatch.chdir(tmp_path)

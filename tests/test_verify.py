@@ -19,7 +19,7 @@ from generator.errors import VerificationError
 from generator.gate.published import verify_published
 from generator.gate.run import GateReport
 from generator.images.reference import Reference, load_reference, make_reference, save_reference
-from generator.images.sets import ImageSet, default_images, photographs
+from generator.images.sets import ImageSet, default_images, photographs, read_labelled
 from generator.repository import read_record
 from generator.task import find_task
 from generator.tasks.classification.compare import LIMITS, Limit, comparable, compare, discriminates
@@ -83,6 +83,8 @@ def test_labelled_images_give_the_accuracy_of_each_stage(built_demo: Path, tmp_p
     (tmp_path / "dodecahedron").mkdir()
     with pytest.raises(VerificationError, match="dodecahedron is named like no class"):
         gate(built_demo, labelled=tmp_path)
+    with pytest.raises(VerificationError, match="dodecahedron: several classes have this name"):
+        read_labelled(tmp_path, (*LABELS, "dodecahedron", "dodecahedron"))
 
 
 # --- planted faults ------------------------------------------------------------------------------------------------

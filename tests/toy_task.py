@@ -267,3 +267,6 @@ class Bare(Toy):
             return self.judge("served colours", server.ask("network", reference.pixels)["BRIGHT"], reference)
 
         return [Stage(name="served colours", needs="server", run=served)]
+
+
+TOY, SOURCE = Toy(), ToySource()

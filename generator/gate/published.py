@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from generator.errors import RepositoryError
@@ -85,9 +86,11 @@ def read_candidate(root: Path, record: Record) -> Candidate:
         SourceError: Its graph cannot be read.
         PlanError: Its plan has no valid passport.
     """
+    layout = Layout.of_record(record)
     try:
         spec = ModelSpec.model_validate(record.spec)
-        layout = Layout.of(spec, max(spec.versions) if isinstance(spec.versions, list) else record.version)
+        if isinstance(spec.versions, list):
+            layout = replace(layout, version=max(spec.versions))
         artifact = read_published(root, record, spec, layout)
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{root / record.name / RECORD_FILE} does not say spec, recipe, labels and head"

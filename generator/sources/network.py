@@ -66,7 +66,7 @@ def resolve_recipe(spec: ModelSpec, own: Recipe | None) -> Recipe:
             recipe = Recipe.model_validate(given)
     except ValueError as error:  # pydantic's ValidationError is one
         reasons = "; ".join(part["msg"].removeprefix("Value error, ") for part in getattr(error, "errors", list)())
-        msg = f"{spec.name}: the recipe does not hold: {reasons or error}"
+        msg = f"{spec.name}: the recipe is not valid: {reasons or error}"
         raise SourceError(msg, hint="change recipe in the spec") from error
     if spec.image_size is None:
         return recipe

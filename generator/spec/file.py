@@ -16,7 +16,7 @@ from generator.spec.model import Batch, ModelSpec, name_from_file
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.problems import describe_problems
 from generator.spec.recipe import RecipeSpec
-from generator.task import TASKS, find_task
+from generator.task import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -181,7 +181,7 @@ def _check_aliases(root: Any) -> None:
 def describe_errors(error: ValidationError, where: str) -> list[str]:
     """Return pydantic's findings in the words of models.yaml."""
     fields = {name for model in _MODELS for name in model.model_fields} | {"models"}
-    fields |= {role.key for name in TASKS.names() for role in find_task(name).roles}
+    fields |= {role.key for task in TASKS.loaded() for role in task.roles}  # the others are in none of these specs
     return describe_problems(where, error.errors(), fields)
 
 

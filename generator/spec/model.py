@@ -58,7 +58,7 @@ class Batch(BaseModel):
     def _ordered(self) -> Batch:
         opt = min(8, self.max) if self.opt is None else self.opt
         if not self.min <= opt <= self.max:
-            msg = f"min <= opt <= max does not hold for min {self.min}, opt {opt}, max {self.max}"
+            msg = f"min <= opt <= max was expected, found min {self.min}, opt {opt}, max {self.max}"
             raise ValueError(msg)
         if self.min != 1:
             msg = f"min is {self.min}: requests with fewer images would be refused, 1 was expected"
@@ -183,7 +183,8 @@ class ModelSpec(BaseModel):
     @classmethod
     def _name_is_safe(cls, value: str) -> str:
         if not _NAME.fullmatch(value) or ".." in value:
-            msg = f"{value!r} is no model name: letters, digits, '_', '-' and single '.', at most 100, were expected"
+            wanted = "letters, digits, '_', '-' and single '.', at most 100, were expected"
+            msg = f"{value!r} is not a valid model name: {wanted}"
             raise ValueError(msg)
         return value
 

@@ -26,7 +26,7 @@ class BatchProfile(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> BatchProfile:
         if not self.min <= self.opt <= self.max:
-            msg = f"min <= opt <= max does not hold for min {self.min}, opt {self.opt}, max {self.max}"
+            msg = f"min <= opt <= max was expected, found min {self.min}, opt {self.opt}, max {self.max}"
             raise ValueError(msg)
         return self
 

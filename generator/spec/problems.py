@@ -34,7 +34,8 @@ def _describe(detail: Any, fields: Collection[str]) -> tuple[str, str]:
             # pydantic also names the member of a union it tried, which the user never wrote
             place += f".{part}" if place else str(part)
     if detail["type"] == "extra_forbidden":
-        suggestion = near(str(detail["loc"][-1]), fields, most=1)
+        word = str(detail["loc"][-1])
+        suggestion = near(word, {*fields} - {word}, most=1)  # the word may be right in another place
         return place, "unknown field" + (f"; did you mean {suggestion[0]}?" if suggestion else "")
     message = str(detail["msg"]).removeprefix("Value error, ")
     if isinstance(detail.get("input"), dict) or detail["type"] in ("missing", "value_error"):
