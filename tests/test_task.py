@@ -17,7 +17,7 @@ from PIL import Image
 import generator
 from generator import ModelSpec, build, register_source, register_task, serve, verify
 from generator.cli import main
-from generator.errors import SpecError, TrtgenError, VerificationError
+from generator.errors import ExportError, SpecError, TrtgenError, VerificationError
 from generator.events import Doing, Done
 from generator.gate.client import ServedModel, as_bytes
 from generator.gate.published import read_candidate
@@ -93,6 +93,13 @@ def test_its_own_limits_fail_it(toy: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Toy, "limit", 1e-3)
     with pytest.raises(VerificationError, match="all images are equally grey"):
         verify(repository=toy, images=grey)
+
+
+def test_rows_that_depend_on_each_other_in_any_output_are_found(toy: Path, tmp_path: Path) -> None:
+    network = write_network(tmp_path / "mixed.onnx", mixed=True)
+    spec = ModelSpec(name="mixed", task="toy", source="toy", weights=str(network), batch={"max": 4})
+    with pytest.raises(ExportError, match="the batch is baked in"):
+        build(spec, tmp_path / "repository")
 
 
 @pytest.mark.server

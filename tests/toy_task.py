@@ -69,13 +69,16 @@ class TritonPythonModel:
 """
 
 
-def write_network(path: Path) -> Path:
-    """Write an ONNX file with two outputs: the mean of each colour, and the largest less the smallest of them."""
+def write_network(path: Path, *, mixed: bool = False) -> Path:
+    """Write an ONNX file with two outputs: the mean of each colour, and the largest less the smallest of them.
+
+    With `mixed` the smallest is that of the whole batch.
+    """
     nodes = [
         helper.make_node("GlobalAveragePool", ["image"], ["means"], name="pool"),
         helper.make_node("Flatten", ["means"], ["bright"], name="flat"),
         helper.make_node("ReduceMax", ["bright"], ["high"], name="high", axes=[1], keepdims=1),
-        helper.make_node("ReduceMin", ["bright"], ["low"], name="low", axes=[1], keepdims=1),
+        helper.make_node("ReduceMin", ["bright"], ["low"], name="low", axes=[0, 1] if mixed else [1], keepdims=1),
         helper.make_node("Sub", ["high", "low"], ["spread"], name="spread"),
     ]
     info = helper.make_tensor_value_info
