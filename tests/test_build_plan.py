@@ -15,7 +15,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ import pytest
 import typer
 from onnx import TensorProto, helper, numpy_helper
 
+from generator import __main__, cli
 from generator.cli.build_plan import read_profiles
 from generator.errors import DeviceError, MissingDependencyError, PlanError
 from generator.files import hash_bytes
@@ -427,22 +428,27 @@ def test_a_signal_between_the_two_names_waits(
 
 # Ctrl-C and progress
 
-INTERRUPTED = """
-import sys
-from pathlib import Path
-from generator.plan import build
-from generator.plan.versions import open_adapter
 
-def tell(phase, fraction):
-    if fraction > 0:
-        print("building", flush=True)
+def run_until_interrupted(source: Path, plan: Path) -> None:
+    """Told by a line on stdout when TensorRT is at work."""
 
-source, plan = Path(sys.argv[1]), Path(sys.argv[2])
-try:
-    build.build_plan(make_request(source), plan, adapter=open_adapter("tensorrt_rtx"), gpu=GPU, on_progress=tell)
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
+    def tell(_phase: str, fraction: float) -> None:
+        if fraction > 0:
+            print("building", flush=True)
+
+    try:
+        build.build_plan(make_request(source), plan, adapter=open_adapter("tensorrt_rtx"), gpu=GPU, on_progress=tell)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def start(program: str, source: Path, plan: Path, **options: Any) -> subprocess.Popen[str]:
+    """Start a function of this file in a process of its own."""
+    code = f"import sys; from tests.test_build_plan import Path, {program}; {program}(*map(Path, sys.argv[1:]))"
+    root = Path(__file__).parents[1]
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code, str(source), str(plan)]
+    return subprocess.Popen(command, cwd=root, stdout=pipe, stderr=pipe, text=True, **options)
 
 
 def deep_graph(path: Path, layers: int = 600) -> Path:
@@ -463,9 +469,7 @@ def deep_graph(path: Path, layers: int = 600) -> Path:
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     source = deep_graph(tmp_path / "deep.onnx")
-    command = [sys.executable, "-c", INTERRUPTED, str(source), str(tmp_path / "model.plan")]
-    root = Path(__file__).parents[1]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with start("run_until_interrupted", source, tmp_path / "model.plan") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "building\n"
         process.send_signal(signal.SIGINT)
@@ -510,37 +514,35 @@ def test_an_error_while_telling_cancels_the_work() -> None:
     assert progress.cancelled.is_set()
 
 
-# As TensorRT 8.6, which has no monitor; and so much slower to build that it would be noticed.
-LEFT = """
-import sys
-from pathlib import Path
-from generator import __main__, cli
-from generator.plan import build
-from generator.plan.versions import Adapter, open_adapter
+def run_without_monitor(source: Path, plan: Path, told: TextIO = sys.stdout) -> None:
+    """As TensorRT 8.6, which has no monitor; and so much slower to build that it would be noticed."""
 
-def tell(phase, fraction):
-    if phase.startswith("building"):
-        print("building", flush=True)
+    def tell(phase: str, _fraction: float) -> None:
+        if phase.startswith("building"):
+            print("building", file=told, flush=True)
+            print("x")
 
-def main(arguments):
-    adapter = open_adapter("tensorrt_rtx")
-    try:
-        request = make_request(Path(arguments[0]))
-        build.build_plan(request, Path(arguments[1]), on_progress=tell, adapter=adapter, gpu=GPU)
-    except KeyboardInterrupt:
-        return 130
+    def main(_arguments: list[str]) -> int:
+        adapter = open_adapter("tensorrt_rtx")
+        try:
+            build.build_plan(make_request(source), plan, on_progress=tell, adapter=adapter, gpu=GPU)
+        except KeyboardInterrupt:
+            return 130
+        return 0
 
-Adapter.watch = lambda *_: False
-cli.main = main
-__main__.run()
-"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Adapter, "watch", lambda *_: False)
+        patch.setattr(cli, "main", main)
+        __main__.run()
+
+
+def run_without_reader(source: Path, plan: Path) -> None:
+    run_without_monitor(source, plan, told=sys.stderr)
 
 
 def test_a_builder_that_cannot_be_asked_does_not_hold_ctrl_c_up(tmp_path: Path) -> None:
     source = deep_graph(tmp_path / "deep.onnx", layers=2000)
-    command = [sys.executable, "-c", LEFT, str(source), str(tmp_path / "model.plan")]
-    root = Path(__file__).parents[1]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with start("run_without_monitor", source, tmp_path / "model.plan") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "building\n"
         started = time.monotonic()
@@ -555,13 +557,8 @@ def test_a_builder_that_cannot_be_asked_does_not_hold_ctrl_c_up(tmp_path: Path) 
 def test_a_build_is_left_behind_even_if_nobody_reads_any_more(tmp_path: Path) -> None:
     """As with `trtgen build-repo a b | tee log`, of which Ctrl-C ends both."""
     source = deep_graph(tmp_path / "deep.onnx", layers=2000)
-    code = LEFT.replace('print("building", flush=True)', 'print("building", file=sys.stderr, flush=True); print("x")')
-    command = [sys.executable, "-c", code, str(source), str(tmp_path / "model.plan")]
-    root = Path(__file__).parents[1]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    with subprocess.Popen(
-        command, cwd=root, env=buffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with start("run_without_reader", source, tmp_path / "model.plan", env=buffered) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stderr.readline() == "building\n"
