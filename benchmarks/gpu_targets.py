@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Target", "describe", "of_bench", "of_serving"]
-
 TORCH = "torch-fp16-graph"
 PLAN, INT8 = "plan-fp16-graph", "plan-int8-graph"
 

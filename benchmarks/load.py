@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-__all__ = ["Answer", "Client", "Load", "Question", "Tally", "likeness", "make_bad_questions", "make_questions", "mix"]
-
 SCORE_TOLERANCE = 1e-4  # what another order of sums, in a batch of another size, may change
 _TIMEOUT_S = 60.0
 # gRPC's name and HTTP's number for a request that is itself at fault.

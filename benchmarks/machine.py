@@ -8,8 +8,6 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["describe_machine", "measure_pss"]
-
 _PACKAGES = ("numpy", "pillow", "onnxruntime", "torch", "nvidia-pytriton")
 
 

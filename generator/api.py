@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from generator.pipeline import Built
     from generator.server.embedded import EmbeddedServer
 
-__all__ = ["build", "export", "serve", "verify"]
-
 _REPOSITORY = Path("model_repository")
 
 

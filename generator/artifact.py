@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from generator.spec.recipe import Recipe
     from generator.tensor import Tensor
 
-__all__ = ["Artifact"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:

@@ -24,22 +24,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = [
-    "ConfigError",
-    "DeviceError",
-    "ExportError",
-    "MissingDependencyError",
-    "PerfError",
-    "PlanError",
-    "RepositoryError",
-    "ServerError",
-    "SourceError",
-    "SpecError",
-    "TrtgenError",
-    "VerificationError",
-    "near",
-]
-
 
 class TrtgenError(Exception):
     """A failure the user can act on.

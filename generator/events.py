@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["Doing", "Done", "OnEvent", "ignore"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doing:

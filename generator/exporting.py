@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from generator.sources import Network
     from generator.spec.model import ModelSpec
 
-__all__ = ["add_plan", "export_artifact", "export_folder", "take_export"]
-
 
 def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path | None, on_event: OnEvent) -> Artifact:
     """Write the graph for the spec's target and precision and the source's answers into `folder`.

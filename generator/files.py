@@ -9,18 +9,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-__all__ = [
-    "CHECKPOINTS",
-    "ONNX",
-    "PLAN_MAGIC",
-    "RTX_MAGIC",
-    "find_wrapped_plan",
-    "hash_bytes",
-    "hash_file",
-    "name_kind",
-    "write_temporary",
-]
-
 PLAN_MAGIC, RTX_MAGIC = b"ftrt", b"vtrt"
 ONNX = "an ONNX file"
 

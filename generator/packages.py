@@ -6,8 +6,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 from generator import __version__
 
-__all__ = ["EXPORT_PACKAGES", "installed_packages", "made_by"]
-
 # The ones that decide what an exported graph looks like.
 EXPORT_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript")
 _PACKAGES = (

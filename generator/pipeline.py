@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from generator.gate import GateReport
     from generator.spec.model import ModelSpec
 
-__all__ = ["BuildOptions", "Built", "build_repository"]
-
 _LOG = logging.getLogger(__name__)
 # The proof of a model that was published with --no-verify.
 UNVERIFIED: Mapping[str, Any] = {"stage": "all", "status": "not proved", "reason": "--no-verify"}

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Registry"]
-
 T = TypeVar("T")
 
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["read_static", "render", "template_root"]
-
 
 def template_root() -> Path:
     """Return the folder of templates: inside the installed package, else beside it in a checkout."""

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["EndedBySignal", "ending_signals", "hold_signals"]
-
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # `timeout` sends its signal twice, to the process and to its group: that is one.
 _TWICE_S = 0.2

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
 
-__all__ = ["SOURCES", "Source", "register_source"]
-
 
 class Source(Protocol):
     """One place that models come from."""

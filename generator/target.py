@@ -10,8 +10,6 @@ from generator.plan.library import how_to_install, installed_version
 if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
 
-__all__ = ["check_target", "choose_target"]
-
 KNOWN = ("tensorrt-8.6", "tensorrt-10", "tensorrt-11")
 
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from generator.tensor import Tensor
     from generator.triton.config import Member
 
-__all__ = ["TASKS", "Role", "Stage", "StageResult", "Task", "find_task", "not_proved", "register_task"]
-
 Status = Literal["proved", "failed", "not proved", "assumed", "measured"]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["DATA_TYPES", "DataType", "Profile", "ShapeRange", "Tensor", "from_onnx", "from_tensorrt", "from_triton"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataType:

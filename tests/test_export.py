@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from generator.errors import ExportError
-from generator.graph.export import prove_dynamic_batch
+from generator.graph.batches import prove_dynamic_batch
 from generator.graph.model import open_onnx, read_onnx
 from generator.sources import Network, load_network
 from generator.sources.network import torch_runner

@@ -28,9 +28,11 @@ from generator.cli import main
 from generator.errors import MissingDependencyError, PerfError, ServerError
 from generator.measure.perf.served import read_models
 from generator.server import embedded, stubs, supervisor, wheel
-from generator.server.embedded import EmbeddedServer, ModelState, check_embedded
+from generator.server.embedded import EmbeddedServer
+from generator.server.endpoint import ModelState
 from generator.server.launch import OWNER_HEADER
 from generator.server.ports import Ports, choose_ports
+from generator.server.wheel import check_embedded
 from generator.signals import _TWICE_S
 from tests.server_parts import (
     ECHO,
@@ -400,7 +402,7 @@ def test_a_log_that_cannot_be_written(repository: Path) -> None:
 
 
 def test_the_wheel_is_found_without_importing_it() -> None:
-    code = "import sys; from generator.server.embedded import check_embedded as c; print(c().binary)"
+    code = "import sys; from generator.server.wheel import check_embedded as c; print(c().binary)"
     code += "; print(sorted({'pytriton', 'numpy', 'tritonclient', 'onnx'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     binary, imported = run.stdout.splitlines()

@@ -17,7 +17,7 @@ import pytest
 from generator.errors import ServerError
 from generator.render import template_root
 from generator.server import embedded
-from generator.server.embedded import EmbeddedServer, check_embedded
+from generator.server.embedded import EmbeddedServer
 from generator.server.failure_rules import explain_words
 from generator.server.failures import (
     Finding,
@@ -30,6 +30,7 @@ from generator.server.failures import (
 )
 from generator.server.launch import assemble_python
 from generator.server.ports import Ports, choose_ports
+from generator.server.wheel import check_embedded
 from tests.server_parts import (
     ECHO,
     add_doubling_model,

@@ -17,8 +17,6 @@ from generator.signals import EndedBySignal, ending_signals
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Command", "Group", "QuietOption", "VerboseOption", "with_verbosity"]
-
 _TYPES = {"int": "N", "float": "N", "str": "TEXT", "path": "PATH", "file": "FILE", "directory": "DIR"}
 
 VerboseOption = Annotated[

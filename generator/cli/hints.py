@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from generator.errors import TrtgenError
 
-__all__ = ["describe_hint", "remember_command", "write_command"]
-
 # Fields and arguments of the library whose option is not named after their last word.
 _PARAMETERS = {
     "batch.max": "max_batch",

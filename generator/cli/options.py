@@ -17,16 +17,6 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
 
-__all__ = [
-    "MODEL_PARAMETERS",
-    "ImagesOption",
-    "JsonOption",
-    "LabelsOption",
-    "RepositoryOption",
-    "parse_numbers",
-    "takes_models",
-]
-
 
 def complete_models(incomplete: str) -> list[str]:
     """Return the names that begin so, for the shell; where there is none, it completes files.

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
 
-__all__ = ["end_with", "run_each"]
-
 _T = TypeVar("_T")
 
 

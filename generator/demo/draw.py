@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-__all__ = ["LABELS", "SAMPLE_SEEDS", "DrawnImage", "draw_image", "draw_numbered", "draw_set", "write_samples"]
-
 Point = tuple[float, float]
 Outline = list[Point]
 Colour = tuple[int, int, int]

@@ -17,19 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-__all__ = [
-    "CROP",
-    "INTERPOLATION",
-    "MEAN",
-    "RESIZE",
-    "STD",
-    "WEIGHTS_PATH",
-    "crop_image",
-    "load_network",
-    "make_network",
-    "normalise_pixels",
-]
-
 RESIZE = 112
 CROP = 96
 INTERPOLATION = "bilinear"

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["HELD_OUT_SEED", "TRAINING_SEED", "draw_crops", "main", "predict", "train_network"]
-
 TRAINING_SEED = 1
 HELD_OUT_SEED = 2
 TRAINING_IMAGES = 20_000

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from generator.repository import Layout
     from generator.spec.model import ModelSpec
 
-__all__ = ["Candidate"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:

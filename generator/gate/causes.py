@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from generator.gate.candidate import Candidate
     from generator.images.reference import Reference
 
-__all__ = ["NAN", "of_pixels"]
-
 NAN = "an overflow, a division by zero, or broken weights"
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from generator.repository import Layout
 
-__all__ = ["PREPROCESS_KEY", "ServedModel", "as_bytes", "check_server"]
-
 PREPROCESS_KEY = "preprocess"
 
 _TIMEOUT_S = 300.0

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["read_candidate", "verify_published"]
-
 
 def verify_published(
     root: Path,

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from generator.images.reference import Reference
     from generator.task import Stage
 
-__all__ = ["GateReport", "run_gate", "why_no_plan_runs", "why_not_served"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateReport:
@@ -114,13 +112,13 @@ def _run_served(
 
 def why_not_served(candidate: Candidate) -> str:
     """Return why no server can be started on this machine for the model, empty where one can."""
-    from generator.server import embedded
+    from generator.server.wheel import check_embedded
 
     if candidate.plan is not None and (reason := why_no_plan_runs()):
         return reason
 
     try:
-        embedded.check_embedded()
+        check_embedded()
     except (MissingDependencyError, ServerError) as error:
         return f"{error.message} ({error.hint})"
     return ""

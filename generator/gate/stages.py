@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from generator.gate.client import ServedModel
     from generator.images.reference import Reference
 
-__all__ = ["NO_BF16", "ROW_TOLERANCES", "check_batches", "check_pixels", "describe_distance"]
-
 NO_BF16 = "onnxruntime on the CPU has no bf16"
 # Half of the steps between numbers: rows of a batch may be summed in another order, and rounded to another neighbour.
 ROW_TOLERANCES = {"fp32": ROW_TOLERANCE, "fp16": 5e-3, "int8": 5e-2}

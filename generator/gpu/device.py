@@ -17,8 +17,6 @@ from typing import Any
 
 from generator.errors import DeviceError, MissingDependencyError
 
-__all__ = ["Gpu", "call", "find_gpu", "load_driver", "load_nvml", "release", "use_gpu", "why_no_gpu"]
-
 _LOG = logging.getLogger(__name__)
 _KERNEL_MODULE = Path("/proc/driver/nvidia/version")
 _INSTALL = "install NVIDIA's driver (in a container: docker run --gpus=all), or serve the graph: target onnxruntime"

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from generator.gpu.memory import Stream
 
-__all__ = ["CudaGraph", "capture"]
-
 
 class CudaGraph:
     """Recorded work, ready to launch. The memory it reads and writes must outlive it."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
     from typing_extensions import Self
 
-__all__ = ["DeviceMemory", "Event", "PinnedMemory", "Stream", "copy_to_device", "copy_to_host", "free_memory"]
-
 
 class _Owned:
     """Something of the driver's that is given back once."""

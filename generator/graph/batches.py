@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["ROW_TOLERANCE", "batch_sizes", "prove_dynamic_batch"]
-
 # Rows of one batch may differ from single runs by the order of summation only.
 ROW_TOLERANCE = 1e-4
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from generator.sources import Network
     from generator.spec.model import ModelSpec
 
-__all__ = ["MODEL_FILE", "export_onnx", "make_graph", "prove_dynamic_batch"]
-
 MODEL_FILE = "model.onnx"
 # protobuf refuses messages of 2 GiB; above this the weights travel in a file beside the model
 _MAX_SINGLE_FILE_BYTES = 1_900_000_000

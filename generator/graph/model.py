@@ -18,16 +18,6 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = [
-    "OnnxModel",
-    "broken_weights",
-    "detect_precision",
-    "external_data_files",
-    "open_onnx",
-    "read_onnx",
-    "run_graph",
-]
-
 # onnxruntime's words for an operator that it does not have.
 _UNKNOWN_OPERATOR = re.compile(r"(\S*):(\w+)\(-?\d+\) is not a registered function/op")
 # Their initializers are weights: an infinity elsewhere may be meant, as the mask before a Softmax or a bound of a Clip.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["DYNAMIC_HINT", "INPUT_NAME", "NAN_HINT", "NEWEST_OPSET_OF_8"]
-
 INPUT_NAME = "PIXELS"
 DYNAMIC_HINT = "export the source again with a dynamic batch: write -1 or x.shape[0] instead of a number for that axis"
 NAN_HINT = "look for NaN, infinity or huge values in the source's weights"

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
 
-__all__ = ["export_module"]
-
 _OUTPUT_NAME = "LOGITS"
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
 
-__all__ = ["wrap_file"]
-
 _OUR_NAMES = frozenset(
     {INPUT_NAME, "PROBABILITIES", "LOGITS", "trtgen_cast", "trtgen_nchw", "trtgen_scale", "trtgen_shift",
      "trtgen_scaled", "trtgen_normalised", "trtgen_scores"}

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from generator.sources import Network
     from generator.task import Task
 
-__all__ = ["Reference", "load_reference", "make_reference", "save_reference"]
-
 RANDOM_HINT = "take random nodes out, such as a dropout that is left on: call model.eval() before the export"
 _OWN_ARRAYS = frozenset({"names", "file_bytes", "file_sizes", "pixels"})
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from generator.spec.recipe import Recipe
 
-__all__ = ["prepare_without_torch"]
-
 _ONLY_IN_TRITON = "triton_python_backend_utils"
 
 

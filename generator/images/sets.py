@@ -16,17 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = [
-    "ImageSet",
-    "LabelledImages",
-    "default_images",
-    "find_images",
-    "photographs",
-    "read_image",
-    "read_images",
-    "read_labelled",
-]
-
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 # With 40 images in all, one disagreement is 2.5 %, so for FP32 a single one fails the gate.
 _DRAWN = 35

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from generator.spec.recipe import Recipe
 
-__all__ = ["make_pixels", "prepare", "to_rgb"]
-
 
 def prepare(recipe: Recipe, files: Sequence[bytes]) -> NDArray[np.uint8]:
     """Return the pixels of encoded images, made with torchvision's own transforms."""

@@ -14,8 +14,6 @@ from typing import Any
 
 from generator import __version__
 
-__all__ = ["describe_run"]
-
 
 def describe_run(**versions: str) -> dict[str, Any]:
     """Return date, command, `versions` and trtgen's own, and the machine: the one that sends requests or measures."""

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["align_columns", "check_folder", "round_figures", "to_json", "write_files"]
-
 
 def align_columns(rows: Sequence[Sequence[str]], *, left: Container[int] = (0,)) -> list[str]:
     """Return a line per row, the columns `left` aligned left and the others right; never wrapped, for pipes too."""

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from generator.spec.plan import PlanOptions
     from generator.tensor import Profile, Tensor
 
-__all__ = ["BuildRequest", "Compiled", "Plan", "build_plan", "compile_graph"]
-
 _LOG = logging.getLogger(__name__)
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from generator.gpu.device import Gpu
     from generator.plan.passport import Passport
 
-__all__ = ["Host", "Misfit", "find_misfits", "local_host"]
-
 _REBUILD = "build the plan on the GPU that serves it, with the TensorRT that serves it"
 _ASK_IMAGE = (
     "docker run --rm IMAGE sh -c 'echo $TRT_VERSION' tells an image's; the rest is seen when the plan is loaded"

@@ -12,8 +12,6 @@ import subprocess
 
 from generator.plan.library import TensorRTVersion
 
-__all__ = ["read_image_version"]
-
 _TIMEOUT_S = 20.0
 
 

@@ -20,8 +20,6 @@ from generator.plan.library import TensorRTVersion
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["BUILD_PLAN", "PlanHeader", "read_header"]
-
 _HEADER_BYTES = 28
 _READ_BYTES = 4096
 _MAJORS = range(8, 31)

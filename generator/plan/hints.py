@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["advise", "explain"]
-
 _NO_OPERATOR = (
     "TensorRT has no such operator: replace it where the model is made, cut it off the graph and do it after the plan, "
     "or serve this model with target: onnxruntime"

@@ -20,8 +20,6 @@ from generator.errors import MissingDependencyError, PlanError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["TensorRTLog", "TensorRTVersion", "how_to_install", "import_tensorrt", "installed_version", "open_log"]
-
 _LOG = logging.getLogger(__name__)
 # One of these holds the version: NVIDIA splits the package by the CUDA it is built for.
 _DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings")

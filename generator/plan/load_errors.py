@@ -16,8 +16,6 @@ from generator.plan.header import BUILD_PLAN
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["explain_failure"]
-
 _REBUILD = "build it again here"
 _COPY = f"copy the plan again, or {_REBUILD}"
 _NUMBER = r"[0-9.]*[0-9]|\.*"

@@ -21,8 +21,6 @@ from generator.tensor import ShapeRange, Tensor, from_triton
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Passport", "passport_path", "read_passport", "write_plan"]
-
 _REBUILD = "build the plan again"
 
 

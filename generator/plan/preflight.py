@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from generator.plan.versions import Fault
     from generator.tensor import Profile
 
-__all__ = ["PreflightReport", "check_graph"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreflightReport:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from generator.spec.plan import BatchProfile
     from generator.tensor import Profile, Tensor
 
-__all__ = ["check_profiles", "describe_profiles", "make_profiles"]
-
 _HINT = "fix plan.profiles or batch.max"
 
 

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Progress", "left_behind", "run_watched", "silent"]
-
 _LOG = logging.getLogger(__name__)
 _THREAD = "trtgen-build"
 _POLL_S = 0.1

@@ -11,8 +11,6 @@ from generator.tensor import Profile, ShapeRange, Tensor, from_tensorrt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["read_profiles", "read_tensor", "read_tensors"]
-
 
 def read_tensor(where: object, name: str, data_type: Any, dims: Any) -> Tensor:
     """Return a tensor from its parts; `where` is what an error says first, such as the plan's path.

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from generator.gpu.device import Gpu
 
-__all__ = ["CacheKey", "CacheState", "TimingCache", "cache_folder"]
-
 _LOG = logging.getLogger(__name__)
 CacheState = Literal["cold", "warm", "off"]
 

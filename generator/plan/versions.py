@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from generator.spec.plan import PlanOptions
     from generator.tensor import Profile, Tensor
 
-__all__ = ["Adapter", "Fault", "open_adapter"]
-
 _LOG = logging.getLogger(__name__)
 _OLDEST_10 = (10, 12)
 _SHOWN_ERRORS = 3

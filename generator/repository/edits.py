@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from generator.repository import Record
 
-__all__ = ["check_edits", "find_edited"]
-
 _MOST_LINES = 40
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
 
-__all__ = ["fingerprint", "installed_packages"]
-
 # Raised when the exporter, the wrapping or the random weights change what comes out of the same inputs.
 _EXPORT_FORMAT = 2
 _ARTIFACT_FIELDS = (

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["Move", "carry_out", "lock", "published_root", "recover", "staging", "staging_folder"]
-
 _JOURNAL = "journal.json"
 _STAGED = "staged"
 _RETIRED = "retired"

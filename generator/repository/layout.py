@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from generator.repository.record import Record
     from generator.spec.model import ModelSpec
 
-__all__ = ["RECORD_FILE", "Layout", "numeric_versions"]
-
 RECORD_FILE = "trtgen.json"
 _VERSION = re.compile(r"[1-9][0-9]*")
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from generator.repository.record import Record
 
-__all__ = ["Change", "check_contract", "check_owner", "hash_tree", "plan_changes", "publish", "retire"]
-
 Word = Literal["create", "identical", "update", "remove"]
 
 

@@ -16,8 +16,6 @@ from generator.spec.records import JsonRecord
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Record", "find_records", "read_record"]
-
 
 # What readers of a record rely on. The rest of these objects is not looked at, and older ones have less of it.
 class _Spec(TypedDict):

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from generator.repository import Record
 
-__all__ = ["remove_model"]
-
 _LOG = logging.getLogger(__name__)
 
 

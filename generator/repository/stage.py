@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
 
-__all__ = ["read_published", "stage_files", "stage_listed_versions", "take_over"]
-
 
 def take_over(root: Path, staged: Path, old: Record, spec: ModelSpec, layout: Layout) -> Artifact:
     """Stage the published graph and plan as they are: only the configuration changed."""

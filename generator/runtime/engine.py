@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from generator.runtime.session import Session
     from generator.tensor import Tensor
 
-__all__ = ["Engine", "open_engine"]
-
 _LOG = logging.getLogger(__name__)
 _KEPT_SESSIONS = 2  # of `run`: the full batch and the last remainder
 

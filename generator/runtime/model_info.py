@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from generator.tensor import Tensor
 
-__all__ = ["ModelInfo", "check_model_info", "find_model_info", "read_recipe"]
-
 _RECIPE_HINT = "set recipe to imagenet, or to a JSON file with resize, crop, interpolation, mean, std"
 _BOTH = {"recipe": None, "labels": None}
 

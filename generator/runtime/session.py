@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from generator.runtime.engine import Engine
     from generator.tensor import Tensor
 
-__all__ = ["Session"]
-
 _RUN_HINT = "build the plan again; if it fails again, report it with TensorRT's words"
 
 

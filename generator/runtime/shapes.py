@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from generator.tensor import Profile, Tensor
 
-__all__ = ["check_rows", "choose_profile", "contains", "split_rows"]
-
 
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return the profile whose opt is nearest to `shapes` among those that contain them, as Triton's backend does.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["DEFAULT_IMAGE", "STOCK_IMAGE", "Container", "check_readable", "explain_container_end"]
-
 STOCK_IMAGE = "nvcr.io/nvidia/tritonserver:26.10-py3"
 DEFAULT_IMAGE = "trtgen-serving:26.10"  # the stock image with the Pillow that the preprocessing step needs
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
 from generator.server import endpoint, failures, stubs
-from generator.server.endpoint import ModelState
 from generator.server.launch import (
     OWNER_HEADER,
     STOP_TIMEOUT_S,
@@ -49,8 +48,6 @@ if TYPE_CHECKING:
 
     import psutil
     from typing_extensions import Self
-
-__all__ = ["EmbeddedServer", "EmbeddedTriton", "ModelState", "check_embedded"]
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +168,7 @@ class EmbeddedServer:
             self.stop(0)
             raise
 
-    def models(self) -> list[ModelState]:
+    def models(self) -> list[endpoint.ModelState]:
         """Return the state of every model version.
 
         Raises:

@@ -13,8 +13,6 @@ from generator.errors import ServerError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ModelState", "count_pending", "find_listening_ports", "is_ready", "list_models"]
-
 _TIMEOUT_S = 5.0
 
 

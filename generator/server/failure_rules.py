@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["BUILDS", "RULES", "explain_words"]
-
 _REBUILD = "{rebuild}"
 _EDIT = "correct {model}/config.pbtxt, or {rewrite}"
 _FEWER_INSTANCES = "end what else uses the GPU (nvidia-smi shows it), or give it fewer instances and {rebuild}"

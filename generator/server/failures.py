@@ -16,16 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = [
-    "Finding",
-    "explain_end",
-    "explain_timeout",
-    "find_failures",
-    "has_hung",
-    "is_port_conflict",
-    "is_silent_crash",
-]
-
 _TAIL_LINES = 15
 _WORDS_LENGTH = 400
 _SIGNALLED = 128  # the shell's convention: the exit code of a process that signal N ended is 128 + N

@@ -23,24 +23,6 @@ if TYPE_CHECKING:
     from generator.server.ports import Ports
     from generator.server.wheel import EmbeddedTriton
 
-__all__ = [
-    "OWNER_HEADER",
-    "STOP_TIMEOUT_S",
-    "assemble_backends",
-    "assemble_python",
-    "create_log",
-    "find_ensembles",
-    "find_libraries",
-    "give_safe_path",
-    "is_safe_path",
-    "make_argv",
-    "make_directory",
-    "make_environment",
-    "name_rebuild",
-    "open_repository",
-    "tritonserver_options",
-]
-
 logger = logging.getLogger(__name__)
 
 OWNER_HEADER = "trtgen-owner"

@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from generator.plan.compatibility import Host
     from generator.plan.header import PlanHeader
 
-__all__ = [
-    "PLAN_FILE",
-    "check_container_plans",
-    "check_local_plans",
-    "check_plans",
-    "find_plans",
-    "has_version_compatible",
-]
-
 _LOG = logging.getLogger(__name__)
 PLAN_FILE = "model.plan"
 

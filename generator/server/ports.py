@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from generator.errors import ServerError
 
-__all__ = ["ANY_ADDRESS", "LOOPBACK", "Ports", "check_address", "choose_ports", "is_loopback"]
-
 LOOPBACK = "127.0.0.1"
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - bound only where it was allowed
 _FREE = 0

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     import psutil
 
-__all__ = ["find_stubs", "wait_for_end"]
-
 _CHECK_S = 0.5
 _STUB = "triton_python_backend_stub"
 

@@ -14,8 +14,6 @@ from typing import Any
 
 from generator.errors import MissingDependencyError, ServerError
 
-__all__ = ["EmbeddedTriton", "check_embedded"]
-
 _ELSEWHERE: dict[str, Any] = {
     "hint": "serve with the stock container on such a machine (rendering and the clients work here)",
     "fields": {"container": True},

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["align_state_dict", "load_state_dict", "read_state_dict"]
-
 _LOG = logging.getLogger(__name__)
 # Where training scripts put the state dict. The averaged weights (EMA) come first: timm and torchvision's reference
 # script validate them, and choose the best epoch by them.

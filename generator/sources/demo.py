@@ -11,8 +11,6 @@ from generator.task import find_task
 if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
 
-__all__ = ["describe", "load"]
-
 
 def load(spec: ModelSpec) -> Network:
     """Load the demo network (see `generator.demo`)."""

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from generator.sources.network import Network
     from generator.spec.model import ModelSpec
 
-__all__ = ["describe", "load"]
-
 
 def load(spec: ModelSpec) -> Network:
     """Refuse: the source itself is not here.

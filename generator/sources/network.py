@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
 
-__all__ = ["Network", "find_last_layer", "resolve_recipe", "torch_runner"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Network:

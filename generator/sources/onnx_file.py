@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from generator.spec.recipe import Recipe
     from generator.task import Task
 
-__all__ = ["check_file", "describe", "load"]
-
 # Softmax over one axis only, and what onnxruntime and every TensorRT since 8.6 read.
 _OLDEST_OPSET = 13
 # What every target reads.

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from generator.spec.recipe import Recipe
 
-__all__ = ["calibrate"]
-
 # Enough for stable statistics per channel, and 3 s of ResNet-50 on two cores.
 _IMAGES = 24
 _IMAGES_SEED = 7

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
 
-__all__ = ["describe", "load"]
-
 _LOG = logging.getLogger(__name__)
 # Their pretrained networks turn ImageNet's normalisation into that of their first weights (`transform_input`).
 _TRANSFORMING = ("googlenet", "inception_v3")

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
 
     from generator.task import Role
 
-__all__ = ["REFUSED", "REFUSED_IN_ENSEMBLE", "check_text", "given_fields", "parse_text"]
-
 _BUILT = "it follows from what was built and proved"
 # Top-level fields of a model configuration, and why `config` does not take them.
 REFUSED = {

@@ -18,8 +18,6 @@ from generator.spec.recipe import IMAGENET, Recipe, RecipeSpec
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["RULES", "render_page"]
-
 _INTRODUCTION = """\
 <!-- Made by `python -m generator.spec.docs > docs/spec.md` from the models in generator/. -->
 

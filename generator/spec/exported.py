@@ -18,8 +18,6 @@ from generator.spec.records import JsonRecord
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["EXPORT_FILE", "REFERENCE_FILE", "ExportRecord", "is_export", "read_export", "write_export"]
-
 EXPORT_FILE = "export.json"
 REFERENCE_FILE = "reference.npz"
 

@@ -21,8 +21,6 @@ from generator.task import TASKS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["describe_errors", "load_spec", "make_spec", "resolve_paths"]
-
 _START = "start from a commented models.yaml"
 _MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, RecipeSpec, PlanOptions, BatchProfile)
 

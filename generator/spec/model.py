@@ -27,8 +27,6 @@ from generator.spec.recipe import Edge, RecipeSpec
 from generator.spec.rules import CHECKPOINT_SUFFIXES, disagreements
 from generator.task import TASKS, Role, find_task
 
-__all__ = ["Batch", "ModelSpec", "Target", "usable_cores"]
-
 Target = Literal["auto", "onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 Activation = Literal["auto", "softmax", "sigmoid", "none"]

@@ -10,8 +10,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 from generator.spec.config_text import check_text
 from generator.task import Role, find_task
 
-__all__ = ["config_model", "instances_model"]
-
 
 @cache
 def instances_model(task: str) -> type[BaseModel]:

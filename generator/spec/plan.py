@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["BatchProfile", "HardwareCompatibility", "PlanOptions", "uncovered_batches"]
-
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 
 

@@ -11,8 +11,6 @@ from generator.errors import near
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-__all__ = ["describe_problems"]
-
 
 def describe_problems(where: str, details: Iterable[Any], fields: Collection[str]) -> list[str]:
     """One line a field, since pydantic reports each member of a union for itself."""

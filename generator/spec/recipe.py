@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["IMAGENET", "Interpolation", "Recipe", "RecipeSpec"]
-
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Channel = Annotated[float, Field(ge=-1e3, le=1e3)]

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["JsonRecord", "name_problems"]
-
 
 class JsonRecord(BaseModel):
     """A record; subclasses say its fields, the last of which is `format`, raised when the meaning of one changes."""

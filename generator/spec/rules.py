@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
 
-__all__ = ["CHECKPOINT_SUFFIXES", "disagreements"]
-
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 # What an exported graph was made with; its export.json states it.
 _SETTLED_BY_EXPORT = ("classes", "labels", "recipe", "image_size", "keep", "calibration")

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from generator.artifact import Artifact
     from generator.spec.model import ModelSpec
 
-__all__ = ["IMAGE", "PIXELS", "PREPROCESS", "make_ensemble", "make_network", "make_preprocess"]
-
 IMAGE = "IMAGE"
 PIXELS = "PIXELS"
 _WARMUP_FILE = "image.bin"

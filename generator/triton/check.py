@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from generator.artifact import Artifact
     from generator.triton.config import Member
 
-__all__ = ["check_members", "parse_config"]
-
 
 def check_members(texts: Mapping[str, str], members: Sequence[Member], artifact: Artifact) -> None:
     """Parse the rendered configurations with Triton's protobuf and check them with their files and together.

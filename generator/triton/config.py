@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from generator.task import Role
     from generator.tensor import Tensor
 
-__all__ = [
-    "EnsembleConfig",
-    "Member",
-    "NetworkConfig",
-    "PythonConfig",
-    "Step",
-    "TensorConfig",
-    "common_fields",
-    "network_fields",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorConfig:

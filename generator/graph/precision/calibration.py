@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from generator.spec.recipe import Recipe
 
-__all__ = ["FEWEST_IMAGES", "FEW_IMAGES", "Calibration", "read_calibration"]
-
 FEWEST_IMAGES = 8
 FEW_IMAGES = 32
 # More do not move a scale noticeably, and take time: ResNet-50 needs 0.1 s an image on two cores.

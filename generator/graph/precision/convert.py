@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["ConvertedGraph", "convert_graph", "graph_precision"]
-
 # protobuf refuses messages of 2 GiB
 _MAX_SINGLE_FILE_BYTES = 1_900_000_000
 _PROBED_IMAGES = 4

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["FP16_MAX", "find_overflows", "to_fp16"]
-
 FP16_MAX = 65504.0
 # Half of it: other images than the ones looked at reach somewhat more.
 _LARGEST_VALUE = FP16_MAX / 2

@@ -23,8 +23,6 @@ from generator.graph.precision.view import GraphView, find_head, find_tail
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Placement", "WeightSite", "place"]
-
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _POOLS = frozenset({"MaxPool", "AveragePool"})
 # What only moves or copies values: it stands between a pooling and the layer that uses it.

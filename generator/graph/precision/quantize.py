@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["Quantized", "size_global_pools", "to_int8"]
-
 # QuantizeLinear takes FP16 from this version on.
 _FP16_OPSET = 19
 _SCALE, _ZERO, _INT8 = "_scale", "_zero_point", "_int8"

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from generator.graph.precision.value_ranges import Histogram
 
-__all__ = ["activation_scales", "choose_threshold", "weight_scales"]
-
 LEVELS = 127
 _CANDIDATES = 160
 # Clipping below this share of the largest value seen is not considered.

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
 
     import onnx
 
-__all__ = ["infer_graph", "infer_types", "state_types"]
-
 _LARGE = 1024  # numbers; the constants that shapes are made of have fewer
 
 

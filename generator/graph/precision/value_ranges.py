@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["Histogram", "collect_histograms"]
-
 BINS = 4096
 # Activations of ResNet-50's size take 35 MB an image.
 _BATCH = 4

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     import onnx
 
-__all__ = ["GraphView", "find_head", "find_kept", "find_tail", "normalise_names", "raise_opset"]
-
 # What the head is made of: a cast, a transposition, and scale and shift with constants.
 _HEAD = frozenset({"Cast", "Transpose", "Mul", "Add", "Sub", "Div", "Identity"})
 _TAIL = frozenset({"Softmax", "Sigmoid", "LogSoftmax", "Identity", "Cast"})

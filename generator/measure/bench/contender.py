@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from generator.graph.model import OnnxModel
 
-__all__ = ["Contender", "count_weights", "image_size", "make_contenders"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from generator.measure.bench.contender import Contender
 
-__all__ = ["LEAST_COSINE", "Schedule", "count_input_sets", "run_bench"]
-
 # The last-level cache of an H200 has 60 MB, most others less: inputs together are larger than twice that if they may.
 _CACHE_BYTES = 64 * 2**20
 _INPUT_SETS = (2, 8)

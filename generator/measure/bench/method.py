@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from generator.graph.model import OnnxModel
     from generator.measure.bench.measure import Schedule
 
-__all__ = ["describe_bench"]
-
 _METHOD = tuple(
     """\
 Every runner is a process of its own; all stay alive, one works at a time.

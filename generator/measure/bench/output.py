@@ -11,8 +11,6 @@ from generator.render import render
 if TYPE_CHECKING:
     from generator.measure.bench.result import BenchResult, Round, RunnerFigures
 
-__all__ = ["describe_result", "format_table", "make_page"]
-
 _COLUMNS = (
     "runner", "median ms", "p99 ms", "with copies", "images/s", "spread", "ratio", "memory MiB", "images/J", "cosine",
 )  # fmt: skip

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from generator.measure.bench.result import BenchResult, RunnerFigures
 
-__all__ = ["draw_figure", "draw_svg"]
-
 # Okabe and Ito's colours, told apart by colour-blind readers; black and yellow left out.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a5195", "#666666")
 # Text stays text, and the same run gives the same file: without a date, and with names that do not change.

@@ -22,8 +22,6 @@ from generator.errors import PerfError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["RunnerError", "RunnerProcess", "runner_command", "runner_environment"]
-
 LOOP = Path(__file__).parent / "runners" / "loop.py"
 _KEPT_LINE = 400
 _READ_BYTES = 1 << 16

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Agreement", "BenchResult", "Energy", "Round", "RunnerFigures"]
-
 # Fewer samples say nothing about the slowest of a hundred.
 _SAMPLES_FOR_P99 = 100
 

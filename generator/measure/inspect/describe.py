@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from generator.measure.inspect.nodes import OnnxGraph
     from generator.measure.inspect.timing import Timing
 
-__all__ = ["describe_engine", "describe_graph", "describe_network"]
-
 # Among the layers that one node became, the first of these does the arithmetic.
 _ARITHMETIC = ("convolution", "matmul", "fused")
 

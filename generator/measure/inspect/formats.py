@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["WIDTHS", "data_type_of", "layout_of"]
-
 # Bytes of one element; what has less than one byte counts as one.
 WIDTHS = {
     "fp64": 8, "int64": 8, "fp32": 4, "tf32": 4, "int32": 4, "fp16": 2, "bf16": 2,

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from generator.measure.inspect.layers import LayerTensor
     from generator.measure.inspect.mapping import Eliminated
 
-__all__ = ["Group", "Inspection", "Row", "to_json"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:

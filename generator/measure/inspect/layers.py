@@ -16,8 +16,6 @@ from generator.errors import PlanError
 from generator.measure.inspect.formats import WIDTHS, data_type_of, layout_of
 from generator.plan.header import BUILD_PLAN
 
-__all__ = ["KINDS", "Layer", "LayerTensor", "read_layers", "read_metadata", "traffic_bytes", "without_profile"]
-
 # The groups, in its order: name -> what belongs to it.
 KINDS = {
     "convolution": "convolutions with what was fused into them",

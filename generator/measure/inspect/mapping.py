@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from generator.measure.inspect.layers import Layer
     from generator.measure.inspect.nodes import OnnxGraph, OnnxNode
 
-__all__ = ["Eliminated", "Origin", "find_eliminated", "map_layers", "name_nodes", "split_name"]
-
 _FOREIGN = re.compile(r"^\{ForeignNode\[(.*)\]\}$", re.DOTALL)
 _REFORMAT = re.compile(r"^Reformatting CopyNode for (?:Input|Output) Tensor \d+ to |^Reformatting CopyNode for ")
 # What TensorRT puts around or behind the name of a node when it makes further layers of it.

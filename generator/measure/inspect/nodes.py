@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     import onnx
 
-__all__ = ["OnnxGraph", "OnnxNode", "read_graph"]
-
 # Weights above this are dropped before shapes are inferred: only small constants (shapes, axes) matter for that.
 _SMALL_BYTES = 1024
 

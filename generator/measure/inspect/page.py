@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from generator.measure.inspect.inspection import Inspection, Row
 
-__all__ = ["make_page", "write_page"]
-
 _SLOWEST, _LONGEST_PATTERN = 12, 12
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]+")
 

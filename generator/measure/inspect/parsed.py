@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from generator.plan.versions import Adapter
 
-__all__ = ["parse_network"]
-
 _LOG = logging.getLogger(__name__)
 # In this order: the first parses without a GPU, the second needs one.
 _LIBRARIES = ("tensorrt_rtx", "tensorrt")

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from generator.runtime.session import Session
     from generator.tensor import Profile
 
-__all__ = ["inspect_onnx", "inspect_plan", "is_plan"]
-
 _PLAN_SUFFIXES = (".plan", ".engine", ".trt")
 _WARM_UP = 10
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from generator.measure.inspect.inspection import Inspection, Row
 
-__all__ = ["format_inspection", "make_visible", "scale_macs", "shorten"]
-
 _NAME_WIDTH = 64
 
 

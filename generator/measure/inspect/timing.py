@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from generator.runtime.session import Session
 
-__all__ = ["Run", "Timing", "measure_layers", "number_names", "take_medians"]
-
 # The times of one run, in the order in which TensorRT reports them: name of the layer, milliseconds.
 Run = list[tuple[str, float]]
 

@@ -24,8 +24,6 @@ from typing import Any
 
 from generator.errors import PerfError
 
-__all__ = ["INSTALL", "WHEEL_SHA256", "check_analyzer", "find_analyzer", "find_binary", "install_analyzer"]
-
 WHEEL = "tritonclient==2.50.0"
 WHEEL_SHA256 = "421fbb69ae6ab8cdb2c35b82134fcef2fe11e7af7718b1fcbc53335ab9bfe889"
 # manylinux1 is the tag this wheel carries, whatever its binary needs; any Python will do for a file that is not Python.

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from generator.measure.perf.sweep import Load
     from generator.server.wheel import EmbeddedTriton
 
-__all__ = ["write_export"]
-
 _CHECKPOINTS = "checkpoints"
 _SERVER, _CONFIG, _SCRIPT, _HOME = "tritonserver", "model_analyzer.yaml", "perf_analyzer.sh", "server"
 

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["GpuFigures", "MetricsWatch"]
-
 _INTERVAL_S = 0.25
 _TIMEOUT_S = 2.0
 _UTILIZATION, _POWER = "nv_gpu_utilization", "nv_gpu_power_usage"

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["RequestImages", "collect_images", "write_input"]
-
 MOST_IMAGES = 64  # perf_analyzer holds all of them in memory, several times
 DRAWN_IMAGES = 32
 

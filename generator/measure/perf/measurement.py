@@ -19,8 +19,6 @@ from generator.measure.perf.gpu import GpuFigures
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["LATENCIES", "STAGES", "Measurement", "Member", "Stages", "Unsettled", "find_spread", "read_measurement"]
-
 # Our name -> perf_analyzer's column. Times there are in microseconds.
 STAGES = {
     "queue_ms": "Server Queue",

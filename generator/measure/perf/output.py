@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from generator.measure.perf.measurement import Unsettled
     from generator.measure.perf.sweep import Load
 
-__all__ = ["describe_load", "format_table", "make_files"]
-
 # Column of perf.csv -> field of GpuFigures.
 _GPU_COLUMNS = {
     "gpus": "gpus",

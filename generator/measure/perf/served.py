@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["MeasuredModel", "check_batch_size", "find_address", "read_models", "read_repository"]
-
 _TIMEOUT_S = 20.0
 
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from generator.measure.perf.measurement import Measurement
     from generator.measure.perf.served import MeasuredModel
 
-__all__ = ["INPUT_FILE", "Load", "make_arguments", "make_memory_arguments", "make_window_arguments", "measure"]
-
 _MOST_WINDOWS = 10
 _LEAST_IN_FLIGHT = 0.5  # of the concurrency; the rest is perf_analyzer's own time between two requests
 _UNSTABLE = "Failed to obtain stable measurement"

@@ -1,5 +1,7 @@
 """Classification: an image gets one score per class. Nothing else knows of softmax, first classes and their names."""
 
+# ruff: noqa: D102 - the methods are described in task.Task
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from generator.tasks.classification.head import Head
     from generator.tensor import Tensor
     from generator.triton.config import Member
-
-__all__ = ["CLASSIFICATION"]
 
 _CLASSIFIER = Role(
     key="classifier",

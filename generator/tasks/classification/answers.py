@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from generator.sources import Network
 
-__all__ = ["find_decided", "find_leads", "make_answers"]
-
 _NOISE_SEED = 3
 # Two runs of one image on the CPU differ by the order of summation only; of the largest score, if that is above 1.
 _REPEATABLE = 1e-3

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from generator.gate.candidate import Candidate
     from generator.images.reference import Reference
 
-__all__ = ["LABELS", "UPSTREAM", "of_graph"]
-
 LABELS = "labels.txt has its lines in another order than the network's outputs"
 UPSTREAM = "see the stages above: the ensemble only joins them"
 _ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LIMITS", "Comparison", "Limit", "comparable", "compare", "discriminates", "first_classes", "plan_limit"]
-
 # Log-probabilities below this say nothing that matters, and soon leave FP32's range (1e-38 is -87).
 _LOWEST = -50.0
 # Log-odds beyond this are decided by the last bits of an FP32 probability.

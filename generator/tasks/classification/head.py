@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
     from generator.tensor import Tensor
 
-__all__ = ["Activation", "Head", "choose_head", "guess_head", "is_distribution", "last_node", "read_head"]
-
 Output = Literal["logits", "probabilities", "log-probabilities", "independent probabilities"]
 Activation = Literal["softmax", "sigmoid", "none"]
 

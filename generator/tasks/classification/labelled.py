@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from generator.images.sets import LabelledImages
     from generator.spec.recipe import Recipe
 
-__all__ = ["check_recipe", "measure_labelled"]
-
 # An accuracy within so many standard deviations of a guess proves nothing.
 _SIGMAS = 3
 _USUAL_RECIPES: dict[str, dict[str, Any]] = {

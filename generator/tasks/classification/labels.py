@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
 
-__all__ = ["name_outputs", "read_labels", "resolve_labels"]
-
 _LOG = logging.getLogger(__name__)
 _ONE_OUTPUT_HINT = "give the class's name alone, or two lines: the name below the threshold, then the one above it"
 

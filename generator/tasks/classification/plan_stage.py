@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from generator.images.reference import Reference
     from generator.tasks.classification.compare import Limit
 
-__all__ = ["check_plan", "check_rows"]
-
 STAGE = "plan"
 
 

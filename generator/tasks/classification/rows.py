@@ -9,8 +9,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["make_rows"]
-
 
 def make_rows(
     outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None, top: int

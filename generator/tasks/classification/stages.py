@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from generator.images.reference import Reference
     from generator.tasks.classification.head import Head
 
-__all__ = ["judge", "make_stages", "require_discrimination"]
-
 # A served graph is the same file in the same onnxruntime: only the order of summation in a batch may differ.
 _SERVED_TOLERANCE = 1e-4
 
