@@ -354,12 +354,12 @@ def test_models_that_are_not_there(built_demo: Path, tmp_path: Path, capsys: pyt
 
 def test_a_gate_without_a_server_says_what_it_did_not_prove(built_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from generator.errors import MissingDependencyError
-    from generator.server import embedded
+    from generator.server import wheel
 
     def absent() -> Any:
         raise MissingDependencyError("nvidia-pytriton", extra="server", why="the pip tritonserver")
 
-    monkeypatch.setattr(embedded, "check_embedded", absent)
+    monkeypatch.setattr(wheel, "check_embedded", absent)
     report = gate(built_demo)
     assert [result.stage for result in report.unproved] == ["served pixels", "served classifier", "served ensemble"]
     assert "pip install -e '.[server]'" in report.unproved[0].reason
