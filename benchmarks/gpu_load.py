@@ -21,7 +21,6 @@ from benchmarks.load import Load, Question, Tally, likeness, make_bad_questions,
 from benchmarks.machine import measure_pss
 from generator.demo.draw import draw_set
 from generator.errors import ServerError
-from generator.gpu.memory import free_memory
 from generator.images.served_pixels import prepare_without_torch
 from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from generator.runtime.engine import Engine
+    from generator.plan.engine import PlanEngine
 
 MODEL = "resnet50_fp16"
 # What the gate asks of an FP16 plan: its kernels for other batch sizes round otherwise.
@@ -54,14 +53,14 @@ def with_instances(repository: Path, target: Path, *, preprocess: int, classifie
     return target
 
 
-def soak(repository: Path, engine: Engine, work: Path, *, requests: int, concurrency: int) -> dict[str, Any]:
+def soak(repository: Path, engine: PlanEngine, work: Path, *, requests: int, concurrency: int) -> dict[str, Any]:
     """Ask the ensemble so many times; every answer is compared with the plan run directly on that image alone."""
     record = read_record(repository, MODEL)
     assert record is not None, f"{repository} holds no {MODEL}"
     recipe = Recipe.model_validate(record.recipe)
     drawn = draw_set(100, seed=4242)
     pixels = prepare_without_torch(recipe, [image.jpeg for image in drawn])
-    scores = np.concatenate([engine.run(pixels[[index]]) for index in range(len(pixels))])
+    scores = np.concatenate([engine.run_rows(pixels[[index]]) for index in range(len(pixels))])
     nearest = max(likeness(scores[[one]], scores[[other]]) for one, other in itertools.combinations(range(100), 2))
     if nearest >= LEAST_COSINE:
         raise SystemExit(f"two images have the same answer (cosine {nearest}): a mix-up would not be noticed")
@@ -79,7 +78,7 @@ def soak(repository: Path, engine: Engine, work: Path, *, requests: int, concurr
             seconds += time.monotonic() - started
             tally.count(load.answers)
             host.append(measure_pss(server.pid) / _MIB)
-            free, total = free_memory()
+            free, total = engine.device.free_memory()
             gpu.append((total - free) / _MIB)
     result = {
         "asked": requests,
@@ -98,12 +97,12 @@ def soak(repository: Path, engine: Engine, work: Path, *, requests: int, concurr
     return result
 
 
-def harm(repository: Path, engine: Engine, work: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def harm(repository: Path, engine: PlanEngine, work: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Delete or truncate the plan while it is served, kill a process of the classifier, stop the server, under load."""
     record = read_record(repository, MODEL)
     assert record is not None, f"{repository} holds no {MODEL}"
     recipe, (image,) = Recipe.model_validate(record.recipe), draw_set(1, seed=4242)
-    scores = engine.run(prepare_without_torch(recipe, [image.jpeg]))[0]
+    scores = engine.run_rows(prepare_without_torch(recipe, [image.jpeg]))[0]
     question = Question(name=image.name, data=image.jpeg, scores=scores, least_cosine=LEAST_COSINE)
     for what in ("plan deleted", "plan truncated", "process killed", "server stopped"):
         tree = with_instances(repository, work / "harmed", preprocess=4, classifier=2)

@@ -31,7 +31,7 @@ from benchmarks.gpu import plan_of
 from benchmarks.gpu_load import MODEL, find_faults, harm, soak, with_instances
 from benchmarks.gpu_targets import describe, of_serving
 from benchmarks.preprocess import load_step, make_jpegs
-from generator.runtime.engine import open_engine
+from generator.plan.engine import open_engine
 from generator.server.embedded import EmbeddedServer
 from generator.spec.model import usable_cores
 from generator.spec.recipe import IMAGENET
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.synchronize import Barrier
 
-    from generator.runtime.engine import Engine
+    from generator.plan.engine import PlanEngine
 
 TREE = Path(__file__).resolve().parent.parent
 SIZE = (500, 375)
@@ -73,18 +73,22 @@ def measure_barely(files: list[bytes], *, processes: int, seconds: float = 3.0) 
     return float(total)
 
 
-def measure_plan(engine: Engine, *, batch: int, seconds: float = 2.0) -> float:
+def measure_plan(engine: PlanEngine, *, batch: int, seconds: float = 2.0) -> float:
     """Return the images per second of the plan alone, as a CUDA graph, nothing copied."""
-    with engine.session(batch, cuda_graph=True) as session:
-        session.input[:] = np.random.default_rng(0).integers(0, 256, session.input.shape, dtype=np.uint8)
-        session.copy_in()
-        count, started = 0, time.monotonic()
-        while time.monotonic() - started < seconds:
-            for _ in range(20):
-                session.enqueue()
-            session.synchronize()
-            count += 20
-        return count * batch / (time.monotonic() - started)
+    shapes, _ = engine.open_batch(batch)
+    images = np.random.default_rng(0).integers(0, 256, shapes[0], dtype=np.uint8)
+    engine.stage(0, images)
+    engine.send(0, 0, 0, images.nbytes)
+    graph = engine.record(0, shapes)
+    count, started = 0, time.monotonic()
+    while time.monotonic() - started < seconds:
+        for _ in range(20):
+            engine.device.launch(graph)
+        engine.wait()
+        count += 20
+    taken = time.monotonic() - started
+    engine.device.release("cuGraphExecDestroy", graph)
+    return count * batch / taken
 
 
 def perf(work: Path, server: EmbeddedServer, *arguments: str) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from tritonclient import grpc
 
-from generator.gpu.device import find_gpu, why_no_gpu
+from generator.gpu import find_gpu, why_no_gpu
 from generator.server.embedded import EmbeddedServer
 
 FIRST = 8

@@ -76,7 +76,7 @@ def check_target(spec: ModelSpec) -> None:
         PlanError: Another TensorRT than the target's.
         DeviceError: No GPU.
     """
-    from generator.gpu.device import find_gpu
+    from generator.gpu import find_gpu
 
     if not spec.is_tensorrt:
         return
@@ -98,7 +98,7 @@ def check_target(spec: ModelSpec) -> None:
 
 
 def _target_of_this_host() -> tuple[str, str]:
-    from generator.gpu.device import find_gpu, why_no_gpu
+    from generator.gpu import find_gpu, why_no_gpu
 
     installed = installed_version()
     if installed is None:

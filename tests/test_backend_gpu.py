@@ -15,7 +15,7 @@ from tritonclient import grpc
 from tritonclient.utils import np_to_triton_dtype
 
 from generator.errors import ServerError
-from generator.gpu.device import why_no_gpu
+from generator.gpu import why_no_gpu
 from generator.server.embedded import EmbeddedServer
 
 WITHOUT = why_no_gpu() or ("" if importlib.util.find_spec("tensorrt") else "tensorrt is not installed")

@@ -45,7 +45,7 @@ RECIPE = {"resize": 32, "crop": 32, "interpolation": "bilinear", "mean": [0.5] *
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same answers on a host that has a GPU or TensorRT."""
-    monkeypatch.setattr("generator.gpu.device.why_no_gpu", lambda *_: "there is no GPU")
+    monkeypatch.setattr("generator.gpu.why_no_gpu", lambda *_: "there is no GPU")
     monkeypatch.setattr("generator.target.installed_version", lambda: None)
 
 
@@ -379,7 +379,7 @@ class TestPlans:
             assert "pydantic" not in err
 
     def test_a_recipe_that_is_none(self, tmp_path: Path) -> None:
-        from generator.runtime.model_info import read_recipe
+        from generator.repository.model_info import read_recipe
         from generator.tensor import Tensor, from_onnx
 
         (tmp_path / "r.json").write_text('{"resize": "x"}')

@@ -27,7 +27,7 @@ from generator import __main__, cli
 from generator.cli.build_plan import read_profiles
 from generator.errors import DeviceError, MissingDependencyError, PlanError
 from generator.files import hash_bytes
-from generator.gpu.device import Gpu, find_gpu, why_no_gpu
+from generator.gpu import Gpu, find_gpu, why_no_gpu
 from generator.graph.model import detect_precision, read_onnx
 from generator.plan import build
 from generator.plan.hints import explain
@@ -702,7 +702,7 @@ def test_log_keeps_what_the_parser_says(tmp_path: Path, rtx: Adapter) -> None:
     request = make_request(unsupported(tmp_path / "planted.onnx"))
     compiled = build.compile_graph(rtx, request)
     assert compiled.faults
-    assert any("Det" in text for text in open_log("tensorrt_rtx").all_errors())
+    assert any("Det" in text for text in open_log("tensorrt_rtx").errors)
     assert json.dumps([str(fault) for fault in compiled.faults])
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,22 +19,26 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+import generator.plan.engine as engine_module
 from generator.cli.classify_plan import classify_plan
 from generator.demo.draw import draw_set
 from generator.errors import DeviceError, PlanError, SourceError, TrtgenError
-from generator.gpu.device import why_no_gpu
+from generator.gpu import why_no_gpu
 from generator.images.served_pixels import prepare_without_torch
 from generator.images.sets import photographs
 from generator.images.training_pixels import prepare
+from generator.measure.bench.runners import plan_runner
+from generator.plan.engine import check_rows, open_engine
 from generator.plan.load_errors import explain_failure
 from generator.plan.profiles import describe_profiles
 from generator.repository import read_record
-from generator.runtime.engine import open_engine
-from generator.runtime.model_info import check_model_info, find_model_info, read_recipe
-from generator.runtime.shapes import check_rows, choose_profile, split_rows
+from generator.repository.model_info import check_model_info, find_model_info, read_recipe
+from generator.runtime.library import TensorRTLog
+from generator.runtime.shapes import choose_profile, split_rows
 from generator.spec.recipe import IMAGENET, Recipe
 from generator.tasks.classification.rows import make_rows
 from generator.tensor import DATA_TYPES, Profile, ShapeRange, Tensor, from_onnx, from_tensorrt, from_triton
+from tests.tensorrt_standin import Driver, make_plan, make_tensorrt
 from tests.test_passport import make, write_passport
 from tests.test_plan_header import plan_bytes
 
@@ -52,23 +59,21 @@ class TestChooseProfile:
         ("batch", "chosen"), [(1, 0), (4, 0), (5, 1), (8, 1), (9, 1), (35, 1), (36, 1), (37, 2), (64, 2), (128, 2)]
     )
     def test_the_nearest_opt_among_those_that_contain_it(self, batch: int, chosen: int) -> None:
-        assert choose_profile(self.PROFILES, {"PIXELS": (batch, 8, 8, 3)}) == chosen
+        assert choose_profile(self.PROFILES, ((batch, 8, 8, 3),)) == chosen
 
     def test_of_equally_near_ones_the_first(self) -> None:
-        assert choose_profile((profile(1, 2, 8), profile(1, 6, 8)), {"PIXELS": (4, 8, 8, 3)}) == 0
+        assert choose_profile((profile(1, 2, 8), profile(1, 6, 8)), ((4, 8, 8, 3),)) == 0
 
     @pytest.mark.parametrize("shape", [(129, 8, 8, 3), (0, 8, 8, 3), (4, 8, 9, 3), (4, 8, 8)])
     def test_none(self, shape: tuple[int, ...]) -> None:
-        with pytest.raises(PlanError, match=r"profile 0: PIXELS 1\.\.8x8x8x3; profile 1") as caught:
-            choose_profile(self.PROFILES, {"PIXELS": shape})
-        assert caught.value.hint
+        assert choose_profile(self.PROFILES, (shape,)) is None
 
     def test_all_inputs_count(self) -> None:
         def two(best: int) -> Profile:
             one = ShapeRange(min=(1,), opt=(1,), max=(9,))
             return {"a": one, "b": ShapeRange(min=(1,), opt=(best,), max=(9,))}
 
-        assert choose_profile((two(9), two(2)), {"a": (1,), "b": (3,)}) == 1
+        assert choose_profile((two(9), two(2)), ((1,), (3,))) == 1
 
     def test_a_static_shape_is_described_as_one(self) -> None:
         assert describe_profiles((profile(4, 4, 4),)) == "profile 0: PIXELS 4x8x8x3"
@@ -78,18 +83,15 @@ class TestSplitRows:
     @pytest.mark.parametrize(
         ("rows", "ranges", "parts"),
         [
-            (1, [(1, 8)], [(1, 1)]),
-            (8, [(1, 8)], [(8, 8)]),
-            (20, [(1, 8)], [(8, 8), (8, 8), (4, 4)]),
-            (3, [(8, 8)], [(3, 8)]),
-            (11, [(8, 8)], [(8, 8), (3, 8)]),
-            (2, [(4, 16)], [(2, 4)]),
-            (6, [(1, 4), (8, 16)], [(6, 8)]),
-            (40, [(1, 4), (8, 16)], [(16, 16), (16, 16), (8, 8)]),
-            (37, [(1, 4), (8, 16)], [(16, 16), (16, 16), (5, 8)]),
+            (1, [(1, 8)], [(0, 1)]),
+            (8, [(1, 8)], [(0, 8)]),
+            (20, [(1, 8)], [(0, 8), (8, 16), (16, 20)]),
+            (3, [(8, 8)], None),
+            (6, [(1, 4), (8, 16)], [(0, 4), (4, 6)]),
+            (40, [(1, 4), (8, 16)], [(0, 16), (16, 32), (32, 40)]),
         ],
     )
-    def test_cases(self, rows: int, ranges: list[tuple[int, int]], parts: list[tuple[int, int]]) -> None:
+    def test_cases(self, rows: int, ranges: list[tuple[int, int]], parts: list[tuple[int, int]] | None) -> None:
         assert split_rows(rows, ranges) == parts
 
     @given(
@@ -99,9 +101,10 @@ class TestSplitRows:
     def test_every_row_once_and_every_batch_within_a_profile(self, rows: int, ranges: list[tuple[int, int]]) -> None:
         batches = [(low, low + more) for low, more in ranges]
         parts = split_rows(rows, batches)
-        assert sum(count for count, _ in parts) == rows
-        assert all(0 < count <= batch for count, batch in parts)
-        assert all(any(low <= batch <= high for low, high in batches) for _, batch in parts)
+        if parts is not None:
+            assert [start for start, _ in parts] == [0, *(stop for _, stop in parts[:-1])]
+            assert parts[-1][1] == rows
+            assert all(any(low <= stop - start <= high for low, high in batches) for start, stop in parts)
 
 
 class TestRows:
@@ -255,23 +258,142 @@ class TestOpenWithoutGpu:
     def test_what_is_no_plan_is_found_first(self, tmp_path: Path) -> None:
         path = tmp_path / "model.plan"
         path.write_text("text")
-        with pytest.raises(PlanError, match="not a TensorRT plan"):
-            open_engine(path)
+        with pytest.raises(PlanError, match="not a TensorRT plan"), open_engine(path):
+            pass
 
     def test_a_plan_that_is_not_its_passports(self, tmp_path: Path) -> None:
         path = tmp_path / "model.plan"
         path.write_bytes(plan_bytes())
         write_passport(make(), path)
-        with pytest.raises(PlanError, match="its passport says 4"):
-            open_engine(path)
+        with pytest.raises(PlanError, match="its passport says 4"), open_engine(path):
+            pass
 
     @pytest.mark.skipif(not why_no_gpu(), reason="needs a machine without a GPU")
     def test_no_gpu(self, tmp_path: Path) -> None:
         path = tmp_path / "model.plan"
         path.write_bytes(plan_bytes())
-        with pytest.raises(DeviceError) as caught:
-            open_engine(path)
+        with pytest.raises(DeviceError) as caught, open_engine(path):
+            pass
         assert caught.value.message == why_no_gpu()
+
+
+class TestOpen:
+    """On stand-ins for the driver and TensorRT, whose network doubles its input."""
+
+    TWO = ({"X": ([1, 4], [1, 4], [2, 4])}, {"X": ([4, 4], [8, 4], [16, 4])})
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Path, Driver]]:
+        def make(plan: bytes, **options: Any) -> tuple[Path, Driver]:
+            path, driver = tmp_path / "model.plan", Driver(**options)
+            path.write_bytes(plan)
+            trt = make_tensorrt(driver)
+            for name, value in {
+                "find_gpu": lambda _index: None,
+                "hold_context": lambda _index: None,
+                "load_driver": lambda: driver,
+                "import_tensorrt": lambda: trt,
+                "open_log": functools.cache(lambda: TensorRTLog(trt)),
+            }.items():
+                monkeypatch.setattr(engine_module, name, value)
+            return path, driver
+
+        return make
+
+    @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 16, 17, 19, 37])
+    @pytest.mark.parametrize("profiles", [TWO, TWO[1:]])
+    def test_any_number_of_rows(self, place: Any, profiles: tuple[Any, ...], rows: int) -> None:
+        path, driver = place(make_plan({"X": ("FLOAT", [-1, 4])}, profiles=list(profiles)))
+        given = np.random.default_rng(rows).random((rows, 4), np.float32)
+        with open_engine(path) as engine:
+            for _ in range(2):
+                assert (engine.run_rows(given) == given * 2).all()
+            _, number = engine.open_batch(8)
+            assert number == len(profiles) - 1
+            assert (engine.run_rows(given) == given * 2).all()
+        assert (driver.memory, driver.graphs, driver.open) == ({}, {}, 0)
+
+    def test_a_static_plan(self, place: Any) -> None:
+        path, _ = place(make_plan({"X": ("FLOAT", [4, 4])}))
+        given = np.random.default_rng(0).random((6, 4), np.float32)
+        with open_engine(path) as engine:
+            assert (engine.run_rows(given) == given * 2).all()
+
+    def test_rows_that_do_not_fit(self, place: Any) -> None:
+        path, _ = place(make_plan({"X": ("FLOAT", [-1, 4])}, profiles=list(self.TWO)))
+        with open_engine(path) as engine:
+            for rows in (np.zeros((0, 4), np.float32), np.zeros((2, 5), np.float32), np.zeros((2, 4), np.float64)):
+                with pytest.raises(PlanError):
+                    engine.run_rows(rows)
+            with pytest.raises(PlanError, match=r"profile 0: X 1\.\.2x4; profile 1: X 4\.\.16x4"):
+                engine.open_batch(3)
+
+    def test_several_outputs_are_refused(self, place: Any) -> None:
+        tensors = {name: ("FLOAT", [2, 4]) for name in ("X_A", "X_B")}
+        path, driver = place(make_plan(tensors))
+        with (
+            pytest.raises(PlanError, match=r"has 2 inputs \(X_A, X_B\), one was expected"),
+            open_engine(path) as engine,
+        ):
+            engine.run_rows(np.zeros((2, 4), np.float32))
+        assert driver.open == 0
+
+    @pytest.mark.parametrize(
+        ("behaviour", "kind", "words"),
+        [
+            ({"fail_rows": 2}, PlanError, "TensorRT says: the kernel is ill"),
+            (
+                {"too_large": True},
+                DeviceError,
+                r"\(\d+ MiB of GPU memory are needed at least\): the GPU's m",
+            ),
+            ({"version": (10, 3, 0, 26)}, PlanError, "not compatible with this version"),
+        ],
+    )
+    def test_failures_in_plain_words(self, place: Any, behaviour: Any, kind: type[TrtgenError], words: str) -> None:
+        path, driver = place(make_plan({"X": ("FLOAT", [2, 4])}, **behaviour))
+        with pytest.raises(kind, match=words) as caught, open_engine(path) as engine:
+            engine.run_rows(np.zeros((2, 4), np.float32))
+        assert caught.value.hint
+        assert (driver.memory, driver.open) == ({}, 0)
+
+    @pytest.mark.parametrize("graphs", [False, True])
+    def test_a_runner_of_the_benchmark(self, place: Any, monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
+        profiles = [{"X": ([1, 2, 2, 3], [4, 2, 2, 3], [8, 2, 2, 3])}]
+        path, driver = place(make_plan({"X": ("UINT8", [-1, 2, 2, 3])}, profiles=profiles))
+        monkeypatch.setattr(plan_runner, "find_gpu", lambda: SimpleNamespace(name="GPU"))
+        runner = plan_runner.open_runner({"plan": str(path), "cuda_graph": graphs})
+        assert runner.about()["context_bytes"] == 3 << 20
+        random = np.random.default_rng(0)
+        for batch in (4, 8):
+            sets = [random.integers(0, 100, (batch, 2, 2, 3), np.uint8) for _ in range(3)]
+            runner.prepare(sets)
+            assert len(driver.graphs) == (3 if graphs else 0)
+            for index in (2, 1):
+                runner.enqueue(index)
+                (answers,) = runner._engine.fetch(0, runner._shapes)
+                assert (answers == sets[index] * 2).all()
+            assert (runner.scores() == sets[0] * 2).all()
+            runner._device.fill(runner._inputs[0], 0, sets[0].nbytes)  # the copy brings it back
+            runner.enqueue_with_copies(1)
+            runner.synchronize()
+            assert (runner._engine.host_outputs[0].array[: sets[0].size].reshape(sets[0].shape) == sets[0] * 2).all()
+            event = runner.make_event()
+            runner.record(event)
+            assert runner.elapsed_ms(event, event) == 0.5
+        runner.release()
+        assert not driver.on_gpu
+        assert not driver.graphs
+        runner.close()
+        assert not driver.memory
+
+    def test_memory_that_is_exhausted(self, place: Any) -> None:
+        width = 1 << 20
+        plan = make_plan({"X": ("FLOAT", [2, width])})
+        path, driver = place(plan, memory_bytes=10 << 20)
+        with pytest.raises(DeviceError, match="19 MiB of GPU memory are needed"), open_engine(path) as engine:
+            engine.run_rows(np.zeros((2, width), np.float32))
+        assert (driver.memory, driver.open) == ({}, 0)
 
 
 def encode(image: Image.Image, kind: str = "PNG") -> bytes:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from generator.errors import PlanError
-from generator.gpu.device import why_no_gpu
+from generator.gpu import load_driver, why_no_gpu
+from generator.plan.engine import open_engine
 from generator.plan.profiles import describe_profiles
-from generator.runtime.engine import open_engine
+from generator.runtime.device import call
 from generator.tensor import Tensor, from_onnx
 
 WITHOUT = why_no_gpu() or ("" if importlib.util.find_spec("tensorrt") else "tensorrt is not installed")
@@ -56,8 +57,8 @@ def test_what_it_is(plan_of_two: Path) -> None:
     with open_engine(plan_of_two) as engine:
         assert engine.input == Tensor(name="x", data_type=from_onnx(1), shape=(-1, 4))
         assert engine.output.name == "y"
-        assert describe_profiles(engine.profiles) == "profile 0: x 1..2x4; profile 1: x 4..16x4"
-        assert engine.device_memory_bytes >= 0
+        assert describe_profiles(engine.all_profiles) == "profile 0: x 1..2x4; profile 1: x 4..16x4"
+        assert engine.context_bytes >= 0
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 16, 17, 37])
@@ -65,66 +66,54 @@ def test_any_number_of_rows(plan_of_two: Path, rows: int) -> None:
     given = np.random.default_rng(rows).random((rows, 4), np.float32)
     with open_engine(plan_of_two) as engine:
         for _ in range(2):
-            assert (engine.run(given) == given * 2).all()
+            assert (engine.run_rows(given) == given * 2).all()
 
 
 def test_rows_that_do_not_fit(plan: Path) -> None:
     with open_engine(plan) as engine:
         for rows in (np.zeros((0, 4), np.float32), np.zeros((2, 5), np.float32), np.zeros((2, 4), np.float64)):
             with pytest.raises(PlanError):
-                engine.run(rows)
+                engine.run_rows(rows)
 
 
-@pytest.mark.parametrize("cuda_graph", [False, True])
-def test_sessions_take_turns(plan_of_two: Path, cuda_graph: bool) -> None:
+def test_batches_take_turns(plan_of_two: Path) -> None:
     with open_engine(plan_of_two) as engine:
-        sessions = [engine.session(batch, cuda_graph=cuda_graph) for batch in (1, 2, 4, 16, 5)]
-        assert [session.profile for session in sessions] == [0, 0, 1, 1, 1]
-        for number in range(3):
-            for session in sessions:
-                session.input[:] = session.batch + number
-                session.output[:] = 0
-                session.copy_in()
-                session.enqueue()
-                session.copy_out()
-                session.synchronize()
-                assert session.output.shape == (session.batch, 4)
-                assert (session.output == 2 * (session.batch + number)).all()
-        sessions[0].close()
-        assert sessions[1].context is not None
+        for batch, chosen in ((1, 0), (2, 0), (4, 1), (16, 1), (5, 1)):
+            shapes, profile = engine.open_batch(batch)
+            assert profile == chosen
+            graph = engine.record(0, shapes)
+            for number in range(3):
+                given = np.full((batch, 4), batch + number, np.float32)
+                engine.stage(0, given)
+                engine.send(0, 0, 0, given.nbytes)
+                if number:
+                    engine.device.launch(graph)
+                else:
+                    engine.enqueue(0, shapes)
+                assert (engine.fetch(0, shapes)[0] == given * 2).all()
+            engine.device.release("cuGraphExecDestroy", graph)
 
 
-def test_a_batch_or_profile_that_it_has_not(plan_of_two: Path) -> None:
+def test_a_batch_that_it_has_not(plan_of_two: Path) -> None:
     with open_engine(plan_of_two) as engine:
-        for batch, chosen in ((3, None), (17, None), (16, 0), (1, 5)):
+        for batch in (3, 17):
             with pytest.raises(PlanError):
-                engine.session(batch, profile=chosen)
+                engine.open_batch(batch)
 
 
 def test_everything_is_given_back(plan: Path) -> None:
-    from generator.gpu.memory import free_memory
+    driver = load_driver()
 
     def once() -> None:
         with open_engine(plan) as engine:
-            engine.session(8, cuda_graph=True)
-            engine.run(np.ones((20, 4), np.float32))
+            engine.open_batch(8)
+            engine.run_rows(np.ones((20, 4), np.float32))
 
     once()
-    free, _ = free_memory()
+    free, _ = call(driver, "cuMemGetInfo")
     for _ in range(20):
         once()
-    assert free_memory()[0] >= free - (32 << 20)
-
-
-def test_closed(plan: Path) -> None:
-    engine = open_engine(plan)
-    session = engine.session(1)
-    engine.close()
-    engine.close()
-    with pytest.raises(ValueError, match="closed"):
-        session.enqueue()
-    with pytest.raises(ValueError, match="closed"):
-        engine.session(1)
+    assert call(driver, "cuMemGetInfo")[0] >= free - (32 << 20)
 
 
 def test_the_header_of_a_real_plan(plan: Path) -> None:
@@ -138,6 +127,6 @@ def test_the_header_of_a_real_plan(plan: Path) -> None:
 def test_a_damaged_plan_is_refused_in_words(plan: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.plan"
     path.write_bytes(plan.read_bytes()[:64] + b"\xff" * 200)
-    with pytest.raises(PlanError) as caught:
-        open_engine(path)
+    with pytest.raises(PlanError) as caught, open_engine(path):
+        pass
     assert caught.value.hint

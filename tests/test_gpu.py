@@ -5,24 +5,16 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+from generator import gpu as gpu_module
 from generator.errors import DeviceError, MissingDependencyError
-from generator.gpu import device
-from generator.gpu.device import _text, find_gpu, load_driver, load_nvml, why_no_gpu
-from generator.gpu.graph import capture
-from generator.gpu.memory import (
-    DeviceMemory,
-    Event,
-    PinnedMemory,
-    Stream,
-    array_at,
-    copy_to_device,
-    copy_to_host,
-    free_memory,
-)
+from generator.gpu import _text, find_gpu, load_driver, load_nvml, why_no_gpu
+from generator.runtime.device import Device, EngineError
+from generator.runtime.engine import Pinned
 
 WITHOUT = why_no_gpu()
 gpu = pytest.mark.skipif(bool(WITHOUT), reason=f"needs a GPU: {WITHOUT}")
@@ -36,12 +28,11 @@ class TestWithout:
         assert "driver" in WITHOUT
         assert "Error" not in WITHOUT
 
-    def test_every_way_to_the_gpu_raises_the_same(self) -> None:
-        for attempt in (find_gpu, Stream, Event, free_memory, lambda: DeviceMemory(1)):
-            with pytest.raises(DeviceError) as caught:
-                attempt()
-            assert caught.value.message == WITHOUT
-            assert caught.value.hint
+    def test_it_is_raised_with_a_hint(self) -> None:
+        with pytest.raises(DeviceError) as caught:
+            find_gpu()
+        assert caught.value.message == WITHOUT
+        assert caught.value.hint
 
     def test_nvml_is_absent_without_an_error(self) -> None:
         assert load_nvml() is None
@@ -49,7 +40,7 @@ class TestWithout:
     def test_it_is_fast_and_imports_nothing_heavy(self) -> None:
         code = (
             "import sys, time; start = time.perf_counter()\n"
-            "from generator.gpu.device import why_no_gpu\n"
+            "from generator.gpu import why_no_gpu\n"
             "reason = why_no_gpu(); seconds = time.perf_counter() - start\n"
             "assert not {'torch', 'numpy', 'tensorrt'} & set(sys.modules)\n"
             "print(f'{seconds:.3f} {reason}')"
@@ -67,6 +58,8 @@ class TestWithout:
         driver = importlib.import_module("cuda.bindings.driver")
 
         stream, mode = 5, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        flags = driver.CUevent_flags
+        kind = int(flags.CU_EVENT_BLOCKING_SYNC) | int(flags.CU_EVENT_DISABLE_TIMING)
         which = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
         assert driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
         assert driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
@@ -77,7 +70,6 @@ class TestWithout:
             "cuDeviceGetAttribute": (which, driver.CUdevice(0)),
             "cuDeviceGetName": (256, driver.CUdevice(0)),
             "cuDeviceTotalMem": (driver.CUdevice(0),),
-            "cuDeviceGetPCIBusId": (32, driver.CUdevice(0)),
             "cuDriverGetVersion": (),
             "cuDevicePrimaryCtxRetain": (driver.CUdevice(0),),
             "cuCtxSetCurrent": (driver.CUcontext(5),),
@@ -88,10 +80,12 @@ class TestWithout:
             "cuMemFreeHost": (5,),
             "cuMemcpyHtoDAsync": (5, 6, 16, stream),
             "cuMemcpyDtoHAsync": (6, 5, 16, stream),
-            "cuStreamCreate": (int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING),),
+            "cuCtxGetStreamPriorityRange": (),
+            "cuStreamCreateWithPriority": (int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING), -5),
+            "cuDevicePrimaryCtxRelease": (driver.CUdevice(0),),
+            "cuMemsetD8Async": (5, 255, 16, stream),
             "cuStreamDestroy": (driver.CUstream(5),),
-            "cuStreamSynchronize": (stream,),
-            "cuEventCreate": (int(driver.CUevent_flags.CU_EVENT_DEFAULT),),
+            "cuEventCreate": (kind,),
             "cuEventRecord": (5, stream),
             "cuEventSynchronize": (5,),
             "cuEventElapsedTime": (5, 6),
@@ -99,11 +93,9 @@ class TestWithout:
             "cuStreamBeginCapture": (stream, mode),
             "cuStreamEndCapture": (stream,),
             "cuGraphInstantiate": (driver.CUgraph(5), 0),
-            "cuGraphUpload": (driver.CUgraphExec(5), stream),
             "cuGraphLaunch": (driver.CUgraphExec(5), stream),
             "cuGraphExecDestroy": (driver.CUgraphExec(5),),
             "cuGraphDestroy": (driver.CUgraph(5),),
-            "cuGetErrorString": (driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY,),
         }.items():
             with pytest.raises(RuntimeError, match="driver library"):
                 getattr(driver, name)(*arguments)
@@ -111,7 +103,7 @@ class TestWithout:
     def test_every_status_we_explain_exists(self) -> None:
         driver = importlib.import_module("cuda.bindings.driver")
 
-        for name in device._NO_START:
+        for name in gpu_module._NO_START:
             assert hasattr(driver.CUresult, name)
 
     def test_nvml_has_what_we_call(self) -> None:
@@ -134,16 +126,6 @@ def test_text_of_a_buffer() -> None:
     assert _text(b"") == ""
 
 
-def test_an_array_over_memory_is_a_view() -> None:
-    owner = np.zeros(24, np.uint8)
-    view = array_at(owner.ctypes.data, owner.nbytes, (2, 3), np.float32)
-    view[1, 2] = 1.0
-    assert owner[20:].tolist() == list(np.float32(1.0).tobytes())
-    assert view.flags.writeable
-    with pytest.raises(ValueError, match="takes 28 bytes, there are 24"):
-        array_at(owner.ctypes.data, owner.nbytes, (7,), np.float32)
-
-
 @gpu
 class TestWith:
     def test_what_it_is(self) -> None:
@@ -159,76 +141,59 @@ class TestWith:
         with pytest.raises(DeviceError, match="there is no GPU 99"):
             find_gpu(99)
 
-    def test_bytes_travel_there_and_back(self) -> None:
-        with (
-            Stream() as stream,
-            PinnedMemory(4000) as source,
-            PinnedMemory(4000) as target,
-            DeviceMemory(4000) as memory,
-        ):
-            source.array((1000,), np.int32)[:] = np.arange(1000)
-            target.array((1000,), np.int32)[:] = 0
-            copy_to_device(memory, source, stream, size_bytes=4000)
-            copy_to_host(target, memory, stream, size_bytes=4000)
-            stream.synchronize()
-            assert (target.array((1000,), np.int32) == np.arange(1000)).all()
+    @pytest.fixture
+    def device(self) -> Iterator[Device]:
+        device = Device(load_driver(), spin=True)
+        yield device
+        device.close()
 
-    def test_a_graph_does_its_work_at_each_launch_and_not_while_it_is_recorded(self) -> None:
-        with (
-            Stream() as stream,
-            PinnedMemory(4) as source,
-            PinnedMemory(4) as target,
-            DeviceMemory(4) as memory,
-        ):
-            given, made = source.array((1,), np.int32), target.array((1,), np.int32)
-            given[0], made[0] = 7, 0
+    def test_bytes_travel_there_and_back(self, device: Device) -> None:
+        source, target, memory = Pinned(device), Pinned(device), device.allocate(4000)
+        source.reserve(4000).view(np.int32)[:] = np.arange(1000)
+        target.reserve(4000)[:] = 0
+        device.copy_in(memory, source.address, 4000)
+        device.copy_out(target.address, memory, 4000)
+        device.wait()
+        assert (target.array.view(np.int32) == np.arange(1000)).all()
+        device.release("cuMemFree", memory)
+        source.close()
+        target.close()
 
-            def work() -> None:
-                copy_to_device(memory, source, stream, size_bytes=4)
-                copy_to_host(target, memory, stream, size_bytes=4)
+    def test_a_graph_does_its_work_at_each_launch_and_not_while_it_is_recorded(self, device: Device) -> None:
+        source, target, memory = Pinned(device), Pinned(device), device.allocate(4)
+        given, made = source.reserve(4).view(np.int32), target.reserve(4).view(np.int32)
+        given[0], made[0] = 7, 0
 
-            with capture(stream, work) as graph:
-                assert made[0] == 0
-                for number in (7, 8, 9):
-                    given[0] = number
-                    graph.launch(stream)
-                    stream.synchronize()
-                    assert made[0] == number
+        def work() -> None:
+            device.copy_in(memory, source.address, 4)
+            device.copy_out(target.address, memory, 4)
 
-    def test_a_stream_is_usable_after_a_recording_that_failed(self) -> None:
-        with Stream() as stream, PinnedMemory(4) as source, DeviceMemory(4) as memory:
+        graph = device.record(work)
+        assert made[0] == 0
+        for number in (7, 8, 9):
+            given[0] = number
+            device.launch(graph)
+            device.wait()
+            assert made[0] == number
 
-            def work() -> None:
-                copy_to_device(memory, source, stream, size_bytes=4)
-                raise KeyError("half way")
+    def test_a_stream_is_usable_after_a_recording_that_failed(self, device: Device) -> None:
+        source, memory = Pinned(device), device.allocate(4)
+        source.reserve(4)
 
-            with pytest.raises(KeyError):
-                capture(stream, work)
-            copy_to_device(memory, source, stream, size_bytes=4)
-            stream.synchronize()
+        def work() -> None:
+            device.copy_in(memory, source.address, 4)
+            raise KeyError("half way")
 
-    def test_events_measure(self) -> None:
-        size = 1 << 28
-        with Stream() as stream, PinnedMemory(size) as source, DeviceMemory(size) as memory, Event() as a, Event() as b:
-            a.record(stream)
-            copy_to_device(memory, source, stream, size_bytes=size)
-            b.record(stream)
-            b.synchronize()
-            assert 1 < b.elapsed_ms(a) < 10_000
+        with pytest.raises(KeyError):
+            device.record(work)
+        device.copy_in(memory, source.address, 4)
+        device.wait()
 
-    def test_memory_is_given_back_and_exhaustion_is_said_in_words(self) -> None:
-        with DeviceMemory(1):
-            free, total = free_memory()
-        with DeviceMemory(1 << 30):
-            assert free_memory()[0] <= free - (1 << 30) + (64 << 20)
-        assert free_memory()[0] >= free - (64 << 20)
-        with pytest.raises(DeviceError, match="memory is exhausted: the moon needs") as caught:
-            DeviceMemory(total * 2, what="the moon")
-        assert "are free" in caught.value.message
-
-    def test_closing_twice_is_harmless_and_use_after_it_is_not(self) -> None:
-        stream = Stream()
-        stream.close()
-        stream.close()
-        with pytest.raises(ValueError, match="this Stream is closed"):
-            stream.synchronize()
+    def test_memory_is_given_back_and_exhaustion_is_said(self, device: Device) -> None:
+        free, total = device.free_memory()
+        memory = device.allocate(1 << 30)
+        assert device.free_memory()[0] <= free - (1 << 30) + (64 << 20)
+        device.release("cuMemFree", memory)
+        assert device.free_memory()[0] >= free - (64 << 20)
+        with pytest.raises(EngineError, match="cuMemAlloc failed: CUDA_ERROR_OUT_OF_MEMORY"):
+            device.allocate(total * 2)

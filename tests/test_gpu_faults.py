@@ -19,27 +19,30 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonclient import grpc
 
 from generator.errors import ServerError
-from generator.gpu.device import call, why_no_gpu
+from generator.gpu import load_driver, why_no_gpu
 from generator.graph.model import read_onnx
 from generator.measure.inspect import inspect_plan
 from generator.plan import build
+from generator.plan.engine import open_engine
 from generator.plan.library import installed_version
 from generator.plan.profiles import make_profiles
-from generator.runtime.engine import open_engine
+from generator.runtime.device import call
 from generator.server.embedded import EmbeddedServer
 from generator.spec.plan import BatchProfile, PlanOptions
 from tests import test_backend_gpu as backend
 
 WITHOUT = why_no_gpu() or ("" if importlib.util.find_spec("tensorrt") else "tensorrt is not installed")
 pytestmark = pytest.mark.skipif(bool(WITHOUT), reason=f"needs a GPU and TensorRT: {WITHOUT}")
-GPUS = 0 if WITHOUT else int(call("cuDeviceGetCount", doing="count the GPUs"))
+GPUS = 0 if WITHOUT else int(call(load_driver(), "cuDeviceGetCount"))
 VERSION = installed_version()
 ROOT = Path(__file__).parents[1]
 OPSET = 17  # the newest that 8.6 reads
 HOG = """
 import sys
-from generator.gpu.memory import DeviceMemory, free_memory
-held = DeviceMemory(free_memory()[0] - int(sys.argv[1]) * 2**20, what="others")
+from generator.gpu import load_driver
+from generator.runtime.device import Device
+device = Device(load_driver())
+held = device.allocate(device.free_memory()[0] - int(sys.argv[1]) * 2**20)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -150,7 +153,7 @@ def test_a_plan_for_one_image_at_a_time(tmp_path: Path) -> None:
     plan = build.build_plan(request, tmp_path / "model.plan")
     rows = np.random.default_rng(0).random((3, 3, 28, 28), np.float32)
     with open_engine(plan.path) as engine:
-        assert engine.run(rows).shape == (3, 8)
+        assert engine.run_rows(rows).shape == (3, 8)
 
 
 @pytest.mark.server

@@ -14,7 +14,6 @@ import types
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import typer
@@ -32,7 +31,11 @@ from generator.measure.inspect.nodes import OnnxGraph, read_graph
 from generator.measure.inspect.page import make_page
 from generator.measure.inspect.text import format_inspection
 from generator.measure.inspect.timing import Timing, measure_layers, take_medians
+from generator.plan.engine import PlanEngine
+from generator.runtime.device import Device
+from generator.runtime.library import TensorRTLog
 from generator.tensor import ShapeRange
+from tests.tensorrt_standin import DTYPES, Context, Driver, make_plan, make_tensorrt
 from tests.tiny_onnx import write_tiny_onnx
 
 DATA = Path(__file__).parent / "data" / "inspector"
@@ -298,20 +301,23 @@ class FakeContext:
         return self.asked
 
 
+def running_engine(trt: Any, context: FakeContext) -> Any:
+    return types.SimpleNamespace(trt=trt, contexts=[context], enqueue=lambda *_: context.run(), wait=lambda: None)
+
+
 @pytest.mark.parametrize(("asked", "expected"), [(True, 0.25), (False, 0.5)])
 def test_profiler_hears_both_ways_of_reporting(asked: bool, expected: float) -> None:
     context = FakeContext(asked=asked)
-    session: Any = types.SimpleNamespace(context=context, enqueue=context.run, synchronize=lambda: None)
     trt = types.SimpleNamespace(IProfiler=type("IProfiler", (), {}))
-    timing = measure_layers(trt, session, iterations=4, warm_up=2)
+    timing = measure_layers(running_engine(trt, context), ((1,),), iterations=4, warm_up=2)
     assert timing.layers_ms == {("a", 0): expected}
 
 
 def test_profiler_of_the_bindings_takes_our_methods() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     context = FakeContext(asked=True)
-    session: Any = types.SimpleNamespace(context=context, enqueue=context.run, synchronize=lambda: None)
-    assert measure_layers(trt, session, iterations=1, warm_up=0).layers_ms == {("a", 0): 0.25}
+    timing = measure_layers(running_engine(trt, context), ((1,),), iterations=1, warm_up=0)
+    assert timing.layers_ms == {("a", 0): 0.25}
     for owner, names in {
         trt.IExecutionContext: ("profiler", "enqueue_emits_profile", "report_to_profiler"),
         trt.ICudaEngine: ("create_engine_inspector",),
@@ -431,7 +437,7 @@ PLAN = b"ftrt" + bytes(12) + (64).to_bytes(8, "little") + bytes([8, 6, 0, 12]) +
 
 
 def test_plan_without_gpu_shows_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("generator.gpu.device.why_no_gpu", lambda: "there is no GPU")
+    monkeypatch.setattr("generator.gpu.why_no_gpu", lambda: "there is no GPU")
     (tmp_path / "model.plan").write_bytes(PLAN)
     report = inspect_plan(tmp_path / "model.plan", onnx=None, batch=None, iterations=5)
     assert report.subject == "header"
@@ -467,7 +473,7 @@ def test_kind_of_file_is_told_by_content_then_name(tmp_path: Path) -> None:
 def fake_engine(*ranges: tuple[int, int, int]) -> Any:
     shape = types.SimpleNamespace
     profiles = [{"x": ShapeRange(min=(a, 8), opt=(b, 8), max=(c, 8))} for a, b, c in ranges]
-    return shape(inputs=[shape(name="x", shape=(-1 if ranges else 4, 8))], profiles=profiles, path=Path("model.plan"))
+    return shape(inputs=[shape(name="x", shape=(-1 if ranges else 4, 8))], all_profiles=profiles, path=Path("p.plan"))
 
 
 def test_batch_is_chosen_from_the_profiles() -> None:
@@ -476,7 +482,7 @@ def test_batch_is_chosen_from_the_profiles() -> None:
     assert run._choose_batch(fake_engine(), None) == 4
     with pytest.raises(PlanError, match="takes a batch of 200; they take 1 to 1, 2 to 128") as caught:
         run._choose_batch(fake_engine((1, 1, 1), (2, 64, 128)), 200)
-    assert (caught.value.command, caught.value.fields) == (("inspect", "model.plan"), {"batch": 1})
+    assert (caught.value.command, caught.value.fields) == (("inspect", "p.plan"), {"batch": 1})
     with pytest.raises(PlanError, match="they take 4 to 4"):
         run._choose_batch(fake_engine(), 8)
 
@@ -493,19 +499,6 @@ def test_graph_beside_the_plan_is_taken_only_if_it_is_the_one(tmp_path: Path) ->
     assert notes == []
     assert run._find_graph(plan, onnx_path, wrong, notes) is not None
     assert "another hash" in notes[0]
-
-
-@pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_input_is_noise(kind: type) -> None:
-    calls: list[str] = []
-    session: Any = types.SimpleNamespace(
-        input=np.zeros((4, 8, 8, 3), kind),
-        copy_in=lambda: calls.append("in"),
-        synchronize=lambda: calls.append("wait"),
-    )
-    run._fill(session)
-    assert session.input.std() > 0.9
-    assert calls == ["in", "wait"]
 
 
 def run_command(*arguments: str) -> Any:
@@ -536,48 +529,32 @@ def test_command_refuses_what_does_not_go_together(tmp_path: Path) -> None:
     assert unwritable.hint
 
 
-def test_engine_is_asked_filled_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet: OnnxGraph) -> None:
-    """The way through a GPU, with stand-ins for the engine and its session of the shape that theirs have."""
-    context = FakeContext(asked=True)
+@pytest.mark.parametrize("kind", ["UINT8", "FLOAT"])
+def test_engine_is_asked_filled_and_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet: OnnxGraph, kind: str
+) -> None:
+    """The way through a GPU, on stand-ins for the driver and TensorRT, to which inspector and profiler are added."""
     inspector = types.SimpleNamespace(
         execution_context=None, get_engine_information=lambda form: engine_json(layer("a", writes="y"), form)
     )
-    closed: list[str] = []
-    session = types.SimpleNamespace(
-        context=context,
-        profile=0,
-        input=np.zeros((8, 8), np.uint8),
-        copy_in=lambda: None,
-        enqueue=context.run,
-        synchronize=lambda: None,
-        close=lambda: closed.append("session"),
-    )
-    engine = fake_engine((1, 8, 32))
-    engine.engine = types.SimpleNamespace(create_engine_inspector=lambda: inspector)
-    engine.trt = types.SimpleNamespace(
-        IProfiler=type("IProfiler", (), {}), LayerInformationFormat=types.SimpleNamespace(JSON="json")
-    )
-    engine.session = lambda _batch: session
-    monkeypatch.setattr("generator.runtime.engine.open_engine", lambda _path: contextlib.nullcontext(engine))
-    gpu = types.SimpleNamespace(name="GPU", driver="580")
-    monkeypatch.setattr("generator.gpu.device.find_gpu", lambda: gpu)
-    report = run._inspect_engine(
-        tmp_path / "model.plan", graph=resnet, facts=[], notes=["first"], batch=None, iterations=3
-    )
-    assert inspector.execution_context is context
+    path, driver = tmp_path / "model.plan", Driver()
+    path.write_bytes(make_plan({"X": (kind, [-1, 99])}, profiles=[{"X": ([1, 99], [8, 99], [32, 99])}]))
+    trt = make_tensorrt(driver)
+    trt.IProfiler = type("IProfiler", (), {})
+    trt.LayerInformationFormat = types.SimpleNamespace(JSON="json")
+    engine = PlanEngine(path, None, Device(driver), trt=trt, log=TensorRTLog(trt))  # type: ignore[arg-type]
+    engine.engine.create_engine_inspector = lambda: inspector
+    monkeypatch.setattr(Context, "enqueue_emits_profile", True, raising=False)
+    monkeypatch.setattr("generator.plan.engine.open_engine", lambda _path: contextlib.nullcontext(engine))
+    monkeypatch.setattr("generator.gpu.find_gpu", lambda: types.SimpleNamespace(name="GPU", driver="580"))
+    report_layer = lambda self: self.profiler.report_layer_time("a [profile 1]", 0.25)  # noqa: E731
+    monkeypatch.setattr(Context, "report_to_profiler", report_layer, raising=False)
+    report = run._inspect_engine(path, graph=resnet, facts=[], notes=["first"], batch=None, iterations=3)
+    assert inspector.execution_context is engine.contexts[0]
+    assert trt.runs == [(0, {"X": (8, 99)})] * (1 + 2 * (run._WARM_UP + 3))
+    assert engine.host_inputs[0].array.view(DTYPES[kind])[: 8 * 99].std() > 0.9, "zeros draw less power"
     assert [row.name for row in report.rows] == ["a", "json"]
     assert report.rows[0].time_ms == 0.25
     assert report.batch == 8
     assert dict(report.facts) == {"measured on": "GPU, driver 580", "batch": "8"}
     assert report.notes[0] == "first"
-    assert closed == ["session"]
-
-
-def test_stand_ins_have_the_names_of_the_real_ones() -> None:
-    from generator.runtime.engine import Engine
-    from generator.runtime.session import Session
-
-    for name in ("context", "copy_in", "enqueue", "synchronize", "close"):
-        assert hasattr(Session, name)
-    assert {"input", "output"} <= set(Session.__annotations__)
-    assert hasattr(Engine, "session")

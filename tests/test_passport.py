@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from generator.errors import PlanError
 from generator.files import hash_file
-from generator.gpu.device import Gpu
+from generator.gpu import Gpu
 from generator.plan.compatibility import Host, find_misfits, local_host
 from generator.plan.containers import read_image_version
 from generator.plan.passport import Passport, passport_path, read_passport, write_plan

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,7 +24,9 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from generator.errors import TrtgenError
 from generator.render import template_root
+from generator.runtime.engine import _PIECE_BYTES
 from generator.server.embedded import EmbeddedServer
+from generator.server.launch import copy_runtime
 from tests.server_parts import read_settled, write_config
 from tests.tensorrt_standin import DTYPES, Driver, SimpleError, make_plan, make_tensorrt
 
@@ -73,16 +76,29 @@ def make_pb_utils() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def backend() -> Any:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The backend's folder, as a server gets it."""
+    folder = tmp_path_factory.mktemp("backends") / "tensorrt"
+    copy_runtime(folder)
+    shutil.copy2(BACKEND, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backend(folder: Path) -> Iterator[Any]:
     """The module templates/backends/tensorrt/model.py."""
     sys.modules["triton_python_backend_utils"] = make_pb_utils()
-    spec = importlib.util.spec_from_file_location("tensorrt_backend", BACKEND)
+    sys.path.append(str(folder))
+    spec = importlib.util.spec_from_file_location("tensorrt_backend", folder / "model.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     del sys.modules["triton_python_backend_utils"]
-    return module
+    yield module
+    sys.path.remove(str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trtgen_runtime"]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -215,8 +231,8 @@ def test_a_plan_for_one_image_at_a_time(load: Load) -> None:
     assert [shapes["X"] for _, shapes in model.runs] == [(1, 4), (1, 4)]
 
 
-def test_large_batches_travel_in_pieces_while_the_rest_is_staged(load: Load, backend: Any) -> None:
-    width = backend._PIECE_BYTES // 2
+def test_large_batches_travel_in_pieces_while_the_rest_is_staged(load: Load) -> None:
+    width = _PIECE_BYTES // 2
     profiles = [{"X": ([1, width], [4, width], [8, width])}]
     model = load(
         make_plan({"X": ("UINT8", [-1, width])}, profiles=profiles), dims=[width], data_type="TYPE_UINT8", most=8
@@ -263,7 +279,7 @@ def test_words_of_an_earlier_failure_are_not_said_again(load: Load) -> None:
     model.engine.log.errors.append("of an earlier request")
     model.engine.engine.create_execution_context = lambda: None
     with pytest.raises(Exception, match="unable to create TensorRT context for m_0_0: TensorRT did not say why"):
-        model.engine.open_contexts((0,), None)
+        model.engine.open([0], [((1, 4),)], most_rows=8)
 
 
 def test_a_batch_below_the_profiles_least_is_refused(load: Load) -> None:
@@ -321,7 +337,9 @@ import importlib.util, resource, sys, types
 import numpy as np
 
 sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
-spec = importlib.util.spec_from_file_location("backend", sys.argv[1])
+sys.modules["generator"] = None  # what the serving Python may not have
+sys.path.append(sys.argv[1])
+spec = importlib.util.spec_from_file_location("backend", sys.argv[1] + "/model.py")
 backend = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(backend)
 if sys.argv[2] == "keep":
@@ -334,9 +352,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def test_the_memory_of_one_batch_serves_the_next() -> None:
+def test_the_memory_of_one_batch_serves_the_next_and_nothing_of_trtgen_is_imported(folder: Path) -> None:
     def count_faults(mode: str) -> int:
-        command = [sys.executable, "-c", FAULTS, str(BACKEND), mode]
+        command = [sys.executable, "-c", FAULTS, str(folder), mode]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     if count_faults("default") < 1000:
@@ -498,7 +516,7 @@ def test_the_real_driver_module_without_a_driver_gives_the_same_words(backend: A
         driver.cuInit(0)
     except RuntimeError:
         with pytest.raises(backend.EngineError, match=r"no GPU for model 'm' .* rebuild with --target onnxruntime"):
-            backend.Device(0, model="m")
+            backend.open_device(driver, 0, {}, model="m")
     else:
         pytest.skip("this host has a driver")
 
@@ -707,9 +725,10 @@ def test_priority_waiting_and_capability_files_follow_the_configuration(load: Lo
 WRAPPER = """\
 import importlib.util
 import json
+import pathlib
 import sys
 
-sys.path.insert(0, ROOT)
+sys.path[:0] = [ROOT, str(pathlib.Path(BACKEND).parent)]
 from tests.tensorrt_standin import Driver, make_tensorrt
 
 spec = importlib.util.spec_from_file_location("tensorrt_backend", BACKEND)
@@ -734,23 +753,25 @@ model_warmup {{ name: "w" batch_size: {count}
 """
 
 
-def add_model(root: Path, name: str, plan: bytes, **config: Any) -> Path:
+def add_model(root: Path, folder: Path, name: str, plan: bytes, **config: Any) -> Path:
     model = write_config(root / name, backend="python", **config)
     (model / "1").mkdir()
-    code = WRAPPER.replace("ROOT", repr(str(Path(__file__).parents[1]))).replace("BACKEND", repr(str(BACKEND)))
+    code = WRAPPER.replace("ROOT", repr(str(Path(__file__).parents[1]))).replace(
+        "BACKEND", repr(str(folder / "model.py"))
+    )
     (model / "1" / "model.py").write_text(code)
     (model / "1" / "standin.plan").write_bytes(plan)  # under this name `serve` does not look for a GPU first
     return model
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     root = tmp_path_factory.mktemp("tensorrt") / "repository"
-    add_model(root, "together", plan_of(), more=GATHER)
-    add_model(root, "alone", plan_of(), more=WARMUP.format(count=8), instances="count: 2 kind: KIND_CPU")
+    add_model(root, folder, "together", plan_of(), more=GATHER)
+    add_model(root, folder, "alone", plan_of(), more=WARMUP.format(count=8), instances="count: 2 kind: KIND_CPU")
     inputs = {f"X_{name}": (name, [-1, 2]) for name in TYPES}
     profile = {name: ([1, 2], [4, 2], [4, 2]) for name in inputs}
-    dtypes = add_model(root, "dtypes", make_plan(inputs, profiles=[profile]))
+    dtypes = add_model(root, folder, "dtypes", make_plan(inputs, profiles=[profile]))
     blocks = [
         f'{kind} {{ name: "{letter}_{name}" data_type: TYPE_{triton} dims: [ 2 ] }}'
         for kind, letter in (("input", "X"), ("output", "Y"))

@@ -65,9 +65,9 @@ OBJECTS = (
     Row("tensor", "ITensor", _ADAPTER),
     Row("layer", "ILayer", (*_ADAPTER, "generator/plan/build.py", "generator/measure/inspect/parsed.py")),
     Row("runtime", "Runtime"),
-    Row("engine", "ICudaEngine", ours=("Engine",)),
+    Row("engine", "ICudaEngine", ours=("Engine", "PlanEngine")),
     Row("context", "IExecutionContext"),
-    Row("contexts[]", "IExecutionContext", ("templates/backends/tensorrt",)),
+    Row("contexts[]", "IExecutionContext", ("generator/runtime", "generator/measure")),
     Row("inspector", "EngineInspector"),
 )
 # Modules of others with functions of the same names as TensorRT's methods.

@@ -67,7 +67,7 @@ def bench(  # noqa: PLR0917 - the command line
 
     Example: trtgen bench exported/resnet50/model.onnx --plan model.plan --batches 1,8
     """
-    from generator.gpu.device import why_no_gpu
+    from generator.gpu import why_no_gpu
     from generator.graph.model import read_onnx
     from generator.measure.bench.contender import make_contenders
     from generator.measure.bench.measure import Schedule, run_bench

@@ -45,9 +45,9 @@ def classify_plan(
     """
     import numpy as np
 
+    from generator.plan.engine import open_engine
     from generator.plan.header import read_header
-    from generator.runtime.engine import open_engine
-    from generator.runtime.model_info import check_model_info, find_model_info, read_recipe
+    from generator.repository.model_info import check_model_info, find_model_info, read_recipe
     from generator.tasks.classification.rows import make_rows
 
     read_header(plan)
@@ -73,7 +73,7 @@ def classify_plan(
             failed += min(_BATCH, len(images) - start) - len(ready)
             if not ready:
                 continue
-            answers = engine.run(np.stack([pixels for _, pixels in ready]))
+            answers = engine.run_rows(np.stack([pixels for _, pixels in ready]))
             rows = make_rows({engine.output.name: answers}, names, top)
             for (path, _), classes in zip(ready, rows, strict=True):
                 _print_result(path, classes, as_json=as_json)

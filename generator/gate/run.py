@@ -126,7 +126,7 @@ def why_not_served(candidate: Candidate) -> str:
 
 def why_no_plan_runs() -> str:
     """Return why no plan can run on this machine, empty where one can."""
-    from generator.gpu.device import why_no_gpu
+    from generator.gpu import why_no_gpu
     from generator.plan.library import import_tensorrt
 
     if reason := why_no_gpu():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from generator.gpu.device import Gpu
+    from generator.gpu import Gpu
     from generator.graph.model import OnnxModel
     from generator.plan.passport import Passport
     from generator.plan.timing_cache import CacheState, TimingCache
@@ -94,7 +94,7 @@ def build_plan(
         DeviceError: No GPU.
         MissingDependencyError: No tensorrt.
     """
-    from generator.gpu.device import find_gpu
+    from generator.gpu import find_gpu
     from generator.plan.passport import write_plan
     from generator.plan.timing_cache import CacheKey, TimingCache
 

@@ -11,7 +11,7 @@ from generator.plan.library import TensorRTVersion, installed_version
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from generator.gpu.device import Gpu
+    from generator.gpu import Gpu
     from generator.plan.passport import Passport
 
 _REBUILD = "build the plan on the GPU that serves it, with the TensorRT that serves it"
@@ -46,7 +46,7 @@ class Misfit:
 
 def local_host() -> Host:
     """Return what is installed here; nothing is imported that is heavy, and nothing allocated."""
-    from generator.gpu.device import find_gpu
+    from generator.gpu import find_gpu
 
     installed = installed_version()
     try:

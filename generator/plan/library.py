@@ -6,25 +6,18 @@ The module is imported inside functions only: it loads hundreds of megabytes of 
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
-import logging
 import re
-from collections import deque
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from generator.errors import MissingDependencyError, PlanError
+from generator.runtime import library
+from generator.runtime.library import TensorRTLog
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-_LOG = logging.getLogger(__name__)
 # One of these holds the version: NVIDIA splits the package by the CUDA it is built for.
 _DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings")
-_BINDINGS = "tensorrt_bindings"
-_KEPT_MESSAGES = 50
+_EXTRAS = {"tensorrt_rtx": ("preflight", "its parser and builder check graphs without a GPU")}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -90,67 +83,13 @@ def import_tensorrt(name: str = "tensorrt") -> Any:
         PlanError: Installed, but its libraries do not load.
     """
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        if name == "tensorrt" and importlib.util.find_spec(_BINDINGS) is not None:
-            return import_tensorrt(_BINDINGS)  # NVIDIA's images hold the libraries: only the bindings are added
-        if name == "tensorrt_rtx":
-            raise MissingDependencyError(
-                "tensorrt-rtx", extra="preflight", why="its parser and builder check graphs without a GPU"
-            ) from error
-        raise MissingDependencyError("tensorrt", extra="tensorrt", why="it builds and runs plans") from error
+        return library.import_tensorrt(name)
     except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            extra, why = _EXTRAS.get(name, ("tensorrt", "it builds and runs plans"))
+            raise MissingDependencyError(name.replace("_", "-"), extra=extra, why=why) from error
         msg = f"the package {name} is installed, but does not load: {error}"
         raise PlanError(msg, hint="install it again; its libraries must fit the driver (nvidia-smi)") from error
-
-
-class TensorRTLog:
-    """TensorRT's messages: handed on to our log, and kept, since its functions return None instead of raising.
-
-    `logger` is what TensorRT's functions take. `info` of TensorRT is our debug level: it reports every layer.
-    """
-
-    def __init__(self, trt: Any) -> None:
-        self.errors: deque[str] = deque(maxlen=_KEPT_MESSAGES)
-        self.warnings: deque[str] = deque(maxlen=_KEPT_MESSAGES)
-        severity = trt.ILogger.Severity
-        levels = {
-            severity.INTERNAL_ERROR: logging.ERROR,
-            severity.ERROR: logging.ERROR,
-            severity.WARNING: logging.INFO,
-            severity.INFO: logging.DEBUG,
-            severity.VERBOSE: logging.DEBUG,
-        }
-        keep = {severity.INTERNAL_ERROR: self.errors, severity.ERROR: self.errors, severity.WARNING: self.warnings}
-
-        class Bridge(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, level: Any, text: str) -> None:
-                if level == severity.VERBOSE and not _LOG.isEnabledFor(logging.DEBUG):
-                    return  # a builder says hundreds of thousands of these
-                if level in keep:
-                    keep[level].append(" ".join(text.split()))
-                # what goes wrong is raised with these words; printing it too would say it twice
-                _LOG.log(min(levels.get(level, logging.DEBUG), logging.INFO), "%s", text)
-
-        self.logger = Bridge()
-
-    def clear(self) -> None:
-        """Forget what was said so far: call before what may fail."""
-        self.errors.clear()
-        self.warnings.clear()
-
-    def last_error(self) -> str:
-        """Return the last error's text; empty where there was none."""
-        return self.errors[-1] if self.errors else ""
-
-    def all_errors(self) -> Iterable[str]:
-        """Return the errors since `clear`, oldest first."""
-        return tuple(self.errors)
 
 
 @functools.cache

@@ -84,7 +84,7 @@ _RULES = (
         hint="build it from a graph without plugins; trtgen loads none",
     ),
     _Rule(
-        pattern=r"(?i)out of memory|OutOfMemory|cudaErrorMemoryAllocation|bad_alloc|memory allocation",
+        pattern=r"(?i)out[ _]?of[ _]?memory|could not be allocated|MemoryAllocation|bad_alloc|memory allocation",
         words="the GPU's memory is exhausted",
         hint="end what else uses the GPU (nvidia-smi), or build the plan for smaller batches",
         error=DeviceError,
@@ -102,9 +102,15 @@ _RULES = (
         error=DeviceError,
     ),
     _Rule(
+        pattern=r"CUDA_ERROR_\w*(?:ILLEGAL|LAUNCH_FAILED|ASSERT|MISALIGNED|ECC|HARDWARE_STACK|INVALID_PC|NVLINK)",
+        words="the GPU stopped with a fault",
+        hint="start the process again: after such a fault nothing more runs on the GPU in this one",
+        error=DeviceError,
+    ),
+    _Rule(
         pattern=r"has been chosen by another IExecutionContext",
         words="its optimization profile is in use by another execution context",
-        hint="close the other one first; an Engine of trtgen shares one among its sessions",
+        hint="close the other one first",
     ),
 )
 

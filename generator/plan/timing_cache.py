@@ -22,7 +22,7 @@ from generator.files import hash_bytes, write_temporary
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from generator.gpu.device import Gpu
+    from generator.gpu import Gpu
 
 _LOG = logging.getLogger(__name__)
 CacheState = Literal["cold", "warm", "off"]

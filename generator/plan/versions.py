@@ -7,6 +7,7 @@ RTX     the same API as 11, builds without a GPU, and has no timing cache
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,21 +16,23 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import PlanError
 from generator.plan.hints import advise, explain
 from generator.plan.library import TensorRTVersion, import_tensorrt, open_log
-from generator.plan.tensors import read_tensor, read_tensors
+from generator.runtime.device import EngineError
+from generator.runtime.engine import read_tensor, read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from generator.plan.library import TensorRTLog
     from generator.plan.progress import Progress
     from generator.plan.timing_cache import CacheState
+    from generator.runtime.library import TensorRTLog
     from generator.spec.plan import PlanOptions
     from generator.tensor import Profile, Tensor
 
 _LOG = logging.getLogger(__name__)
 _OLDEST_10 = (10, 12)
 _SHOWN_ERRORS = 3
+_GIVE_FP32 = "build the plan from a graph with UINT8 or FP32 input and FP32 output"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +151,7 @@ class Adapter:
         if parser.parse_from_file(str(path.resolve())):
             return []
         faults = [self._fault(parser.get_error(index), path) for index in range(parser.num_errors)]
-        return faults or [Fault(node="", operator="", text=self.log.last_error() or "the parser gave no reason")]
+        return faults or [Fault(node="", operator="", text=self.log.last_error("the parser gave no reason"))]
 
     def _fault(self, error: Any, path: Path) -> Fault:
         node, operator = "", ""
@@ -308,7 +311,8 @@ class Adapter:
             shape = tuple(tensor.shape)
         except ValueError:  # not even the number of axes is known before run time
             shape = ()
-        return read_tensor(self.name, tensor.name, tensor.dtype, shape)
+        with self._in_words():
+            return read_tensor(tensor.name, tensor.dtype, shape, self.name)
 
     def plan_tensors(self, plan: bytes) -> tuple[Sequence[Tensor], Sequence[Tensor], int]:
         """Load a plan that was built just now; return its inputs, its outputs and its number of profiles.
@@ -322,11 +326,19 @@ class Adapter:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self._failure("built a plan that it does not load")
-        return *read_tensors(self.name, self.trt, engine), engine.num_optimization_profiles
+        with self._in_words():
+            return *read_tensors(self.trt, engine, self.name), engine.num_optimization_profiles
+
+    @contextlib.contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except EngineError as error:
+            raise PlanError(f"{error}, which Triton cannot carry", hint=_GIVE_FP32) from error
 
     def _reason(self) -> str:
         # the cause often stands before the last one: memory that ran out, then a node without implementation
-        said = list(dict.fromkeys(self.log.all_errors() or self.log.warnings))
+        said = list(dict.fromkeys(self.log.errors or self.log.warnings))
         return "; ".join(said[-_SHOWN_ERRORS:]) or "no reason given"
 
     def _failure(self, what: str) -> PlanError:

@@ -63,7 +63,7 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
 
 def _plan_inputs(spec: ModelSpec, data: dict[str, Any]) -> dict[str, Any]:
     """What a plan follows from besides its graph: it runs on the GPU and with the TensorRT that built it."""
-    from generator.gpu.device import find_gpu, why_no_gpu
+    from generator.gpu import find_gpu, why_no_gpu
     from generator.plan.library import installed_version
 
     gpu = None if why_no_gpu() else find_gpu()

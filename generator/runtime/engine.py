@@ -1,296 +1,558 @@
-"""A plan in memory: opened with the checks that TensorRT leaves out, and run on rows of pixels.
+"""A plan on a GPU: its tensors and profiles, contexts, buffers and CUDA graphs, and how rows get through it.
 
-    with open_engine(Path("model.plan")) as engine:
-        scores = engine.run(pixels)
-
-An engine and its sessions belong to one thread at a time. They share one stream, and the sessions of one optimization
-profile share one execution context: TensorRT 8.6 and 10 refuse a profile to a second one. For work at the same time
-open the plan twice.
+The rows of all requests that run together are copied into pinned memory, piece by piece to the GPU, run as one batch
+(more than one only where they exceed the profiles), and come back in one copy.
 """
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any
+import contextlib
+import ctypes
+import math
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from generator.errors import DeviceError, PlanError
-from generator.plan.compatibility import Host, find_misfits
-from generator.plan.header import read_header
-from generator.plan.load_errors import explain_failure
-from generator.plan.passport import Passport, passport_path, read_passport
-from generator.plan.profiles import describe_profiles
-from generator.plan.tensors import read_profiles, read_tensors
-from generator.runtime.shapes import check_rows, choose_profile, contains, split_rows
+import numpy as np
+
+from ..tensor import Profile, ShapeRange, Tensor, from_tensorrt
+from .device import EngineError
+from .shapes import choose_profile, find_graph, find_misfit, find_row_ranges, split_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import NDArray
-    from typing_extensions import Self
 
-    from generator.gpu.device import Gpu
-    from generator.runtime.session import Session
-    from generator.tensor import Tensor
+    from .device import Device
+    from .library import TensorRTLog
+    from .shapes import Shape, Shapes
 
-_LOG = logging.getLogger(__name__)
-_KEPT_SESSIONS = 2  # of `run`: the full batch and the last remainder
+# What is staged goes to the GPU in pieces of at least this, so that the copies overlap with the staging of the rest.
+_PIECE_BYTES = 2 * 2**20
+_MOST_SHAPES = 4096  # remembered; then they are forgotten and looked up again
+OUT_OF_MEMORY = re.compile(r"out[ _]?of[ _]?memory|could not be allocated", re.IGNORECASE)
 
 
-def open_engine(path: Path, *, index: int = 0) -> Engine:
-    """Load a plan onto a GPU.
+class RequestError(EngineError):
+    """Rows that the plan cannot run."""
 
-    Its header and, where there is one, its passport are compared with this host first: TensorRT would say less.
 
-    Args:
-        path: The plan.
-        index: The GPU.
+class GraphSpec(NamedTuple):
+    """Shapes to record a CUDA graph for, one per input, and the least that it may stand in for."""
 
-    Raises:
-        PlanError: No plan, another plan than its passport's, or one that does not run here; the fix is in the hint.
-        DeviceError: No GPU, or its memory is exhausted.
-        MissingDependencyError: TensorRT or cuda-python is not installed.
-    """
-    from generator.gpu.device import find_gpu, use_gpu
-    from generator.plan.library import import_tensorrt, open_log
+    shapes: Shapes
+    lower: Shapes
 
-    header = read_header(path)
-    passport = read_passport(path, check_hash=True) if passport_path(path).is_file() else None
-    gpu = find_gpu(index)
-    trt = import_tensorrt()
-    if passport is None:
-        _LOG.info("%s has no passport; its header says TensorRT %s, this is %s", path, header.version, trt.__version__)
-    else:
-        _refuse_misfits(path, passport, Host(tensorrt=trt.__version__, gpu=gpu, source="this host"))
-    use_gpu(index)
-    log = open_log()
-    log.clear()
-    try:
-        runtime = trt.Runtime(log.logger)
-    except TypeError as error:  # pybind's word for a constructor that returned nothing
-        why = explain_failure("TensorRT does not start", log.all_errors(), otherwise=DeviceError, hint="run nvidia-smi")
-        raise why from error
-    if passport is not None and passport.is_version_compatible:
-        runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
-    if engine is None:
-        raise explain_failure(f"{path} cannot be loaded", log.all_errors())
-    return Engine(path, trt=trt, runtime=runtime, engine=engine, gpu=gpu)
+
+class Chunk(NamedTuple):
+    """Rows that run as one batch: from, to, in which context, with which shapes."""
+
+    start: int
+    stop: int
+    context: int
+    shapes: Shapes
+
+
+class Pinned:
+    """Host memory that the GPU copies from and to by itself; `array` shows it as bytes."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.address = 0
+        self.array = np.empty(0, np.uint8)
+
+    def reserve(self, size_bytes: int) -> NDArray[np.uint8]:
+        """Return the first bytes of it; it grows, and loses what it held, where it is too small."""
+        if size_bytes > self.array.nbytes:
+            self.close()
+            self.address = int(self.device.call("cuMemHostAlloc", size_bytes, 0))
+            self.array = np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(self.address))
+        return self.array[:size_bytes]
+
+    def close(self) -> None:
+        """Release it."""
+        self.array = np.empty(0, np.uint8)
+        if self.address:
+            self.device.release("cuMemFreeHost", self.address)
+        self.address = 0
 
 
 class Engine:
-    """An engine, its inputs, outputs and profiles; made by `open_engine`, given back by `close` or `with`.
+    """An engine, which `open` makes ready to run; it belongs to one thread.
+
+    Args:
+        device: The GPU; it must be closed after the engine.
+        plan: The whole file.
+        trt: The module tensorrt.
+        log: TensorRT's messages.
+        name: Whose plan it is, in messages.
+        host_code: Let the plan run code of its own, which a version-compatible one carries.
 
     Attributes:
-        path: The plan.
-        gpu: The GPU it is on.
-        trt: The module tensorrt.
-        engine: TensorRT's ICudaEngine.
         inputs: What it takes.
         outputs: What it makes.
-        profiles: The shapes it takes; a static engine has one, in which min, opt and max are equal.
-        device_memory_bytes: GPU memory of one execution context, weights not included.
-        stream: The one stream of all its sessions.
+        all_profiles: The shapes that it takes; a static engine has one, in which min, opt and max are equal.
+        profiles: Those that are open, with one of `contexts` each.
+        device_inputs: The addresses of the inputs on the GPU while it is open, `device_outputs` those of the outputs.
+
+    Raises:
+        EngineError: TensorRT refuses the plan, or it has inputs or outputs that cannot be served.
     """
 
-    def __init__(self, path: Path, *, trt: Any, runtime: Any, engine: Any, gpu: Gpu) -> None:
-        from generator.gpu.memory import Stream
-
-        self.path, self.gpu = path, gpu
-        self.trt, self.engine, self._runtime = trt, engine, runtime
-        self.inputs, self.outputs = read_tensors(path, trt, engine)
-        self.profiles = read_profiles(path, engine, self.inputs)
-        self.device_memory_bytes = int(
-            engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size
-        )
-        self.stream = Stream(gpu.index)
-        self._contexts: dict[int, Any] = {}
-        self._prepared: dict[int, Session] = {}  # by profile: whose shapes and addresses the context has
-        self._sessions: list[Session] = []
-        self._running: dict[int, Session] = {}  # of `run`, by batch
-
-    @property
-    def input(self) -> Tensor:
-        """The only input.
-
-        Raises:
-            PlanError: There are several.
-        """
-        return self._only(self.inputs, "input")
-
-    @property
-    def output(self) -> Tensor:
-        """The only output.
-
-        Raises:
-            PlanError: There are several.
-        """
-        return self._only(self.outputs, "output")
-
-    def run(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return what the engine makes of any number of rows, in as few batches as the profiles allow.
-
-        Args:
-            rows: The input's data type; axis 0 is the row, the other axes are the input's.
-
-        Raises:
-            PlanError: Another data type or shape, or no row.
-            DeviceError: The GPU fails, or its memory is exhausted.
-        """
-        import numpy as np
-
-        check_rows(self.input, rows.shape, str(rows.dtype))
-        parts, start = [], 0
-        for count, batch in split_rows(len(rows), self._batch_ranges()):
-            session = self._session_for(batch)
-            session.input[:count] = rows[start : start + count]
-            session.input[count:] = 0
-            session.copy_in()
-            session.enqueue()
-            session.copy_out()
-            session.synchronize()
-            parts.append(session.output[:count].copy())
-            start += count
-        return np.concatenate(parts)
-
-    def session(self, batch: int, *, profile: int | None = None, cuda_graph: bool = False) -> Session:
-        """Return buffers and an execution context for batches of exactly this size.
-
-        Args:
-            batch: Rows.
-            profile: Index of the optimization profile; default: the one that was chosen for the nearest batch.
-            cuda_graph: Record the work once and launch it as a CUDA graph.
-
-        Raises:
-            PlanError: No profile has this batch, or the engine has several inputs or outputs.
-            DeviceError: The GPU's memory is exhausted.
-        """
-        from generator.gpu.device import use_gpu
-        from generator.runtime.session import Session
-
-        self._check_open()
-        use_gpu(self.gpu.index)
-        shapes = {self.input.name: (batch, *self.input.shape[1:])}
-        if profile is None:
-            profile = choose_profile(self.profiles, shapes)
-        elif not 0 <= profile < len(self.profiles):
-            msg = f"{self.path} has no optimization profile {profile}, it has {len(self.profiles)}"
-            raise PlanError(msg, hint=f"take one from 0 to {len(self.profiles) - 1}")
-        elif not contains(self.profiles[profile], shapes):
-            msg = f"profile {profile} of {self.path} has no batch of {batch}: {describe_profiles(self.profiles)}"
-            raise PlanError(msg, hint="leave the profile to be chosen, or take another batch")
-        session = Session(self, batch=batch, profile=profile, cuda_graph=cuda_graph)
-        self._sessions.append(session)
-        return session
-
-    def close(self) -> None:
-        """Close every session, then give back contexts, engine and runtime, in this order; twice is harmless."""
-        for session in list(reversed(self._sessions)):  # each takes itself off the list
-            session.close()
-        self._sessions.clear()
-        self._running.clear()
-        self._prepared.clear()
-        # TensorRT's objects free their memory when nothing refers to them any more
-        self._contexts.clear()
-        self.engine = None
-        self._runtime = None
-        self.stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def __init__(
+        self, device: Device, plan: bytes, *, trt: Any, log: TensorRTLog, name: str, host_code: bool = False
     ) -> None:
-        self.close()
+        self.device, self.trt, self.log, self.name = device, trt, log, name
+        self.contexts: list[Any] = []
+        self.profiles: tuple[Profile, ...] = ()
+        self.graphs: list[dict[Shapes, tuple[Shapes, Any]]] = []
+        self.device_inputs: list[int] = []
+        self.device_outputs: list[int] = []
+        self.engine: Any = None
+        self._plan_bytes = len(plan)
+        self._running = False
+        self.release()
+        self.log.clear()
+        try:
+            self.runtime = trt.Runtime(log.logger)
+        except TypeError as error:  # what the bindings raise where TensorRT gives them nothing
+            raise self._error(f"TensorRT does not start: {log.last_error()}") from error
+        if host_code:
+            self.runtime.engine_host_code_allowed = True
+        self.engine = self._deserialize(plan)
+        self.inputs, self.outputs = read_tensors(trt, self.engine, name)
+        self._dtypes = self._check_tensors()
+        self.all_profiles = read_profiles(self.engine, self.inputs)
+        self.host_inputs = [Pinned(device) for _ in self.inputs]
+        self.host_outputs = [Pinned(device) for _ in self.outputs]
 
-    def context_for(self, session: Session) -> Any:
-        """Return the execution context of the session's profile with the session's shapes and addresses.
+    def _deserialize(self, plan: bytes) -> Any:
+        engine = self.runtime.deserialize_cuda_engine(plan)
+        if engine is None and any("plugin" in message.lower() for message in self.log.errors):
+            self.trt.init_libnvinfer_plugins(self.log.logger, "")
+            engine = self.runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise self._error(f"unable to create TensorRT engine: {self.log.last_error()}")
+        return engine
+
+    def _check_tensors(self) -> dict[str, np.dtype[Any]]:
+        """Return numpy's type of each input and output; refuse what cannot be served."""
+        engine, trt, dtypes = self.engine, self.trt, {}
+        for tensor in (*self.inputs, *self.outputs):
+            name = tensor.name
+            try:
+                dtypes[name] = np.dtype(tensor.data_type.numpy)
+            except TypeError as error:
+                kind = tensor.data_type.tensorrt
+                raise EngineError(f"unsupported datatype {kind} of tensor '{name}' for {self.name}") from error
+            if engine.is_shape_inference_io(name) or engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+                raise EngineError(f"tensor '{name}' is a shape tensor, which is not supported, for {self.name}")
+            if engine.get_tensor_format(name) != trt.TensorFormat.LINEAR:
+                raise EngineError(
+                    f"tensor '{name}' uses a non-linear IO format, which is not supported, for {self.name}: "
+                    "build the plan with linear inputs and outputs"
+                )
+        return dtypes
+
+    def open(self, numbers: Sequence[int], largest: Sequence[Shapes], *, most_rows: int) -> None:
+        """Create a context for each of these profiles of the plan, and buffers for the largest shapes of each.
+
+        Args:
+            numbers: Places in `all_profiles`.
+            largest: The largest shapes that will come, which the profile takes.
+            most_rows: How many rows may run at once; 0 where requests have no batch axis.
 
         Raises:
-            DeviceError: The GPU's memory is exhausted.
-            PlanError: TensorRT refuses the profile, the shapes or the addresses.
+            EngineError: TensorRT refuses, or the GPU's memory is exhausted.
         """
-        from generator.gpu.device import use_gpu
+        self.release()
+        self._most_rows = most_rows
+        self.profiles = tuple(self.all_profiles[number] for number in numbers)
+        try:
+            shapes = [
+                (*shapes, *self._open_context(place, number, shapes))
+                for place, (number, shapes) in enumerate(zip(numbers, largest, strict=True))
+            ]
+            self._allocate(shapes)
+        except EngineError as error:
+            raise self._error(str(error)) from error
 
-        self._check_open()
-        if self._prepared.get(session.profile) is session:
-            return self._contexts[session.profile]
-        use_gpu(self.gpu.index)
-        context = self.bare_context(session.profile)
-        session.prepare(context)
-        self._prepared[session.profile] = session
-        return context
-
-    def bare_context(self, profile: int) -> Any:
-        """Return the profile's execution context without shapes and addresses of a session.
-
-        Raises:
-            DeviceError: The GPU's memory is exhausted.
-            PlanError: TensorRT refuses the profile.
-        """
-        self._prepared.pop(profile, None)
-        context = self._contexts.get(profile)
-        if context is None:
-            context = self._contexts[profile] = self._make_context(profile)
-        return context
-
-    def forget(self, session: Session) -> None:
-        """Take a session that closes itself off the books."""
-        if self._prepared.get(session.profile) is session:
-            del self._prepared[session.profile]
-        if session in self._sessions:
-            self._sessions.remove(session)
-
-    def _make_context(self, profile: int) -> Any:
-        from generator.gpu.memory import mib
-        from generator.plan.library import open_log
-
-        log = open_log()
-        log.clear()
+    def _open_context(self, place: int, number: int, shapes: Shapes) -> Shapes:
+        """Create a context for the profile `number` and return the shapes of the outputs for those of the inputs."""
+        self.log.clear()
         context = self.engine.create_execution_context()
         if context is None:
-            needs = f"{self.path}: an execution context needs {mib(self.device_memory_bytes)} of GPU memory"
-            raise explain_failure(
-                needs,
-                log.all_errors(),
-                otherwise=DeviceError,
-                hint="end what else uses the GPU, or take smaller batches",
-            )
-        chosen = context.active_optimization_profile == profile
-        if not chosen and not context.set_optimization_profile_async(profile, self.stream.handle):
-            raise explain_failure(f"{self.path}: optimization profile {profile} is refused", log.all_errors())
-        self.stream.synchronize()
-        return context
+            raise EngineError(f"unable to create TensorRT context for {self.name}: {self.log.last_error()}")
+        self.contexts.append(context)
+        self._current.append(None)
+        if context.active_optimization_profile != number:
+            if not context.set_optimization_profile_async(number, self.device.stream_number):
+                raise EngineError(f"unable to set optimization profile {number}: {self.log.last_error()}")
+            self.device.wait()
+        return self.find_output_shapes(place, shapes)
 
-    def _session_for(self, batch: int) -> Session:
-        session = self._running.pop(batch, None)
-        if session is None:
-            while len(self._running) >= _KEPT_SESSIONS:
-                self._running.pop(next(iter(self._running))).close()
-            session = self.session(batch)
-        self._running[batch] = session
-        return session
+    def _allocate(self, largest: Sequence[Shapes]) -> None:
+        """Take buffers for the largest shapes, one list per context, and tell the contexts where they are."""
+        tensors = (*self.inputs, *self.outputs)
+        self._sizes[:] = [
+            max(self.count_bytes(shapes[number], tensor) for shapes in largest) for number, tensor in enumerate(tensors)
+        ]
+        for number, size in enumerate(self._sizes):
+            pointers = self.device_inputs if number < len(self.inputs) else self.device_outputs
+            pointers.append(self.device.allocate(size))
+            self.device.fill(pointers[-1], 0, size)  # graphs are recorded on it: no wild indices
+        for host, size in zip((*self.host_inputs, *self.host_outputs), self._sizes, strict=True):
+            host.reserve(max(size, 1))
+        for context in self.contexts:
+            for tensor, pointer in zip(tensors, (*self.device_inputs, *self.device_outputs), strict=True):
+                if not context.set_tensor_address(tensor.name, pointer):
+                    raise EngineError(f"unable to set the address of '{tensor.name}': {self.log.last_error()}")
 
-    def _batch_ranges(self) -> tuple[tuple[int, int], ...]:
-        return tuple(profile[self.input.name].batches for profile in self.profiles)
+    def find_ranges(self, rows: Shapes, shapes: Sequence[Shape]) -> list[tuple[int, int]]:
+        """Return (least, most) rows of every open profile that takes rows of these shapes; without batching, one row.
 
-    def _only(self, tensors: Sequence[Tensor], what: str) -> Tensor:
-        if len(tensors) != 1:
-            names = ", ".join(tensor.name for tensor in tensors) or "none"
-            msg = f"{self.path} has {len(tensors)} {what}s ({names}), one was expected"
-            raise PlanError(msg, hint="build it from a graph with one image input and one output")
-        return tensors[0]
+        `shapes` are those of the whole arrays, for the message.
 
-    def _check_open(self) -> None:
-        if self.engine is None:
-            msg = f"the engine of {self.path} is closed"
-            raise ValueError(msg)
+        Raises:
+            RequestError: There is none.
+        """
+        found = self._row_ranges.get(rows)
+        if found is None:
+            found = find_row_ranges(self.profiles, rows, self._most_rows)
+            if not found:
+                raise RequestError(self._find_misfit(shapes))
+            if len(self._row_ranges) >= _MOST_SHAPES:
+                self._row_ranges.clear()
+            self._row_ranges[rows] = found
+        return found
+
+    def _find_misfit(self, shapes: Sequence[Shape]) -> str:
+        """Return why no profile takes these shapes: as Triton does, by the example of the first."""
+        problem = find_misfit(self.inputs, self.profiles[0], shapes, self.name)
+        return problem or f"no optimization profile of {self.name} takes {', '.join(str(list(s)) for s in shapes)}"
+
+    def run(self, feeds: Sequence[Sequence[NDArray[Any]]]) -> list[NDArray[Any]]:
+        """Run the rows of all feeds as one batch, or as more than one where they exceed the profiles.
+
+        Args:
+            feeds: An array per input each, all with rows of the same shape. Without a batch axis there is one feed.
+
+        Returns:
+            For each output the rows of all feeds, one after the other. They lie in the staging memory: the next run
+            writes over them.
+
+        Raises:
+            RequestError: No profile takes these rows.
+            EngineError: TensorRT or CUDA fails.
+        """
+        batched = bool(self._most_rows)
+        rows = tuple(array.shape[1:] if batched else array.shape for array in feeds[0])
+        counts = [arrays[0].shape[0] if batched else 1 for arrays in feeds]
+        total = sum(counts)
+        if not total:
+            empty = [(0, *(max(dim, 0) for dim in tensor.shape[1:])) for tensor in self.outputs]
+            return [np.empty(shape, self._dtypes[one.name]) for shape, one in zip(empty, self.outputs, strict=True)]
+        chunks = self._split(total, rows)
+        inputs = [
+            self._view(self.host_inputs[number], (total, *row), tensor)
+            for number, (row, tensor) in enumerate(zip(rows, self.inputs, strict=True))
+        ]
+        outputs = self._stage_outputs(chunks, total)
+        try:
+            self._feed(feeds, counts, inputs, chunks)
+        finally:
+            self.wait()
+        return outputs
+
+    def _split(self, total: int, rows: Shapes) -> list[Chunk]:
+        """Return the rows as chunks that the profiles take."""
+        whole = [(total, *row) for row in rows] if self._most_rows else list(rows)
+        parts = split_rows(total, self.find_ranges(rows, whole))
+        if parts is None:
+            raise RequestError(self._find_misfit(whole))
+        chunks = []
+        for start, stop in parts:
+            shapes = tuple((stop - start, *row) for row in rows) if self._most_rows else rows
+            context = choose_profile(self.profiles, shapes)
+            assert context is not None, "the ranges are those of the profiles"
+            chunks.append(Chunk(start, stop, context, shapes))
+        return chunks
+
+    def _stage_outputs(self, chunks: Sequence[Chunk], total: int) -> list[NDArray[Any]]:
+        """Return an array for each output of all chunks, rows first."""
+        shapes = [self.find_output_shapes(chunk.context, chunk.shapes) for chunk in chunks]
+        arrays = []
+        for number, tensor in enumerate(self.outputs):
+            row = shapes[0][number][1:] if self._most_rows else shapes[0][number]
+            for chunk, found in zip(chunks, shapes, strict=True):
+                if self._most_rows and found[number] != (chunk.stop - chunk.start, *row):
+                    raise EngineError(
+                        f"output '{tensor.name}' has shape {list(found[number])}: "
+                        f"expected {chunk.stop - chunk.start} rows, one per row of the inputs"
+                    )
+            arrays.append(self._view(self.host_outputs[number], (total, *row), tensor))
+        return arrays
+
+    def _feed(
+        self,
+        feeds: Sequence[Sequence[NDArray[Any]]],
+        counts: Sequence[int],
+        inputs: Sequence[NDArray[Any]],
+        chunks: Sequence[Chunk],
+    ) -> None:
+        """Stage the feeds one after the other; what is staged is sent, and run as soon as a chunk is complete."""
+        sizes = [view[:1].nbytes for view in inputs]
+        waiting = iter(chunks)
+        chunk: Chunk | None = next(waiting)
+        staged = sent = 0
+        for arrays, count in zip(feeds, counts, strict=True):
+            for view, array in zip(inputs, arrays, strict=True):
+                np.copyto(view[staged : staged + count], array)
+            staged += count
+            while chunk is not None:
+                stop = min(staged, chunk.stop)
+                complete = stop == chunk.stop
+                if not complete and (stop - sent) * sum(sizes) < _PIECE_BYTES:
+                    break
+                for number, size in enumerate(sizes):
+                    self.send(number, sent * size, (sent - chunk.start) * size, (stop - sent) * size)
+                sent = stop
+                if not complete:
+                    break
+                self.launch(chunk.context, chunk.shapes)
+                self.receive(chunk.start, chunk.context, chunk.shapes)
+                chunk = next(waiting, None)
+
+    def find_output_shapes(self, context: int, shapes: Shapes) -> Shapes:
+        """Return the shape of every output for these shapes of the inputs."""
+        found = self._output_shapes.get((context, shapes))
+        if found is None:
+            self._set_shapes(context, shapes)
+            found = tuple(_edges(self.contexts[context].get_tensor_shape(tensor.name)) for tensor in self.outputs)
+            unknown = [tensor.name for tensor, shape in zip(self.outputs, found, strict=True) if -1 in shape]
+            if unknown:
+                raise EngineError(f"the shape of output '{unknown[0]}' depends on data, which is not supported")
+            if len(self._output_shapes) >= _MOST_SHAPES:
+                self._output_shapes.clear()
+            self._output_shapes[context, shapes] = found
+        return found
+
+    def _set_shapes(self, context: int, shapes: Shapes) -> None:
+        if self._current[context] == shapes:
+            return
+        if self._running:  # the shapes are those of what runs, too
+            self.wait()
+        self._current[context] = None
+        self.log.errors.clear()
+        for tensor, shape in zip(self.inputs, shapes, strict=True):
+            if -1 in tensor.shape and not self.contexts[context].set_input_shape(tensor.name, shape):
+                why = self.log.last_error()
+                raise EngineError(f"unable to set shape {list(shape)} of input '{tensor.name}': {why}")
+        self._current[context] = shapes
+
+    def stage(self, number: int, array: NDArray[Any]) -> None:
+        """Copy an array into the staging memory of an input, from where `send` takes it."""
+        np.copyto(self._view(self.host_inputs[number], array.shape, self.inputs[number]), array)
+
+    def send(self, number: int, host_offset: int, device_offset: int, size_bytes: int) -> None:
+        """Start the copy of a staged part of an input to the GPU."""
+        source, target = self.host_inputs[number].address + host_offset, self.device_inputs[number] + device_offset
+        self.device.copy_in(target, source, size_bytes)
+
+    def launch(self, context: int, shapes: Shapes) -> None:
+        """Start the network on what was sent, with a CUDA graph where one was recorded for these shapes."""
+        graph = find_graph(self.graphs[context], shapes) if self.graphs else None
+        if graph is not None:
+            self.device.launch(graph)
+        else:
+            self.enqueue(context, shapes)
+
+    def enqueue(self, context: int, shapes: Shapes) -> None:
+        """Start the network without a graph."""
+        self._set_shapes(context, shapes)
+        self.log.errors.clear()  # those of an earlier request
+        if not self.contexts[context].execute_async_v3(self.device.stream_number):
+            raise EngineError(f"unable to enqueue for inference {self.name}: {self.log.last_error()}")
+        self._running = True
+
+    def receive(self, start: int, context: int, shapes: Shapes) -> None:
+        """Start the copy of all outputs to the staging memory, from row `start` on."""
+        found = self.find_output_shapes(context, shapes)
+        for number, (tensor, shape) in enumerate(zip(self.outputs, found, strict=True)):
+            size = self.count_bytes(shape, tensor)
+            target = self.host_outputs[number].address + (start * size // shape[0] if start else 0)
+            self.device.copy_out(target, self.device_outputs[number], size)
+
+    def fetch(self, context: int, shapes: Shapes) -> list[NDArray[Any]]:
+        """Return copies of the outputs of what runs, once it is done."""
+        found = self.find_output_shapes(context, shapes)
+        views = [
+            self._view(host, shape, tensor)
+            for host, shape, tensor in zip(self.host_outputs, found, self.outputs, strict=True)
+        ]
+        self.receive(0, context, shapes)
+        self.wait()
+        return [view.copy() for view in views]
+
+    def wait(self) -> None:
+        """Return when everything that was started is done."""
+        self.device.wait()
+        self._running = False
+
+    def record_graphs(self, specs: Sequence[Sequence[GraphSpec]]) -> list[str]:
+        """Record CUDA graphs, a list for each context; return what cannot be recorded or used, and runs without."""
+        warnings = []
+        self.graphs = [{} for _ in self.contexts]
+        for context, wanted in enumerate(specs):
+            for spec in wanted:
+                try:
+                    self.graphs[context][spec.shapes] = (spec.lower, self.record(context, spec.shapes))
+                except EngineError as error:
+                    warnings.append(f"unable to record CUDA graph for {self.name}, shapes {spec.shapes}: {error}")
+        return [*warnings, *self._check_graphs()]
+
+    def record(self, context: int, shapes: Shapes) -> Any:
+        """Return a CUDA graph of the network on what lies at the context's addresses."""
+        self.find_output_shapes(context, shapes)
+        self.enqueue(context, shapes)  # TensorRT does the work of the first time now, not while recording
+        self.wait()
+        return self.device.record(lambda: self.enqueue(context, shapes))
+
+    def _check_graphs(self) -> list[str]:
+        """Drop each graph that does not give what the context gives.
+
+        They all were recorded from one context, which has had other shapes since: TensorRT does not promise that they
+        still work. With the static memory of these contexts they do, here it is seen.
+        """
+        warnings = []
+        random = np.random.default_rng(0)
+        for context, graphs in enumerate(self.graphs):
+            least = tuple(one.min for one in self.profiles[context].values())
+            for shapes, (_, graph) in list(graphs.items()):
+                for number, (shape, tensor) in enumerate(zip(shapes, self.inputs, strict=True)):
+                    self.stage(number, draw(random, shape, self._dtypes[tensor.name]))
+                    self.send(number, 0, 0, self.count_bytes(shape, tensor))
+                for other in (*graphs, least):
+                    self.enqueue(context, other)  # other shapes take effect when something runs with them
+                for number, pointer in enumerate(self.device_outputs, len(self.inputs)):
+                    self.device.fill(pointer, 255, self._sizes[number])  # what the graph leaves unwritten is seen
+                self.device.launch(graph)
+                got = self.fetch(context, shapes)
+                self.enqueue(context, shapes)
+                if not all(map(_is_close, self.fetch(context, shapes), got)):
+                    del graphs[shapes]
+                    self.device.release("cuGraphExecDestroy", graph)
+                    warnings.append(f"{self.name}: the CUDA graph for {shapes} differs and is not used")
+        return warnings
+
+    def count_bytes(self, shape: Shape, tensor: Tensor) -> int:
+        """Return the size of one of its tensors in this shape."""
+        return math.prod(shape) * self._dtypes[tensor.name].itemsize
+
+    def _view(self, host: Pinned, shape: Shape, tensor: Tensor) -> NDArray[Any]:
+        """Return the beginning of staging memory as an array; it may move what the memory held before."""
+        return host.reserve(self.count_bytes(shape, tensor)).view(self._dtypes[tensor.name]).reshape(shape)
+
+    @property
+    def needs(self) -> int:
+        """Bytes of GPU memory for the plan, its contexts and buffers, as far as they are known yet."""
+        return self._plan_bytes + sum(self._sizes) + self.context_bytes * max(len(self.profiles), 1)
+
+    @property
+    def context_bytes(self) -> int:
+        """Bytes of GPU memory for one execution context, weights not included."""
+        engine = self.engine
+        if engine is None:
+            return 0
+        has_v2 = hasattr(engine, "device_memory_size_v2")
+        return int(engine.device_memory_size_v2 if has_v2 else engine.device_memory_size)
+
+    def _error(self, message: str) -> EngineError:
+        """Return the error, with what an engine needs where the GPU's memory was too small for it."""
+        short = any(OUT_OF_MEMORY.search(text) for text in (message, *self.log.errors))
+        return EngineError(message, needs=self.needs if short else 0)
+
+    def release(self) -> None:
+        """Give back graphs, contexts and buffers; the engine stays, and can be opened again."""
+        if self.contexts:
+            with contextlib.suppress(EngineError):  # it was raised where it happened
+                self.wait()
+        for graphs in self.graphs:
+            for _, graph in graphs.values():
+                self.device.release("cuGraphExecDestroy", graph)
+        self.graphs, self.contexts, self.profiles = [], [], ()
+        for pointer in (*self.device_inputs, *self.device_outputs):
+            self.device.release("cuMemFree", pointer)
+        self.device_inputs, self.device_outputs = [], []
+        self._sizes: list[int] = []
+        self._current: list[Shapes | None] = []
+        self._output_shapes: dict[tuple[int, Shapes], Shapes] = {}
+        self._row_ranges: dict[Shapes, list[tuple[int, int]]] = {}
+        self._most_rows = 0
+
+    def close(self) -> None:
+        """Release everything, in the order in which it depends on each other."""
+        self.release()
+        self.engine = self.runtime = None
+        for host in (*self.host_inputs, *self.host_outputs):
+            host.close()
 
 
-def _refuse_misfits(path: Path, passport: Passport, host: Host) -> None:
-    for misfit in find_misfits(passport, host):
-        if misfit.severity == "refuse":
-            raise PlanError(f"{path} does not run here: {misfit}", hint=misfit.hint)
-        _LOG.warning("%s: %s; %s", path, misfit, misfit.hint)
+def read_tensor(name: str, data_type: Any, dims: Any, owner: str) -> Tensor:
+    """Return an input or output from its parts, as networks and engines have them; `owner` is for the message.
+
+    Raises:
+        EngineError: Its data type only lives inside an engine.
+    """
+    try:
+        return Tensor(name=name, data_type=from_tensorrt(data_type.name), shape=_edges(dims))
+    except KeyError as error:
+        raise EngineError(f"unsupported datatype {data_type.name} of tensor '{name}' for {owner}") from error
+
+
+def read_tensors(trt: Any, engine: Any, owner: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return inputs and outputs of an ICudaEngine in its order.
+
+    Raises:
+        EngineError: One has a data type that only lives inside an engine.
+    """
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    for number in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(number)
+        tensor = read_tensor(name, engine.get_tensor_dtype(name), engine.get_tensor_shape(name), owner)
+        (inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs).append(tensor)
+    return tuple(inputs), tuple(outputs)
+
+
+def read_profiles(engine: Any, inputs: Sequence[Tensor]) -> tuple[Profile, ...]:
+    """Return the profiles; a static engine has one, in which min, opt and max are equal."""
+
+    def read_range(tensor: Tensor, number: int) -> ShapeRange:
+        if -1 not in tensor.shape:
+            return ShapeRange(min=tensor.shape, opt=tensor.shape, max=tensor.shape)
+        least, best, most = map(_edges, engine.get_tensor_profile_shape(tensor.name, number))
+        return ShapeRange(min=least, opt=best, max=most)
+
+    count = max(engine.num_optimization_profiles, 1)
+    return tuple({tensor.name: read_range(tensor, number) for tensor in inputs} for number in range(count))
+
+
+def draw(random: np.random.Generator, shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return random numbers that any network takes: whole numbers may be indices, and are 0 unless they are pixels."""
+    if dtype == np.uint8:
+        return random.integers(0, 256, shape, np.uint8)
+    if np.issubdtype(dtype, np.floating):
+        return random.standard_normal(shape, np.float32).astype(dtype)
+    return np.zeros(shape, dtype)
+
+
+def _edges(dims: Any) -> Shape:
+    return tuple(int(edge) for edge in dims)
+
+
+def _is_close(expected: NDArray[Any], got: NDArray[Any]) -> bool:
+    """Tell whether two outputs agree to 1 % of the largest value."""
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    finite = np.abs(a[np.isfinite(a)])
+    return bool(np.allclose(a, b, rtol=0.01, atol=0.01 * (finite.max() if finite.size else 0), equal_nan=True))

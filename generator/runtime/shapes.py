@@ -1,84 +1,100 @@
-"""What an engine takes and makes, and which profile and batches to take for it. Pure: no TensorRT, no GPU."""
+"""Which profile takes which rows, and as which batches they run. No TensorRT, no GPU.
+
+Shapes are one per input, in the order of the engine's inputs, which is that of the entries of a profile, too.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.errors import PlanError
-from generator.plan.profiles import describe_profiles
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from generator.tensor import Profile, Tensor
+    from ..tensor import Profile, Tensor
+
+    Shape = tuple[int, ...]
+    Shapes = tuple[Shape, ...]
 
 
-def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the profile whose opt is nearest to `shapes` among those that contain them, as Triton's backend does.
+def is_between(shape: Shape, least: Shape, most: Shape) -> bool:
+    """Tell whether each dimension lies in its range."""
+    return len(shape) == len(least) and all(a <= dim <= b for a, dim, b in zip(least, shape, most, strict=True))
 
-    The distance is the sum over all axes of all inputs; of equally near ones the first is taken.
 
-    Raises:
-        PlanError: No profile contains them.
+def contains(profile: Profile, shapes: Shapes) -> bool:
+    """Tell whether the profile takes these shapes."""
+    return all(is_between(shape, one.min, one.max) for one, shape in zip(profile.values(), shapes, strict=True))
+
+
+def choose_profile(profiles: Sequence[Profile], shapes: Shapes) -> int | None:
+    """Return the place of the profile whose optimum is nearest to the shapes among those that take them, if any does.
+
+    The distance is the sum over all axes of all inputs, as in Triton's backend; of equally near ones the first is
+    taken.
     """
-    fitting = [index for index, profile in enumerate(profiles) if contains(profile, shapes)]
-    if not fitting:
-        asked = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-        msg = f"no optimization profile takes {asked}: {describe_profiles(profiles)}"
-        raise PlanError(msg, hint="take a batch that a profile covers, or build the plan with a profile for it")
 
-    def distance(index: int) -> int:
-        return sum(
-            abs(edge - best)
-            for name, shape in shapes.items()
-            for edge, best in zip(shape, profiles[index][name].opt, strict=True)
-        )
+    def distance(place: int) -> int:
+        pairs = zip(profiles[place].values(), shapes, strict=True)
+        return sum(abs(best - dim) for one, shape in pairs for best, dim in zip(one.opt, shape, strict=True))
 
-    return min(fitting, key=distance)
+    places = [place for place, profile in enumerate(profiles) if contains(profile, shapes)]
+    return min(places, key=distance, default=None)
 
 
-def split_rows(rows: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return (rows, batch) of each execution: full batches first; `batch` is more than `rows` where none fits.
+def find_row_ranges(profiles: Sequence[Profile], rows: Shapes, most: int) -> list[tuple[int, int]]:
+    """Return (least, most) rows of each profile that takes rows of these shapes.
 
-    Args:
-        rows: At least 1.
-        ranges: Smallest and largest batch of each profile.
+    `most` is the largest batch that is wanted; 0 says that there is no batch axis, and gives (1, 1).
     """
-    largest = max(high for _, high in ranges)
-    full, rest = divmod(rows, largest)
-    parts = [(largest, largest)] * full
-    if rest:
-        # the smallest batch that holds them all: itself within a profile, else the next profile's smallest
-        parts.append((rest, min(max(low, rest) for low, high in ranges if high >= rest)))
-    return parts
+    found = []
+    for profile in profiles:
+        ranges = profile.values()
+        whole = slice(1 if most else 0, None)
+        if not all(is_between(row, one.min[whole], one.max[whole]) for row, one in zip(rows, ranges, strict=True)):
+            continue
+        if not most:
+            found.append((1, 1))
+            continue
+        least = max(one.min[0] for one in ranges)
+        largest = min(most, *(one.max[0] for one in ranges))
+        if least <= largest:
+            found.append((least, largest))
+    return found
 
 
-def check_rows(tensor: Tensor, shape: tuple[int, ...], data_type: str) -> None:
-    """Refuse rows that are not what the input takes.
-
-    Raises:
-        PlanError: Another data type or shape, or no row.
-    """
-    wanted = "x".join(str(edge) for edge in tensor.shape[1:])
-    if len(shape) != len(tensor.shape) or any(
-        edge not in (-1, given) for edge, given in zip(tensor.shape[1:], shape[1:], strict=True)
-    ):
-        msg = f"input {tensor.name} takes rows of {wanted}, the array has the shape {list(shape)}"
-        raise PlanError(msg, hint="prepare the pixels with the model's own recipe")
-    if data_type != tensor.data_type.numpy:
-        msg = f"input {tensor.name} takes {tensor.data_type.numpy}, the array is {data_type}"
-        raise PlanError(msg, hint=f"convert it: array.astype({tensor.data_type.numpy!r})")
-    if shape[0] < 1:
-        msg = f"input {tensor.name} got no row"
-        raise PlanError(msg, hint="give at least one image")
+def split_rows(rows: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
+    """Return (start, stop) of as few batches as the ranges allow; None where some rows are too few for any."""
+    chunks, start = [], 0
+    while start < rows:
+        sizes = [min(rows - start, most) for least, most in ranges if least <= rows - start]
+        if not sizes:
+            return None
+        chunks.append((start, start + max(sizes)))
+        start += max(sizes)
+    return chunks
 
 
-def contains(profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Say whether the profile takes these shapes."""
-    for name, shape in shapes.items():
-        one = profile[name]
-        if len(shape) != len(one.min) or not all(
-            low <= edge <= high for low, edge, high in zip(one.min, shape, one.max, strict=True)
-        ):
-            return False
-    return True
+def find_misfit(inputs: Sequence[Tensor], profile: Profile, shapes: Sequence[Shape], name: str) -> str:
+    """Return why a profile does not take these shapes, in the words of Triton's backend; empty where it does."""
+    for tensor, one, shape in zip(inputs, profile.values(), shapes, strict=True):
+        words = f"request specifies invalid shape for input '{tensor.name}' for {name}. Error details: "
+        if len(shape) != len(one.min):
+            return f"{words}model expected {len(one.min)} dimensions but received {len(shape)}"
+        for place, (least, dim, most) in enumerate(zip(one.min, shape, one.max, strict=True)):
+            if not least <= dim <= most:
+                between = f"to be between {least} and {most} but received {dim}"
+                return f"{words}model expected the shape of dimension {place} {between}"
+    return ""
+
+
+def find_graph(graphs: Mapping[Shapes, tuple[Shapes, object]], shapes: Shapes) -> object | None:
+    """Return the graph for exactly these shapes, or the smallest one that may stand in for it, or None."""
+    exact = graphs.get(shapes)
+    if exact is not None:
+        return exact[1]
+    able = [
+        (upper, graph)
+        for upper, (lower, graph) in graphs.items()
+        if all(is_between(shape, a, b) for shape, a, b in zip(shapes, lower, upper, strict=True))
+    ]
+    return min(able, key=lambda pair: pair[0])[1] if able else None

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from generator import tensor
 from generator.errors import ConfigError, ServerError
 from generator.render import template_root
 from generator.repository import published_root, recover
@@ -125,7 +126,18 @@ def assemble_backends(triton: EmbeddedTriton, directory: Path) -> Path:
         target = backends / model.parent.name
         target.mkdir()
         shutil.copy2(model, target / model.name)
+    copy_runtime(backends / "tensorrt")
     return backends
+
+
+def copy_runtime(backend: Path) -> None:
+    """Put `generator.runtime`, and what it imports, beside the backend's model.py as the package `trtgen_runtime`."""
+    package = backend / "trtgen_runtime"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    shutil.copy2(str(tensor.__file__), package)
+    runtime = Path(tensor.__file__).parent / "runtime"
+    shutil.copytree(runtime, package / runtime.name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def assemble_python(triton: EmbeddedTriton, directory: Path) -> Path:

@@ -82,7 +82,7 @@ def check_local_plans(plans: Sequence[Path]) -> None:
         MissingDependencyError: No TensorRT.
         PlanError: See `check_plans`.
     """
-    from generator.gpu.device import why_no_gpu
+    from generator.gpu import why_no_gpu
     from generator.plan.compatibility import local_host
     from generator.plan.library import installed_version
 

@@ -36,7 +36,7 @@ def describe_bench(onnx: OnnxModel, schedule: Schedule, *, device: str, weights:
     Raises:
         DeviceError, MissingDependencyError: `device` is "cuda", and the GPU cannot be asked.
     """
-    from generator.gpu.device import find_gpu
+    from generator.gpu import find_gpu
 
     return {
         **describe_run(python=platform.python_version()),

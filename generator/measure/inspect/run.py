@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from generator.measure.inspect.nodes import OnnxGraph
+    from generator.plan.engine import PlanEngine
     from generator.plan.header import PlanHeader
     from generator.plan.passport import Passport
-    from generator.runtime.engine import Engine
-    from generator.runtime.session import Session
+    from generator.runtime.shapes import Shapes
     from generator.tensor import Profile
 
 _PLAN_SUFFIXES = (".plan", ".engine", ".trt")
@@ -78,7 +78,7 @@ def inspect_plan(path: Path, *, onnx: Path | None, batch: int | None, iterations
         SourceError: `onnx` is not ONNX.
         DeviceError: The GPU's memory is exhausted.
     """
-    from generator.gpu.device import why_no_gpu
+    from generator.gpu import why_no_gpu
     from generator.plan.header import read_header
 
     header = read_header(path)
@@ -106,19 +106,16 @@ def _inspect_engine(
     batch: int | None,
     iterations: int,
 ) -> Inspection:
-    from generator.gpu.device import find_gpu
+    from generator.gpu import find_gpu
     from generator.measure.inspect.timing import measure_layers
-    from generator.runtime.engine import open_engine
+    from generator.plan.engine import open_engine
 
     with open_engine(path) as engine:
         chosen = _choose_batch(engine, batch)
-        session = engine.session(chosen)
-        try:
-            _fill(session)
-            layers = read_layers(_ask_inspector(engine.trt, engine.engine, session.context), profile=session.profile)
-            timing = measure_layers(engine.trt, session, iterations=iterations, warm_up=_WARM_UP)
-        finally:
-            session.close()
+        shapes, profile = engine.open_batch(chosen)
+        _fill(engine, shapes)
+        layers = read_layers(_ask_inspector(engine.trt, engine.engine, engine.contexts[0]), profile=profile)
+        timing = measure_layers(engine, shapes, iterations=iterations, warm_up=_WARM_UP)
         gpu = find_gpu()
         facts = [*facts, ("measured on", f"{gpu.name}, driver {gpu.driver}"), ("batch", str(chosen))]
         return describe_engine(
@@ -133,9 +130,11 @@ def _ask_inspector(trt: Any, engine: Any, context: Any) -> str:
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def _choose_batch(engine: Engine, batch: int | None) -> int:
+def _choose_batch(engine: PlanEngine, batch: int | None) -> int:
     images = engine.inputs[0]
-    ranges = [(one.min[0], one.opt[0], one.max[0]) for profile in engine.profiles if (one := profile.get(images.name))]
+    ranges = [
+        (one.min[0], one.opt[0], one.max[0]) for profile in engine.all_profiles if (one := profile.get(images.name))
+    ]
     ranges = ranges or [(images.shape[0],) * 3]  # nothing is dynamic
     chosen = ranges[0][1] if batch is None else batch
     if not any(least <= chosen <= most for least, _, most in ranges):
@@ -146,18 +145,17 @@ def _choose_batch(engine: Engine, batch: int | None) -> int:
     return chosen
 
 
-def _fill(session: Session) -> None:
-    """Give the engine noise instead of zeros: a GPU draws less power on zeros, and clocks higher."""
+def _fill(engine: PlanEngine, shapes: Shapes) -> None:
+    """Run the engine on noise instead of zeros once: a GPU draws less power on zeros, and clocks higher."""
     import numpy as np
 
-    pixels = session.input
-    random = np.random.default_rng(0)
-    if np.issubdtype(pixels.dtype, np.integer):
-        pixels[...] = random.integers(0, 256, pixels.shape).astype(pixels.dtype)
-    else:
-        pixels[...] = random.standard_normal(pixels.shape).astype(pixels.dtype)
-    session.copy_in()
-    session.synchronize()
+    from generator.runtime.engine import draw
+
+    images = draw(np.random.default_rng(0), shapes[0], np.dtype(engine.input.data_type.numpy))
+    engine.stage(0, images)
+    engine.send(0, 0, 0, images.nbytes)
+    engine.enqueue(0, shapes)
+    engine.wait()
 
 
 def _passport(path: Path) -> Passport | None:

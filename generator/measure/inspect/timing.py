@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from generator.errors import PlanError
 from generator.measure.inspect.layers import without_profile
@@ -15,7 +15,8 @@ from generator.plan.header import BUILD_PLAN
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from generator.runtime.session import Session
+    from generator.runtime.engine import Engine
+    from generator.runtime.shapes import Shapes
 
 # The times of one run, in the order in which TensorRT reports them: name of the layer, milliseconds.
 Run = list[tuple[str, float]]
@@ -43,29 +44,31 @@ def take_medians(runs: Sequence[Run]) -> dict[tuple[str, int], float]:
     return {key: statistics.median(values) for key, values in times.items()}
 
 
-def measure_layers(trt: Any, session: Session, *, iterations: int, warm_up: int) -> Timing:
-    """Run the session's input `warm_up` + `iterations` times without and with a profiler.
+def measure_layers(engine: Engine, shapes: Shapes, *, iterations: int, warm_up: int) -> Timing:
+    """Run the engine's first context `warm_up` + `iterations` times without and with a profiler.
 
     With a profiler TensorRT launches layer after layer, with an event between each two: no CUDA graph, no overlap.
     The sum over the layers is therefore at least the time of one inference.
     """
     for _ in range(warm_up):
-        session.enqueue()
-    session.synchronize()
+        engine.enqueue(0, shapes)
+    engine.wait()
     plain = []
     for _ in range(iterations):
         start = time.perf_counter()
-        session.enqueue()
-        session.synchronize()
+        engine.enqueue(0, shapes)
+        engine.wait()
         plain.append((time.perf_counter() - start) * 1000)
-    runs = _profile(trt, session, iterations=iterations, warm_up=warm_up)
+    runs = _profile(engine, shapes, iterations=iterations, warm_up=warm_up)
     return Timing(
         layers_ms=take_medians(runs), latency_ms=statistics.median(plain), iterations=iterations, warm_up=warm_up
     )
 
 
-def _profile(trt: Any, session: Session, *, iterations: int, warm_up: int) -> list[Run]:
-    class Profiler(trt.IProfiler):  # type: ignore[misc]
+def _profile(engine: Engine, shapes: Shapes, *, iterations: int, warm_up: int) -> list[Run]:
+    trt = engine.trt
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)  # TensorRT asks for this very call, not for super()
             self.run: Run = []
@@ -74,14 +77,14 @@ def _profile(trt: Any, session: Session, *, iterations: int, warm_up: int) -> li
             self.run.append((without_profile(name), ms))
 
     profiler = Profiler()
-    context = session.context
+    context = engine.contexts[0]
     context.profiler = profiler
     context.enqueue_emits_profile = False  # then times are asked for when the run is over, and enqueue does not block
     runs: list[Run] = []
     for index in range(warm_up + iterations):
         profiler.run = []
-        session.enqueue()
-        session.synchronize()
+        engine.enqueue(0, shapes)
+        engine.wait()
         if not context.enqueue_emits_profile:
             context.report_to_profiler()
         if not profiler.run and index == 0:

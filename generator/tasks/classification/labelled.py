@@ -138,13 +138,13 @@ def _run_onnx(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.flo
 
 
 def _run_plan(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.float32] | str:
-    from generator.runtime.engine import open_engine
+    from generator.plan.engine import open_engine
 
     if reason := why_no_plan_runs():
         return reason
     assert candidate.plan is not None, "only plans come here"
     with open_engine(candidate.plan) as engine:
-        return engine.run(pixels)
+        return engine.run_rows(pixels)
 
 
 def _ask_server(candidate: Candidate, labelled: LabelledImages, grpc_url: str | None) -> NDArray[np.float32] | str:

@@ -36,7 +36,7 @@ def check_plan(
     """
     import numpy as np
 
-    from generator.runtime.engine import open_engine
+    from generator.plan.engine import open_engine
 
     plan = candidate.plan
     assert plan is not None, "only plans come here"
@@ -47,13 +47,18 @@ def check_plan(
             maximum = candidate.spec.batch.max
             # as the server is asked, so that the same kernels answer
             scores = np.concatenate(
-                [engine.run(reference.pixels[at : at + maximum]) for at in range(0, len(reference.pixels), maximum)]
+                [
+                    engine.run_rows(reference.pixels[at : at + maximum])
+                    for at in range(0, len(reference.pixels), maximum)
+                ]
             )
             result = judge(STAGE, candidate, reference, scores, limit, lambda: _cause(candidate))
             if result.status == "proved":
-                optima = {profile[engine.input.name].opt[0] for profile in engine.profiles}
+                optima = {profile[engine.input.name].opt[0] for profile in engine.all_profiles}
                 sizes = {*batch_sizes(maximum), *(min(size, maximum) for size in optima)}
-                result = check_rows(result, candidate, reference, engine.run, scores, sizes=sorted(sizes), limit=limit)
+                result = check_rows(
+                    result, candidate, reference, engine.run_rows, scores, sizes=sorted(sizes), limit=limit
+                )
     except (PlanError, DeviceError) as error:
         return StageResult(stage=STAGE, status="failed", reason=error.message, cause=error.hint), None
     return result, scores

@@ -8,22 +8,20 @@ All graphs are captured from one context, so they share its activation memory.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import TrtgenError
-from generator.gpu.device import call, find_gpu
-from generator.gpu.graph import CudaGraph, capture
-from generator.gpu.memory import DeviceMemory, Event, PinnedMemory, copy_to_device
-from generator.runtime.engine import open_engine
+from generator.gpu import find_gpu
+from generator.plan.engine import open_engine
+from generator.runtime.device import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
-
-    from generator.runtime.session import Session
 
 # Every byte of a NaN may be 0xFF.
 _NAN_BYTE = 0xFF
@@ -45,102 +43,85 @@ class PlanRunner:
     """See `loop.Runner`."""
 
     clock = copies_clock = "device"
-    failures: tuple[type[Exception], ...] = (TrtgenError, RuntimeError, ValueError, OSError)
+    failures: tuple[type[Exception], ...] = (TrtgenError, EngineError, RuntimeError, ValueError, OSError)
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
-        self._engine = open_engine(Path(settings["plan"]))
-        self._input = self._engine.inputs[0].name
-        self._session: Session | None = None
-        self._memory: list[DeviceMemory] = []
-        self._graphs: list[CudaGraph] = []
+        self._opened = ExitStack()
+        self._engine = self._opened.enter_context(open_engine(Path(settings["plan"])))
+        self._device = self._engine.device
+        self._shapes: tuple[tuple[int, ...], ...] = ()
+        self._inputs: list[int] = []
+        self._graphs: list[Any] = []
 
     def about(self) -> dict[str, Any]:
         found = {"tensorrt": str(self._engine.trt.__version__), "gpu": find_gpu().name, **self._settings}
-        return {**found, "context_bytes": self._engine.device_memory_bytes}
+        return {**found, "context_bytes": self._engine.context_bytes}
 
     def prepare(self, sets: Sequence[NDArray[np.uint8]]) -> None:
         self.release()
-        session = self._session = self._engine.session(len(sets[0]))
-        session.input[...] = sets[0]
-        session.copy_in()
-        session.synchronize()
-        self._inputs = [int(session.device_input), *(self._place(pixels) for pixels in sets[1:])]
+        engine = self._engine
+        self._shapes, _ = engine.open_batch(len(sets[0]))
+        self._input_bytes = sets[0].nbytes
+        self._inputs = [*engine.device_inputs, *(self._device.allocate(self._input_bytes) for _ in sets[1:])]
+        for pointer, pixels in zip(reversed(self._inputs), reversed(sets), strict=True):  # set 0 stays in host memory
+            engine.stage(0, pixels)
+            self._device.copy_in(pointer, engine.host_inputs[0].address, self._input_bytes)
+            engine.wait()
         for index in range(len(sets)):
-            self._execute(index)  # also what must happen once before a capture
-            session.synchronize()
+            self._use(index)
             if self._settings["cuda_graph"]:
-                # the address is set before: only the execution is recorded
-                self._graphs.append(capture(session.stream, session.enqueue))
+                self._graphs.append(engine.record(0, self._shapes))
+            else:
+                engine.enqueue(0, self._shapes)
+                engine.wait()
 
     def enqueue(self, index: int) -> None:
         if self._graphs:
-            self._graphs[index].launch(self.session.stream)
+            self._device.launch(self._graphs[index])
         else:
-            self._execute(index)
+            self._use(index)
+            self._engine.enqueue(0, self._shapes)
 
     def synchronize(self) -> None:
-        self.session.synchronize()
+        self._engine.wait()
 
     def enqueue_with_copies(self, _index: int) -> None:
-        """Pinned memory to the session's own input, set 0, and back from its output."""
-        self.session.copy_in()
+        """Pinned memory to the engine's own input, set 0, and back from its output."""
+        self._engine.send(0, 0, 0, self._input_bytes)
         self.enqueue(0)
-        self.session.copy_out()
+        self._engine.receive(0, 0, self._shapes)
 
-    def make_event(self) -> Event:
-        return Event()
+    def make_event(self) -> Any:
+        return self._device.call("cuEventCreate", 0)
 
-    def record(self, event: Event) -> None:
-        event.record(self.session.stream)
+    def record(self, event: Any) -> None:
+        self._device.call("cuEventRecord", event, self._device.stream)
 
-    def elapsed_ms(self, first: Event, last: Event) -> float:
-        return last.elapsed_ms(first)
+    def elapsed_ms(self, first: Any, last: Any) -> float:
+        return float(self._device.call("cuEventElapsedTime", first, last))
 
     def scores(self) -> NDArray[np.float32]:
-        session = self.session
-        pointer, size = int(session.device_output), session.output.nbytes
-        call("cuMemsetD8Async", pointer, _NAN_BYTE, size, session.stream.handle, doing="fill the output with NaN")
+        engine, (shape,) = self._engine, self._engine.find_output_shapes(0, self._shapes)
+        self._device.fill(engine.device_outputs[0], _NAN_BYTE, engine.count_bytes(shape, engine.output))
         self.enqueue(0)
-        session.copy_out()
-        session.synchronize()
-        result: NDArray[np.float32] = session.output.astype("float32")
+        result: NDArray[np.float32] = engine.fetch(0, self._shapes)[0].astype("float32")
         return result
 
     def release(self) -> None:
         for graph in self._graphs:
-            graph.close()
-        for memory in self._memory:
-            memory.close()
-        self._graphs, self._memory = [], []
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+            self._device.release("cuGraphExecDestroy", graph)
+        for pointer in self._inputs[1:]:
+            self._device.release("cuMemFree", pointer)
+        self._graphs, self._inputs = [], []
+        self._engine.release()
 
     def close(self) -> None:
         self.release()
-        self._engine.close()
+        self._opened.close()
 
-    @property
-    def session(self) -> Session:
-        """The session of the batch that was prepared."""
-        if self._session is None:
-            msg = "no batch is prepared"
-            raise ValueError(msg)
-        return self._session
-
-    def _place(self, pixels: NDArray[np.uint8]) -> int:
-        """Copy an input set to device memory of its own and return its address."""
-        memory = DeviceMemory(pixels.nbytes, what="a set of inputs")
-        self._memory.append(memory)
-        with PinnedMemory(pixels.nbytes) as staged:
-            staged.array(pixels.shape, pixels.dtype)[...] = pixels
-            copy_to_device(memory, staged, self.session.stream, size_bytes=pixels.nbytes)
-            self.session.synchronize()
-        return memory.pointer
-
-    def _execute(self, index: int) -> None:
-        if not self.session.context.set_tensor_address(self._input, self._inputs[index]):
+    def _use(self, index: int) -> None:
+        """Let the context read input set `index`."""
+        if not self._engine.contexts[0].set_tensor_address(self._engine.input.name, self._inputs[index]):
             msg = f"TensorRT refuses the address of input set {index}"
             raise RuntimeError(msg)
-        self.session.enqueue()

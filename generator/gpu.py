@@ -1,8 +1,4 @@
-"""Which GPU is here, through the CUDA driver itself (package cuda-python), and every call to it.
-
-The device's primary context is used, which TensorRT and torch use as well: allocations and streams of one are valid
-for the others. It is retained once per process and lives as long as the process.
-"""
+"""Which GPU is here, through the CUDA driver itself (package cuda-python)."""
 
 from __future__ import annotations
 
@@ -16,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from generator.errors import DeviceError, MissingDependencyError
+from generator.runtime.device import EngineError, call
 
 _LOG = logging.getLogger(__name__)
 _KERNEL_MODULE = Path("/proc/driver/nvidia/version")
@@ -44,7 +41,6 @@ _NO_START = {
         "nvidia-smi shows who uses it, and its compute mode",
     ),
 }
-_BROKEN = re.compile(r"ILLEGAL|LAUNCH_FAILED|ASSERT|MISALIGNED|ECC|HARDWARE_STACK|INVALID_PC|NVLINK")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,24 +64,32 @@ def find_gpu(index: int = 0) -> Gpu:
         DeviceError: No driver, no GPU, or not that many.
         MissingDependencyError: cuda-python is not installed.
     """
-    api = load_driver()
-    count = call("cuDeviceGetCount", doing="count the GPUs")
-    if not 0 <= index < count:
-        msg = f"there is no GPU {index}: {_visible(count)}"
-        raise DeviceError(msg, hint=f"take one from 0 to {count - 1}" if count else _INSTALL)
-    device = call("cuDeviceGet", index, doing=f"open GPU {index}")
+    driver = load_driver()
+    try:
+        count = call(driver, "cuDeviceGetCount")
+        if 0 <= index < count:
+            return _describe(driver, index)
+    except EngineError as error:
+        hint = "run nvidia-smi; if it shows the GPU in order, this is a bug in trtgen"
+        raise DeviceError(f"GPU {index} cannot be read: {error}", hint=hint) from error
+    msg = f"there is no GPU {index}: {_visible(count)}"
+    raise DeviceError(msg, hint=f"take one from 0 to {count - 1}" if count else _INSTALL)
+
+
+def _describe(driver: Any, index: int) -> Gpu:
+    device = call(driver, "cuDeviceGet", index)
 
     def attribute(name: str) -> int:
-        which = getattr(api.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
-        return int(call("cuDeviceGetAttribute", which, device, doing=f"read {name} of GPU {index}"))
+        which = getattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(call(driver, "cuDeviceGetAttribute", which, device))
 
-    cuda = int(call("cuDriverGetVersion", doing="read the driver's CUDA version"))
+    cuda = int(call(driver, "cuDriverGetVersion"))
     return Gpu(
         index=index,
-        name=_text(call("cuDeviceGetName", 256, device, doing=f"read the name of GPU {index}")),
+        name=_text(call(driver, "cuDeviceGetName", 256, device)),
         compute_capability=f"{attribute('COMPUTE_CAPABILITY_MAJOR')}.{attribute('COMPUTE_CAPABILITY_MINOR')}",
         multiprocessors=attribute("MULTIPROCESSOR_COUNT"),
-        memory_bytes=int(call("cuDeviceTotalMem", device, doing=f"read the memory size of GPU {index}")),
+        memory_bytes=int(call(driver, "cuDeviceTotalMem", device)),
         driver=_driver_version(),
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
     )
@@ -125,44 +129,15 @@ def load_driver() -> Any:
     raise DeviceError(f"{words} ({result.name})", hint=hint)
 
 
-def call(name: str, *arguments: Any, doing: str) -> Any:
-    """Call a function of the driver and return what it returns beside its status: nothing, a value, or a tuple.
-
-    Args:
-        name: Such as `cuMemAlloc`.
-        arguments: What it takes.
-        doing: What fails if it fails, as in "the GPU cannot <doing>".
+@functools.cache
+def hold_context(index: int) -> None:
+    """Keep the GPU's primary context for the life of this process: libraries would lose what they made in it.
 
     Raises:
-        DeviceError: The status is not success.
+        EngineError: No memory is left for it.
     """
-    api = load_driver()
-    status, *values = getattr(api, name)(*arguments)
-    if status != api.CUresult.CUDA_SUCCESS:
-        raise _failure(api, status, doing)
-    if not values:
-        return None
-    return values[0] if len(values) == 1 else tuple(values)
-
-
-def release(name: str, handle: Any) -> None:
-    """Give something back with the driver's function `name`; a failure is logged, since nothing can be done about it.
-
-    After a fault on the GPU every further call fails, and what was raised first is what matters.
-    """
-    status = getattr(load_driver(), name)(handle)[0]
-    if status.name not in ("CUDA_SUCCESS", "CUDA_ERROR_DEINITIALIZED"):
-        _LOG.warning("%s failed: %s", name, status.name)
-
-
-def use_gpu(index: int = 0) -> None:
-    """Make the GPU's primary context current in this thread; each thread that touches the GPU calls it once.
-
-    Raises:
-        DeviceError: No such GPU, or no memory left for the context itself.
-    """
-    find_gpu(index)
-    call("cuCtxSetCurrent", _primary_context(index), doing=f"use GPU {index}")
+    driver = load_driver()
+    call(driver, "cuDevicePrimaryCtxRetain", call(driver, "cuDeviceGet", index))
 
 
 @functools.cache
@@ -178,25 +153,6 @@ def load_nvml() -> Any | None:
         _LOG.debug("NVML is not available: %s", error)
         return None
     return nvml
-
-
-@functools.cache
-def _primary_context(index: int) -> Any:
-    device = call("cuDeviceGet", index, doing=f"open GPU {index}")
-    return call("cuDevicePrimaryCtxRetain", device, doing=f"make a context on GPU {index}")
-
-
-def _failure(api: Any, status: Any, doing: str) -> DeviceError:
-    text = _text(api.cuGetErrorString(status)[1] or b"")
-    name = getattr(status, "name", str(status))
-    if name == "CUDA_ERROR_OUT_OF_MEMORY":
-        msg = f"the GPU's memory is exhausted: it cannot {doing}"
-        return DeviceError(msg, hint="end what else uses the GPU (nvidia-smi), or take smaller batches")
-    if _BROKEN.search(name):
-        hint = "start the process again: after such a fault nothing more runs on the GPU in this one"
-    else:
-        hint = "run nvidia-smi; if it shows the GPU in order, this is a bug in trtgen"
-    return DeviceError(f"the GPU cannot {doing}: {name}{f' ({text})' if text else ''}", hint=hint)
 
 
 def _driver_version() -> str:

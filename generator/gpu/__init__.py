@@ -1,1 +1,0 @@
-"""The GPU: what it is, its memory, streams, graphs and energy."""
