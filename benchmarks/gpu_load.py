@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from generator.plan.engine import PlanEngine
+    from generator.plan.local import PlanEngine
 
 MODEL = "resnet50_fp16"
 # What the gate asks of an FP16 plan: its kernels for other batch sizes round otherwise.

@@ -31,7 +31,7 @@ from benchmarks.gpu import plan_of
 from benchmarks.gpu_load import MODEL, find_faults, harm, soak, with_instances
 from benchmarks.gpu_targets import describe, of_serving
 from benchmarks.preprocess import load_step, make_jpegs
-from generator.plan.engine import open_engine
+from generator.plan.local import open_engine
 from generator.server.embedded import EmbeddedServer
 from generator.spec.model import usable_cores
 from generator.spec.recipe import IMAGENET
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.synchronize import Barrier
 
-    from generator.plan.engine import PlanEngine
+    from generator.plan.local import PlanEngine
 
 TREE = Path(__file__).resolve().parent.parent
 SIZE = (500, 375)

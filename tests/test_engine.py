@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-import generator.plan.engine as engine_module
+import generator.plan.local as engine_module
 from generator.cli.classify_plan import classify_plan
 from generator.demo.draw import draw_set
 from generator.errors import DeviceError, PlanError, SourceError, TrtgenError
@@ -28,12 +28,12 @@ from generator.images.served_pixels import prepare_without_torch
 from generator.images.sets import photographs
 from generator.images.training_pixels import prepare
 from generator.measure.bench.runners import plan_runner
-from generator.plan.engine import check_rows, open_engine
 from generator.plan.load_errors import explain_failure
+from generator.plan.local import check_rows, open_engine
 from generator.plan.profiles import describe_profiles
 from generator.repository import read_record
 from generator.repository.model_info import check_model_info, find_model_info, read_recipe
-from generator.runtime.library import TensorRTLog
+from generator.runtime.bindings import TensorRTLog
 from generator.runtime.shapes import choose_profile, split_rows
 from generator.spec.recipe import IMAGENET, Recipe
 from generator.tasks.classification.rows import make_rows

@@ -10,7 +10,7 @@ import pytest
 
 from generator.errors import PlanError
 from generator.gpu import load_driver, why_no_gpu
-from generator.plan.engine import open_engine
+from generator.plan.local import open_engine
 from generator.plan.profiles import describe_profiles
 from generator.runtime.device import call
 from generator.tensor import Tensor, from_onnx

@@ -23,8 +23,8 @@ from generator.gpu import load_driver, why_no_gpu
 from generator.graph.model import read_onnx
 from generator.measure.inspect import inspect_plan
 from generator.plan import build
-from generator.plan.engine import open_engine
 from generator.plan.library import installed_version
+from generator.plan.local import open_engine
 from generator.plan.profiles import make_profiles
 from generator.runtime.device import call
 from generator.server.embedded import EmbeddedServer

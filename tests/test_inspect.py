@@ -31,9 +31,9 @@ from generator.measure.inspect.nodes import OnnxGraph, read_graph
 from generator.measure.inspect.page import make_page
 from generator.measure.inspect.text import format_inspection
 from generator.measure.inspect.timing import Timing, measure_layers, take_medians
-from generator.plan.engine import PlanEngine
+from generator.plan.local import PlanEngine
+from generator.runtime.bindings import TensorRTLog
 from generator.runtime.device import Device
-from generator.runtime.library import TensorRTLog
 from generator.tensor import ShapeRange
 from tests.tensorrt_standin import DTYPES, Context, Driver, make_plan, make_tensorrt
 from tests.tiny_onnx import write_tiny_onnx
@@ -545,7 +545,7 @@ def test_engine_is_asked_filled_and_timed(
     engine = PlanEngine(path, None, Device(driver), trt=trt, log=TensorRTLog(trt))  # type: ignore[arg-type]
     engine.engine.create_engine_inspector = lambda: inspector
     monkeypatch.setattr(Context, "enqueue_emits_profile", True, raising=False)
-    monkeypatch.setattr("generator.plan.engine.open_engine", lambda _path: contextlib.nullcontext(engine))
+    monkeypatch.setattr("generator.plan.local.open_engine", lambda _path: contextlib.nullcontext(engine))
     monkeypatch.setattr("generator.gpu.find_gpu", lambda: types.SimpleNamespace(name="GPU", driver="580"))
     report_layer = lambda self: self.profiler.report_layer_time("a [profile 1]", 0.25)  # noqa: E731
     monkeypatch.setattr(Context, "report_to_profiler", report_layer, raising=False)

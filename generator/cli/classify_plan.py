@@ -45,8 +45,8 @@ def classify_plan(
     """
     import numpy as np
 
-    from generator.plan.engine import open_engine
     from generator.plan.header import read_header
+    from generator.plan.local import open_engine
     from generator.repository.model_info import check_model_info, find_model_info, read_recipe
     from generator.tasks.classification.rows import make_rows
 

@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from generator.errors import MissingDependencyError, PlanError
-from generator.runtime import library
-from generator.runtime.library import TensorRTLog
+from generator.runtime import bindings
+from generator.runtime.bindings import TensorRTLog
 
 # One of these holds the version: NVIDIA splits the package by the CUDA it is built for.
 _DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings")
@@ -83,7 +83,7 @@ def import_tensorrt(name: str = "tensorrt") -> Any:
         PlanError: Installed, but its libraries do not load.
     """
     try:
-        return library.import_tensorrt(name)
+        return bindings.import_tensorrt(name)
     except (ImportError, OSError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             extra, why = _EXTRAS.get(name, ("tensorrt", "it builds and runs plans"))

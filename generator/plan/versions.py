@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from generator.plan.progress import Progress
     from generator.plan.timing_cache import CacheState
-    from generator.runtime.library import TensorRTLog
+    from generator.runtime.bindings import TensorRTLog
     from generator.spec.plan import PlanOptions
     from generator.tensor import Profile, Tensor
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .bindings import TensorRTLog
     from .device import Device
-    from .library import TensorRTLog
     from .shapes import Shape, Shapes
 
 # What is staged goes to the GPU in pieces of at least this, so that the copies overlap with the staging of the rest.

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from generator.measure.inspect.nodes import OnnxGraph
-    from generator.plan.engine import PlanEngine
     from generator.plan.header import PlanHeader
+    from generator.plan.local import PlanEngine
     from generator.plan.passport import Passport
     from generator.runtime.shapes import Shapes
     from generator.tensor import Profile
@@ -108,7 +108,7 @@ def _inspect_engine(
 ) -> Inspection:
     from generator.gpu import find_gpu
     from generator.measure.inspect.timing import measure_layers
-    from generator.plan.engine import open_engine
+    from generator.plan.local import open_engine
 
     with open_engine(path) as engine:
         chosen = _choose_batch(engine, batch)

@@ -138,7 +138,7 @@ def _run_onnx(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.flo
 
 
 def _run_plan(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.float32] | str:
-    from generator.plan.engine import open_engine
+    from generator.plan.local import open_engine
 
     if reason := why_no_plan_runs():
         return reason

@@ -36,7 +36,7 @@ def check_plan(
     """
     import numpy as np
 
-    from generator.plan.engine import open_engine
+    from generator.plan.local import open_engine
 
     plan = candidate.plan
     assert plan is not None, "only plans come here"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import triton_python_backend_utils as pb_utils
-from trtgen_runtime.runtime import library
+from trtgen_runtime.runtime import bindings
 from trtgen_runtime.runtime.device import Device, EngineError, call
 from trtgen_runtime.runtime.engine import OUT_OF_MEMORY, Engine, GraphSpec, RequestError
 from trtgen_runtime.runtime.shapes import find_misfit, is_between
@@ -83,7 +83,7 @@ class TritonPythonModel:
             plan = path.read_bytes()
         except OSError as error:
             raise EngineError(f"unable to read '{path}': {error.strerror}") from error
-        log, code = library.TensorRTLog(trt), is_version_compatible(path)
+        log, code = bindings.TensorRTLog(trt), is_version_compatible(path)
         try:
             self.engine = Engine(self.device, plan, trt=trt, log=log, name=self.instance, host_code=code)
         except EngineError as error:
@@ -247,7 +247,7 @@ def import_driver(model):
 def import_tensorrt():
     """Return the module tensorrt."""
     try:
-        return library.import_tensorrt()
+        return bindings.import_tensorrt()
     except (ImportError, OSError) as error:
         raise EngineError(
             f"the Python that serves plans has no working tensorrt ({error}): install trtgen's extra 'tensorrt' there, "

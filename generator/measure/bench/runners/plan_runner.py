@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import TrtgenError
 from generator.gpu import find_gpu
-from generator.plan.engine import open_engine
+from generator.plan.local import open_engine
 from generator.runtime.device import EngineError
 
 if TYPE_CHECKING:

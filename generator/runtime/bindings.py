@@ -1,4 +1,4 @@
-"""The installed TensorRT and its log."""
+"""TensorRT's Python bindings: the module, and its log."""
 
 from __future__ import annotations
 
