@@ -17,7 +17,7 @@ from generator.errors import PlanError
 from generator.plan.hints import advise, explain
 from generator.plan.library import TensorRTVersion, import_tensorrt, open_log
 from generator.runtime.device import EngineError
-from generator.runtime.engine import read_tensor, read_tensors
+from generator.runtime.tensors import read_tensor, read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

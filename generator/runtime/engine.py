@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..tensor import Profile, ShapeRange, Tensor, from_tensorrt
 from .device import EngineError
-from .shapes import choose_profile, find_graph, find_misfit, find_row_ranges, split_rows
+from .graphs import find_graph
+from .shapes import choose_profile, find_misfit, find_row_ranges, split_rows
+from .tensors import edges_of, read_profiles, read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from ..tensor import Profile, Tensor
     from .bindings import TensorRTLog
     from .device import Device
     from .shapes import Shape, Shapes
@@ -35,13 +37,6 @@ OUT_OF_MEMORY = re.compile(r"out[ _]?of[ _]?memory|could not be allocated", re.I
 
 class RequestError(EngineError):
     """Rows that the plan cannot run."""
-
-
-class GraphSpec(NamedTuple):
-    """Shapes to record a CUDA graph for, one per input, and the least that it may stand in for."""
-
-    shapes: Shapes
-    lower: Shapes
 
 
 class Chunk(NamedTuple):
@@ -92,7 +87,10 @@ class Engine:
         inputs: What it takes.
         outputs: What it makes.
         all_profiles: The shapes that it takes; a static engine has one, in which min, opt and max are equal.
+        dtypes: numpy's type of each input and output, by its name.
         profiles: Those that are open, with one of `contexts` each.
+        graphs: For each context the CUDA graphs by the shapes that they are for, see `graphs.record_graphs`.
+        sizes: Bytes of the buffers of inputs and outputs.
         device_inputs: The addresses of the inputs on the GPU while it is open, `device_outputs` those of the outputs.
 
     Raises:
@@ -121,7 +119,7 @@ class Engine:
             self.runtime.engine_host_code_allowed = True
         self.engine = self._deserialize(plan)
         self.inputs, self.outputs = read_tensors(trt, self.engine, name)
-        self._dtypes = self._check_tensors()
+        self.dtypes = self._check_tensors()
         self.all_profiles = read_profiles(self.engine, self.inputs)
         self.host_inputs = [Pinned(device) for _ in self.inputs]
         self.host_outputs = [Pinned(device) for _ in self.outputs]
@@ -194,14 +192,14 @@ class Engine:
     def _allocate(self, largest: Sequence[Shapes]) -> None:
         """Take buffers for the largest shapes, one list per context, and tell the contexts where they are."""
         tensors = (*self.inputs, *self.outputs)
-        self._sizes[:] = [
+        self.sizes[:] = [
             max(self.count_bytes(shapes[number], tensor) for shapes in largest) for number, tensor in enumerate(tensors)
         ]
-        for number, size in enumerate(self._sizes):
+        for number, size in enumerate(self.sizes):
             pointers = self.device_inputs if number < len(self.inputs) else self.device_outputs
             pointers.append(self.device.allocate(size))
             self.device.fill(pointers[-1], 0, size)  # graphs are recorded on it: no wild indices
-        for host, size in zip((*self.host_inputs, *self.host_outputs), self._sizes, strict=True):
+        for host, size in zip((*self.host_inputs, *self.host_outputs), self.sizes, strict=True):
             host.reserve(max(size, 1))
         for context in self.contexts:
             for tensor, pointer in zip(tensors, (*self.device_inputs, *self.device_outputs), strict=True):
@@ -251,7 +249,7 @@ class Engine:
         total = sum(counts)
         if not total:
             empty = [(0, *(max(dim, 0) for dim in tensor.shape[1:])) for tensor in self.outputs]
-            return [np.empty(shape, self._dtypes[one.name]) for shape, one in zip(empty, self.outputs, strict=True)]
+            return [np.empty(shape, self.dtypes[one.name]) for shape, one in zip(empty, self.outputs, strict=True)]
         chunks = self._split(total, rows)
         inputs = [
             self._view(self.host_inputs[number], (total, *row), tensor)
@@ -328,7 +326,7 @@ class Engine:
         found = self._output_shapes.get((context, shapes))
         if found is None:
             self._set_shapes(context, shapes)
-            found = tuple(_edges(self.contexts[context].get_tensor_shape(tensor.name)) for tensor in self.outputs)
+            found = tuple(edges_of(self.contexts[context].get_tensor_shape(tensor.name)) for tensor in self.outputs)
             unknown = [tensor.name for tensor, shape in zip(self.outputs, found, strict=True) if -1 in shape]
             if unknown:
                 raise EngineError(f"the shape of output '{unknown[0]}' depends on data, which is not supported")
@@ -399,18 +397,6 @@ class Engine:
         self.device.wait()
         self._running = False
 
-    def record_graphs(self, specs: Sequence[Sequence[GraphSpec]]) -> list[str]:
-        """Record CUDA graphs, a list for each context; return what cannot be recorded or used, and runs without."""
-        warnings = []
-        self.graphs = [{} for _ in self.contexts]
-        for context, wanted in enumerate(specs):
-            for spec in wanted:
-                try:
-                    self.graphs[context][spec.shapes] = (spec.lower, self.record(context, spec.shapes))
-                except EngineError as error:
-                    warnings.append(f"unable to record CUDA graph for {self.name}, shapes {spec.shapes}: {error}")
-        return [*warnings, *self._check_graphs()]
-
     def record(self, context: int, shapes: Shapes) -> Any:
         """Return a CUDA graph of the network on what lies at the context's addresses."""
         self.find_output_shapes(context, shapes)
@@ -418,45 +404,18 @@ class Engine:
         self.wait()
         return self.device.record(lambda: self.enqueue(context, shapes))
 
-    def _check_graphs(self) -> list[str]:
-        """Drop each graph that does not give what the context gives.
-
-        They all were recorded from one context, which has had other shapes since: TensorRT does not promise that they
-        still work. With the static memory of these contexts they do, here it is seen.
-        """
-        warnings = []
-        random = np.random.default_rng(0)
-        for context, graphs in enumerate(self.graphs):
-            least = tuple(one.min for one in self.profiles[context].values())
-            for shapes, (_, graph) in list(graphs.items()):
-                for number, (shape, tensor) in enumerate(zip(shapes, self.inputs, strict=True)):
-                    self.stage(number, draw(random, shape, self._dtypes[tensor.name]))
-                    self.send(number, 0, 0, self.count_bytes(shape, tensor))
-                for other in (*graphs, least):
-                    self.enqueue(context, other)  # other shapes take effect when something runs with them
-                for number, pointer in enumerate(self.device_outputs, len(self.inputs)):
-                    self.device.fill(pointer, 255, self._sizes[number])  # what the graph leaves unwritten is seen
-                self.device.launch(graph)
-                got = self.fetch(context, shapes)
-                self.enqueue(context, shapes)
-                if not all(map(_is_close, self.fetch(context, shapes), got)):
-                    del graphs[shapes]
-                    self.device.release("cuGraphExecDestroy", graph)
-                    warnings.append(f"{self.name}: the CUDA graph for {shapes} differs and is not used")
-        return warnings
-
     def count_bytes(self, shape: Shape, tensor: Tensor) -> int:
         """Return the size of one of its tensors in this shape."""
-        return math.prod(shape) * self._dtypes[tensor.name].itemsize
+        return math.prod(shape) * self.dtypes[tensor.name].itemsize
 
     def _view(self, host: Pinned, shape: Shape, tensor: Tensor) -> NDArray[Any]:
         """Return the beginning of staging memory as an array; it may move what the memory held before."""
-        return host.reserve(self.count_bytes(shape, tensor)).view(self._dtypes[tensor.name]).reshape(shape)
+        return host.reserve(self.count_bytes(shape, tensor)).view(self.dtypes[tensor.name]).reshape(shape)
 
     @property
     def needs(self) -> int:
         """Bytes of GPU memory for the plan, its contexts and buffers, as far as they are known yet."""
-        return self._plan_bytes + sum(self._sizes) + self.context_bytes * max(len(self.profiles), 1)
+        return self._plan_bytes + sum(self.sizes) + self.context_bytes * max(len(self.profiles), 1)
 
     @property
     def context_bytes(self) -> int:
@@ -484,7 +443,7 @@ class Engine:
         for pointer in (*self.device_inputs, *self.device_outputs):
             self.device.release("cuMemFree", pointer)
         self.device_inputs, self.device_outputs = [], []
-        self._sizes: list[int] = []
+        self.sizes: list[int] = []
         self._current: list[Shapes | None] = []
         self._output_shapes: dict[tuple[int, Shapes], Shapes] = {}
         self._row_ranges: dict[Shapes, list[tuple[int, int]]] = {}
@@ -496,63 +455,3 @@ class Engine:
         self.engine = self.runtime = None
         for host in (*self.host_inputs, *self.host_outputs):
             host.close()
-
-
-def read_tensor(name: str, data_type: Any, dims: Any, owner: str) -> Tensor:
-    """Return an input or output from its parts, as networks and engines have them; `owner` is for the message.
-
-    Raises:
-        EngineError: Its data type only lives inside an engine.
-    """
-    try:
-        return Tensor(name=name, data_type=from_tensorrt(data_type.name), shape=_edges(dims))
-    except KeyError as error:
-        raise EngineError(f"unsupported datatype {data_type.name} of tensor '{name}' for {owner}") from error
-
-
-def read_tensors(trt: Any, engine: Any, owner: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return inputs and outputs of an ICudaEngine in its order.
-
-    Raises:
-        EngineError: One has a data type that only lives inside an engine.
-    """
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
-    for number in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(number)
-        tensor = read_tensor(name, engine.get_tensor_dtype(name), engine.get_tensor_shape(name), owner)
-        (inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs).append(tensor)
-    return tuple(inputs), tuple(outputs)
-
-
-def read_profiles(engine: Any, inputs: Sequence[Tensor]) -> tuple[Profile, ...]:
-    """Return the profiles; a static engine has one, in which min, opt and max are equal."""
-
-    def read_range(tensor: Tensor, number: int) -> ShapeRange:
-        if -1 not in tensor.shape:
-            return ShapeRange(min=tensor.shape, opt=tensor.shape, max=tensor.shape)
-        least, best, most = map(_edges, engine.get_tensor_profile_shape(tensor.name, number))
-        return ShapeRange(min=least, opt=best, max=most)
-
-    count = max(engine.num_optimization_profiles, 1)
-    return tuple({tensor.name: read_range(tensor, number) for tensor in inputs} for number in range(count))
-
-
-def draw(random: np.random.Generator, shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return random numbers that any network takes: whole numbers may be indices, and are 0 unless they are pixels."""
-    if dtype == np.uint8:
-        return random.integers(0, 256, shape, np.uint8)
-    if np.issubdtype(dtype, np.floating):
-        return random.standard_normal(shape, np.float32).astype(dtype)
-    return np.zeros(shape, dtype)
-
-
-def _edges(dims: Any) -> Shape:
-    return tuple(int(edge) for edge in dims)
-
-
-def _is_close(expected: NDArray[Any], got: NDArray[Any]) -> bool:
-    """Tell whether two outputs agree to 1 % of the largest value."""
-    a, b = expected.astype(np.float64), got.astype(np.float64)
-    finite = np.abs(a[np.isfinite(a)])
-    return bool(np.allclose(a, b, rtol=0.01, atol=0.01 * (finite.max() if finite.size else 0), equal_nan=True))

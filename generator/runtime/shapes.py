@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ..tensor import Profile, Tensor
 
@@ -85,16 +85,3 @@ def find_misfit(inputs: Sequence[Tensor], profile: Profile, shapes: Sequence[Sha
                 between = f"to be between {least} and {most} but received {dim}"
                 return f"{words}model expected the shape of dimension {place} {between}"
     return ""
-
-
-def find_graph(graphs: Mapping[Shapes, tuple[Shapes, object]], shapes: Shapes) -> object | None:
-    """Return the graph for exactly these shapes, or the smallest one that may stand in for it, or None."""
-    exact = graphs.get(shapes)
-    if exact is not None:
-        return exact[1]
-    able = [
-        (upper, graph)
-        for upper, (lower, graph) in graphs.items()
-        if all(is_between(shape, a, b) for shape, a, b in zip(shapes, lower, upper, strict=True))
-    ]
-    return min(able, key=lambda pair: pair[0])[1] if able else None

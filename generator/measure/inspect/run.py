@@ -149,7 +149,7 @@ def _fill(engine: PlanEngine, shapes: Shapes) -> None:
     """Run the engine on noise instead of zeros once: a GPU draws less power on zeros, and clocks higher."""
     import numpy as np
 
-    from generator.runtime.engine import draw
+    from generator.runtime.graphs import draw
 
     images = draw(np.random.default_rng(0), shapes[0], np.dtype(engine.input.data_type.numpy))
     engine.stage(0, images)

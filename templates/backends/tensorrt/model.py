@@ -23,7 +23,8 @@ from typing import NamedTuple
 import triton_python_backend_utils as pb_utils
 from trtgen_runtime.runtime import bindings
 from trtgen_runtime.runtime.device import Device, EngineError, call
-from trtgen_runtime.runtime.engine import OUT_OF_MEMORY, Engine, GraphSpec, RequestError
+from trtgen_runtime.runtime.engine import OUT_OF_MEMORY, Engine, RequestError
+from trtgen_runtime.runtime.graphs import GraphSpec, record_graphs
 from trtgen_runtime.runtime.shapes import find_misfit, is_between
 
 _MIB = 1024 * 1024
@@ -71,7 +72,7 @@ class TritonPythonModel:
         if config.get("optimization", {}).get("cuda", {}).get("graphs"):
             batches = find_graph_batches(config)
             specs = [make_graph_specs(batches, self.engine.inputs, profile, limit) for profile in profiles]
-            warnings = self.engine.record_graphs(specs)
+            warnings = record_graphs(self.engine, specs)
         pb_utils.Logger.log_info(f"{self.instance}: {self._describe(numbers)}")
         for message in [*warnings, *(f"{self.instance}: {text}" for text in self.engine.log.warnings)]:
             pb_utils.Logger.log_warn(message)
