@@ -15,7 +15,7 @@ from generator.graph.model import read_onnx
 from generator.plan import build
 from generator.spec.file import make_spec
 from generator.spec.recipe import IMAGENET
-from generator.tasks.classification.head import Head
+from generator.tasks.classification.activation import Head
 from tests.tiny_onnx import write_tiny_onnx
 
 HEAD = Head(output="logits", activation="softmax")

@@ -23,7 +23,7 @@ SAID = re.compile(rf"\btrtgen ({'|'.join(COMMANDS)})\b|(?<![\w-])({'|'.join(sort
 # What is no hint, but stands in trtgen.json, whose words stay.
 ALLOWED = {
     "pipeline.py": ("trtgen build-repo --spec {}/{} --repository {}",),
-    "tasks/classification/head.py": (
+    "tasks/classification/activation.py": (
         "as given, not proved; --labelled DIR measures it",
         "that of {}'s own weights, not proved; --labelled DIR measures it",
     ),

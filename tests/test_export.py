@@ -18,8 +18,8 @@ from generator.sources.network import torch_runner
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 from generator.spec.recipe import IMAGENET
+from generator.tasks.classification.activation import Head, guess_head
 from generator.tasks.classification.compare import comparable, compare
-from generator.tasks.classification.head import Head, guess_head
 from tests.tiny_onnx import CLASSES, export_graph, only, write_tiny_onnx
 
 SMALL = IMAGENET.model_copy(update={"resize": 36, "crop": (32, 32)})

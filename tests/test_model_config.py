@@ -19,7 +19,7 @@ from generator.spec.config_text import REFUSED, REFUSED_IN_ENSEMBLE, given_field
 from generator.spec.file import make_spec
 from generator.spec.recipe import IMAGENET
 from generator.task import find_task
-from generator.tasks.classification.head import Head
+from generator.tasks.classification.activation import Head
 from generator.tensor import ShapeRange, Tensor, from_onnx
 from generator.triton.check import check_members
 from generator.triton.config import Member

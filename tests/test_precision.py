@@ -33,8 +33,8 @@ from generator.sources import load_network
 from generator.spec.file import make_spec
 from generator.spec.recipe import Recipe
 from generator.task import find_task
+from generator.tasks.classification.activation import Head
 from generator.tasks.classification.compare import LIMITS, comparable, compare
-from generator.tasks.classification.head import Head
 from tests.tiny_onnx import export_graph
 
 SIZE = 32
@@ -457,7 +457,7 @@ def place_graph(path: Path, kept: Sequence[str] = ()) -> Any:
     return place(GraphView.of(model), kept)
 
 
-def test_head_and_tail_are_found(tmp_path: Path) -> None:
+def test_activation_and_tail_are_found(tmp_path: Path) -> None:
     model = load_proto(write_residual(tmp_path / "source.onnx"))
     normalise_names(model)
     assert find_head(GraphView.of(model)) == ["cast", "nchw", "scaled", "image"]

@@ -17,9 +17,9 @@ from generator.repository import Layout
 from generator.spec.file import make_spec
 from generator.spec.recipe import IMAGENET
 from generator.task import StageResult
+from generator.tasks.classification.activation import Head
 from generator.tasks.classification.answers import find_decided
 from generator.tasks.classification.compare import LIMITS
-from generator.tasks.classification.head import Head
 from generator.tasks.classification.plan_stage import check_rows
 from generator.tasks.classification.stages import judge
 from generator.tensor import Tensor, from_onnx

@@ -22,8 +22,8 @@ from generator.images.reference import Reference, load_reference, make_reference
 from generator.images.sets import ImageSet, default_images, photographs, read_labelled
 from generator.repository import read_record
 from generator.task import find_task
+from generator.tasks.classification.activation import Activation, Head
 from generator.tasks.classification.compare import LIMITS, Limit, comparable, compare, discriminates
-from generator.tasks.classification.head import Activation, Head
 
 Edit = Callable[[Path, str, str], None]
 

@@ -249,8 +249,8 @@ def _compare(answers: dict[str, NDArray[np.float32]], weights: dict[str, str], b
 
 def _cosine(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> tuple[float, float]:
     """Worst cosine of the centred log-probabilities, and top-1 agreement; 0 for answers of different shapes."""
+    from generator.tasks.classification.activation import guess_head
     from generator.tasks.classification.compare import comparable, compare
-    from generator.tasks.classification.head import guess_head
 
     if expected.shape != actual.shape:
         return 0.0, 0.0

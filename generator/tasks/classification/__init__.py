@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from generator.sources import Network
     from generator.spec.model import ModelSpec
     from generator.task import Stage, StageResult
-    from generator.tasks.classification.head import Head
+    from generator.tasks.classification.activation import Head
     from generator.tensor import Tensor
     from generator.triton.config import Member
 
@@ -51,7 +51,7 @@ class Classification:
     roles: tuple[Role, ...] = (PREPROCESS, _CLASSIFIER, _ENSEMBLE)
 
     def check_outputs(self, path: Path, outputs: Sequence[Tensor]) -> None:
-        from generator.tasks.classification.head import check_outputs
+        from generator.tasks.classification.activation import check_outputs
 
         check_outputs(path, outputs)
 
@@ -70,7 +70,7 @@ class Classification:
     def finish_graph(
         self, spec: ModelSpec, network: Network, graph: onnx.ModelProto, answers: Mapping[str, NDArray[Any]]
     ) -> Head:
-        from generator.tasks.classification.head import add_activation, choose_head
+        from generator.tasks.classification.activation import add_activation, choose_head
 
         output = graph.graph.output[0].name
         head = choose_head(spec.activation, network.activation, graph, output, answers["scores"], name=spec.name)
@@ -78,12 +78,12 @@ class Classification:
         return head
 
     def restore_head(self, head: Mapping[str, Any] | None, spec: ModelSpec, reference: Path) -> Head:
-        from generator.tasks.classification.head import read_head
+        from generator.tasks.classification.activation import read_head
 
         return read_head(head, spec.activation, reference)
 
     def list_assumed(self, spec: ModelSpec, network: Network, head: Head) -> dict[str, str]:
-        from generator.tasks.classification.head import list_assumed
+        from generator.tasks.classification.activation import list_assumed
 
         return list_assumed(spec, network, head)
 

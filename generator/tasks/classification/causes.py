@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from generator.graph.model import OnnxModel, load_proto, run_graph
+from generator.tasks.classification.activation import last_node
 from generator.tasks.classification.compare import Comparison, comparable, compare
-from generator.tasks.classification.head import last_node
 
 if TYPE_CHECKING:
     import numpy as np

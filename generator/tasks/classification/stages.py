@@ -11,6 +11,7 @@ from generator.gate.stages import NO_BF16, check_batches, check_pixels, describe
 from generator.graph.model import read_onnx, run_graph
 from generator.task import Stage, StageResult, not_proved
 from generator.tasks.classification import causes
+from generator.tasks.classification.activation import is_distribution
 from generator.tasks.classification.answers import find_leads
 from generator.tasks.classification.compare import (
     LIMITS,
@@ -23,7 +24,6 @@ from generator.tasks.classification.compare import (
     first_classes,
     plan_limit,
 )
-from generator.tasks.classification.head import is_distribution
 from generator.tasks.classification.labels import name_outputs
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from generator.gate.candidate import Candidate
     from generator.gate.client import ServedModel
     from generator.images.reference import Reference
-    from generator.tasks.classification.head import Head
+    from generator.tasks.classification.activation import Head
 
 # A served graph is the same file in the same onnxruntime: only the order of summation in a batch may differ.
 _SERVED_TOLERANCE = 1e-4

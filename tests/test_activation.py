@@ -34,8 +34,8 @@ from generator.sources import load_network
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 from generator.task import find_task
+from generator.tasks.classification.activation import Head, choose_head, guess_head, read_head
 from generator.tasks.classification.answers import find_decided
-from generator.tasks.classification.head import Head, choose_head, guess_head, read_head
 from generator.tasks.classification.labelled import check_recipe
 from tests.test_export import Small, module_network, pixels, tiny_spec
 from tests.tiny_onnx import export_graph, only, write_tiny_onnx
