@@ -142,6 +142,9 @@ def test_command_says_what_build_repo_would_not_take(tmp_path: Path, command: ty
     assert "the batch is baked in" in result.stderr
     result = CliRunner().invoke(command, [str(write_tiny_onnx(path)), "--no-build"])
     assert "build-repo" not in result.stderr
+    result = CliRunner().invoke(command, [str(path), "--task", "toy"])
+    assert result.exit_code == 2
+    assert "there is no task 'toy'; known are classification" in result.stderr
 
 
 def test_command_fails_on_refusal(tmp_path: Path, command: typer.Typer) -> None:

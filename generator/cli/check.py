@@ -23,6 +23,9 @@ def check(
     profile: ProfileOption = None,
     max_batch: PlanBatchOption = None,
     build: Annotated[bool, typer.Option("--build/--no-build", help="Also build, not only parse.")] = True,
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help="What kind of model build-repo would take it for.")
+    ] = "classification",
     as_json: JsonOption = False,
 ) -> None:
     """Show an ONNX file to a real TensorRT parser and builder; needs no GPU.
@@ -35,9 +38,13 @@ def check(
     from generator.sources.onnx_file import check_file
     from generator.task import find_task
 
+    try:
+        kind = find_task(task)
+    except LookupError as error:
+        raise typer.BadParameter(str(error)) from error
     onnx = read_onnx(model)
     try:
-        check_file(onnx, find_task("classification"))
+        check_file(onnx, kind)
     except SourceError as error:  # TensorRT may take it all the same, which is what is asked here
         say(f"! build-repo does not take this graph: {error.message}")
     profiles, largest = read_profiles(onnx, profile or [], max_batch)
