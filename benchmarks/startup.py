@@ -96,7 +96,7 @@ def main() -> int:
         rebuilt = statistics.median(run_command(*build)[0] for _ in repeats)
         ready = statistics.median(time_to_ready(demo) for _ in repeats)
         rows = [
-            Row(what="`trtgen --help`", seconds=helped, target_s=0.5),
+            Row(what="`trtgen --help`", seconds=helped, target_s=0.3),
             Row(what="`trtgen build-repo demo`, unchanged", seconds=rebuilt, target_s=1),
             Row(what="`trtgen serve`, demo model, until ready", seconds=ready, target_s=10),
         ]

@@ -69,7 +69,7 @@ def test_help_shows_every_option_whole_and_an_example(name: str) -> None:
         assert any(option in parameter.opts for parameter in command.params)
 
 
-HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "tritonclient", "numpy", "pydantic", "PIL", "jinja2")
+HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "tritonclient", "numpy", "pydantic", "PIL", "jinja2", "rich")
 
 
 def imported_by(code: str, cwd: Path | None = None) -> set[str]:

@@ -39,9 +39,16 @@ class Group(TyperGroup):
             console.fail("interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}")
             raise typer.Exit(128 + number) from None
 
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return the options as the help shows them."""
-        return [_in_plain_words(one, ctx) for one in super().get_params(ctx)]
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands without boxes: loading what draws them takes longer than all the rest."""
+        self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each command with its whole first sentence."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.help.partition("\n")[0]) for name, one in commands if one and one.help])
 
 
 class Command(TyperCommand):

@@ -177,7 +177,7 @@ class Engine:
 
     def _open_context(self, place: int, number: int, shapes: Shapes) -> Shapes:
         """Create a context for the profile `number` and return the shapes of the outputs for those of the inputs."""
-        self.log.clear()
+        self.log.errors.clear()
         context = self.engine.create_execution_context()
         if context is None:
             raise EngineError(f"unable to create TensorRT context for {self.name}: {self.log.last_error()}")
