@@ -8,15 +8,23 @@ network doubles each input. Addresses outside what was allocated raise.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import itertools
 import json
+import shutil
 import struct
+import sys
 from collections.abc import Callable
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from typing_extensions import Self
+
+from generator.render import template_root
+from generator.server.launch import copy_runtime
 
 DTYPES = {
     "FLOAT": "float32",
@@ -28,8 +36,30 @@ DTYPES = {
     "BOOL": "bool",
 }
 VERSION = (8, 6, 1, 6)
+BACKEND = template_root() / "backends" / "tensorrt" / "model.py"
 Operation = Callable[[], object]
 Run = tuple[int, dict[str, tuple[int, ...]]]
+
+
+def write_backend(folder: Path) -> Path:
+    """Write the backend's folder as a server gets it, and return its model.py."""
+    copy_runtime(folder)
+    return Path(shutil.copy2(BACKEND, folder))
+
+
+def load_backend(model: Path, pb_utils: ModuleType) -> Any:
+    """Return the backend's module, on `pb_utils` in place of Triton's."""
+    spec = importlib.util.spec_from_file_location("tensorrt_backend", model)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "trtgen_runtime"]:
+            patch.delitem(sys.modules, name)  # of another test's folder
+        patch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
+        patch.syspath_prepend(str(model.parent))
+        spec.loader.exec_module(module)
+    return module
 
 
 def make_plan(

@@ -15,7 +15,7 @@ from generator.server.failure_rules import BUILDS, RULES
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "errors.md"
-CLASSES = [name for name in vars(errors) if name.endswith("Error")]
+CLASSES = sorted(name for name in vars(errors) if name.endswith("Error"))
 HEAD = "| tritonserver's words (a regular expression) | cause | what to do |\n|---|---|---|\n"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 OPTIONS = {option for command in COMMANDS.values() for one in command.params for option in one.opts if "--" in option}

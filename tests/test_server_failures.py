@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from generator.errors import ServerError
-from generator.render import template_root
 from generator.server import embedded
 from generator.server.embedded import EmbeddedServer
 from generator.server.failure_rules import explain_words
@@ -39,6 +38,7 @@ from tests.server_parts import (
     save_doubling_graph,
     write_config,
 )
+from tests.tensorrt_standin import load_backend, write_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,22 +106,16 @@ def complaining_member(model: Path) -> None:
     add_ensemble(model.with_name("complains"), member=model.name)
 
 
+def read_backend() -> Any:
+    """The Python-based `tensorrt` backend, for the words that it writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_backend(Path(folder) / "tensorrt")
+        return load_backend(model, ModuleType("triton_python_backend_utils"))
+
+
+BACKEND = read_backend()
 # model -> (how it is broken, what the cause must say, what the hint must say). One server start reports all of them.
 # Not among them: a model without model.py (tritonserver hangs), a warmup that fails (it may crash when others load).
-def load_backend() -> Any:
-    """The Python-based `tensorrt` backend, for the words that it writes."""
-    path = template_root() / "backends" / "tensorrt" / "model.py"
-    spec = importlib.util.spec_from_file_location("tensorrt_backend_words", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
-        spec.loader.exec_module(module)
-    return module
-
-
-BACKEND = load_backend()
 BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "missing_module": (
         lambda m: add_python_model(m, "import surely_absent\n" + ECHO),

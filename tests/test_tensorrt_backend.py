@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import shutil
 import subprocess
 import sys
 import threading
@@ -23,15 +22,12 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from generator.errors import TrtgenError
-from generator.render import template_root
 from generator.runtime.engine import _PIECE_BYTES
 from generator.server.embedded import EmbeddedServer
-from generator.server.launch import copy_runtime
 from tests.server_parts import read_settled, write_config
-from tests.tensorrt_standin import DTYPES, Driver, SimpleError, make_plan, make_tensorrt
+from tests.tensorrt_standin import DTYPES, Driver, SimpleError, load_backend, make_plan, make_tensorrt, write_backend
 
 Load = Callable[..., Any]
-BACKEND = template_root() / "backends" / "tensorrt" / "model.py"
 TYPES = {
     "FLOAT": "FP32",
     "HALF": "FP16",
@@ -77,28 +73,12 @@ def make_pb_utils() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The backend's folder, as a server gets it."""
-    folder = tmp_path_factory.mktemp("backends") / "tensorrt"
-    copy_runtime(folder)
-    shutil.copy2(BACKEND, folder)
-    return folder
+    return write_backend(tmp_path_factory.mktemp("backends") / "tensorrt").parent
 
 
 @pytest.fixture(scope="module")
-def backend(folder: Path) -> Iterator[Any]:
-    """The module templates/backends/tensorrt/model.py."""
-    sys.modules["triton_python_backend_utils"] = make_pb_utils()
-    sys.path.append(str(folder))
-    spec = importlib.util.spec_from_file_location("tensorrt_backend", folder / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    del sys.modules["triton_python_backend_utils"]
-    yield module
-    sys.path.remove(str(folder))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "trtgen_runtime"]:
-        del sys.modules[name]
+def backend(folder: Path) -> Any:
+    return load_backend(folder / "model.py", make_pb_utils())
 
 
 @pytest.fixture

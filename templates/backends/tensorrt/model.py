@@ -46,7 +46,8 @@ class TritonPythonModel:
         try:
             self._open(args, json.loads(args["model_config"]))
         except EngineError as error:
-            raise pb_utils.TritonModelException(f"{error}{self._explain_memory(error.needs)}") from error
+            memory = self._explain_memory(error.needs) if error.needs else ""
+            raise pb_utils.TritonModelException(f"{error}{memory}") from error
 
     def _open(self, args, config):
         self.model, self.instance = args["model_name"], args["model_instance_name"]
@@ -191,19 +192,11 @@ class TritonPythonModel:
         )
 
     def _explain_memory(self, needs):
-        """Return what an instance needs, what is there, and how many would fit; nothing for another error."""
-        if not needs:
-            return ""
         try:
             free, total = self.device.free_memory()
         except EngineError:
             free = total = 0
-        fit = f"at most {total // needs} of them fit on this GPU even when it is empty"
-        return (
-            f"; out of memory on GPU {self.device.ordinal}: an instance needs at least {needs // _MIB} MiB, "
-            f"{min(free, self.free_before) // _MIB} MiB of {total // _MIB} MiB are free; {fit}: "
-            "lower `count` in the model's instance_group"
-        )
+        return explain_memory(needs, min(free, self.free_before), total, gpu=self.device.ordinal)
 
 
 class Limit(NamedTuple):
@@ -266,10 +259,7 @@ def open_device(driver, ordinal, config, *, model):
     except (EngineError, RuntimeError) as error:
         why = str(error)
     if why:
-        raise EngineError(
-            f"no GPU for model '{model}' ({why}): a TensorRT plan runs on an NVIDIA GPU only; "
-            "rebuild with --target onnxruntime for this host"
-        )
+        raise EngineError(no_gpu(model, why))
     spin = bool(settings.get("cuda", {}).get("busy_wait_events"))
     try:
         return Device(driver, ordinal, priority=settings.get("priority", ""), spin=spin)
@@ -280,6 +270,23 @@ def open_device(driver, ordinal, config, *, model):
             f"{error}; out of memory on GPU {ordinal}: not even the CUDA context of another process fits: "
             "lower `count` in the model's instance_group, or end what else uses the GPU"
         ) from error
+
+
+def no_gpu(model, why):
+    """Return the refusal of a host without a usable GPU."""
+    return (
+        f"no GPU for model '{model}' ({why}): a TensorRT plan runs on an NVIDIA GPU only; "
+        "rebuild with --target onnxruntime for this host"
+    )
+
+
+def explain_memory(needs, free, total, *, gpu):
+    """Return what an instance needs, what is there, and how many would fit on an empty GPU."""
+    fit = f"at most {total // needs} of them fit on this GPU even when it is empty"
+    return (
+        f"; out of memory on GPU {gpu}: an instance needs at least {needs // _MIB} MiB, {free // _MIB} MiB of "
+        f"{total // _MIB} MiB are free; {fit}: lower `count` in the model's instance_group"
+    )
 
 
 def find_plan(config, folder, device, *, instance):
