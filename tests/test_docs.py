@@ -1,4 +1,4 @@
-"""The documents: the generated page is what would be generated; what they name exists; the limits are the code's."""
+"""The documents: what they name exists; the limits are the code's."""
 
 from __future__ import annotations
 
@@ -9,16 +9,9 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from pydantic import BaseModel
 
 from generator.cli import app
-from generator.errors import SpecError
 from generator.graph.batches import ROW_TOLERANCE
-from generator.spec.docs import RULES, render_page
-from generator.spec.file import load_spec
-from generator.spec.model import Batch, ModelSpec
-from generator.spec.per_member import instances_model
-from generator.spec.recipe import RecipeSpec
 from generator.tasks.classification.compare import LIMITS, ensemble_limit
 from generator.tasks.classification.stages import _SERVED_TOLERANCE
 
@@ -115,52 +108,6 @@ def test_every_command_and_option_named_exists(page: Path) -> None:
             elif words and words[0].startswith("--") and page != ROOT / "CONTRIBUTING.md":
                 known = set().union(*options.values()) | {"--help", "--version", "--model-control-mode=none"}
                 assert words[0] in known, span
-
-
-def test_the_page_of_fields_is_what_is_generated() -> None:
-    assert (ROOT / "docs" / "spec.md").read_text() == render_page(), "python -m generator.spec.docs > docs/spec.md"
-
-
-@pytest.mark.parametrize("model", [ModelSpec, Batch, instances_model("classification"), RecipeSpec])
-def test_every_field_has_a_row(model: type[BaseModel]) -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", render_page(), re.MULTILINE)
-    assert set(model.model_fields) <= {name for name, _ in rows}
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        "| `name` | text | needed |  |",
-        "| `seed` | whole number | `0` | 0 to 4,294,967,295 |",
-        "| `raw` | `true` or `false` | `false` |  |",
-        "| `labels` | path or `index` |  |  |",
-        "| `image_size` | whole number or [whole number, whole number] |  | 1 to 8,192 |",
-        "| `activation` | `auto`, `softmax`, `sigmoid` or `none` | `auto` |  |",
-        "| `batch` | see [batch](#batch) |  |  |",
-        "| `versions` | whole number, `all` or list of whole numbers | `1` | 1 to 100; list: at least 1 entry, each 1 ",
-        "| `std` | [number, number, number] | the source's | above 0, at most 1,000 |",
-        "| `max_pixels` | whole number | `50000000` | 500,000 to 1,000,000,000 |",
-    ],
-)
-def test_types_defaults_and_limits_in_words(row: str) -> None:
-    assert f"\n{row}" in render_page()
-
-
-def test_a_field_without_words_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Undescribed(BaseModel):
-        size: int
-
-    monkeypatch.setattr("generator.spec.docs._SECTIONS", ((Undescribed, "", ""),))
-    with pytest.raises(KeyError, match="description"):
-        render_page()
-
-
-@pytest.mark.parametrize(("rule", "example"), RULES)
-def test_every_rule_refuses_its_example(rule: str, example: str, tmp_path: Path) -> None:
-    path = tmp_path / "models.yaml"
-    path.write_text(f"models: [{example}]")
-    with pytest.raises(SpecError):
-        load_spec(path)
 
 
 def test_the_limits_of_the_gate_are_the_codes() -> None:
