@@ -22,7 +22,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from generator.errors import TrtgenError
-from generator.runtime.engine import _PIECE_BYTES
+from generator.runtime.rows import _PIECE_BYTES
 from generator.server.embedded import EmbeddedServer
 from tests.server_parts import read_settled, write_config
 from tests.tensorrt_standin import DTYPES, Driver, SimpleError, load_backend, make_plan, make_tensorrt, write_backend
@@ -259,7 +259,7 @@ def test_words_of_an_earlier_failure_are_not_said_again(load: Load) -> None:
     model.engine.log.errors.append("of an earlier request")
     model.engine.engine.create_execution_context = lambda: None
     with pytest.raises(Exception, match="unable to create TensorRT context for m_0_0: TensorRT did not say why"):
-        model.engine.open([0], [((1, 4),)], most_rows=8)
+        model.engine.open([0], [((1, 4),)])
 
 
 def test_a_batch_below_the_profiles_least_is_refused(load: Load) -> None:

@@ -22,7 +22,8 @@ from generator.plan.load_errors import explain_failure
 from generator.plan.passport import passport_path, read_passport
 from generator.plan.profiles import describe_profiles
 from generator.runtime.device import Device, EngineError
-from generator.runtime.engine import Engine, RequestError
+from generator.runtime.engine import Engine
+from generator.runtime.rows import RequestError, Rows
 from generator.runtime.shapes import choose_profile, split_rows
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class PlanEngine(Engine):
 
     def __init__(self, path: Path, gpu: Gpu, device: Device, **options: Any) -> None:
         self.path, self.gpu = path, gpu
+        self._rows: Rows | None = None  # while all profiles are open
         super().__init__(device, path.read_bytes(), name=str(path), **options)
 
     @property
@@ -123,18 +125,18 @@ class PlanEngine(Engine):
         """
         check_rows(self.input, rows.shape, str(rows.dtype))
         self._only(self.outputs, "output")
-        largest = [tuple(one.max for one in profile.values()) for profile in self.all_profiles]
-        most_rows = max(shape[0] for (shape,) in largest)
-        if (len(self.profiles), self._most_rows) != (len(largest), most_rows):  # not yet, or by open_batch
-            self.open(range(len(largest)), largest, most_rows=most_rows)
-        ranges = self.find_ranges((rows.shape[1:],), [rows.shape])
+        if self._rows is None:
+            largest = [tuple(one.max for one in profile.values()) for profile in self.all_profiles]
+            self.open(range(len(largest)), largest)
+            self._rows = Rows(self, most=max(shape[0] for (shape,) in largest))
+        ranges = self._rows.find_ranges((rows.shape[1:],), [rows.shape])
         largest_batch = max(most for _, most in ranges)
         parts = []
         for start in range(0, len(rows), largest_batch):
             part = rows[start : start + largest_batch]
             count = next(size for size in itertools.count(len(part)) if split_rows(size, ranges) is not None)
             padding = np.zeros((count - len(part), *part.shape[1:]), part.dtype)
-            (answers,) = self.run([[np.concatenate([part, padding]) if len(padding) else part]])
+            (answers,) = self._rows.run([[np.concatenate([part, padding]) if len(padding) else part]])
             parts.append(answers[: len(part)].copy())
         return np.concatenate(parts)
 
@@ -154,7 +156,8 @@ class PlanEngine(Engine):
             asked = f"{self.input.name} {list(shapes[0])}"
             msg = f"{self.path}: no optimization profile takes {asked}: {describe_profiles(self.all_profiles)}"
             raise PlanError(msg, hint=_TAKE_ANOTHER)
-        self.open([number], [shapes], most_rows=batch)
+        self._rows = None
+        self.open([number], [shapes])
         return shapes, number
 
     def _only(self, tensors: Sequence[Tensor], what: str) -> Tensor:

@@ -1,8 +1,4 @@
-"""A plan on a GPU: its tensors and profiles, contexts, buffers and CUDA graphs, and how rows get through it.
-
-The rows of all requests that run together are copied into pinned memory, piece by piece to the GPU, run as one batch
-(more than one only where they exceed the profiles), and come back in one copy.
-"""
+"""A plan on a GPU: its tensors and profiles, contexts, buffers and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -10,13 +6,12 @@ import contextlib
 import ctypes
 import math
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .device import EngineError
 from .graphs import find_graph
-from .shapes import choose_profile, find_misfit, find_row_ranges, split_rows
 from .tensors import edges_of, read_profiles, read_tensors
 
 if TYPE_CHECKING:
@@ -29,23 +24,8 @@ if TYPE_CHECKING:
     from .device import Device
     from .shapes import Shape, Shapes
 
-# What is staged goes to the GPU in pieces of at least this, so that the copies overlap with the staging of the rest.
-_PIECE_BYTES = 2 * 2**20
-_MOST_SHAPES = 4096  # remembered; then they are forgotten and looked up again
+MOST_SHAPES = 4096  # remembered; then they are forgotten and looked up again
 OUT_OF_MEMORY = re.compile(r"out[ _]?of[ _]?memory|could not be allocated", re.IGNORECASE)
-
-
-class RequestError(EngineError):
-    """Rows that the plan cannot run."""
-
-
-class Chunk(NamedTuple):
-    """Rows that run as one batch: from, to, in which context, with which shapes."""
-
-    start: int
-    stop: int
-    context: int
-    shapes: Shapes
 
 
 class Pinned:
@@ -152,19 +132,17 @@ class Engine:
                 )
         return dtypes
 
-    def open(self, numbers: Sequence[int], largest: Sequence[Shapes], *, most_rows: int) -> None:
+    def open(self, numbers: Sequence[int], largest: Sequence[Shapes]) -> None:
         """Create a context for each of these profiles of the plan, and buffers for the largest shapes of each.
 
         Args:
             numbers: Places in `all_profiles`.
             largest: The largest shapes that will come, which the profile takes.
-            most_rows: How many rows may run at once; 0 where requests have no batch axis.
 
         Raises:
             EngineError: TensorRT refuses, or the GPU's memory is exhausted.
         """
         self.release()
-        self._most_rows = most_rows
         self.profiles = tuple(self.all_profiles[number] for number in numbers)
         try:
             shapes = [
@@ -206,121 +184,6 @@ class Engine:
                 if not context.set_tensor_address(tensor.name, pointer):
                     raise EngineError(f"unable to set the address of '{tensor.name}': {self.log.last_error()}")
 
-    def find_ranges(self, rows: Shapes, shapes: Sequence[Shape]) -> list[tuple[int, int]]:
-        """Return (least, most) rows of every open profile that takes rows of these shapes; without batching, one row.
-
-        `shapes` are those of the whole arrays, for the message.
-
-        Raises:
-            RequestError: There is none.
-        """
-        found = self._row_ranges.get(rows)
-        if found is None:
-            found = find_row_ranges(self.profiles, rows, self._most_rows)
-            if not found:
-                raise RequestError(self._find_misfit(shapes))
-            if len(self._row_ranges) >= _MOST_SHAPES:
-                self._row_ranges.clear()
-            self._row_ranges[rows] = found
-        return found
-
-    def _find_misfit(self, shapes: Sequence[Shape]) -> str:
-        """Return why no profile takes these shapes: as Triton does, by the example of the first."""
-        problem = find_misfit(self.inputs, self.profiles[0], shapes, self.name)
-        return problem or f"no optimization profile of {self.name} takes {', '.join(str(list(s)) for s in shapes)}"
-
-    def run(self, feeds: Sequence[Sequence[NDArray[Any]]]) -> list[NDArray[Any]]:
-        """Run the rows of all feeds as one batch, or as more than one where they exceed the profiles.
-
-        Args:
-            feeds: An array per input each, all with rows of the same shape. Without a batch axis there is one feed.
-
-        Returns:
-            For each output the rows of all feeds, one after the other. They lie in the staging memory: the next run
-            writes over them.
-
-        Raises:
-            RequestError: No profile takes these rows.
-            EngineError: TensorRT or CUDA fails.
-        """
-        batched = bool(self._most_rows)
-        rows = tuple(array.shape[1:] if batched else array.shape for array in feeds[0])
-        counts = [arrays[0].shape[0] if batched else 1 for arrays in feeds]
-        total = sum(counts)
-        if not total:
-            empty = [(0, *(max(dim, 0) for dim in tensor.shape[1:])) for tensor in self.outputs]
-            return [np.empty(shape, self.dtypes[one.name]) for shape, one in zip(empty, self.outputs, strict=True)]
-        chunks = self._split(total, rows)
-        inputs = [
-            self._view(self.host_inputs[number], (total, *row), tensor)
-            for number, (row, tensor) in enumerate(zip(rows, self.inputs, strict=True))
-        ]
-        outputs = self._stage_outputs(chunks, total)
-        try:
-            self._feed(feeds, counts, inputs, chunks)
-        finally:
-            self.wait()
-        return outputs
-
-    def _split(self, total: int, rows: Shapes) -> list[Chunk]:
-        """Return the rows as chunks that the profiles take."""
-        whole = [(total, *row) for row in rows] if self._most_rows else list(rows)
-        parts = split_rows(total, self.find_ranges(rows, whole))
-        if parts is None:
-            raise RequestError(self._find_misfit(whole))
-        chunks = []
-        for start, stop in parts:
-            shapes = tuple((stop - start, *row) for row in rows) if self._most_rows else rows
-            context = choose_profile(self.profiles, shapes)
-            assert context is not None, "the ranges are those of the profiles"
-            chunks.append(Chunk(start, stop, context, shapes))
-        return chunks
-
-    def _stage_outputs(self, chunks: Sequence[Chunk], total: int) -> list[NDArray[Any]]:
-        """Return an array for each output of all chunks, rows first."""
-        shapes = [self.find_output_shapes(chunk.context, chunk.shapes) for chunk in chunks]
-        arrays = []
-        for number, tensor in enumerate(self.outputs):
-            row = shapes[0][number][1:] if self._most_rows else shapes[0][number]
-            for chunk, found in zip(chunks, shapes, strict=True):
-                if self._most_rows and found[number] != (chunk.stop - chunk.start, *row):
-                    raise EngineError(
-                        f"output '{tensor.name}' has shape {list(found[number])}: "
-                        f"expected {chunk.stop - chunk.start} rows, one per row of the inputs"
-                    )
-            arrays.append(self._view(self.host_outputs[number], (total, *row), tensor))
-        return arrays
-
-    def _feed(
-        self,
-        feeds: Sequence[Sequence[NDArray[Any]]],
-        counts: Sequence[int],
-        inputs: Sequence[NDArray[Any]],
-        chunks: Sequence[Chunk],
-    ) -> None:
-        """Stage the feeds one after the other; what is staged is sent, and run as soon as a chunk is complete."""
-        sizes = [view[:1].nbytes for view in inputs]
-        waiting = iter(chunks)
-        chunk: Chunk | None = next(waiting)
-        staged = sent = 0
-        for arrays, count in zip(feeds, counts, strict=True):
-            for view, array in zip(inputs, arrays, strict=True):
-                np.copyto(view[staged : staged + count], array)
-            staged += count
-            while chunk is not None:
-                stop = min(staged, chunk.stop)
-                complete = stop == chunk.stop
-                if not complete and (stop - sent) * sum(sizes) < _PIECE_BYTES:
-                    break
-                for number, size in enumerate(sizes):
-                    self.send(number, sent * size, (sent - chunk.start) * size, (stop - sent) * size)
-                sent = stop
-                if not complete:
-                    break
-                self.launch(chunk.context, chunk.shapes)
-                self.receive(chunk.start, chunk.context, chunk.shapes)
-                chunk = next(waiting, None)
-
     def find_output_shapes(self, context: int, shapes: Shapes) -> Shapes:
         """Return the shape of every output for these shapes of the inputs."""
         found = self._output_shapes.get((context, shapes))
@@ -330,7 +193,7 @@ class Engine:
             unknown = [tensor.name for tensor, shape in zip(self.outputs, found, strict=True) if -1 in shape]
             if unknown:
                 raise EngineError(f"the shape of output '{unknown[0]}' depends on data, which is not supported")
-            if len(self._output_shapes) >= _MOST_SHAPES:
+            if len(self._output_shapes) >= MOST_SHAPES:
                 self._output_shapes.clear()
             self._output_shapes[context, shapes] = found
         return found
@@ -350,7 +213,7 @@ class Engine:
 
     def stage(self, number: int, array: NDArray[Any]) -> None:
         """Copy an array into the staging memory of an input, from where `send` takes it."""
-        np.copyto(self._view(self.host_inputs[number], array.shape, self.inputs[number]), array)
+        np.copyto(self.view(self.host_inputs[number], array.shape, self.inputs[number]), array)
 
     def send(self, number: int, host_offset: int, device_offset: int, size_bytes: int) -> None:
         """Start the copy of a staged part of an input to the GPU."""
@@ -385,7 +248,7 @@ class Engine:
         """Return copies of the outputs of what runs, once it is done."""
         found = self.find_output_shapes(context, shapes)
         views = [
-            self._view(host, shape, tensor)
+            self.view(host, shape, tensor)
             for host, shape, tensor in zip(self.host_outputs, found, self.outputs, strict=True)
         ]
         self.receive(0, context, shapes)
@@ -408,7 +271,7 @@ class Engine:
         """Return the size of one of its tensors in this shape."""
         return math.prod(shape) * self.dtypes[tensor.name].itemsize
 
-    def _view(self, host: Pinned, shape: Shape, tensor: Tensor) -> NDArray[Any]:
+    def view(self, host: Pinned, shape: Shape, tensor: Tensor) -> NDArray[Any]:
         """Return the beginning of staging memory as an array; it may move what the memory held before."""
         return host.reserve(self.count_bytes(shape, tensor)).view(self.dtypes[tensor.name]).reshape(shape)
 
@@ -446,8 +309,6 @@ class Engine:
         self.sizes: list[int] = []
         self._current: list[Shapes | None] = []
         self._output_shapes: dict[tuple[int, Shapes], Shapes] = {}
-        self._row_ranges: dict[Shapes, list[tuple[int, int]]] = {}
-        self._most_rows = 0
 
     def close(self) -> None:
         """Release everything, in the order in which it depends on each other."""

@@ -23,8 +23,9 @@ from typing import NamedTuple
 import triton_python_backend_utils as pb_utils
 from trtgen_runtime.runtime import bindings
 from trtgen_runtime.runtime.device import Device, EngineError, call
-from trtgen_runtime.runtime.engine import OUT_OF_MEMORY, Engine, RequestError
+from trtgen_runtime.runtime.engine import OUT_OF_MEMORY, Engine
 from trtgen_runtime.runtime.graphs import GraphSpec, record_graphs
+from trtgen_runtime.runtime.rows import RequestError, Rows
 from trtgen_runtime.runtime.shapes import find_misfit, is_between
 
 _MIB = 1024 * 1024
@@ -68,7 +69,8 @@ class TritonPythonModel:
             if problem := find_misfit(self.engine.inputs, profile, shapes, self.instance):
                 words = "model configuration specified invalid shape for input"
                 raise EngineError(problem.replace("request specifies invalid shape for input", words, 1))
-        self.engine.open(numbers, largest, most_rows=limit.rows)
+        self.engine.open(numbers, largest)
+        self.rows = Rows(self.engine, most=limit.rows)
         warnings = []
         if config.get("optimization", {}).get("cuda", {}).get("graphs"):
             batches = find_graph_batches(config)
@@ -119,7 +121,7 @@ class TritonPythonModel:
             try:
                 arrays = self._read(request)
                 rows = tuple(array.shape[1:] if self.batched else array.shape for array in arrays)
-                self.engine.find_ranges(rows, [array.shape for array in arrays])
+                self.rows.find_ranges(rows, [array.shape for array in arrays])
             except RequestError as error:
                 responses[index] = make_error(str(error), pb_utils.TritonError.INVALID_ARG)
                 continue
@@ -168,7 +170,7 @@ class TritonPythonModel:
         The arrays of the tensors lie in the staging memory, which the stub copies from when execute has returned;
         unless it is the `last` run of this execute they are copied here.
         """
-        outputs = self.engine.run(feeds)
+        outputs = self.rows.run(feeds)
         answers, start = [], 0
         for arrays in feeds:
             count = arrays[0].shape[0] if self.batched else 1
