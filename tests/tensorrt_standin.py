@@ -116,63 +116,63 @@ class Driver:
         )
         assert inside, f"{size} bytes at {address:#x} are not allocated"
 
-    def cuInit(self, _flags: int) -> tuple[Any, ...]:  # noqa: N802
+    def cuInit(self, _flags: int) -> tuple[Any, ...]:
         return (0,) if self.gpus else (SimpleError(100, "CUDA_ERROR_NO_DEVICE"),)
 
-    def cuDeviceGetCount(self) -> tuple[int, int]:  # noqa: N802
+    def cuDeviceGetCount(self) -> tuple[int, int]:
         return 0, self.gpus
 
-    def cuDeviceGet(self, ordinal: int) -> tuple[int, int]:  # noqa: N802
+    def cuDeviceGet(self, ordinal: int) -> tuple[int, int]:
         return 0, ordinal
 
-    def cuDeviceGetAttribute(self, attribute: int, _device: int) -> tuple[int, int]:  # noqa: N802
+    def cuDeviceGetAttribute(self, attribute: int, _device: int) -> tuple[int, int]:
         return 0, attribute
 
-    def cuDevicePrimaryCtxRetain(self, _device: int) -> tuple[int, int]:  # noqa: N802
+    def cuDevicePrimaryCtxRetain(self, _device: int) -> tuple[int, int]:
         self.open += 1
         return 0, 1
 
-    def cuDevicePrimaryCtxRelease(self, _device: int) -> tuple[int]:  # noqa: N802
+    def cuDevicePrimaryCtxRelease(self, _device: int) -> tuple[int]:
         self.open -= 1
         return (0,)
 
-    def cuCtxSetCurrent(self, _context: int) -> tuple[int]:  # noqa: N802
+    def cuCtxSetCurrent(self, _context: int) -> tuple[int]:
         return (0,)
 
-    def cuCtxGetStreamPriorityRange(self) -> tuple[int, int, int]:  # noqa: N802
+    def cuCtxGetStreamPriorityRange(self) -> tuple[int, int, int]:
         return 0, 0, -5
 
-    def cuStreamCreateWithPriority(self, _flags: int, priority: int) -> tuple[int, int]:  # noqa: N802
+    def cuStreamCreateWithPriority(self, _flags: int, priority: int) -> tuple[int, int]:
         self.priority = priority
         self.open += 1
         return 0, 7
 
-    def cuStreamDestroy(self, _stream: int) -> tuple[int]:  # noqa: N802
+    def cuStreamDestroy(self, _stream: int) -> tuple[int]:
         self.open -= 1
         return (0,)
 
-    def cuEventCreate(self, flags: int) -> tuple[int, int]:  # noqa: N802
+    def cuEventCreate(self, flags: int) -> tuple[int, int]:
         self.event_flags = flags
         self.open += 1
         return 0, 8
 
-    def cuEventRecord(self, _event: int, _stream: int) -> tuple[int]:  # noqa: N802
+    def cuEventRecord(self, _event: int, _stream: int) -> tuple[int]:
         return (0,)
 
-    def cuEventSynchronize(self, _event: int) -> tuple[int]:  # noqa: N802
+    def cuEventSynchronize(self, _event: int) -> tuple[int]:
         work, self.queue = self.queue, []
         for operation in work:
             operation()
         return (0,)
 
-    def cuEventElapsedTime(self, _first: int, _last: int) -> tuple[int, float]:  # noqa: N802
+    def cuEventElapsedTime(self, _first: int, _last: int) -> tuple[int, float]:
         return 0, 0.5
 
-    def cuEventDestroy(self, _event: int) -> tuple[int]:  # noqa: N802
+    def cuEventDestroy(self, _event: int) -> tuple[int]:
         self.open -= 1
         return (0,)
 
-    def cuMemGetInfo(self) -> tuple[int, int, int]:  # noqa: N802
+    def cuMemGetInfo(self) -> tuple[int, int, int]:
         return 0, self.memory_bytes - self._used(), self.memory_bytes
 
     def _allocate(self, size: int) -> int:
@@ -180,27 +180,28 @@ class Driver:
         self.memory[ctypes.addressof(buffer)] = buffer
         return ctypes.addressof(buffer)
 
-    def cuMemAlloc(self, size: int) -> tuple[Any, ...]:  # noqa: N802
+    def cuMemAlloc(self, size: int) -> tuple[Any, ...]:
         if self._used() + size > self.memory_bytes:
             return SimpleError(2, "CUDA_ERROR_OUT_OF_MEMORY"), 0
         address = self._allocate(size)
         self.on_gpu.add(address)
         return 0, address
 
-    def cuMemsetD8Async(self, address: int, value: int, size: int, _stream: int) -> tuple[int]:  # noqa: N802
+    def cuMemsetD8Async(self, address: int, value: int, size: int, _stream: int) -> tuple[int]:
         self._check(address, size)
         self._submit(lambda: ctypes.memset(address, value, size))
         return (0,)
 
-    def cuMemFree(self, address: int) -> tuple[int]:  # noqa: N802
+    def cuMemFree(self, address: int) -> tuple[int]:
+        assert not self.queue, "memory of the GPU was given back while work was pending"
         self.on_gpu.remove(address)
         del self.memory[address]
         return (0,)
 
-    def cuMemHostAlloc(self, size: int, _flags: int) -> tuple[int, int]:  # noqa: N802
+    def cuMemHostAlloc(self, size: int, _flags: int) -> tuple[int, int]:
         return 0, self._allocate(size)
 
-    def cuMemFreeHost(self, address: int) -> tuple[int]:  # noqa: N802
+    def cuMemFreeHost(self, address: int) -> tuple[int]:
         del self.memory[address]
         return (0,)
 
@@ -210,36 +211,36 @@ class Driver:
         self._submit(lambda: ctypes.memmove(target, source, size))
         return (0,)
 
-    def cuMemcpyHtoDAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:  # noqa: N802
+    def cuMemcpyHtoDAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:
         self.piece_bytes.append(size)
         return self._copy(target, source, size)
 
-    def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:  # noqa: N802
+    def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:
         return self._copy(target, source, size)
 
-    def cuStreamBeginCapture(self, _stream: int, _mode: int) -> tuple[int]:  # noqa: N802
+    def cuStreamBeginCapture(self, _stream: int, _mode: int) -> tuple[int]:
         assert not self.queue, "work was pending when a recording began"
         self.recording = []
         return (0,)
 
-    def cuStreamEndCapture(self, _stream: int) -> tuple[int, list[Operation]]:  # noqa: N802
+    def cuStreamEndCapture(self, _stream: int) -> tuple[int, list[Operation]]:
         recorded, self.recording = self.recording or [], None
         return 0, recorded
 
-    def cuGraphInstantiate(self, graph: list[Operation], _flags: int) -> tuple[int, int]:  # noqa: N802
+    def cuGraphInstantiate(self, graph: list[Operation], _flags: int) -> tuple[int, int]:
         number = next(self._numbers)
         self.graphs[number] = graph
         return 0, number
 
-    def cuGraphDestroy(self, _graph: list[Operation]) -> tuple[int]:  # noqa: N802
+    def cuGraphDestroy(self, _graph: list[Operation]) -> tuple[int]:
         return (0,)
 
-    def cuGraphLaunch(self, graph: int, _stream: int) -> tuple[int]:  # noqa: N802
+    def cuGraphLaunch(self, graph: int, _stream: int) -> tuple[int]:
         self.launched_graphs.append(graph)
         self.queue += self.graphs[graph]
         return (0,)
 
-    def cuGraphExecDestroy(self, graph: int) -> tuple[int]:  # noqa: N802
+    def cuGraphExecDestroy(self, graph: int) -> tuple[int]:
         del self.graphs[graph]
         return (0,)
 

@@ -15,6 +15,7 @@ from generator.errors import DeviceError, MissingDependencyError
 from generator.gpu import _text, find_gpu, load_driver, load_nvml, why_no_gpu
 from generator.runtime.device import Device, EngineError
 from generator.runtime.engine import Pinned
+from tests.tensorrt_standin import Driver, SimpleError
 
 WITHOUT = why_no_gpu()
 gpu = pytest.mark.skipif(bool(WITHOUT), reason=f"needs a GPU: {WITHOUT}")
@@ -119,6 +120,19 @@ class TestWithout:
             load_driver()
         assert caught.value.package == "cuda-python"
         assert "cuda-python" in why_no_gpu()
+
+
+def test_a_gpu_that_is_not_among_them_and_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(gpus=2)
+    monkeypatch.setattr(gpu_module, "load_driver", lambda: driver)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(DeviceError, match="there is no GPU 2: 2, counted from 0, can be seen") as caught:
+        find_gpu.__wrapped__(2)
+    assert caught.value.hint == "take one from 0 to 1"
+    monkeypatch.setattr(driver, "cuDeviceGet", lambda _: (SimpleError(999, "CUDA_ERROR_UNKNOWN"), 0))
+    with pytest.raises(DeviceError, match="GPU 1 cannot be read: cuDeviceGet failed: CUDA_ERROR_UNKNOWN") as caught:
+        find_gpu.__wrapped__(1)
+    assert "nvidia-smi" in caught.value.hint
 
 
 def test_text_of_a_buffer() -> None:

@@ -542,12 +542,16 @@ def test_engine_is_asked_filled_and_timed(
     trt = make_tensorrt(driver)
     trt.IProfiler = type("IProfiler", (), {})
     trt.LayerInformationFormat = types.SimpleNamespace(JSON="json")
-    engine = PlanEngine(path, None, Device(driver), trt=trt, log=TensorRTLog(trt))  # type: ignore[arg-type]
+    gpu: Any = types.SimpleNamespace(name="GPU", driver="580")
+    engine = PlanEngine(path, gpu, Device(driver), trt=trt, log=TensorRTLog(trt))
     engine.engine.create_engine_inspector = lambda: inspector
     monkeypatch.setattr(Context, "enqueue_emits_profile", True, raising=False)
     monkeypatch.setattr("generator.plan.local.open_engine", lambda _path: contextlib.nullcontext(engine))
-    monkeypatch.setattr("generator.gpu.find_gpu", lambda: types.SimpleNamespace(name="GPU", driver="580"))
-    report_layer = lambda self: self.profiler.report_layer_time("a [profile 1]", 0.25)  # noqa: E731
+    monkeypatch.setattr("generator.gpu.find_gpu", lambda: gpu)
+
+    def report_layer(context: Any) -> None:
+        context.profiler.report_layer_time("a [profile 1]", 0.25)
+
     monkeypatch.setattr(Context, "report_to_profiler", report_layer, raising=False)
     report = run._inspect_engine(path, graph=resnet, facts=[], notes=["first"], batch=None, iterations=3)
     assert inspector.execution_context is engine.contexts[0]

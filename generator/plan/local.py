@@ -1,7 +1,9 @@
-"""A plan opened for direct use: with the checks that TensorRT leaves out, and failures in plain words.
+"""A plan opened on this host, without a server: with the checks that TensorRT leaves out, and failures in plain words.
 
-with open_engine(Path("model.plan")) as engine:
-    scores = engine.run_rows(pixels)
+    with open_engine(Path("model.plan")) as engine:
+        scores = engine.run_rows(pixels)
+
+It is run by the code that serves it, `generator.runtime`.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def open_engine(path: Path, *, index: int = 0) -> Iterator[PlanEngine]:
         except EngineError as error:
             what = f"{path} does not run here"
             if error.needs:
-                what += f" ({error.needs / 2**20:,.0f} MiB of GPU memory are needed at least)"
+                what += f" (it needs at least {error.needs / 2**20:,.0f} MiB of GPU memory)"
             said = [*log.errors, str(error)]
             if str(error).startswith("cu"):  # a function of the driver
                 hint = "run nvidia-smi; a fault earlier in this process may be the cause"
@@ -89,9 +91,10 @@ def open_engine(path: Path, *, index: int = 0) -> Iterator[PlanEngine]:
 class PlanEngine(Engine):
     """An engine with the plan's path and the GPU that it is on."""
 
+    _rows: Rows | None = None  # while run_rows has all profiles open
+
     def __init__(self, path: Path, gpu: Gpu, device: Device, **options: Any) -> None:
         self.path, self.gpu = path, gpu
-        self._rows: Rows | None = None  # while all profiles are open
         super().__init__(device, path.read_bytes(), name=str(path), **options)
 
     @property
@@ -156,9 +159,13 @@ class PlanEngine(Engine):
             asked = f"{self.input.name} {list(shapes[0])}"
             msg = f"{self.path}: no optimization profile takes {asked}: {describe_profiles(self.all_profiles)}"
             raise PlanError(msg, hint=_TAKE_ANOTHER)
-        self._rows = None
         self.open([number], [shapes])
         return shapes, number
+
+    def release(self) -> None:
+        """Give back graphs, contexts and buffers; the engine stays, and can be opened again."""
+        super().release()
+        self._rows = None
 
     def _only(self, tensors: Sequence[Tensor], what: str) -> Tensor:
         if len(tensors) != 1:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from generator.errors import PlanError
 from generator.measure.inspect.layers import without_profile
@@ -59,16 +59,14 @@ def measure_layers(engine: Engine, shapes: Shapes, *, iterations: int, warm_up: 
         engine.enqueue(0, shapes)
         engine.wait()
         plain.append((time.perf_counter() - start) * 1000)
-    runs = _profile(engine, shapes, iterations=iterations, warm_up=warm_up)
+    runs = _profile(engine.trt, engine, shapes, iterations=iterations, warm_up=warm_up)
     return Timing(
         layers_ms=take_medians(runs), latency_ms=statistics.median(plain), iterations=iterations, warm_up=warm_up
     )
 
 
-def _profile(engine: Engine, shapes: Shapes, *, iterations: int, warm_up: int) -> list[Run]:
-    trt = engine.trt
-
-    class Profiler(trt.IProfiler):  # type: ignore[misc,name-defined]
+def _profile(trt: Any, engine: Engine, shapes: Shapes, *, iterations: int, warm_up: int) -> list[Run]:
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)  # TensorRT asks for this very call, not for super()
             self.run: Run = []
