@@ -181,7 +181,7 @@ def _contract(spec: ModelSpec, artifact: Artifact) -> dict[str, Any]:
     return {
         "input": [given.data_type.triton, list(given.shape)],
         "output": outputs[0] if len(outputs) == 1 else outputs,
-        "preprocessing": artifact.recipe.model_dump(mode="json", include={"resize", "crop", "interpolation", "exif"}),
+        "preprocessing": artifact.recipe.pixel_fields(),
         **find_task(spec.task).make_contract(artifact),
         "backend": "onnxruntime" if artifact.passport is None else "tensorrt",
     }

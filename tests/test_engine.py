@@ -474,7 +474,7 @@ class TestModelInfo:
             with pytest.raises(PlanError) as caught:
                 read_recipe(str(path), tensor())
             assert caught.value.hint
-        with pytest.raises(PlanError, match="UINT8 pixels of height x width x 3"):
+        with pytest.raises(PlanError, match="UINT8 pixels of height x width x channels"):
             read_recipe("imagenet", tensor(shape=(-1, 3, 224, 224)))
 
     def test_what_does_not_go_together(self) -> None:
@@ -483,7 +483,7 @@ class TestModelInfo:
         check_model_info(IMAGENET, None, given, made)
         with pytest.raises(PlanError, match="there are 3 labels, the plan has 2 classes"):
             check_model_info(IMAGENET, ("a", "b", "c"), given, made)
-        with pytest.raises(PlanError, match="takes images of 8x8, the recipe makes 224x224"):
+        with pytest.raises(PlanError, match="takes images of 8x8x3, the recipe makes 224x224x3"):
             check_model_info(IMAGENET, None, tensor(), made)
         with pytest.raises(PlanError, match="UINT8 pixels"):
             check_model_info(IMAGENET, None, tensor(data_type=1, shape=(-1, 3, 224, 224)), made)

@@ -65,6 +65,27 @@ RECIPES = {
         {**IMAGENET.model_dump(), "resize": (96, 96), "crop": (96, 96), "interpolation": "lanczos"}
     ),
 }
+for _name, _changes in {
+    "floor": {"rounding": "floor", "resize": 235, "crop": (224, 111)},
+    "letterbox": {"fit": "letterbox", "resize": 224, "fill": (114, 20, 3)},
+    "letterbox, wide": {"fit": "letterbox", "resize": (100, 333), "crop": (100, 333), "interpolation": "bicubic"},
+    "border": {"fit": "letterbox", "resize": 255, "fill": (124, 116, 104)},
+    "corner": {"fit": "letterbox-corner", "resize": 224, "fill": (114, 114, 114)},
+    "grey": {"channels": "grey", "mean": 0.5, "std": 0.5},
+    "grey letterbox": {
+        "channels": "grey",
+        "mean": 0.5,
+        "std": 0.5,
+        "fit": "letterbox",
+        "resize": 224,
+        "fill": (9, 99, 200),
+    },
+}.items():
+    RECIPES[_name] = Recipe.model_validate({**IMAGENET.model_dump(), **_changes})
+LINEAR = {
+    name: Recipe.model_validate({**RECIPES[name].model_dump(), "interpolation": "linear"})
+    for name in ("imagenet", "both edges", "letterbox", "corner", "grey")
+}
 SIZES = [
     (500, 375),
     (375, 500),
@@ -93,6 +114,20 @@ def test_pixels_are_those_of_training(step: Any, name: str, size: tuple[int, int
         assert difference.mean() < 3
     else:
         assert difference.max() == 0
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("size", SIZES)
+def test_linear_pixels_are_within_a_level_of_torchs_own(step: Any, name: str, size: tuple[int, int]) -> None:
+    image = noise(*size)
+    ours = step.decode(encode(image), read(step, LINEAR[name])).astype(int)
+    assert np.abs(ours - make_pixels(LINEAR[name])(image).astype(int)).max() <= 1
+
+
+def test_linear_does_not_antialias(step: Any) -> None:
+    image = noise(1000, 1000)
+    ours = [step.decode(encode(image), read(step, one)).astype(int) for one in (LINEAR["imagenet"], IMAGENET)]
+    assert np.abs(ours[0] - ours[1]).max() > 50
 
 
 def test_photographs_too(step: Any) -> None:

@@ -60,11 +60,12 @@ def make_table(model: type[BaseModel]) -> str:
 
 def describe_default(model: type[BaseModel], name: str, value: Any) -> str:
     """The default in YAML's spelling; empty where the description says what happens without the field."""
-    if value is None and model is RecipeSpec:
+    if value is None and model is RecipeSpec and name in Recipe.model_fields:
         complete = Recipe.model_fields[name]
         if complete.is_required():
             return "the source's"
         value = complete.get_default()
+        value = {1 / 255: "1/255", (0, 0, 0): "[0, 0, 0]"}.get(value, value)
     return "" if value in (None, []) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
@@ -116,7 +117,7 @@ def test_the_tables_are_those_of_the_models() -> None:
         "| `activation` | `auto`, `softmax`, `sigmoid` or `none` | `auto` |  |",
         "| `batch` | see [batch](#batch) |  |  |",
         "| `versions` | whole number, `all` or list of whole numbers | `1` | 1 to 100; list: at least 1 entry, each 1 ",
-        "| `std` | [number, number, number] | the source's | above 0, at most 1,000 |",
+        "| `std` | [number, number, number], [number] or number | the source's | above 0, at most 1,000 |",
         "| `max_pixels` | whole number | `50000000` | 500,000 to 1,000,000,000 |",
     ],
 )

@@ -85,7 +85,12 @@ MODEL_PARAMETERS: dict[str, Any] = {
     ),
     "classes": _option(int, "N", "Classes that a checkpoint was trained on.", MODEL),
     "labels": LabelsOption,
-    "recipe": _option(str, "NAME", "`imagenet` for an ONNX file trained like torchvision's models.", MODEL),
+    "recipe": _option(
+        list[str],
+        "NAME|FIELD=VALUE",
+        "Preprocessing: a name, such as `imagenet`, and what differs from it, such as `channels=BGR`; repeatable.",
+        MODEL,
+    ),
     "image_size": _option(int, "PIXELS", "Another input size in pixels.", MODEL),
     "max_batch": _option(int, "N", "Triton's max_batch_size. [default: 32]", TARGET),
     "target": _option(
@@ -113,6 +118,23 @@ def parse_numbers(text: str) -> list[int]:
     if not values or min(values) < 1:
         raise typer.BadParameter(f"{text!r} is not a list of numbers from 1, such as 1,8,32")
     return values
+
+
+def _parse_recipe(words: list[str]) -> dict[str, object]:
+    """Return what `--recipe NAME --recipe FIELD=VALUE` states, as models.yaml would; several numbers have commas."""
+    recipe: dict[str, object] = {}
+    for word in words:
+        field, equals, text = word.partition("=")
+        values = [_number_or_text(part) for part in text.split(",")]
+        recipe |= {field: values if len(values) > 1 else values[0]} if equals else {"base": word}
+    return recipe
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        return text
 
 
 def takes_models(command: Callable[..., None]) -> Callable[..., None]:
@@ -151,7 +173,9 @@ def _read_specs(
         msg = f"--onnx takes the path of an ONNX file, and {wrong[0]} {what}"
         raise SpecError(msg, hint="give it as --onnx exported/NAME/model.onnx")
     models = [*(names or ()), *map(str, onnx or ())]
-    given = {key: value for key, value in options.items() if value is not None}
+    given = {key: value for key, value in options.items() if value not in (None, [])}
+    if given.get("recipe"):
+        given["recipe"] = _parse_recipe(given["recipe"])
     if "calibration" in given:
         given.setdefault("precision", "int8")
         given["calibration"] = str(given["calibration"])

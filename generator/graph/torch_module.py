@@ -38,7 +38,7 @@ def export_module(spec: ModelSpec, module: torch.nn.Module, recipe: Recipe) -> o
     wrapped = _with_pixels(module, recipe)
     batch = torch.export.Dim("batch", min=1, max=max(spec.batch.max, 2))
     # two rows: with one, the exporter would take the batch for a constant
-    example = torch.zeros(2, *recipe.crop, 3, dtype=torch.uint8)
+    example = torch.zeros(2, *recipe.shape, dtype=torch.uint8)
     try:
         with _quiet():
             if spec.target == "tensorrt-8.6":
@@ -77,10 +77,13 @@ def _with_pixels(module: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
             super().__init__()
             self.network = module
             for name, values in zip(("scale", "shift"), recipe.as_scale_and_shift(), strict=True):
-                self.register_buffer(name, torch.from_numpy(values).reshape(1, 3, 1, 1))
+                self.register_buffer(name, torch.from_numpy(values).reshape(1, -1, 1, 1))
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            scores: torch.Tensor = self.network(pixels.float().permute(0, 3, 1, 2) * self.scale + self.shift)
+            planes = pixels.float().permute(0, 3, 1, 2)
+            if recipe.channels == "BGR":
+                planes = planes[:, [2, 1, 0]]
+            scores: torch.Tensor = self.network(planes * self.scale + self.shift)
             return scores
 
     return PixelsToScores().eval()
@@ -128,7 +131,7 @@ def _find_baked_line(wrapped: torch.nn.Module, recipe: Recipe) -> str:
 
     try:
         with torch.inference_mode():
-            wrapped(torch.zeros(3, *recipe.crop, 3, dtype=torch.uint8))
+            wrapped(torch.zeros(3, *recipe.shape, dtype=torch.uint8))
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         own = {__file__, *(str(path) for path in Path(torch.__file__).parent.rglob("nn/modules/*.py"))}
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in own]

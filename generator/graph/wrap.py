@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _OUR_NAMES = frozenset(
     {INPUT_NAME, "PROBABILITIES", "LOGITS", "trtgen_cast", "trtgen_nchw", "trtgen_scale", "trtgen_shift",
-     "trtgen_scaled", "trtgen_normalised", "trtgen_scores"}
+     "trtgen_scaled", "trtgen_normalised", "trtgen_order", "trtgen_bgr", "trtgen_scores"}
 )  # fmt: skip
 
 
@@ -29,6 +29,7 @@ def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
     Raises:
         ExportError: Its opset is too new for the target.
     """
+    import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
     source = read_onnx(path)
@@ -43,13 +44,21 @@ def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
     graph = proto.graph
     image = graph_inputs(proto)[0].name
     layout, _ = image_axes(source)
-    shape = (1, 3, 1, 1) if layout == "NCHW" else (1, 1, 1, 3)
+    shape = (1, -1, 1, 1) if layout == "NCHW" else (1, 1, 1, -1)
     for name, values in zip(("trtgen_scale", "trtgen_shift"), recipe.as_scale_and_shift(), strict=True):
         graph.initializer.append(numpy_helper.from_array(values.reshape(shape), name))
     nodes = [helper.make_node("Cast", [INPUT_NAME], ["trtgen_cast"], name="trtgen_cast", to=TensorProto.FLOAT)]
     if layout == "NCHW":
         nodes.append(
             helper.make_node("Transpose", ["trtgen_cast"], ["trtgen_nchw"], name="trtgen_nchw", perm=[0, 3, 1, 2])
+        )
+    if recipe.channels == "BGR":
+        graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "trtgen_order"))
+        axis = 1 if layout == "NCHW" else 3
+        nodes.append(
+            helper.make_node(
+                "Gather", [nodes[-1].output[0], "trtgen_order"], ["trtgen_bgr"], name="trtgen_bgr", axis=axis
+            )
         )
     scaled_from = nodes[-1].output[0]
     nodes.append(helper.make_node("Mul", [scaled_from, "trtgen_scale"], ["trtgen_scaled"], name="trtgen_scaled"))
@@ -62,7 +71,7 @@ def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
     for index, node in enumerate(nodes):
         graph.node.insert(index, node)
     kept = [tensor for tensor in graph.input if tensor.name != image]
-    pixels = helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, ["batch", *recipe.crop, 3])
+    pixels = helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, ["batch", *recipe.shape])
     del graph.input[:]
     graph.input.extend([pixels, *kept])
     return proto

@@ -28,7 +28,7 @@ _OWN_ARRAYS = frozenset({"names", "file_bytes", "file_sizes", "pixels"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """`pixels` is uint8 (N, H, W, 3); `answers` holds what the task keeps of the source's own answers, N rows each."""
+    """`pixels` is uint8 (N, H, W, C); `answers` holds what the task keeps of the source's own answers, N rows each."""
 
     names: tuple[str, ...]
     files: tuple[bytes, ...]
@@ -42,7 +42,7 @@ def make_reference(task: Task, network: Network, images: ImageSet) -> Reference:
     Raises:
         VerificationError: Nothing can be compared with the answers.
     """
-    pixels = prepare(network.recipe, images.files)
+    pixels = prepare(network.recipe, images.files, network.pixels)
     answers = task.make_answers(network, pixels, images.names)
     return Reference(names=images.names, files=images.files, pixels=pixels, answers=answers)
 

@@ -28,7 +28,7 @@ _ONLY_IN_TRITON = "triton_python_backend_utils"
 def prepare_without_torch(
     recipe: Recipe, files: Sequence[bytes], names: Sequence[str] | None = None
 ) -> NDArray[np.uint8]:
-    """Return the pixels (N, height, width, 3) of encoded images, the same bytes that the served step answers with.
+    """Return the pixels (N, H, W, C) of encoded images, the same bytes that the served step answers with.
 
     Args:
         recipe: The model's recipe.
@@ -43,7 +43,7 @@ def prepare_without_torch(
 
     step = _load_step()
     settings = step.Recipe({name: {"string_value": value} for name, value in recipe.parameters().items()})
-    pixels = np.empty((len(files), *recipe.crop, 3), np.uint8)
+    pixels = np.empty((len(files), *recipe.shape), np.uint8)
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None  # as in the step's own process, which has limits of its own
     try:

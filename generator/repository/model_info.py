@@ -12,7 +12,7 @@ from generator.errors import PlanError
 from generator.repository import Layout, Record, read_record
 from generator.repository.layout import RECORD_FILE
 from generator.spec.exported import EXPORT_FILE
-from generator.spec.recipe import IMAGENET, Recipe
+from generator.spec.recipe import RECIPES, Recipe
 from generator.spec.records import name_problems
 
 if TYPE_CHECKING:
@@ -69,15 +69,15 @@ def _find_record(root: Path, member: str) -> Record | None:
 
 
 def read_recipe(text: str, tensor: Tensor) -> Recipe:
-    """Return the recipe that `--recipe` asks for: `imagenet`, at the plan's own image size, or a JSON file.
+    """Return the recipe that `--recipe` asks for: a name, at the plan's own image size, or a JSON file.
 
     Raises:
         PlanError: Neither, or not a recipe.
     """
-    if text == "imagenet":
+    if text in RECIPES:
         if len(tensor.shape) != 4 or tensor.shape[3] != 3:
             _refuse_input(tensor)
-        return IMAGENET.with_image_size((tensor.shape[1], tensor.shape[2]))
+        return RECIPES[text].with_image_size((tensor.shape[1], tensor.shape[2]))
     try:
         data = json.loads(Path(text).read_bytes())
         return Recipe.model_validate(data.get("recipe", data) if isinstance(data, dict) else data)
@@ -92,10 +92,10 @@ def check_model_info(recipe: Recipe, labels: Sequence[str] | None, given: Tensor
     Raises:
         PlanError: The plan takes other pixels than the recipe makes, or has another number of classes.
     """
-    if given.data_type.numpy != "uint8" or len(given.shape) != 4 or given.shape[3] != 3:
+    if given.data_type.numpy != "uint8" or len(given.shape) != 4 or given.shape[3] not in (1, 3):
         _refuse_input(given)
-    if given.shape[1:3] != recipe.crop:
-        size, crop = (f"{height}x{width}" for height, width in (given.shape[1:3], recipe.crop))
+    if given.shape[1:] != recipe.shape:
+        size, crop = ("x".join(map(str, shape)) for shape in (given.shape[1:], recipe.shape))
         msg = f"the plan takes images of {size}, the recipe makes {crop}"
         raise PlanError(msg, hint="give the recipe the plan was built for, or build it again", fields={"recipe": None})
     if labels is not None and len(labels) != made.shape[-1]:
@@ -107,7 +107,8 @@ def check_model_info(recipe: Recipe, labels: Sequence[str] | None, given: Tensor
 def _refuse_input(tensor: Tensor) -> NoReturn:
     text = "x".join(str(edge) for edge in tensor.shape[1:])
     raise PlanError(
-        f"input {tensor.name} is {tensor.data_type.triton} {text}; UINT8 pixels of height x width x 3 were expected",
+        f"input {tensor.name} is {tensor.data_type.triton} {text}; "
+        "UINT8 pixels of height x width x channels were expected",
         hint="build the plan from a graph that trtgen exported: its input is UINT8 pixels",
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.sources.network import Network, resolve_recipe, torch_runner
+from generator.sources.network import Network, check_channels, resolve_recipe, torch_runner
 from generator.spec.recipe import Recipe
 from generator.task import find_task
 
@@ -17,6 +17,7 @@ def load(spec: ModelSpec) -> Network:
     from generator.demo import network
 
     recipe, labels = describe(spec)
+    check_channels(spec, recipe)
     module = network.load_network()
     return Network(
         description="demo model of trtgen",

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generator.errors import SourceError
-from generator.spec.recipe import IMAGENET, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,16 +14,20 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
     from generator.spec.model import ModelSpec
+    from generator.spec.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """A loaded source.
 
-    `run` is the source's own answer and the measure for everything that follows: pixels (N, H, W, 3) uint8 in, its
+    `run` is the source's own answer and the measure for everything that follows: pixels (N, H, W, C) uint8 in, its
     outputs by name out, FP32 with N rows each, in the source's own framework and before anything is put behind it.
+    `pixels` is the transform of the source's own library, an RGB image to pixels (H, W, C) before normalisation;
+    None where torchvision's transforms with `recipe` are the measure.
     `activation` is the one that it is trained with, None where nobody says.
     Exactly one of `module` (takes normalised FP32 NCHW) and `onnx` (the user's file) is set.
     """
@@ -33,6 +36,7 @@ class Network:
     recipe: Recipe
     labels: tuple[str, ...]
     run: Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]
+    pixels: Callable[[Image], NDArray[np.uint8]] | None = None
     activation: str | None = None
     module: torch.nn.Module | None = None
     onnx: Path | None = None
@@ -45,23 +49,16 @@ def resolve_recipe(spec: ModelSpec, own: Recipe | None) -> Recipe:
         SourceError: The source has none and the spec does not say enough.
     """
     try:
-        if spec.recipe == "imagenet":
-            recipe = IMAGENET
-        elif own is not None:
-            recipe = spec.recipe.apply_to(own)
-        else:
-            given = spec.recipe.model_dump(exclude_none=True)
-            needed = ("resize", "crop", "interpolation", "mean", "std")
-            if missing := [name for name in needed if name not in given]:
-                msg = f"{spec.name}: nothing tells how its images were prepared; recipe lacks {', '.join(missing)}"
-                fields: dict[str, object] = {"recipe": "imagenet"}
-                hint = "set recipe: imagenet if it was trained like torchvision's models"
-                if spec.labels is None:
-                    msg += "; and nothing tells what its classes are called: labels is missing"
-                    hint += "; set labels to a file with one name a line, or to index"
-                    fields["labels"] = None
-                raise SourceError(msg, hint=hint, fields=fields)
-            recipe = Recipe.model_validate(given)
+        recipe = spec.recipe.apply_to(own)
+    except LookupError as error:
+        msg = f"{spec.name}: nothing tells how its images were prepared; recipe lacks {', '.join(error.args)}"
+        fields: dict[str, object] = {"recipe": "imagenet"}
+        hint = "set recipe: imagenet if it was trained like torchvision's models"
+        if spec.labels is None:
+            msg += "; and nothing tells what its classes are called: labels is missing"
+            hint += "; set labels to a file with one name a line, or to index"
+            fields["labels"] = None
+        raise SourceError(msg, hint=hint, fields=fields) from error
     except ValueError as error:  # pydantic's ValidationError is one
         reasons = "; ".join(part["msg"].removeprefix("Value error, ") for part in getattr(error, "errors", list)())
         msg = f"{spec.name}: the recipe is not valid: {reasons or error}"
@@ -70,6 +67,17 @@ def resolve_recipe(spec: ModelSpec, own: Recipe | None) -> Recipe:
         return recipe
     size = (spec.image_size, spec.image_size) if isinstance(spec.image_size, int) else spec.image_size
     return recipe.with_image_size(size)
+
+
+def check_channels(spec: ModelSpec, recipe: Recipe) -> None:
+    """Refuse one grey channel for a network that takes three.
+
+    Raises:
+        SourceError: The recipe asks for it.
+    """
+    if recipe.channels == "grey":
+        msg = f"{spec.name}: the recipe makes one grey channel, the network takes three"
+        raise SourceError(msg, hint="leave channels out: grey images get three equal channels")
 
 
 def find_last_layer(module: torch.nn.Module) -> str:

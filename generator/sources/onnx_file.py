@@ -107,6 +107,9 @@ def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
             raise SourceError(msg, hint="leave raw out, so that cast and normalisation are put before the graph")
         # mean and std are the graph's own business then; resize and crop still have to be told
         recipe = resolve_recipe(spec, IMAGENET if size == IMAGENET.crop else None)
+        if recipe.channels == "BGR":
+            msg = f"{spec.name}: channels is BGR, but with raw nothing is put before the graph, and PIXELS are RGB"
+            raise SourceError(msg, hint="put the change of order into the graph, or take cast and normalisation out")
     else:
         if model.input.data_type.numpy not in ("float32", "float16"):
             found = model.input.data_type.numpy

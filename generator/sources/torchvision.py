@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError, near
-from generator.sources.network import Network, find_last_layer, resolve_recipe, torch_runner
+from generator.sources.network import Network, check_channels, find_last_layer, resolve_recipe, torch_runner
 from generator.spec.recipe import Recipe
 from generator.task import find_task
 
@@ -33,6 +33,7 @@ def load(spec: ModelSpec) -> Network:
     """
     weights = _find_weights(spec)
     recipe = resolve_recipe(spec, from_transforms(weights.transforms()))
+    check_channels(spec, recipe)
     categories = list(weights.meta["categories"])
     classes = spec.classes or len(categories)
     state = None

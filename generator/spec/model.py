@@ -40,6 +40,10 @@ def _expand(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 - a validator gets text
 
 
+def _name_base(value: Any) -> Any:
+    return {"base": value} if isinstance(value, str) else value
+
+
 FilePath = Annotated[Path, BeforeValidator(_expand)]
 
 
@@ -106,9 +110,10 @@ class ModelSpec(BaseModel):
         default=None,
         description="File with one class name a line, or `index` to use the numbers; default: the weights' own names.",
     )
-    recipe: Literal["imagenet"] | RecipeSpec = Field(
+    recipe: Annotated[RecipeSpec, BeforeValidator(_name_base)] = Field(
         default_factory=RecipeSpec,
-        description="Preprocessing, where it differs from the weights' own; `imagenet` is the usual 256/224 one.",
+        description="Preprocessing, where it differs from the weights' own; a name alone, such as `imagenet`, is its "
+        "`base`.",
     )
     image_size: Edge | tuple[Edge, Edge] | None = Field(
         default=None,

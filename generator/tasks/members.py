@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from generator.packages import installed_packages
 from generator.render import read_static
 from generator.spec.model import usable_cores
-from generator.spec.recipe import IMAGENET
+from generator.spec.recipe import PARAMETERS
 from generator.task import Role
 from generator.triton.config import (
     EnsembleConfig,
@@ -56,7 +56,7 @@ PREPROCESS = Role(
     most_instances=256,
     about_instances="Preprocessing processes; default half of the usable cores, beside a GPU all.",
     own_parameters={
-        **dict.fromkeys((*IMAGENET.parameters(), "pillow"), _PROVED),
+        **dict.fromkeys((*PARAMETERS, "pillow"), _PROVED),
         "EXECUTION_ENV_PATH": "another Python would make other pixels than those that were proved",
     },
 )
@@ -69,7 +69,7 @@ def make_preprocess(spec: ModelSpec, artifact: Artifact, role: Role = PREPROCESS
     config = PythonConfig(
         **common_fields(spec, role),
         inputs=(TensorConfig(name=IMAGE, data_type="TYPE_STRING", dims=(1,)),),
-        outputs=(TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=(*recipe.crop, 3)),),
+        outputs=(TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=recipe.shape),),
         instance_count=spec.instance_counts()[role.key],
         comment="The recipe: edges in pixels (height before width), limits per image.",
         parameters={**recipe.parameters(), "pillow": installed_packages()["pillow"]},

@@ -1,8 +1,8 @@
-"""Image files in, pixels out: decode, resize, crop. Runs inside Triton's Python backend.
+"""Image files in, pixels out: decode, resize, crop or pad. Runs inside Triton's Python backend.
 
 The recipe comes from `parameters` in config.pbtxt, so this file is the same for every model. It needs numpy and
 Pillow, nothing else. IMAGE is BYTES [N, 1], one encoded image each, as it is or as base64 text; PIXELS is UINT8 [N,
-height, width, 3], RGB.
+height, width, 3], RGB, or [N, height, width, 1], grey.
 Normalisation is part of the network: four times fewer bytes travel between here and there.
 
 Each request is answered for itself: one with an image that cannot be decoded gets INVALID_ARG with the image's index
@@ -64,20 +64,34 @@ class BadImageError(ValueError):
 
 
 class Recipe:
-    """Resize, crop and limits, read from the text parameters of config.pbtxt."""
+    """Resize, crop, padding and limits, read from the text parameters of config.pbtxt."""
 
     def __init__(self, parameters):
         values = {name: parameter["string_value"] for name, parameter in parameters.items()}
         self.resize = [int(edge) for edge in values["resize"].split()]
         self.crop = tuple(int(edge) for edge in values["crop"].split())
-        self.filter = Image.Resampling[values["interpolation"].upper()]
+        self.fit = values.get("fit", "crop")
+        self.floor = values.get("rounding") == "floor"
+        self.is_grey = values.get("channels") == "grey"
+        self.shape = (*self.crop, 1 if self.is_grey else 3)
+        fill = Image.new("RGB", (1, 1), tuple(int(level) for level in values.get("fill", "0 0 0").split()))
+        self.fill = (fill.convert("L") if self.is_grey else fill).getpixel((0, 0))
+        # None: bilinear without antialiasing, which is no filter of Pillow's `resize`
+        self.filter = None if values["interpolation"] == "linear" else Image.Resampling[values["interpolation"].upper()]
         self.apply_exif = values["exif"] == "apply"
         self.max_pixels = int(values["max_pixels"])
         self.max_bytes = int(values["max_bytes"])
         self.pillow = values.get("pillow", PIL.__version__)
 
     def resized(self, width, height):
-        """Return (width, height) after resizing: the shorter edge gets the given length, the longer is truncated."""
+        """Return (width, height) after resizing.
+
+        One edge given: the shorter gets that length, the longer is truncated. Two: both, or as much as fits into them.
+        """
+        if self.fit.startswith("letterbox"):
+            ratio = min(self.resize[0] / height, self.resize[1] / width)
+            whole = int if self.fit == "letterbox-corner" else round  # as YOLOX and as YOLOv5 do
+            return max(whole(width * ratio), 1), max(whole(height * ratio), 1)
         if len(self.resize) == 2:
             return self.resize[1], self.resize[0]
         edge = self.resize[0]
@@ -85,16 +99,29 @@ class Recipe:
             return edge, int(edge * height / width)
         return int(edge * width / height), edge
 
-    def cropped(self, image):
-        """Return the image resized and cropped around its centre, (height, width, 3).
+    def corner(self, spare):
+        """Return where the crop begins on an axis with `spare` pixels more than it; negative where it is padded."""
+        if self.fit == "letterbox-corner":
+            return 0
+        if spare < 0:
+            return -(-spare // 2)
+        return spare // 2 if self.floor else round(spare / 2.0)  # transformers; torchvision and timm: half to even
 
-        Rounding follows torchvision: sizes are truncated, the crop's corner is rounded half to even.
-        """
+    def cropped(self, image):
+        """Return the image resized and cropped, or padded, around its centre: (height, width, channels)."""
+        if self.is_grey:
+            image = image.convert("L")
         width, height = self.resized(image.width, image.height)
         crop_height, crop_width = self.crop
-        left = round((width - crop_width) / 2.0)
-        top = round((height - crop_height) / 2.0)
-        return np.asarray(resize_part(image, (width, height), (left, top, crop_width, crop_height), self.filter))
+        left, top = self.corner(width - crop_width), self.corner(height - crop_height)
+        start_x, start_y = max(left, 0), max(top, 0)
+        end_x, end_y = min(left + crop_width, width), min(top + crop_height, height)
+        part = resize_part(image, (width, height), (start_x, start_y, end_x - start_x, end_y - start_y), self.filter)
+        if part.size != (crop_width, crop_height):
+            canvas = Image.new(image.mode, (crop_width, crop_height), self.fill)
+            canvas.paste(part, (start_x - left, start_y - top))
+            part = canvas
+        return np.asarray(part).reshape(self.shape)
 
 
 def resize_part(image, size, part, resample):
@@ -107,6 +134,10 @@ def resize_part(image, size, part, resample):
     width, height = size
     left, top, part_width, part_height = part
     right, bottom = left + part_width, top + part_height
+    if resample is None:
+        scale_x, scale_y = image.width / width, image.height / height
+        matrix = (scale_x, 0, left * scale_x, 0, scale_y, top * scale_y)
+        return image.transform((part_width, part_height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     if width * height > _MOST_WASTE * part_width * part_height:  # a thin strip, where a level more or less is no matter
         scale_x, scale_y = image.width / width, image.height / height
         box = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
@@ -203,7 +234,7 @@ def from_base64(data):
 
 
 def decode(data, recipe):
-    """Return the pixels (height, width, 3) of one encoded image, or raise BadImageError."""
+    """Return the pixels (height, width, channels) of one encoded image, or raise BadImageError."""
     if not data:
         raise BadImageError("no bytes, an encoded image was expected")
     data = from_base64(data)
@@ -261,7 +292,7 @@ class TritonPythonModel:
 
     def _respond(self, request):
         images = pb_utils.get_input_tensor_by_name(request, self.input).as_numpy().reshape(-1)
-        pixels = np.empty((len(images), *self.recipe.crop, 3), np.uint8)
+        pixels = np.empty((len(images), *self.recipe.shape), np.uint8)
         for index, data in enumerate(images):
             try:
                 pixels[index] = decode(data, self.recipe)
