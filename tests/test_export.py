@@ -84,6 +84,32 @@ def test_an_onnx_file_is_wrapped(tmp_path: Path, layout: str, activation: str, n
     assert similarity(network, model.path, activation) > 0.99999
 
 
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("NCHW", "onnxruntime"), ("NHWC", "onnxruntime"), ("module", "onnxruntime"), ("module", "tensorrt-8.6")],
+)
+def test_bgr_and_another_scale_are_the_graphs_business(tmp_path: Path, source: str, target: str) -> None:
+    """A graph that forgot to turn the channels would answer as it does with RGB and BGR swapped."""
+    recipe = {**RECIPE, "channels": "BGR", "scale": 1.0, "mean": [103.9, 116.8, 123.7], "std": 40.0}
+    if source == "module":
+        spec = make_spec(["demo"], recipe={"channels": "BGR"}, target=target, precision="fp32")[0]
+    else:
+        write_tiny_onnx(tmp_path / "net.onnx", layout=source)
+        spec = make_spec([str(tmp_path / "net.onnx")], labels="index", recipe=recipe, target=target, precision="fp32")[
+            0
+        ]
+    network = load_network(spec)
+    model = export_graph(spec, network, tmp_path / "graph")
+    batch = pixels(size=network.recipe.crop[0])
+    answers = {
+        order: comparable(only(open_onnx(model.path)(given)), "softmax")
+        for order, given in (("RGB", batch), ("BGR", np.ascontiguousarray(batch[..., ::-1])))
+    }
+    expected = comparable(guess_head("softmax", only(network.run(batch))).finish(only(network.run(batch))), "softmax")
+    assert compare(expected, answers["RGB"]).worst_cosine > 0.99999
+    assert compare(expected, answers["BGR"]).worst_cosine < 0.9999
+
+
 def test_a_sigmoid_gives_independent_probabilities(tmp_path: Path) -> None:
     spec = tiny_spec(write_tiny_onnx(tmp_path / "own.onnx"), activation="sigmoid")
     network = load_network(spec)

@@ -65,7 +65,7 @@ RECIPES = {
         {**IMAGENET.model_dump(), "resize": (96, 96), "crop": (96, 96), "interpolation": "lanczos"}
     ),
 }
-for _name, _changes in {
+CHANGES: dict[str, dict[str, Any]] = {
     "floor": {"rounding": "floor", "resize": 235, "crop": (224, 111)},
     "letterbox": {"fit": "letterbox", "resize": 224, "fill": (114, 20, 3)},
     "letterbox, wide": {"fit": "letterbox", "resize": (100, 333), "crop": (100, 333), "interpolation": "bicubic"},
@@ -80,7 +80,8 @@ for _name, _changes in {
         "resize": 224,
         "fill": (9, 99, 200),
     },
-}.items():
+}
+for _name, _changes in CHANGES.items():
     RECIPES[_name] = Recipe.model_validate({**IMAGENET.model_dump(), **_changes})
 LINEAR = {
     name: Recipe.model_validate({**RECIPES[name].model_dump(), "interpolation": "linear"})

@@ -12,7 +12,7 @@ from generator.graph.model import read_onnx, run_graph
 from generator.images.served_pixels import prepare_without_torch
 from generator.images.sets import read_labelled
 from generator.images.training_pixels import prepare
-from generator.spec.recipe import IMAGENET, RecipeSpec
+from generator.spec.recipe import IMAGENET, Recipe, RecipeSpec
 from generator.task import StageResult, not_proved
 from generator.tasks.classification.compare import comparable, first_classes
 
@@ -25,15 +25,14 @@ if TYPE_CHECKING:
 
     from generator.gate.candidate import Candidate
     from generator.images.sets import LabelledImages
-    from generator.spec.recipe import Recipe
 
 # An accuracy within so many standard deviations of a guess proves nothing.
 _SIGMAS = 3
 _USUAL_RECIPES: dict[str, dict[str, Any]] = {
-    "ImageNet's mean and std": {"mean": IMAGENET.mean, "std": IMAGENET.std},
-    "values in -1..1 (mean and std 0.5)": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
-    "values in 0..1 (mean 0, std 1)": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
-    "values in 0..255 (mean 0, std 1/255)": {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)},
+    "ImageNet's mean and std": {"scale": 1 / 255, "mean": IMAGENET.mean, "std": IMAGENET.std},
+    "values in -1..1 (mean and std 0.5)": {"scale": 1 / 255, "mean": 0.5, "std": 0.5},
+    "values in 0..1 (mean 0, std 1)": {"scale": 1 / 255, "mean": 0.0, "std": 1.0},
+    "values in 0..255 (scale 1, mean 0, std 1)": {"scale": 1.0, "mean": 0.0, "std": 1.0},
 }
 
 
@@ -46,9 +45,9 @@ def measure_labelled(candidate: Candidate, folder: Path, grpc_url: str | None) -
 
     labelled = read_labelled(folder, candidate.artifact.labels)
     truth = np.array(labelled.classes)
-    pixels = _prepare(candidate, labelled)
+    pixels = _prepare(candidate, labelled, candidate.artifact.recipe)
     answers: dict[str, Callable[[], NDArray[np.floating[Any]] | str]] = {
-        "labelled source": lambda: _ask_source(candidate, pixels),
+        "labelled source": lambda: _ask_source(candidate, labelled),
         "labelled onnx": lambda: _run_onnx(candidate, pixels),
         "labelled plan": lambda: _run_plan(candidate, pixels),
         "labelled ensemble": lambda: _ask_server(candidate, labelled, grpc_url),
@@ -82,52 +81,74 @@ def check_recipe(candidate: Candidate, labelled: LabelledImages) -> StageResult:
     if exported and candidate.graph_precision == "bf16":
         return not_proved("recipe", NO_BF16)
     truth = np.array(labelled.classes)
-    pixels = _prepare(candidate, labelled)
+    given = candidate.artifact.recipe
+    pixels = _prepare(candidate, labelled, given)
 
-    def count_right(recipe: Recipe, *, bgr: bool = False) -> int:
-        given = np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
+    def count_right(recipe: Recipe, pixels: NDArray[np.uint8]) -> int:
         if exported:
-            scores: NDArray[np.floating[Any]] = _only(run_graph(read_onnx(candidate.onnx), given))
+            scores: NDArray[np.floating[Any]] = _only(run_graph(read_onnx(candidate.onnx), pixels))
         else:
             settings = RecipeSpec.model_validate(recipe.model_dump())
             network = load_network(spec.model_copy(update={"recipe": settings, "image_size": None}))
-            scores = candidate.artifact.head.finish(_only(network.run(given)))
+            scores = candidate.artifact.head.finish(_only(network.run(pixels)))
         return int((first_classes(comparable(scores, candidate.artifact.head.activation)) == truth).sum())
 
     count = len(truth)
-    right = count_right(candidate.artifact.recipe)
+    right = count_right(given, pixels)
     chance = float(np.bincount(truth).max()) / count
     accuracy = right / count
     found = f"accuracy {accuracy:.1%} on {count} images"
-    if right - chance * count < _SIGMAS * (count * chance * (1 - chance)) ** 0.5 or chance == 1:
-        reason = f"{found} is not clearly above {chance:.1%}, what always naming the commonest class gets"
-        return StageResult(stage="recipe", status="not proved", figures={"accuracy": accuracy}, reason=reason)
-    others = {"channels in BGR order": count_right(candidate.artifact.recipe, bgr=True)}
-    for name, change in () if exported else _USUAL_RECIPES.items():
-        other = candidate.artifact.recipe.model_copy(update=change)
-        if other != candidate.artifact.recipe:
-            others[name] = count_right(other)
+    others = {}
+    if given.channels != "grey":
+        turned = "RGB" if given.channels == "BGR" else "BGR"
+        others[f"channels in {turned} order"] = count_right(given, np.ascontiguousarray(pixels[..., ::-1]))
+    for name, other in _usual_others(given, only_fits=exported):
+        same = other.pixel_fields() == given.pixel_fields()
+        others[name] = count_right(other, pixels if same else _prepare(candidate, labelled, other))
     best = max(others, key=others.__getitem__)
-    if others[best] - right >= max(3, 0.05 * count):
+    # what a guess gets by luck
+    luck = chance * count + _SIGMAS * (count * chance * (1 - chance)) ** 0.5
+    if others[best] - right >= max(3, 0.05 * count) and others[best] >= luck:
         reason = f"{found} as given, {others[best] / count:.1%} with {best}"
         return StageResult(stage="recipe", status="failed", figures={"accuracy": accuracy}, reason=reason, cause=best)
+    if right < luck or chance == 1:
+        reason = f"{found} is not clearly above {chance:.1%}, what always naming the commonest class gets"
+        return StageResult(stage="recipe", status="not proved", figures={"accuracy": accuracy}, reason=reason)
     measured = f"{count} images, {others[best] / count:.1%} with {best}, "
     measured += "other means and stds not tried" if exported else "the best of the usual others"
     return StageResult(stage="recipe", status="proved", figures={"accuracy": accuracy}, measured=measured)
 
 
-def _prepare(candidate: Candidate, labelled: LabelledImages) -> NDArray[np.uint8]:
+def _usual_others(given: Recipe, *, only_fits: bool) -> Iterator[tuple[str, Recipe]]:
+    """Yield the recipes that are often the right one where the given one is not."""
+    changes: dict[str, dict[str, Any]] = {} if only_fits else dict(_USUAL_RECIPES)
+    if given.channels == "grey":
+        changes.pop("ImageNet's mean and std", None)
+    changes["the image stretched to its size"] = {"fit": "stretch", "resize": given.crop}
+    changes["the shorter edge resized, its centre taken"] = {"fit": "crop", "resize": max(given.crop)}
+    changes["the whole image, grey around it (letterbox)"] = {
+        "fit": "letterbox", "resize": given.crop, "fill": (114, 114, 114),
+    }  # fmt: skip
+    for name, change in changes.items():
+        other = Recipe.model_validate({**given.model_dump(), **change})
+        if other != given:
+            yield name, other
+
+
+def _prepare(candidate: Candidate, labelled: LabelledImages, recipe: Recipe) -> NDArray[np.uint8]:
     if candidate.spec.source == "export":  # this host may have no torch
-        return prepare_without_torch(candidate.artifact.recipe, labelled.images.files, labelled.images.names)
-    return prepare(candidate.artifact.recipe, labelled.images.files)
+        return prepare_without_torch(recipe, labelled.images.files, labelled.images.names)
+    return prepare(recipe, labelled.images.files)
 
 
-def _ask_source(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.floating[Any]] | str:
+def _ask_source(candidate: Candidate, labelled: LabelledImages) -> NDArray[np.floating[Any]] | str:
     from generator.sources import load_network
 
     if candidate.spec.source == "export":
         return "the source is where it was exported"
-    scores: NDArray[np.floating[Any]] = candidate.artifact.head.finish(_only(load_network(candidate.spec).run(pixels)))
+    network = load_network(candidate.spec)
+    pixels = prepare(network.recipe, labelled.images.files, network.pixels)
+    scores: NDArray[np.floating[Any]] = candidate.artifact.head.finish(_only(network.run(pixels)))
     return scores
 
 
