@@ -34,6 +34,7 @@ SOURCES: Registry[Source] = Registry(
         "onnx": "generator.sources.onnx_file",
         "export": "generator.sources.export",
         "demo": "generator.sources.demo",
+        "timm": "generator.sources.timm",
     },
 )
 

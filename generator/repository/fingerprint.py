@@ -24,6 +24,9 @@ _EXPORT_FORMAT = 2
 _ARTIFACT_FIELDS = (
     "source", "architecture", "raw", "seed", "classes", "labels", "image_size", "target", "precision", "activation",
 )  # fmt: skip
+# Whose models have a name of their own besides the spec's.
+_REGISTRIES = ("torchvision", "checkpoint", "timm")
+_SOURCE_PACKAGES = {"timm": ("timm",)}
 
 
 def fingerprint(spec: ModelSpec) -> dict[str, str]:
@@ -42,10 +45,10 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         # a file counts by its content, wherever it lies
         "weights": None if "weights" in files else spec.weights,
         # an architecture left out follows from the name
-        "architecture": spec.registry_name if spec.source in ("torchvision", "checkpoint") else spec.source,
+        "architecture": spec.registry_name if spec.source in _REGISTRIES else spec.source,
         "recipe": data["recipe"],
         "files": files,
-        "packages": {name: packages[name] for name in EXPORT_PACKAGES},
+        "packages": {name: packages[name] for name in (*EXPORT_PACKAGES, *_SOURCE_PACKAGES.get(spec.source, ()))},
         "preprocess": templates["preprocess/1/model.py"],
     }
     if spec.is_tensorrt:
@@ -86,8 +89,8 @@ def _input_files(spec: ModelSpec) -> Iterable[tuple[str, Path]]:
         yield "onnx", spec.onnx
         model = load_proto(spec.onnx, weights=False)
         yield from ((f"onnx:{name}", spec.onnx.parent / name) for name in external_data_files(model))
-    if spec.source == "checkpoint":
-        yield "weights", Path(spec.weights)
+    if spec.weights_file is not None:
+        yield "weights", spec.weights_file
     if spec.source == "export" and spec.onnx is not None:
         yield "export", spec.onnx.with_name("export.json")
     if isinstance(spec.labels, Path):

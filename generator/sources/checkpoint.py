@@ -6,6 +6,7 @@ import logging
 import pickle
 import struct
 import warnings
+from argparse import Namespace
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -179,6 +180,13 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def read_arguments(path: Path) -> dict[str, Any]:
+    """Return the arguments that a training script stored beside the weights, {} where there are none."""
+    content = {} if path.suffix == ".safetensors" else _read(path)
+    stored = content.get("args") if isinstance(content, dict) else None
+    return dict(stored) if isinstance(stored, dict) else dict(vars(stored)) if isinstance(stored, Namespace) else {}
+
+
 def _tell_choice(path: Path, found: list[str]) -> None:
     taken, other = found[:2]
     what = f"{taken}, the averaged weights" if taken in _EMA else taken
@@ -229,14 +237,18 @@ class _StandIn:
 
 
 def _stand_ins(path: Path) -> list[Any]:
-    """Bind every name in the file that torch does not load to a class that does nothing: none of them is imported."""
+    """Bind every name in the file that torch does not load to a class that does nothing: none of them is imported.
+
+    Two that only hold data keep it: dictionaries, and the arguments of a training script.
+    """
     import torch
 
     with path.open("rb") as stream:
         zipped = stream.read(2) == b"PK"
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else _COMMON_GLOBALS
-    bound: list[Any] = [(type(name, (_StandIn,), {}), name) for name in names if name != "collections.defaultdict"]
-    return [*bound, (lambda *_: OrderedDict(), "collections.defaultdict")]
+    kept: dict[str, Any] = {"collections.defaultdict": lambda *_: OrderedDict(), "argparse.Namespace": Namespace}
+    bound: list[Any] = [(type(name, (_StandIn,), {}), name) for name in names if name not in kept]
+    return [*bound, *((value, name) for name, value in kept.items())]
 
 
 def _refuse_other_kind(path: Path) -> None:

@@ -90,9 +90,17 @@ def find_last_layer(module: torch.nn.Module) -> str:
 
 
 def torch_runner(
-    module: torch.nn.Module, recipe: Recipe, *, batch: int = 8
+    module: torch.nn.Module,
+    recipe: Recipe,
+    *,
+    batch: int = 8,
+    normalise: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None,
 ) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
-    """Return `Network.run` for a PyTorch module that takes normalised FP32 NCHW and returns one tensor."""
+    """Return `Network.run` for a PyTorch module that takes normalised FP32 NCHW and returns one tensor.
+
+    `normalise` is the source's own; None is the recipe's.
+    """
+    to_input = normalise or recipe.normalise
 
     def run(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         import numpy as np
@@ -100,7 +108,7 @@ def torch_runner(
 
         with torch.inference_mode():
             parts = [
-                module(torch.from_numpy(recipe.normalise(pixels[start : start + batch]))).numpy()
+                module(torch.from_numpy(to_input(pixels[start : start + batch]))).numpy()
                 for start in range(0, len(pixels), batch)
             ]
         return {"scores": np.concatenate(parts).astype(np.float32, copy=False)}

@@ -22,8 +22,8 @@ _IMAGES_SEED = 7
 _BRANCH_SCALE = 0.2
 
 
-def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int) -> None:
-    """Set BatchNorm statistics and the last layer from drawn images, in place.
+def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int, head: str | None = None) -> None:
+    """Set BatchNorm statistics and the last layer, or the one called `head`, from drawn images, in place.
 
     An untrained network is degenerate: with the initial statistics torchvision's EfficientNet answers 1/1000 for every
     class and image, and its ResNet-50 the same class for all; a vision transformer's head is all zeros. BatchNorm gets
@@ -40,23 +40,23 @@ def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int) -> None:
     pixels = make_pixels(recipe)
     images = np.stack([pixels(Image.open(io.BytesIO(drawn.jpeg))) for drawn in draw_set(_IMAGES, seed=_IMAGES_SEED)])
     batch = torch.from_numpy(recipe.normalise(images))
-    head: Any = module.get_submodule(find_last_layer(module))
+    last: Any = module.get_submodule(head or find_last_layer(module))
     with torch.no_grad():
-        if not head.weight.any():
+        if not last.weight.any():
             generator = torch.Generator().manual_seed(seed)
-            head.weight.normal_(0, 0.02, generator=generator)
-        for layer in (*_ends_of_branches(module), *_gates(module)):
-            layer.weight.mul_(_BRANCH_SCALE)
+            last.weight.normal_(0, 0.02, generator=generator)
+        for end in (*_ends_of_branches(module), *_gates(module)):
+            end.weight.mul_(_BRANCH_SCALE)
         _set_statistics(module, batch)
-        features, scores = _run_head(head, module, batch)
+        features, scores = _run_head(last, module, batch)
         mean = scores.mean(dim=0)
         scale = 2 / (scores - mean).std()
-        if head.bias is None:
+        if last.bias is None:
             typical = features.mean(dim=0)
-            head.weight.sub_(torch.outer(mean, typical / typical.square().sum()))
+            last.weight.sub_(torch.outer(mean, typical / typical.square().sum()))
         else:
-            head.bias.copy_((head.bias - mean) * scale)
-        head.weight.mul_(scale)
+            last.bias.copy_((last.bias - mean) * scale)
+        last.weight.mul_(scale)
 
 
 def _ends_of_branches(module: torch.nn.Module) -> list[Any]:

@@ -44,6 +44,8 @@ def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
     for name in names:
         if name.endswith(".onnx"):
             models.append({**_from_file(Path(name)), "onnx": name, **given})
+        elif name.startswith("timm/"):
+            models.append({"name": name.removeprefix("timm/").partition("@")[0], "architecture": name, **given})
         else:
             own = {"architecture": name} if name != "demo" else {"source": "demo"}
             models.append({"name": name, **(own if "name" in given else {}), **given})
@@ -212,8 +214,8 @@ def resolve_paths(model: ModelSpec, folder: Path) -> ModelSpec:
         changes["calibration"] = _absolute(folder / model.calibration)
     if isinstance(model.labels, Path):
         changes["labels"] = _absolute(folder / model.labels)
-    if model.source == "checkpoint":
-        changes["weights"] = str(_absolute(folder / Path(model.weights).expanduser()))
+    if model.weights_file is not None:
+        changes["weights"] = str(_absolute(folder / model.weights_file.expanduser()))
     return model.model_copy(update=changes)
 
 

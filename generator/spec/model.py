@@ -82,17 +82,19 @@ class ModelSpec(BaseModel):
     task: str = Field(default="classification", description="What kind of model it is.")
     source: str = Field(
         default="torchvision",
-        description="Where the model comes from: `torchvision`, `checkpoint`, `onnx`, `export`, `demo`, or what was "
-        "registered. Left out, it follows from `onnx`, `weights` and the name. `export` is a graph that "
+        description="Where the model comes from: `torchvision`, `checkpoint`, `onnx`, `export`, `demo`, `timm`, or what "
+        "was registered. Left out, it follows from `onnx`, `weights` and the name. `export` is a graph that "
         "was exported before, given in `onnx`.",
     )
     architecture: str | None = Field(
-        default=None, description="Name in torchvision's registry of classification models; default: `name`."
+        default=None,
+        description="Name in torchvision's registry of classification models, or `timm/` and timm's name with the "
+        "tag of its weights; default: `name`.",
     )
     weights: str = Field(
         default="default",
         description="`default` or another name of torchvision's weights, `random` (seeded), or a checkpoint file "
-        "(.pt, .pth, .ckpt, .bin, .safetensors) with a state dict for `architecture`.",
+        "(.pt, .pth, .pth.tar, .ckpt, .bin, .safetensors) with a state dict for `architecture`.",
     )
     onnx: FilePath | None = Field(default=None, description="An ONNX file with one image input, FP32, NCHW or NHWC.")
     raw: bool = Field(
@@ -217,6 +219,8 @@ class ModelSpec(BaseModel):
         weights = value.get("weights")
         if value.get("onnx") is not None:
             inferred = "onnx"
+        elif str(value.get("architecture")).startswith("timm/"):
+            inferred = "timm"
         elif isinstance(weights, str) and weights.endswith(CHECKPOINT_SUFFIXES):
             inferred = "checkpoint"
         elif value.get("name") == "demo" and value.get("architecture") is None:
@@ -236,6 +240,12 @@ class ModelSpec(BaseModel):
     def registry_name(self) -> str:
         """The architecture, with its default filled in."""
         return self.architecture or self.name
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The checkpoint, where the weights are one."""
+        named = self.source != "torchvision" and self.weights.endswith(CHECKPOINT_SUFFIXES)
+        return Path(self.weights) if named else None
 
     @property
     def roles(self) -> tuple[Role, ...]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from generator.spec.model import ModelSpec
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+CHECKPOINT_SUFFIXES = (".pt", ".pth.tar", ".pth", ".ckpt", ".bin", ".safetensors")
 # What an exported graph was made with; its export.json states it.
 _SETTLED_BY_EXPORT = ("classes", "labels", "recipe", "image_size", "keep", "calibration")
 
@@ -21,7 +21,7 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
     """Yield every contradiction between the fields of `spec`."""
     if spec.source in ("onnx", "export"):
         yield from _of_files(spec)
-    elif spec.source in ("torchvision", "checkpoint", "demo"):
+    elif spec.source in ("torchvision", "checkpoint", "timm", "demo"):
         yield from _of_networks(spec)
     if spec.source in ("onnx", "export", "demo"):
         for field, default in (("weights", "default"), ("architecture", None)):

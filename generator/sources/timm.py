@@ -1,0 +1,428 @@
+"""timm's registry of models: pretrained from the hub at a revision that is recorded, random, or the user's checkpoint.
+
+How images are prepared is what timm's own scripts make of the model: for pretrained and random weights as its
+validate.py does, at the size that the published accuracy was measured at (`test_input_size`, `test_crop_pct`); for a
+checkpoint of its train.py with the arguments that lie in the file.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from generator.errors import MissingDependencyError, SourceError, near
+from generator.sources.network import Network, find_last_layer, resolve_recipe, torch_runner
+from generator.spec.recipe import Recipe
+from generator.task import find_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from generator.spec.model import ModelSpec
+
+PREFIX = "timm/"
+# What timm's train.py and validate.py take of their arguments for the preparation of images.
+_DATA_ARGUMENTS = ("in_chans", "input_size", "img_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+def load(spec: ModelSpec) -> Network:
+    """Load the model with the weights the spec asks for, in evaluation mode.
+
+    Raises:
+        SourceError: Unknown name or tag, no download, no classifier, a checkpoint that does not fit, or an image size
+            that the model does not take.
+        MissingDependencyError: timm is not installed.
+    """
+    config = _find_config(spec)
+    state, arguments = _read_checkpoint(spec)
+    data, own = _resolve_own(spec, config, arguments)
+    recipe = resolve_recipe(spec, own)
+    if state is not None:
+        module, classes = _load_checkpoint(spec, config, recipe, state)
+        origin = f"checkpoint {Path(spec.weights).name}"
+        labels = _resolve_labels(spec, config, classes)
+    else:
+        classes = _count_classes(spec, config)
+        labels = _resolve_labels(spec, config, classes)
+        if spec.weights == "random":
+            module, origin = _build(spec, config, recipe, classes), f"random weights, seed {spec.seed}"
+        else:
+            module, origin = _download(spec, config, recipe)
+    _check_answer(spec, config, recipe, module, classes)
+    if spec.weights == "random":
+        from generator.sources.random_weights import calibrate
+
+        calibrate(module, recipe, seed=spec.seed, head=_find_head(module))
+    # where the spec changes what timm's transform does, the recipe is the measure
+    neutral = {name: getattr(own, name) for name in ("exif", "max_pixels", "max_bytes")}
+    unchanged = recipe.model_copy(update=neutral) == own
+    pixels, normalise = own_transform(data) if unchanged else (None, None)
+    return Network(
+        description=f"timm {_registry_name(spec)}, {origin}",
+        recipe=recipe,
+        labels=labels,
+        run=torch_runner(module, recipe, normalise=normalise),
+        pixels=pixels,
+        activation=None if state is not None else "softmax",
+        module=module,
+    )
+
+
+def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe and the class names; nothing is downloaded, and only for a checkpoint a model is built.
+
+    Raises:
+        SourceError: Unknown name, tag or weights, or labels that do not fit.
+        MissingDependencyError: timm is not installed.
+    """
+    config = _find_config(spec)
+    state, arguments = _read_checkpoint(spec)
+    recipe = resolve_recipe(spec, _resolve_own(spec, config, arguments)[1])
+    if state is None:
+        classes = _count_classes(spec, config)
+    else:
+        classes = spec.classes or _align(spec, config, recipe, state)[1]
+    return recipe, _resolve_labels(spec, config, classes)
+
+
+def _registry_name(spec: ModelSpec) -> str:
+    """timm's own name, with the tag of the weights and without the revision."""
+    return spec.registry_name.removeprefix(PREFIX).partition("@")[0]
+
+
+def _find_config(spec: ModelSpec) -> Any:
+    """Return timm's `PretrainedCfg` of the name."""
+    try:
+        import timm.models
+    except ImportError as error:
+        raise MissingDependencyError("timm", extra="timm", why="it makes the models timm/NAME") from error
+    name = _registry_name(spec)
+    architecture, _, tag = name.partition(".")
+    if current := timm.models.get_deprecated_models().get(name):
+        msg = f"timm calls {name} {current} now"
+        raise SourceError(msg, hint=f"use {PREFIX}{current}", fields={"architecture": f"{PREFIX}{current}"})
+    known = timm.models.list_models()
+    if architecture not in known:
+        similar = near(architecture, known)
+        listed = f"; did you mean {', '.join(PREFIX + one for one in similar)}?" if similar else ""
+        msg = f"timm has no model {architecture!r}{listed}"
+        raise SourceError(msg, hint="use a name of timm.list_models(), or an ONNX file", fields={"architecture": None})
+    try:
+        config = timm.models.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        msg = f"timm's {architecture} has no weights {tag!r}{_list_tags(architecture)}"
+        raise SourceError(msg, hint="use a name with one of these tags", fields={"architecture": None}) from error
+    if spec.weights not in ("default", "random") and spec.weights_file is None:
+        msg = (
+            f"{spec.name}: weights is {spec.weights!r}; timm's weights are a tag of the name{_list_tags(architecture)}"
+        )
+        hint = "set weights to default, random or a checkpoint file (.pth.tar, .pt, .pth, .ckpt, .bin, .safetensors)"
+        raise SourceError(msg, hint=hint, fields={"weights": None})
+    return config or timm.models.PretrainedCfg(architecture=architecture)
+
+
+def _list_tags(architecture: str) -> str:
+    import timm.models
+
+    names = timm.models.list_pretrained(f"{architecture}.*")
+    return f"; there are {', '.join(PREFIX + name for name in names)}" if names else "; it has none"
+
+
+def resolve_data(spec: ModelSpec, config: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return timm's own data configuration of the model, as `timm.data.create_transform` takes it."""
+    from timm.data import resolve_data_config
+
+    given = {name: arguments[name] for name in _DATA_ARGUMENTS if arguments.get(name)}
+    size = spec.image_size
+    if size is not None:
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        given["input_size"] = (given.get("in_chans", config.input_size[0]), *size)
+    # train.py evaluates as it trains; and who asks for the training's size gets the training's crop
+    as_evaluated = not arguments and size != tuple(config.input_size[1:])
+    data: dict[str, Any] = resolve_data_config(given, pretrained_cfg=config.to_dict(), use_test_size=as_evaluated)
+    if data["input_size"][0] == 1:  # its value is the average of the three, as in timm's loader
+        data |= {name: (sum(data[name]) / len(data[name]),) for name in ("mean", "std")}
+    return data
+
+
+def make_recipe(spec: ModelSpec, data: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that says what `timm.data.create_transform` does.
+
+    Raises:
+        SourceError: No recipe says it.
+    """
+    channels, *size = data["input_size"]
+    if channels not in (1, 3):
+        msg = f"{spec.name} takes images of {channels} channels; 3 or 1 were expected"
+        raise SourceError(msg, hint="take a model of colour or grey images")
+    scaled = [math.floor(edge / data["crop_pct"]) for edge in size]
+    fit = {"squash": "stretch", "border": "letterbox"}.get(data["crop_mode"], "crop")
+    if fit == "crop" and scaled[0] != scaled[1] and spec.recipe.resize is None:
+        msg = f"{spec.name}: timm resizes for {size[0]} x {size[1]} pixels by whichever edge is shorter for it; no recipe does"
+        hint = "set recipe.fit to stretch or letterbox, as your images were trained, and recipe.resize to the size"
+        raise SourceError(msg, hint=hint, fields={"recipe.fit": "stretch"})
+    return Recipe.model_validate(
+        {
+            "fit": fit,
+            "resize": scaled[0] if fit == "crop" else scaled,
+            "crop": size,
+            "interpolation": data["interpolation"],
+            "fill": [round(255 * value) for value in (*data["mean"], *data["mean"], *data["mean"])[:3]],
+            "channels": "grey" if channels == 1 else "RGB",
+            "mean": data["mean"],
+            "std": data["std"],
+        }
+    )
+
+
+def _resolve_own(spec: ModelSpec, config: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Recipe]:
+    """Return timm's own data configuration, and the recipe that says the same.
+
+    Raises:
+        SourceError: No recipe says it, or a checkpoint's arguments are not those of timm's train.py.
+    """
+    try:
+        data = resolve_data(spec, config, arguments)
+        return data, make_recipe(spec, data)
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        if not arguments:
+            raise
+        msg = f"{spec.weights}: its training arguments do not say how images are prepared as timm's do: {error!r}"
+        raise SourceError(msg, hint="save its state dict alone and give that, with recipe where it differs") from error
+
+
+def own_transform(
+    data: Mapping[str, Any],
+) -> tuple[Callable[[Image], NDArray[np.uint8]], Callable[[NDArray[np.uint8]], NDArray[np.float32]]]:
+    """Return both halves of timm's own transform: an RGB image to pixels (H, W, C), pixels (N, H, W, C) to FP32 NCHW."""
+    import numpy as np
+    from timm.data import create_transform
+
+    *steps, to_tensor, normalise = create_transform(**data, is_training=False).transforms
+
+    def pixels(image: Image) -> NDArray[np.uint8]:
+        image = image.convert("L") if data["input_size"][0] == 1 else image
+        for step in steps:
+            image = step(image)
+        made = np.asarray(image, np.uint8)
+        return made if made.ndim == 3 else made[..., None]
+
+    def normalised(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.stack([normalise(to_tensor(image)).numpy() for image in batch])
+
+    return pixels, normalised
+
+
+def _count_classes(spec: ModelSpec, config: Any) -> int:
+    """Return how many classes a model with pretrained or random weights has.
+
+    Raises:
+        SourceError: It has none, or pretrained weights have another number than the spec.
+    """
+    if not config.num_classes and (spec.weights == "default" or spec.classes is None):
+        msg = f"timm's {_registry_name(spec)} has no classifier: it answers features, and classes were expected"
+        hint = "take a model that was trained to classify, or your own checkpoint of this one as weights"
+        raise SourceError(msg, hint=hint, fields={"weights": None})
+    if spec.weights == "default" and not config.has_weights:
+        architecture = _registry_name(spec).partition(".")[0]
+        msg = f"timm has no weights for {_registry_name(spec)}{_list_tags(architecture)}"
+        raise SourceError(msg, hint="set weights to random or a checkpoint file", fields={"weights": "random"})
+    if spec.weights == "default" and spec.classes not in (None, config.num_classes):
+        msg = f"{spec.name}: classes is {spec.classes}, but {_registry_name(spec)} has {config.num_classes}"
+        raise SourceError(msg, hint="leave classes out, or give your own checkpoint as weights")
+    return spec.classes or int(config.num_classes)
+
+
+def _resolve_labels(spec: ModelSpec, config: Any, classes: int) -> tuple[str, ...]:
+    """Return the class names; timm knows those of ImageNet in its sizes, and what lies in a configuration.
+
+    Raises:
+        SourceError: Nobody knows them, as of the towers of CLIP, whose outputs are no classes.
+    """
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    own = None
+    if config.label_names:
+        descriptions = config.label_descriptions or {}
+        own = [descriptions.get(name, name) for name in config.label_names]
+    elif subset := infer_imagenet_subset({"num_classes": classes}):
+        own = ImageNetInfo(subset).label_descriptions()
+    if own is None and spec.labels is None and spec.weights in ("default", "random") and spec.classes is None:
+        msg = (
+            f"timm does not say what the {classes} outputs of {_registry_name(spec)} are; those of CLIP are no classes"
+        )
+        hint = (
+            "take a model that was trained to classify; for one that was, set labels to a file with its names, or index"
+        )
+        raise SourceError(msg, hint=hint, fields={"labels": None})
+    return find_task(spec.task).resolve_labels(spec, own, classes)
+
+
+def _read_checkpoint(spec: ModelSpec) -> tuple[dict[str, torch.Tensor] | None, dict[str, Any]]:
+    """Return the weights in the user's file, None where there is none, and the arguments of train.py that lie in it.
+
+    Raises:
+        SourceError: It cannot be read, or was trained as another architecture.
+    """
+    from generator.sources.checkpoint import read_arguments, read_state_dict
+
+    path = spec.weights_file
+    if path is None:
+        return None, {}
+    state, arguments = read_state_dict(path), read_arguments(path)
+    trained = str(arguments.get("model") or "").removeprefix(PREFIX)
+    if trained and trained.partition(".")[0] != _registry_name(spec).partition(".")[0]:
+        msg = f"{path} was trained as {trained}, but {PREFIX}{_registry_name(spec)} is asked for"
+        fields = {"architecture": f"{PREFIX}{trained}"}
+        raise SourceError(msg, hint=f"use {PREFIX}{trained}", fields=fields)
+    return state, arguments
+
+
+def _align(
+    spec: ModelSpec, config: Any, recipe: Recipe, state: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Return the checkpoint's weights under timm's names, and how many classes its classifier has."""
+    from generator.sources.checkpoint import align_state_dict
+
+    outline = _build(spec, config, recipe, spec.classes or config.num_classes or 2)
+    layer = _find_head(outline)
+    wanted = outline.state_dict()
+    state = align_state_dict(state, wanted, Path(spec.weights), layer=layer)
+    weight = f"{layer}.weight"
+    return state, len(state.get(weight, wanted[weight]))
+
+
+def _load_checkpoint(
+    spec: ModelSpec, config: Any, recipe: Recipe, state: dict[str, torch.Tensor]
+) -> tuple[torch.nn.Module, int]:
+    from generator.sources.checkpoint import load_state_dict
+
+    state, found = _align(spec, config, recipe, state)
+    classes = spec.classes or found
+    module = _build(spec, config, recipe, classes)
+    name = f"{PREFIX}{_registry_name(spec)}"
+    load_state_dict(module, state, Path(spec.weights), architecture=name, layer=_find_head(module))
+    return module, classes
+
+
+def _build(
+    spec: ModelSpec, config: Any, recipe: Recipe, classes: int, overlay: Mapping[str, Any] | None = None
+) -> torch.nn.Module:
+    """Return the module: with pretrained weights from where `overlay` says, without one seeded random weights.
+
+    Raises:
+        SourceError: The architecture cannot be built for the recipe's image size.
+    """
+    import timm
+    import torch
+
+    *size, channels = recipe.shape
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+    if tuple(size) != tuple(config.input_size[1:]) and config.fixed_input_size:
+        options["img_size"] = tuple(size)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(spec.seed)
+            module: torch.nn.Module = timm.create_model(
+                _registry_name(spec),
+                pretrained=overlay is not None,
+                pretrained_cfg_overlay=dict(overlay or {}),
+                **options,
+            )
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        if tuple(size) == tuple(config.input_size[1:]):
+            raise
+        raise _wrong_size(spec, config, recipe, error) from error
+    return module.eval()
+
+
+def _check_answer(spec: ModelSpec, config: Any, recipe: Recipe, module: torch.nn.Module, classes: int) -> None:
+    """Try one image.
+
+    Raises:
+        SourceError: The network does not take it, or answers something else than one row of scores.
+    """
+    import torch
+
+    *size, channels = recipe.shape
+    try:
+        with torch.inference_mode():
+            answer = module(torch.zeros(1, channels, *size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise _wrong_size(spec, config, recipe, error) from error
+    shape = list(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+    if shape != [1, classes]:
+        msg = f"timm's {_registry_name(spec)} answers {shape} for one image, and [1, {classes}] was expected"
+        raise SourceError(msg, hint="export the output that you need to ONNX and give that file", fields={"onnx": None})
+
+
+def _wrong_size(spec: ModelSpec, config: Any, recipe: Recipe, error: Exception) -> SourceError:
+    reason = " ".join(str(error).split())
+    height, width = recipe.crop
+    msg = f"timm's {_registry_name(spec)} does not take images of {height} x {width} pixels: {reason}"
+    own = " x ".join(map(str, config.input_size[1:]))
+    return SourceError(msg, hint=f"leave image_size and crop out, or set {own}", fields={"image_size": None})
+
+
+def _find_head(module: Any) -> str:
+    """Return the name of the layer that answers the classes; of several, whose answers are averaged, the first."""
+    found = module.get_classifier()
+    head = found[0] if isinstance(found, tuple) else found
+    outer = next(name for name, layer in module.named_modules() if layer is head)
+    inner = find_last_layer(head)
+    return ".".join(part for part in (outer, inner) if part)
+
+
+def _download(spec: ModelSpec, config: Any, recipe: Recipe) -> tuple[torch.nn.Module, str]:
+    """Return the pretrained module and where its weights are from, with the commit; the hub's client keeps the files.
+
+    Raises:
+        SourceError: They cannot be downloaded, are gated, or are damaged.
+    """
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+    from safetensors import SafetensorError
+
+    revision = spec.registry_name.partition("@")[2] or None
+    where, file = config.hf_hub_id, "model.safetensors"
+    if not where:
+        url = config.url if isinstance(config.url, str) else config.url[0]
+        where, file = url, url.rpartition("/")[2]
+    hint = f"copy {file} of {where} here and set weights: {file}, or try weights: random"
+    advice: dict[str, Any] = {"hint": hint, "fields": {"weights": file}}
+    try:
+        if not config.hf_hub_id:
+            return _build(spec, config, recipe, config.num_classes, {}), file
+        commit = _find_commit(config.hf_hub_id, revision)
+        pinned = f"{config.hf_hub_id}@{commit}"
+        return _build(spec, config, recipe, config.num_classes, {"hf_hub_id": pinned}), pinned
+    except GatedRepoError as error:
+        msg = f"the weights {where} are gated: the hub gives them to those who accepted their terms"
+        hint = (
+            f"accept them on the model's page and log in (hf auth login), or copy {file} here and set weights: {file}"
+        )
+        raise SourceError(msg, hint=hint, fields={"weights": file}) from error
+    except RevisionNotFoundError as error:
+        msg = f"{where} has no revision {revision!r}"
+        raise SourceError(msg, hint="use a commit of it after the @, or leave it out") from error
+    except SafetensorError as error:
+        msg = f"the weights {where} are damaged: {error}"
+        raise SourceError(msg, hint="delete them in the hub's cache (hf cache) and run again") from error
+    except OSError as error:  # of the hub's client, and of urllib
+        reason = str(getattr(error, "reason", error)).strip().partition("\n")[0]
+        msg = f"the weights {where} cannot be downloaded: {reason}"
+        raise SourceError(msg, **advice) from error
+
+
+def _find_commit(repository: str, revision: str | None) -> str:
+    """Return the commit that `revision` of the hub's repository is now, or was when the cache was filled."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=["config.json"])).name
