@@ -85,15 +85,14 @@ def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     config = _find_config(spec)
     state, arguments = _read_checkpoint(spec)
     recipe = resolve_recipe(spec, _resolve_own(spec, config, arguments)[1])
-    if state is None:
-        classes = _count_classes(spec, config)
-    else:
-        classes = spec.classes or _align(spec, config, recipe, state)[1]
+    classes = spec.classes if state is not None else _count_classes(spec, config)
+    if state is not None and classes is None:
+        _, classes = _align(spec, config, recipe, state)
     return recipe, _resolve_labels(spec, config, classes)
 
 
 def _registry_name(spec: ModelSpec) -> str:
-    """timm's own name, with the tag of the weights and without the revision."""
+    """Return timm's own name, with the tag of the weights and without the revision."""
     return spec.registry_name.removeprefix(PREFIX).partition("@")[0]
 
 
@@ -120,9 +119,7 @@ def _find_config(spec: ModelSpec) -> Any:
         msg = f"timm's {architecture} has no weights {tag!r}{_list_tags(architecture)}"
         raise SourceError(msg, hint="use a name with one of these tags", fields={"architecture": None}) from error
     if spec.weights not in ("default", "random") and spec.weights_file is None:
-        msg = (
-            f"{spec.name}: weights is {spec.weights!r}; timm's weights are a tag of the name{_list_tags(architecture)}"
-        )
+        msg = f"{spec.name}: weights is {spec.weights!r}; those of timm are part of the name{_list_tags(architecture)}"
         hint = "set weights to default, random or a checkpoint file (.pth.tar, .pt, .pth, .ckpt, .bin, .safetensors)"
         raise SourceError(msg, hint=hint, fields={"weights": None})
     return config or timm.models.PretrainedCfg(architecture=architecture)
@@ -140,9 +137,8 @@ def resolve_data(spec: ModelSpec, config: Any, arguments: Mapping[str, Any]) -> 
     from timm.data import resolve_data_config
 
     given = {name: arguments[name] for name in _DATA_ARGUMENTS if arguments.get(name)}
-    size = spec.image_size
+    size = (spec.image_size, spec.image_size) if isinstance(spec.image_size, int) else spec.image_size
     if size is not None:
-        size = (size, size) if isinstance(size, int) else tuple(size)
         given["input_size"] = (given.get("in_chans", config.input_size[0]), *size)
     # train.py evaluates as it trains; and who asks for the training's size gets the training's crop
     as_evaluated = not arguments and size != tuple(config.input_size[1:])
@@ -165,8 +161,8 @@ def make_recipe(spec: ModelSpec, data: Mapping[str, Any]) -> Recipe:
     scaled = [math.floor(edge / data["crop_pct"]) for edge in size]
     fit = {"squash": "stretch", "border": "letterbox"}.get(data["crop_mode"], "crop")
     if fit == "crop" and scaled[0] != scaled[1] and spec.recipe.resize is None:
-        msg = f"{spec.name}: timm resizes for {size[0]} x {size[1]} pixels by whichever edge is shorter for it; no recipe does"
-        hint = "set recipe.fit to stretch or letterbox, as your images were trained, and recipe.resize to the size"
+        msg = f"{spec.name}: timm fills {size[0]} x {size[1]} pixels from either edge, which no recipe does"
+        hint = "set recipe.fit to stretch or letterbox and recipe.resize to the size, as it was trained"
         raise SourceError(msg, hint=hint, fields={"recipe.fit": "stretch"})
     return Recipe.model_validate(
         {
@@ -201,7 +197,7 @@ def _resolve_own(spec: ModelSpec, config: Any, arguments: Mapping[str, Any]) -> 
 def own_transform(
     data: Mapping[str, Any],
 ) -> tuple[Callable[[Image], NDArray[np.uint8]], Callable[[NDArray[np.uint8]], NDArray[np.float32]]]:
-    """Return both halves of timm's own transform: an RGB image to pixels (H, W, C), pixels (N, H, W, C) to FP32 NCHW."""
+    """Return timm's own transform in two: an RGB image to pixels (H, W, C), pixels (N, H, W, C) to FP32 NCHW."""
     import numpy as np
     from timm.data import create_transform
 
@@ -255,12 +251,8 @@ def _resolve_labels(spec: ModelSpec, config: Any, classes: int) -> tuple[str, ..
     elif subset := infer_imagenet_subset({"num_classes": classes}):
         own = ImageNetInfo(subset).label_descriptions()
     if own is None and spec.labels is None and spec.weights in ("default", "random") and spec.classes is None:
-        msg = (
-            f"timm does not say what the {classes} outputs of {_registry_name(spec)} are; those of CLIP are no classes"
-        )
-        hint = (
-            "take a model that was trained to classify; for one that was, set labels to a file with its names, or index"
-        )
+        msg = f"timm has no names for the {classes} outputs of {_registry_name(spec)}; those of CLIP are no classes"
+        hint = "take a model that was trained to classify; if this one was, set labels to a file with names, or index"
         raise SourceError(msg, hint=hint, fields={"labels": None})
     return find_task(spec.task).resolve_labels(spec, own, classes)
 
@@ -313,7 +305,7 @@ def _load_checkpoint(
 
 
 def _build(
-    spec: ModelSpec, config: Any, recipe: Recipe, classes: int, overlay: Mapping[str, Any] | None = None
+    spec: ModelSpec, config: Any, recipe: Recipe, classes: int, overlay: dict[str, Any] | None = None
 ) -> torch.nn.Module:
     """Return the module: with pretrained weights from where `overlay` says, without one seeded random weights.
 
@@ -325,18 +317,14 @@ def _build(
 
     *size, channels = recipe.shape
     options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+    options |= {"pretrained": overlay is not None, "pretrained_cfg_overlay": overlay}
     if tuple(size) != tuple(config.input_size[1:]) and config.fixed_input_size:
         options["img_size"] = tuple(size)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(spec.seed)
-            module: torch.nn.Module = timm.create_model(
-                _registry_name(spec),
-                pretrained=overlay is not None,
-                pretrained_cfg_overlay=dict(overlay or {}),
-                **options,
-            )
+            module: torch.nn.Module = timm.create_model(_registry_name(spec), **options)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         if tuple(size) == tuple(config.input_size[1:]):
             raise
@@ -405,9 +393,7 @@ def _download(spec: ModelSpec, config: Any, recipe: Recipe) -> tuple[torch.nn.Mo
         return _build(spec, config, recipe, config.num_classes, {"hf_hub_id": pinned}), pinned
     except GatedRepoError as error:
         msg = f"the weights {where} are gated: the hub gives them to those who accepted their terms"
-        hint = (
-            f"accept them on the model's page and log in (hf auth login), or copy {file} here and set weights: {file}"
-        )
+        hint = f"accept them on the model's page and run hf auth login, or copy {file} here and set weights: {file}"
         raise SourceError(msg, hint=hint, fields={"weights": file}) from error
     except RevisionNotFoundError as error:
         msg = f"{where} has no revision {revision!r}"

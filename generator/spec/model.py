@@ -82,9 +82,9 @@ class ModelSpec(BaseModel):
     task: str = Field(default="classification", description="What kind of model it is.")
     source: str = Field(
         default="torchvision",
-        description="Where the model comes from: `torchvision`, `checkpoint`, `onnx`, `export`, `demo`, `timm`, or what "
-        "was registered. Left out, it follows from `onnx`, `weights` and the name. `export` is a graph that "
-        "was exported before, given in `onnx`.",
+        description="Where the model comes from: `torchvision`, `checkpoint`, `onnx`, `export`, `demo`, `timm`, or "
+        "what was registered. Left out, it follows from `onnx`, `architecture`, `weights` and the name. `export` is a "
+        "graph that was exported before, given in `onnx`.",
     )
     architecture: str | None = Field(
         default=None,
