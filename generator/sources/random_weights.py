@@ -65,16 +65,23 @@ def _ends_of_branches(module: torch.nn.Module) -> list[Any]:
     from torch.nn.modules.batchnorm import _BatchNorm
     from torchvision.ops import StochasticDepth
 
+    class Tracer(torch.fx.Tracer):
+        """Takes timm's BatchNorm, which holds its activation, for one layer, too."""
+
+        def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
+            return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+
     try:
-        traced = torch.fx.symbolic_trace(module)
-    except (torch.fx.proxy.TraceError, TypeError, RuntimeError):
+        traced = Tracer().trace(module)
+    except (torch.fx.proxy.TraceError, AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError):
         return []
-    layers = dict(traced.named_modules())
+    layers = dict(module.named_modules())
+    passing = (StochasticDepth, torch.nn.Dropout, torch.nn.Identity)
     found = []
-    for node in traced.graph.nodes:
+    for node in traced.nodes:
         if node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add):
             branch = node.args[0]
-            while branch.op == "call_module" and isinstance(layers[branch.target], StochasticDepth | torch.nn.Dropout):
+            while branch.op == "call_module" and isinstance(layers[branch.target], passing):
                 branch = branch.args[0]
             if branch.op == "call_module" and isinstance(layers[branch.target], _BatchNorm):
                 found.append(layers[branch.target])

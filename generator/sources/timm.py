@@ -85,10 +85,8 @@ def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     config = _find_config(spec)
     state, arguments = _read_checkpoint(spec)
     recipe = resolve_recipe(spec, _resolve_own(spec, config, arguments)[1])
-    classes = spec.classes if state is not None else _count_classes(spec, config)
-    if state is not None and classes is None:
-        _, classes = _align(spec, config, recipe, state)
-    return recipe, _resolve_labels(spec, config, classes)
+    found = _count_classes(spec, config) if state is None else _align(spec, config, recipe, state)[1]
+    return recipe, _resolve_labels(spec, config, spec.classes or found)
 
 
 def _registry_name(spec: ModelSpec) -> str:
