@@ -158,14 +158,14 @@ def make_recipe(spec: ModelSpec, data: Mapping[str, Any]) -> Recipe:
         raise SourceError(msg, hint="take a model of colour or grey images")
     scaled = [math.floor(edge / data["crop_pct"]) for edge in size]
     fit = {"squash": "stretch", "border": "letterbox"}.get(data["crop_mode"], "crop")
-    if fit == "crop" and scaled[0] != scaled[1] and spec.recipe.resize is None:
+    if fit == "crop" and scaled[0] != scaled[1] and spec.recipe.fit is None and spec.recipe.base is None:
         msg = f"{spec.name}: timm fills {size[0]} x {size[1]} pixels from either edge, which no recipe does"
         hint = "set recipe.fit to stretch or letterbox and recipe.resize to the size, as it was trained"
         raise SourceError(msg, hint=hint, fields={"recipe.fit": "stretch"})
     return Recipe.model_validate(
         {
             "fit": fit,
-            "resize": scaled[0] if fit == "crop" else scaled,
+            "resize": max(scaled) if fit == "crop" else scaled,
             "crop": size,
             "interpolation": data["interpolation"],
             "fill": [round(255 * value) for value in (*data["mean"], *data["mean"], *data["mean"])[:3]],
