@@ -24,6 +24,7 @@ from generator.errors import MissingDependencyError, SourceError
 from generator.images.served_pixels import prepare_without_torch
 from generator.images.sets import photographs
 from generator.images.training_pixels import prepare
+from generator.packages import installed_packages
 from generator.repository.fingerprint import fingerprint
 from generator.sources import describe_source, load_network
 from generator.spec.file import make_spec
@@ -161,11 +162,13 @@ def test_a_checkpoint_of_train_py_becomes_a_proved_repository(tmp_path: Path) ->
     command = ["build-repo", "timm/test_resnet", "--weights", str(path), "--labels", str(tmp_path / "classes.txt")]
     assert main([*command, "--name", "insects", "--max-batch", "4", "--require", "all", "-r", str(root)]) == 0
     record = json.loads((root / "insects/trtgen.json").read_text())
-    assert {entry["status"] for entry in record["proof"]} == {"proved"}
+    proved = {entry["stage"]: entry["status"] for entry in record["proof"]}
+    assert proved.pop("recipe") == proved.pop("activation") == "assumed"
+    assert len(proved) == 5
+    assert set(proved.values()) == {"proved"}
     assert record["description"] == "timm test_resnet, checkpoint model_best.pth.tar"
     assert (record["recipe"]["crop"], record["recipe"]["resize"]) == ([96, 96], 106)
     assert record["recipe"]["mean"] == [0.4, 0.5, 0.6]
-    assert "recipe" in record["assumed"]
     assert record["packages"]["timm"] == timm.__version__
     assert (root / "insects/labels.txt").read_text().split() == ["ant", "bee", "fly", "moth", "wasp"]
 
@@ -337,8 +340,6 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_build_follows_from_timms_version_and_a_file_only_where_timm_is_the_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from generator.repository import fingerprint as module
-
     path = tmp_path / "weights.pth"
     path.write_bytes(b"one")
     specs = [spec_of(TINY), spec_of("resnet18"), spec_of(TINY, weights=str(path))]
@@ -349,8 +350,8 @@ def test_a_build_follows_from_timms_version_and_a_file_only_where_timm_is_the_so
         True,
         False,
     ]
-    packages = {**module.installed_packages(), "timm": "9.9"}
-    monkeypatch.setattr(module, "installed_packages", lambda: packages)
+    packages = {**installed_packages(), "timm": "9.9"}
+    monkeypatch.setattr("generator.repository.fingerprint.installed_packages", lambda: packages)
     assert [fingerprint(spec)["artifact"] == old for spec, old in zip(specs, before, strict=True)] == [
         False,
         True,

@@ -268,6 +268,9 @@ def list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str
         assumed["recipe"] = "as given, not proved; --labelled DIR measures it"
     elif spec.source == "checkpoint":
         assumed["recipe"] = f"that of {spec.registry_name}'s own weights, not proved; --labelled DIR measures it"
+    elif spec.source == "timm" and spec.weights_file is not None:
+        own = f"timm's of {spec.registry_name}, changed by the training arguments in the file where it has any"
+        assumed["recipe"] = f"{own}, not proved; --labelled DIR measures it"
     return assumed
 
 
