@@ -31,7 +31,7 @@ from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 
 timm = pytest.importorskip("timm")
-from generator.sources import timm as source  # noqa: E402
+from generator.sources import timm_images as source  # noqa: E402
 
 TINY = "timm/test_resnet.r160_in1k"
 COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40

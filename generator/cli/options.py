@@ -21,16 +21,22 @@ if TYPE_CHECKING:
 def complete_models(incomplete: str) -> list[str]:
     """Return the names that begin so, for the shell; where there is none, it completes files.
 
-    torchvision's are read from its text: its import takes seconds.
+    torchvision's are read from its text, and timm's from its: their import takes seconds.
     """
+    names = ["demo", *_find_in_models("torchvision", r"^@register_model\(.*\n(?:.*\n)*?def (\w+)")]
+    if incomplete.startswith("timm/"):
+        found = _find_in_models("timm", r"""^\s+['"](\w+(?:\.\w+)?)\*?['"]:\s*_?\w*cfg\(""")
+        names = [f"timm/{name}" for name in found]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _find_in_models(package: str, pattern: str) -> list[str]:
     import importlib.util
 
-    found = importlib.util.find_spec("torchvision")
+    found = importlib.util.find_spec(package)
     folders = found.submodule_search_locations if found else None
-    names = ["demo"]
-    for path in sorted(Path(folders[0], "models").glob("*.py")) if folders else ():
-        names += re.findall(r"^@register_model\(.*\n(?:.*\n)*?def (\w+)", path.read_text("utf-8"), re.MULTILINE)
-    return [name for name in names if name.startswith(incomplete)]
+    files = sorted(Path(folders[0], "models").glob("*.py")) if folders else []
+    return [name for path in files for name in re.findall(pattern, path.read_text("utf-8"), re.MULTILINE)]
 
 
 # The panels of --help, where a command has many options.
@@ -65,7 +71,7 @@ MODEL_PARAMETERS: dict[str, Any] = {
         list[str] | None,
         typer.Argument(
             metavar="NAME|FILE.onnx",
-            help="Names of torchvision's classification models, `demo`, or ONNX files.",
+            help="Names of torchvision's classification models, `timm/` and a name of timm's, `demo`, or ONNX files.",
             show_default=False,
             autocompletion=complete_models,
         ),
@@ -79,7 +85,7 @@ MODEL_PARAMETERS: dict[str, Any] = {
     "architecture": _option(
         str,
         "NAME",
-        "Name in torchvision's registry, where the model's own name is another.",
+        "Name in torchvision's registry, or `timm/` and timm's, where the model's own name is another.",
         MODEL,
         autocompletion=complete_models,
     ),
