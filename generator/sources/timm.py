@@ -92,18 +92,18 @@ def _find_config(spec: ModelSpec) -> Any:
     architecture, _, tag = name.partition(".")
     if current := timm.models.get_deprecated_models().get(name):
         msg = f"timm calls {name} {current} now"
-        raise SourceError(msg, hint=f"use {PREFIX}{current}", fields={"architecture": f"{PREFIX}{current}"})
+        raise SourceError(msg, hint=f"use {PREFIX}{current}")
     known = timm.models.list_models()
     if architecture not in known:
         similar = near(architecture, known)
         listed = f"; did you mean {', '.join(PREFIX + one for one in similar)}?" if similar else ""
         msg = f"timm has no model {architecture!r}{listed}"
-        raise SourceError(msg, hint="use a name of timm.list_models(), or an ONNX file", fields={"architecture": None})
+        raise SourceError(msg, hint="use a name of timm.list_models(), or an ONNX file")
     try:
         config = timm.models.get_pretrained_cfg(name)
     except RuntimeError as error:
         msg = f"timm's {architecture} has no weights {tag!r}{_list_tags(architecture)}"
-        raise SourceError(msg, hint="use a name with one of these tags", fields={"architecture": None}) from error
+        raise SourceError(msg, hint="use a name with one of these tags") from error
     if spec.weights not in ("default", "random") and spec.weights_file is None:
         msg = f"{spec.name}: weights is {spec.weights!r}; those of timm are part of the name{_list_tags(architecture)}"
         hint = "set weights to default, random or a checkpoint file (.pth.tar, .pt, .pth, .ckpt, .bin, .safetensors)"
@@ -174,8 +174,7 @@ def _read_checkpoint(spec: ModelSpec) -> tuple[dict[str, torch.Tensor] | None, d
     trained = str(arguments.get("model") or "").removeprefix(PREFIX)
     if trained and trained.partition(".")[0] != _registry_name(spec).partition(".")[0]:
         msg = f"{path} was trained as {trained}, but {PREFIX}{_registry_name(spec)} is asked for"
-        fields = {"architecture": f"{PREFIX}{trained}"}
-        raise SourceError(msg, hint=f"use {PREFIX}{trained}", fields=fields)
+        raise SourceError(msg, hint=f"use {PREFIX}{trained}")
     return state, arguments
 
 
