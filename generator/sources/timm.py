@@ -303,7 +303,7 @@ def _download(spec: ModelSpec, config: Any, recipe: Recipe) -> tuple[torch.nn.Mo
         msg = f"the weights {where} are damaged: {error}"
         raise SourceError(msg, hint="delete them in the hub's cache (hf cache) and run again") from error
     except OSError as error:  # of the hub's client, and of urllib
-        reason = str(getattr(error, "reason", error)).strip().partition("\n")[0]
+        reason = str(getattr(error, "reason", error)).strip().partition("\n")[0].partition(". ")[0]
         msg = f"the weights {where} cannot be downloaded: {reason}"
         raise SourceError(msg, **advice) from error
 

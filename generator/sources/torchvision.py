@@ -158,9 +158,8 @@ def _find_weights(spec: ModelSpec) -> Any:
     except KeyError as error:
         names = [weights.name for weights in known]
         msg = f"{spec.registry_name} has no weights {spec.weights!r}; it has {', '.join(names)}, default and random"
-        raise SourceError(
-            msg, hint="a checkpoint file must end in .pt, .pth, .pth.tar, .ckpt, .bin or .safetensors"
-        ) from error
+        hint = "a checkpoint file must end in .pt, .pth, .pth.tar, .ckpt, .bin or .safetensors"
+        raise SourceError(msg, hint=hint) from error
 
 
 def _is_own_file(spec: ModelSpec, weights: Any) -> bool:
