@@ -73,8 +73,10 @@ def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     config = _find_config(spec)
     state, arguments = _read_checkpoint(spec)
     recipe = resolve_recipe(spec, resolve_own(spec, config, arguments)[1])
-    found = _count_classes(spec, config) if state is None else _align(spec, config, recipe, state)[1]
-    return recipe, _resolve_labels(spec, config, spec.classes or found)
+    if state is None or spec.classes is not None:
+        return recipe, _resolve_labels(spec, config, _count_classes(spec, config))
+    module, _ = _align(spec, config, recipe, state)
+    return recipe, _resolve_labels(spec, config, _width(module))
 
 
 def _registry_name(spec: ModelSpec) -> str:
@@ -180,16 +182,16 @@ def _read_checkpoint(spec: ModelSpec) -> tuple[dict[str, torch.Tensor] | None, d
 
 def _align(
     spec: ModelSpec, config: Any, recipe: Recipe, state: dict[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], int]:
-    """Return the checkpoint's weights under timm's names, and how many classes its classifier has."""
+) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Return the module with as many classes as the checkpoint's classifier, and the weights under timm's names."""
     from generator.sources.checkpoint import align_state_dict
 
-    outline = _build(spec, config, recipe, spec.classes or config.num_classes or 2)
-    layer = _find_head(outline)
-    wanted = outline.state_dict()
-    state = align_state_dict(state, wanted, Path(spec.weights), layer=layer)
-    weight = f"{layer}.weight"
-    return state, len(state.get(weight, wanted[weight]))
+    classes = spec.classes or config.num_classes or 2
+    module = _build(spec, config, recipe, classes)
+    layer = _find_head(module)
+    state = align_state_dict(state, module.state_dict(), Path(spec.weights), layer=layer)
+    found = len(state.get(f"{layer}.weight", range(classes)))
+    return (module if spec.classes or found == classes else _build(spec, config, recipe, found)), state
 
 
 def _load_checkpoint(
@@ -197,12 +199,15 @@ def _load_checkpoint(
 ) -> tuple[torch.nn.Module, int]:
     from generator.sources.checkpoint import load_state_dict
 
-    state, found = _align(spec, config, recipe, state)
-    classes = spec.classes or found
-    module = _build(spec, config, recipe, classes)
+    module, state = _align(spec, config, recipe, state)
     name = f"{PREFIX}{_registry_name(spec)}"
     load_state_dict(module, state, Path(spec.weights), architecture=name, layer=_find_head(module))
-    return module, classes
+    return module, _width(module)
+
+
+def _width(module: torch.nn.Module) -> int:
+    """Return how many classes the module's classifier has."""
+    return len(module.state_dict()[f"{_find_head(module)}.weight"])
 
 
 def _build(
@@ -217,7 +222,8 @@ def _build(
     import torch
 
     *size, channels = recipe.shape
-    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+    # exportable: attention as plain products, since torch's exporter stops at the fused one of MaxViT
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels, "exportable": True}
     options |= {"pretrained": overlay is not None, "pretrained_cfg_overlay": overlay}
     if tuple(size) != tuple(config.input_size[1:]) and config.fixed_input_size:
         options["img_size"] = tuple(size)
