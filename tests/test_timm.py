@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from generator.cli import main
 from generator.demo.draw import draw_set
 from generator.errors import MissingDependencyError, SourceError
+from generator.graph.export import make_graph
 from generator.images.served_pixels import prepare_without_torch
 from generator.images.sets import photographs
 from generator.images.training_pixels import prepare
@@ -140,6 +142,15 @@ def test_random_weights_discriminate_and_are_calm(name: str) -> None:
     centred, other = (values - values.mean(axis=1, keepdims=True) for values in (scores, moved))
     lengths = np.linalg.norm(centred, axis=1) * np.linalg.norm(other, axis=1)
     assert ((centred * other).sum(axis=1) / lengths).min() > 0.999
+
+
+def test_attention_that_the_exporter_does_not_take_when_it_is_fused() -> None:
+    spec = spec_of("timm/test_maxvit.untrained", weights="random", classes=7, labels="index", batch={"max": 2})
+    network = load_network(spec)
+    session = onnxruntime.InferenceSession(make_graph(spec, network).SerializeToString())
+    pixels = prepare(network.recipe, images()[:3], network.pixels)
+    (scores,) = session.run(None, {"PIXELS": pixels})
+    assert np.abs(scores - network.run(pixels)["scores"]).max() < 1e-3
 
 
 # --- weights -------------------------------------------------------------------------------------------------------

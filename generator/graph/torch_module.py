@@ -56,7 +56,9 @@ def export_module(spec: ModelSpec, module: torch.nn.Module, recipe: Recipe) -> o
         if "specialized it to be a constant" in str(error):
             msg = f"{spec.name}: the batch is baked in{_find_baked_line(wrapped, recipe)}"
             raise ExportError(msg, hint=DYNAMIC_HINT) from error
-        first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        # the exporter's own words are about reports to PyTorch; what stopped it is the cause
+        reason = error.__cause__ if isinstance(error, OnnxExporterError) and error.__cause__ else error
+        first_line = next((line.strip() for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
         msg = f"{spec.name}: torch.onnx.export stopped: {first_line}"
         raise ExportError(msg, hint="check that the model takes this image size") from error
     if exported is None:
