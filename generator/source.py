@@ -34,6 +34,8 @@ SOURCES: Registry[Source] = Registry(
         "onnx": "generator.sources.onnx_file",
         "export": "generator.sources.export",
         "demo": "generator.sources.demo",
+        "factory": "generator.sources.factory",
+        "pt2": "generator.sources.pt2",
     },
 )
 

@@ -26,6 +26,10 @@ _ARTIFACT_FIELDS = (
 )  # fmt: skip
 
 
+# Newer than the first record: left out where they are not set, so that what was built before is still up to date.
+_LATER_FIELDS = ("factory", "pt2")
+
+
 def fingerprint(spec: ModelSpec) -> dict[str, str]:
     """Return the hashes `artifact` (the graph follows from it) and `configuration` (everything else does).
 
@@ -33,6 +37,9 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         SourceError: A file that the spec names cannot be read.
     """
     data = spec.model_dump(mode="json")
+    for field in _LATER_FIELDS:
+        if data[field] is None:
+            del data[field]
     templates = {path.relative_to(template_root()).as_posix(): hash_file(path) for path in _template_files()}
     files = {field: _hash_input(path) for field, path in _input_files(spec)}
     packages = installed_packages()
@@ -40,6 +47,7 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         "format": _EXPORT_FORMAT,
         "spec": {field: data[field] for field in _ARTIFACT_FIELDS if field not in files},
         # a file counts by its content, wherever it lies
+        **({"function": spec.factory.rpartition(":")[2]} if spec.factory is not None else {}),
         "weights": None if "weights" in files else spec.weights,
         # an architecture left out follows from the name
         "architecture": spec.registry_name if spec.source in ("torchvision", "checkpoint") else spec.source,
@@ -86,8 +94,14 @@ def _input_files(spec: ModelSpec) -> Iterable[tuple[str, Path]]:
         yield "onnx", spec.onnx
         model = load_proto(spec.onnx, weights=False)
         yield from ((f"onnx:{name}", spec.onnx.parent / name) for name in external_data_files(model))
-    if spec.source == "checkpoint":
+    if spec.source == "checkpoint" or (spec.source == "factory" and spec.weights != "default"):
         yield "weights", Path(spec.weights)
+    if spec.factory is not None:
+        from generator.sources.factory import find_file
+
+        yield "factory", find_file(spec.factory)
+    if spec.pt2 is not None:
+        yield "pt2", spec.pt2
     if spec.source == "export" and spec.onnx is not None:
         yield "export", spec.onnx.with_name("export.json")
     if isinstance(spec.labels, Path):

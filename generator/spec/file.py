@@ -44,8 +44,10 @@ def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
     for name in names:
         if name.endswith(".onnx"):
             models.append({**_from_file(Path(name)), "onnx": name, **given})
+        elif name.endswith(".pt2"):
+            models.append({"name": name_from_file(Path(name)), "pt2": name, **given})
         else:
-            own = {"architecture": name} if name != "demo" else {"source": "demo"}
+            own = {"architecture": name} if name != "demo" or "factory" in given else {"source": "demo"}
             models.append({"name": name, **(own if "name" in given else {}), **given})
     return _validate({"models": models}, where="command line", folder=Path())
 
@@ -212,7 +214,11 @@ def resolve_paths(model: ModelSpec, folder: Path) -> ModelSpec:
         changes["calibration"] = _absolute(folder / model.calibration)
     if isinstance(model.labels, Path):
         changes["labels"] = _absolute(folder / model.labels)
-    if model.source == "checkpoint":
+    if model.pt2 is not None:
+        changes["pt2"] = _absolute(folder / model.pt2)
+    if model.factory is not None and (parts := model.factory.rpartition(":"))[0].endswith(".py"):
+        changes["factory"] = f"{_absolute(folder / Path(parts[0]).expanduser())}:{parts[2]}"
+    if model.source == "checkpoint" or (model.source == "factory" and model.weights != "default"):
         changes["weights"] = str(_absolute(folder / Path(model.weights).expanduser()))
     return model.model_copy(update=changes)
 

@@ -82,9 +82,9 @@ class ModelSpec(BaseModel):
     task: str = Field(default="classification", description="What kind of model it is.")
     source: str = Field(
         default="torchvision",
-        description="Where the model comes from: `torchvision`, `checkpoint`, `onnx`, `export`, `demo`, or what was "
-        "registered. Left out, it follows from `onnx`, `weights` and the name. `export` is a graph that "
-        "was exported before, given in `onnx`.",
+        description="Where the model comes from: `torchvision`, `checkpoint`, `onnx`, `export`, `factory`, `pt2`, "
+        "`demo`, or what was registered. Left out, it follows from `onnx`, `factory`, `pt2`, `weights` and the name. "
+        "`export` is a graph that was exported before, given in `onnx`.",
     )
     architecture: str | None = Field(
         default=None, description="Name in torchvision's registry of classification models; default: `name`."
@@ -92,7 +92,17 @@ class ModelSpec(BaseModel):
     weights: str = Field(
         default="default",
         description="`default` or another name of torchvision's weights, `random` (seeded), or a checkpoint file "
-        "(.pt, .pth, .ckpt, .bin, .safetensors) with a state dict for `architecture`.",
+        "(.pt, .pth, .ckpt, .bin, .safetensors) with a state dict for `architecture`, or for the module of `factory`.",
+    )
+    factory: str | None = Field(
+        default=None,
+        description="A function that returns a PyTorch module, `package.module:function` or `file.py:function`. "
+        "This imports and runs your code.",
+    )
+    pt2: FilePath | None = Field(
+        default=None,
+        description="A .pt2 file, as torch.export.save writes it, with a dynamic batch. Loading one can run code that "
+        "is in it.",
     )
     onnx: FilePath | None = Field(default=None, description="An ONNX file with one image input, FP32, NCHW or NHWC.")
     raw: bool = Field(
@@ -217,6 +227,8 @@ class ModelSpec(BaseModel):
         weights = value.get("weights")
         if value.get("onnx") is not None:
             inferred = "onnx"
+        elif found := [field for field in ("factory", "pt2") if value.get(field) is not None]:
+            inferred = found[0]
         elif isinstance(weights, str) and weights.endswith(CHECKPOINT_SUFFIXES):
             inferred = "checkpoint"
         elif value.get("name") == "demo" and value.get("architecture") is None:
