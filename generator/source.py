@@ -36,6 +36,7 @@ SOURCES: Registry[Source] = Registry(
         "demo": "generator.sources.demo",
         "factory": "generator.sources.factory",
         "pt2": "generator.sources.pt2",
+        "huggingface": "generator.sources.huggingface",
     },
 )
 

@@ -65,7 +65,8 @@ MODEL_PARAMETERS: dict[str, Any] = {
         list[str] | None,
         typer.Argument(
             metavar="NAME|FILE.onnx",
-            help="Names of torchvision's classification models, `demo`, ONNX or .pt2 files.",
+            help="Names of torchvision's classification models, `demo`, ONNX or .pt2 files, folders of "
+            "transformers, or hf:organisation/name.",
             show_default=False,
             autocompletion=complete_models,
         ),
@@ -188,16 +189,12 @@ def _read_specs(
     if spec is not None and (models or given.keys() - {"target"}):
         msg = "--spec states everything but --target: names and options of models do not go with it"
         raise SpecError(msg, hint=f"write them into {spec}")
-    if "factory" in given and not models and "name" in given:
-        models = [given.pop("name")]
     if spec is not None:
         return load_spec(spec, target=given.get("target"))
     if not models:
         msg = "no model was named"
-        hint = "name one, such as demo or resnet50, or give --spec models.yaml"
-        if "factory" in given:
-            hint = "say what clients call it"
-        raise SpecError(msg, hint=hint, fields={"name": None} if "factory" in given else {})
+        hint = "name one, such as demo or resnet50 (with --factory any name), or give --spec models.yaml"
+        raise SpecError(msg, hint=hint)
     if "name" in given and len(models) > 1:
         msg = f"--name {given['name']} names one model, but {len(models)} are given: {', '.join(models)}"
         raise SpecError(msg, hint="build them one by one, or name them in a spec (--spec; trtgen init writes one)")

@@ -26,8 +26,10 @@ _ARTIFACT_FIELDS = (
 )  # fmt: skip
 
 
+# Whose code the network of a source is.
+_SOURCE_PACKAGES = {"huggingface": ("transformers",)}
 # Newer than the first record: left out where they are not set, so that what was built before is still up to date.
-_LATER_FIELDS = ("factory", "pt2")
+_LATER_FIELDS = ("factory", "pt2", "huggingface")
 
 
 def fingerprint(spec: ModelSpec) -> dict[str, str]:
@@ -47,13 +49,14 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         "format": _EXPORT_FORMAT,
         "spec": {field: data[field] for field in _ARTIFACT_FIELDS if field not in files},
         # a file counts by its content, wherever it lies
+        **({"hub": spec.huggingface} if spec.is_on_hub else {}),
         **({"function": spec.factory.rpartition(":")[2]} if spec.factory is not None else {}),
         "weights": None if "weights" in files else spec.weights,
         # an architecture left out follows from the name
         "architecture": spec.registry_name if spec.source in ("torchvision", "checkpoint") else spec.source,
         "recipe": data["recipe"],
         "files": files,
-        "packages": {name: packages[name] for name in EXPORT_PACKAGES},
+        "packages": {name: packages[name] for name in (*EXPORT_PACKAGES, *_SOURCE_PACKAGES.get(spec.source, ()))},
         "preprocess": templates["preprocess/1/model.py"],
     }
     if spec.is_tensorrt:
@@ -100,6 +103,10 @@ def _input_files(spec: ModelSpec) -> Iterable[tuple[str, Path]]:
         from generator.sources.factory import find_file
 
         yield "factory", find_file(spec.factory)
+    if spec.huggingface is not None and not spec.is_on_hub:
+        from generator.sources.huggingface import read_files
+
+        yield from ((f"huggingface:{path.name}", path) for path in read_files(Path(spec.huggingface)))
     if spec.pt2 is not None:
         yield "pt2", spec.pt2
     if spec.source == "export" and spec.onnx is not None:

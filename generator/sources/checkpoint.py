@@ -34,7 +34,12 @@ _SAVE_STATE_DICT = "where you trust the file: torch.save(model.state_dict(), 'we
 
 
 def load_state_dict(
-    module: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path, *, architecture: str, layer: str | None = None
+    module: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    path: Path,
+    *,
+    architecture: str,
+    layer: str | None = None,
 ) -> None:
     """Fill `module` with the aligned weights of `path`, every one of them and no more.
 

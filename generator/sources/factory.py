@@ -150,7 +150,7 @@ def _make(spec: ModelSpec, what: str) -> _Made:
     with _running(what, "when it was called"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         returned = function()
-    return _read(spec, what, returned)
+    return _read(what, returned)
 
 
 def _import(place: str, file: Path) -> ModuleType:
@@ -186,7 +186,7 @@ def _running(what: str, when: str) -> Iterator[None]:
         raise SourceError(msg, hint=hint) from error
 
 
-def _read(spec: ModelSpec, what: str, returned: object) -> _Made:
+def _read(what: str, returned: object) -> _Made:
     """Check what the function returned: a module, alone or with recipe and labels."""
     import torch
 
@@ -203,19 +203,18 @@ def _read(spec: ModelSpec, what: str, returned: object) -> _Made:
         msg = f"{what} returns labels that are not a list of names"
         raise SourceError(msg, hint=_RETURN)
     module = module.to("cpu", torch.float32).eval()
-    return _Made(module=module, recipe=_read_recipe(spec, what, given.get("recipe")), labels=labels)
+    return _Made(module=module, recipe=_read_recipe(what, given.get("recipe")), labels=labels)
 
 
-def _read_recipe(spec: ModelSpec, what: str, given: object) -> Recipe | None:
+def _read_recipe(what: str, given: object) -> Recipe | None:
     """Return the recipe that the function gives, in the words of the spec."""
     if given is None or isinstance(given, Recipe):
         return given
     try:
-        own = given if given == "imagenet" else RecipeSpec.model_validate(given)
-        alone = spec.model_copy(update={"recipe": own, "image_size": None, "labels": "index"})
-        return resolve_recipe(alone, None)
-    except (ValidationError, SourceError) as error:
-        problem = name_problems(error) if isinstance(error, ValidationError) else error.message
+        return RecipeSpec.model_validate({"base": given} if isinstance(given, str) else given).apply_to(None)
+    except (ValueError, LookupError) as error:  # pydantic's ValidationError is a ValueError
+        problem = f"it lacks {', '.join(error.args)}" if isinstance(error, LookupError) else str(error)
+        problem = name_problems(error) if isinstance(error, ValidationError) else problem
         msg = f"{what} returns a recipe that is not valid: {problem}"
         raise SourceError(msg, hint="the words are those of recipe in the spec (docs/spec.md)") from error
 

@@ -27,11 +27,11 @@ def try_module(module: torch.nn.Module, recipe: Recipe, what: str) -> tuple[torc
     import numpy as np
     import torch
 
-    images = torch.from_numpy(recipe.normalise(np.zeros((2, *recipe.crop, 3), np.uint8)))
+    images = torch.from_numpy(recipe.normalise(np.zeros((2, *recipe.shape), np.uint8)))
     try:
         with torch.inference_mode():
             output: Any = module(images)
-    except Exception as error:  # noqa: BLE001 - somebody else's code may raise anything
+    except Exception as error:
         msg = f"{what} does not take images {list(images.shape)}: {describe_failure(error)}"
         hint = "set image_size, or crop and channels of recipe, to what the module takes"
         raise SourceError(msg, hint=hint, fields={"image_size": None}) from error

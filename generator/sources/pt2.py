@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
 
-_TORCH_SLIPS = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError,
-                ValueError, pickle.UnpicklingError, zipfile.BadZipFile)  # fmt: skip
+# What torch.export.load raises over other and damaged files.
+_SLIPS = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError,
+          ValueError, pickle.UnpicklingError, zipfile.BadZipFile)  # fmt: skip
 
 
 def load(spec: ModelSpec) -> Network:
@@ -65,7 +66,7 @@ def _read(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.load(path)
-    except _TORCH_SLIPS as error:
+    except _SLIPS as error:
         msg = f"{path} is not a program that torch {torch.__version__} reads: {describe_failure(error)}"
         hint = "save it again with torch.export.save and this torch, or give a checkpoint or an ONNX file as what it is"
         raise SourceError(msg, hint=hint) from error
@@ -81,7 +82,8 @@ def _check_inputs(path: Path, program: Any, recipe: Recipe, *, maximum: int) -> 
         raise SourceError(msg, hint="export a module whose forward takes the images alone")
     (node,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == names[0])
     shape = getattr(node.meta["val"], "shape", ())
-    example = f"torch.zeros(2, 3, {recipe.crop[0]}, {recipe.crop[1]})"
+    height, width, channels = recipe.shape
+    example = f"torch.zeros(2, {channels}, {height}, {width})"
     again = (
         'export it again with a free batch: batch = torch.export.Dim("batch", min=1, max=1024); '
         f"torch.export.save(torch.export.export(model.eval(), ({example},), "
@@ -109,7 +111,7 @@ def _as_module(program: Any) -> torch.nn.Module:
         def forward(self, images: torch.Tensor) -> Any:
             return self.program(images)
 
-        def train(self, mode: bool = True) -> Program:  # noqa: FBT001, FBT002, ARG002 - torch's signature
+        def train(self, mode: bool = True) -> Program:  # noqa: ARG002 - torch's signature
             return self
 
     return Program()

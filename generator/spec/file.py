@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from generator.errors import SpecError
-from generator.spec.model import Batch, ModelSpec, name_from_file
+from generator.spec.model import Batch, ModelSpec, make_name, name_from_file
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.problems import describe_problems
 from generator.spec.recipe import RecipeSpec
@@ -46,6 +46,9 @@ def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
             models.append({**_from_file(Path(name)), "onnx": name, **given})
         elif name.endswith(".pt2"):
             models.append({"name": name_from_file(Path(name)), "pt2": name, **given})
+        elif "/" in name and not name.startswith("timm/"):  # a folder, or hf:organisation/name@revision
+            folder = name.partition("@")[0] if name.startswith("hf:") else os.path.abspath(name)  # noqa: PTH100
+            models.append({"name": make_name(Path(folder).name), "huggingface": name, **given})
         else:
             own = {"architecture": name} if name != "demo" or "factory" in given else {"source": "demo"}
             models.append({"name": name, **(own if "name" in given else {}), **given})
@@ -216,6 +219,8 @@ def resolve_paths(model: ModelSpec, folder: Path) -> ModelSpec:
         changes["labels"] = _absolute(folder / model.labels)
     if model.pt2 is not None:
         changes["pt2"] = _absolute(folder / model.pt2)
+    if model.huggingface is not None and not model.is_on_hub:
+        changes["huggingface"] = str(_absolute(folder / model.huggingface))
     if model.factory is not None and (parts := model.factory.rpartition(":"))[0].endswith(".py"):
         changes["factory"] = f"{_absolute(folder / Path(parts[0]).expanduser())}:{parts[2]}"
     if model.source == "checkpoint" or (model.source == "factory" and model.weights != "default"):

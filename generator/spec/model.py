@@ -83,8 +83,8 @@ class ModelSpec(BaseModel):
     source: str = Field(
         default="torchvision",
         description="Where the model comes from: `torchvision`, `checkpoint`, `onnx`, `export`, `factory`, `pt2`, "
-        "`demo`, or what was registered. Left out, it follows from `onnx`, `factory`, `pt2`, `weights` and the name. "
-        "`export` is a graph that was exported before, given in `onnx`.",
+        "`huggingface`, `demo`, or what was registered. Left out, it follows from the field that says where the model "
+        "is, `weights` and the name. `export` is a graph that was exported before, given in `onnx`.",
     )
     architecture: str | None = Field(
         default=None, description="Name in torchvision's registry of classification models; default: `name`."
@@ -103,6 +103,11 @@ class ModelSpec(BaseModel):
         default=None,
         description="A .pt2 file, as torch.export.save writes it, with a dynamic batch. Loading one can run code that "
         "is in it.",
+    )
+    huggingface: Annotated[str, BeforeValidator(_expand)] | None = Field(
+        default=None,
+        description="A folder that transformers' save_pretrained wrote, or `hf:organisation/name@revision` for a model "
+        "of the Hugging Face hub; image classification, weights as safetensors. None of its code is executed.",
     )
     onnx: FilePath | None = Field(default=None, description="An ONNX file with one image input, FP32, NCHW or NHWC.")
     raw: bool = Field(
@@ -227,7 +232,7 @@ class ModelSpec(BaseModel):
         weights = value.get("weights")
         if value.get("onnx") is not None:
             inferred = "onnx"
-        elif found := [field for field in ("factory", "pt2") if value.get(field) is not None]:
+        elif found := [field for field in ("factory", "pt2", "huggingface") if value.get(field) is not None]:
             inferred = found[0]
         elif isinstance(weights, str) and weights.endswith(CHECKPOINT_SUFFIXES):
             inferred = "checkpoint"
@@ -248,6 +253,11 @@ class ModelSpec(BaseModel):
     def registry_name(self) -> str:
         """The architecture, with its default filled in."""
         return self.architecture or self.name
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Say whether the model is one of the Hugging Face hub, and not a folder."""
+        return self.huggingface is not None and self.huggingface.startswith("hf:")
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -288,8 +298,13 @@ class ModelSpec(BaseModel):
 
 
 def name_from_file(path: Path) -> str:
-    """Return the name of a model that is known by its file only; what no name may hold becomes an underscore."""
-    return re.sub(r"[^A-Za-z0-9_.-]+|\.(?=\.)", "_", path.stem).lstrip("_.-") or path.stem
+    """Return the name of a model that is known by its file only."""
+    return make_name(path.stem)
+
+
+def make_name(text: str) -> str:
+    """Return the text with an underscore for what no name of a model may hold."""
+    return re.sub(r"[^A-Za-z0-9_.-]+|\.(?=\.)", "_", text).lstrip("_.-") or text
 
 
 def usable_cores() -> int:

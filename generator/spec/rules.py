@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 # The fields that say where a source finds its model, and whose they are.
-_PLACES = {"onnx": ("onnx", "export"), "factory": ("factory",), "pt2": ("pt2",)}
+_PLACES = {"onnx": ("onnx", "export"), "factory": ("factory",), "pt2": ("pt2",), "huggingface": ("huggingface",)}
 _FACTORY = re.compile(r".+:[^\W\d]\w*")
 # What an exported graph was made with; its export.json states it.
 _SETTLED_BY_EXPORT = ("classes", "labels", "recipe", "image_size", "keep", "calibration")
@@ -24,7 +24,13 @@ _SETTLED_BY_EXPORT = ("classes", "labels", "recipe", "image_size", "keep", "cali
 def disagreements(spec: ModelSpec) -> Iterable[str]:
     """Yield every contradiction between the fields of `spec`."""
     yield from _of_places(spec)
-    if spec.source in ("onnx", "export", "demo", "pt2"):
+    if spec.source == "export":
+        for field in _SETTLED_BY_EXPORT:
+            if getattr(spec, field) != type(spec).model_fields[field].get_default(call_default_factory=True):
+                yield f"{field} was settled when the graph was exported; export again to change it"
+    if spec.source == "factory":
+        yield from _of_factory(spec)
+    if spec.source in ("onnx", "export", "demo", "pt2", "huggingface"):
         for field, default in (("weights", "default"), ("architecture", None)):
             if getattr(spec, field) != default:
                 yield f"{field} does not go with source: {spec.source}, which brings its own"
@@ -38,27 +44,23 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
 
 
 def _of_places(spec: ModelSpec) -> Iterable[str]:
-    built_in = ("torchvision", "checkpoint", "demo", *(source for owners in _PLACES.values() for source in owners))
+    built_in = {"torchvision", "checkpoint", "demo"}.union(*_PLACES.values())  # others may take what they like
     for field, owners in _PLACES.items():
         if spec.source in owners and getattr(spec, field) is None:
             yield f"source: {spec.source} needs the field {field}"
         elif spec.source in built_in and spec.source not in owners and getattr(spec, field) is not None:
             yield f"{field} is given, but source is {spec.source}"
-    if spec.source == "export":
-        for field in _SETTLED_BY_EXPORT:
-            if getattr(spec, field) != type(spec).model_fields[field].get_default(call_default_factory=True):
-                yield f"{field} was settled when the graph was exported; export again to change it"
-
-
-    if spec.source == "factory":
-        if spec.factory is not None and not _FACTORY.fullmatch(spec.factory):
-            yield f"factory is {spec.factory!r}; package.module:function or file.py:function was expected"
-        if spec.architecture is not None:
-            yield "architecture does not go with source: factory, whose function makes the module"
-        if spec.weights != "default" and not spec.weights.endswith(CHECKPOINT_SUFFIXES):
-            yield f"weights of a factory are a file ({', '.join(CHECKPOINT_SUFFIXES)}), it is {spec.weights!r}"
     if spec.source == "checkpoint" and not spec.weights.endswith(CHECKPOINT_SUFFIXES):
         yield f"source: checkpoint needs weights to be a file ({', '.join(CHECKPOINT_SUFFIXES)})"
+
+
+def _of_factory(spec: ModelSpec) -> Iterable[str]:
+    if spec.factory is not None and not _FACTORY.fullmatch(spec.factory):
+        yield f"factory is {spec.factory!r}; package.module:function or file.py:function was expected"
+    if spec.architecture is not None:
+        yield "architecture does not go with source: factory, whose function makes the module"
+    if spec.weights != "default" and not spec.weights.endswith(CHECKPOINT_SUFFIXES):
+        yield f"weights of a factory are a file ({', '.join(CHECKPOINT_SUFFIXES)}), it is {spec.weights!r}"
 
 
 def _of_precision(spec: ModelSpec) -> Iterable[str]:
