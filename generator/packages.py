@@ -10,7 +10,7 @@ from generator import __version__
 EXPORT_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript")
 _PACKAGES = (
     *EXPORT_PACKAGES, "onnxruntime", "onnxconverter-common", "numpy", "pillow", "tritonclient", "nvidia-pytriton",
-    "tensorrt", "cuda-python", "timm",
+    "tensorrt", "cuda-python", "timm", "transformers",
 )  # fmt: skip
 
 

@@ -35,6 +35,9 @@ SOURCES: Registry[Source] = Registry(
         "export": "generator.sources.export",
         "demo": "generator.sources.demo",
         "timm": "generator.sources.timm",
+        "factory": "generator.sources.factory",
+        "pt2": "generator.sources.pt2",
+        "huggingface": "generator.sources.huggingface",
     },
 )
 

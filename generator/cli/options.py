@@ -71,7 +71,8 @@ MODEL_PARAMETERS: dict[str, Any] = {
         list[str] | None,
         typer.Argument(
             metavar="NAME|FILE.onnx",
-            help="Names of torchvision's classification models, `timm/` and a name of timm's, `demo`, or ONNX files.",
+            help="Names of torchvision's classification models, `timm/` and a name of timm's, `demo`, ONNX or .pt2 "
+            "files, folders of transformers, or hf:organisation/name.",
             show_default=False,
             autocompletion=complete_models,
         ),
@@ -79,6 +80,12 @@ MODEL_PARAMETERS: dict[str, Any] = {
     "name": _option(str, "NAME", "What clients call the model. [default: the name or file name given]", MODEL),
     "spec": _option(Path, "FILE", "models.yaml (see `trtgen init`) or the trtgen.json of a built model."),
     "onnx": _option(list[Path], "FILE", "An ONNX file, or a graph that `trtgen export` wrote; repeatable."),
+    "factory": _option(
+        str,
+        "MODULE:FUNCTION",
+        "Your function that returns a torch module; also FILE.py:FUNCTION. It runs your code.",
+        MODEL,
+    ),
     "weights": _option(
         str, "NAME|FILE", "`default`, `random`, a name of torchvision's weights, or a checkpoint file.", MODEL
     ),
@@ -192,7 +199,8 @@ def _read_specs(
         return load_spec(spec, target=given.get("target"))
     if not models:
         msg = "no model was named"
-        raise SpecError(msg, hint="name one, such as demo or resnet50, or give --spec models.yaml")
+        hint = "name one, such as demo or resnet50 (with --factory any name), or give --spec models.yaml"
+        raise SpecError(msg, hint=hint)
     if "name" in given and len(models) > 1:
         msg = f"--name {given['name']} names one model, but {len(models)} are given: {', '.join(models)}"
         raise SpecError(msg, hint="build them one by one, or name them in a spec (--spec; trtgen init writes one)")

@@ -26,7 +26,10 @@ _ARTIFACT_FIELDS = (
 )  # fmt: skip
 # Whose models have a name of their own besides the spec's.
 _REGISTRIES = ("torchvision", "checkpoint", "timm")
-_SOURCE_PACKAGES = {"timm": ("timm",)}
+# Whose code the network of a source is.
+_SOURCE_PACKAGES = {"timm": ("timm",), "huggingface": ("transformers",)}
+# Newer than the first record: left out where they are not set, so that what was built before is still up to date.
+_LATER_FIELDS = ("factory", "pt2", "huggingface")
 
 
 def fingerprint(spec: ModelSpec) -> dict[str, str]:
@@ -36,6 +39,9 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         SourceError: A file that the spec names cannot be read.
     """
     data = spec.model_dump(mode="json")
+    for field in _LATER_FIELDS:
+        if data[field] is None:
+            del data[field]
     templates = {path.relative_to(template_root()).as_posix(): hash_file(path) for path in _template_files()}
     files = {field: _hash_input(path) for field, path in _input_files(spec)}
     packages = installed_packages()
@@ -43,6 +49,8 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         "format": _EXPORT_FORMAT,
         "spec": {field: data[field] for field in _ARTIFACT_FIELDS if field not in files},
         # a file counts by its content, wherever it lies
+        **({"hub": spec.huggingface} if spec.is_on_hub else {}),
+        **({"function": spec.factory.rpartition(":")[2]} if spec.factory is not None else {}),
         "weights": None if "weights" in files else spec.weights,
         # an architecture left out follows from the name
         "architecture": spec.registry_name if spec.source in _REGISTRIES else spec.source,
@@ -91,6 +99,16 @@ def _input_files(spec: ModelSpec) -> Iterable[tuple[str, Path]]:
         yield from ((f"onnx:{name}", spec.onnx.parent / name) for name in external_data_files(model))
     if spec.weights_file is not None:
         yield "weights", spec.weights_file
+    if spec.factory is not None:
+        from generator.sources.factory import find_file
+
+        yield "factory", find_file(spec.factory)
+    if spec.huggingface is not None and not spec.is_on_hub:
+        from generator.sources.huggingface import read_files
+
+        yield from ((f"huggingface:{path.name}", path) for path in read_files(Path(spec.huggingface)))
+    if spec.pt2 is not None:
+        yield "pt2", spec.pt2
     if spec.source == "export" and spec.onnx is not None:
         yield "export", spec.onnx.with_name("export.json")
     if isinstance(spec.labels, Path):

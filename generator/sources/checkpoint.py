@@ -35,9 +35,16 @@ _SAVE_STATE_DICT = "where you trust the file: torch.save(model.state_dict(), 'we
 
 
 def load_state_dict(
-    module: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path, *, architecture: str, layer: str
+    module: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    path: Path,
+    *,
+    architecture: str,
+    layer: str | None = None,
 ) -> None:
-    """Fill `module` with the aligned weights of `path`, every one of them and no more; `layer` is its last one.
+    """Fill `module` with the aligned weights of `path`, every one of them and no more.
+
+    `layer` is its last one; None for a module of the user's own, which need not have one.
 
     Raises:
         SourceError: Names or shapes that do not fit, or weights that are no numbers.
@@ -45,7 +52,6 @@ def load_state_dict(
     import torch
 
     wanted = module.state_dict()
-    classes = len(wanted[f"{layer}.weight"])
     names = [f"missing: {name}" for name in wanted if name not in state]
     names += [f"unexpected: {name} {list(state[name].shape)}" for name in state if name not in wanted]
     shapes = [
@@ -55,7 +61,8 @@ def load_state_dict(
     ]
     if problems := names + shapes:
         shown = problems[:6] + ([f"and {len(problems) - 6} more"] if len(problems) > 6 else [])
-        msg = f"{path} does not fit {architecture} with {classes} classes:\n  " + "\n  ".join(shown)
+        sized = f" with {len(wanted[f'{layer}.weight'])} classes" if layer else ""
+        msg = f"{path} does not fit {architecture}{sized}:\n  " + "\n  ".join(shown)
         raise SourceError(msg, **_advise_on_misfit(state, wanted, layer))
     if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]:
         msg = f"{path} holds NaN or infinity in {', '.join(broken[:3])}"
@@ -64,9 +71,12 @@ def load_state_dict(
 
 
 def _advise_on_misfit(
-    state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], layer: str
+    state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], layer: str | None
 ) -> dict[str, Any]:
     """Return hint and fields of the error."""
+    if layer is None:
+        hint = "give the weights that were saved from this module, or let the function make the module they belong to"
+        return {"hint": hint, "fields": {"weights": None}}
     weight = f"{layer}.weight"
     differing = {name for name in {*state, *wanted} if name not in state or name not in wanted}
     if differing and all(_root(name) == _root(layer) for name in differing):
@@ -88,7 +98,7 @@ def _advise_on_misfit(
 
 
 def align_state_dict(
-    state: dict[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path, *, layer: str
+    state: dict[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path, *, layer: str | None = None
 ) -> dict[str, torch.Tensor]:
     """Return the weights under the names in `wanted`, as far as wrappers and a head in a Sequential changed them.
 
@@ -96,6 +106,8 @@ def align_state_dict(
         SourceError: The file holds several networks of this architecture.
     """
     state = _strip_prefix(state, wanted, path)
+    if layer is None:
+        return state
     missing = {name for name in wanted if name not in state}
     unexpected = {name for name in state if name not in wanted}
     layers = {name.rpartition(".")[0] for name in unexpected}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from generator.errors import SpecError
-from generator.spec.model import Batch, ModelSpec, name_from_file
+from generator.spec.model import Batch, ModelSpec, make_name, name_from_file
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.problems import describe_problems
 from generator.spec.recipe import RecipeSpec
@@ -46,8 +46,13 @@ def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
             models.append({**_from_file(Path(name)), "onnx": name, **given})
         elif name.startswith("timm/"):
             models.append({"name": name.removeprefix("timm/").partition("@")[0], "architecture": name, **given})
+        elif name.endswith(".pt2"):
+            models.append({"name": name_from_file(Path(name)), "pt2": name, **given})
+        elif "/" in name:  # a folder, or hf:organisation/name@revision
+            folder = name.partition("@")[0] if name.startswith("hf:") else os.path.abspath(name)  # noqa: PTH100
+            models.append({"name": make_name(Path(folder).name), "huggingface": name, **given})
         else:
-            own = {"architecture": name} if name != "demo" else {"source": "demo"}
+            own = {"architecture": name} if name != "demo" or "factory" in given else {"source": "demo"}
             models.append({"name": name, **(own if "name" in given else {}), **given})
     return _validate({"models": models}, where="command line", folder=Path())
 
@@ -216,6 +221,12 @@ def resolve_paths(model: ModelSpec, folder: Path) -> ModelSpec:
         changes["labels"] = _absolute(folder / model.labels)
     if model.weights_file is not None:
         changes["weights"] = str(_absolute(folder / model.weights_file.expanduser()))
+    if model.pt2 is not None:
+        changes["pt2"] = _absolute(folder / model.pt2)
+    if model.huggingface is not None and not model.is_on_hub:
+        changes["huggingface"] = str(_absolute(folder / model.huggingface))
+    if model.factory is not None and (parts := model.factory.rpartition(":"))[0].endswith(".py"):
+        changes["factory"] = f"{_absolute(folder / Path(parts[0]).expanduser())}:{parts[2]}"
     return model.model_copy(update=changes)
 
 

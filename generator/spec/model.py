@@ -82,9 +82,9 @@ class ModelSpec(BaseModel):
     task: str = Field(default="classification", description="What kind of model it is.")
     source: str = Field(
         default="torchvision",
-        description="Where the model comes from: `torchvision`, `checkpoint`, `onnx`, `export`, `demo`, `timm`, or "
-        "what was registered. Left out, it follows from `onnx`, `architecture`, `weights` and the name. `export` is a "
-        "graph that was exported before, given in `onnx`.",
+        description="Where the model comes from: `torchvision`, `checkpoint`, `timm`, `onnx`, `export`, `factory`, "
+        "`pt2`, `huggingface`, `demo`, or what was registered. Left out, it follows from the field that says where the "
+        "model is, `architecture`, `weights` and the name. `export` is a graph that was exported before, given in `onnx`.",
     )
     architecture: str | None = Field(
         default=None,
@@ -94,7 +94,23 @@ class ModelSpec(BaseModel):
     weights: str = Field(
         default="default",
         description="`default` or another name of torchvision's weights, `random` (seeded), or a checkpoint file "
-        "(.pt, .pth, .pth.tar, .ckpt, .bin, .safetensors) with a state dict for `architecture`.",
+        "(.pt, .pth, .pth.tar, .ckpt, .bin, .safetensors) with a state dict for `architecture`, or for the "
+        "module of `factory`.",
+    )
+    factory: str | None = Field(
+        default=None,
+        description="A function that returns a PyTorch module, `package.module:function` or `file.py:function`. "
+        "This imports and runs your code.",
+    )
+    pt2: FilePath | None = Field(
+        default=None,
+        description="A .pt2 file, as torch.export.save writes it, with a dynamic batch. Loading one can run code that "
+        "is in it.",
+    )
+    huggingface: Annotated[str, BeforeValidator(_expand)] | None = Field(
+        default=None,
+        description="A folder that transformers' save_pretrained wrote, or `hf:organisation/name@revision` for a model "
+        "of the Hugging Face hub; image classification, weights as safetensors. None of its code is executed.",
     )
     onnx: FilePath | None = Field(default=None, description="An ONNX file with one image input, FP32, NCHW or NHWC.")
     raw: bool = Field(
@@ -221,6 +237,8 @@ class ModelSpec(BaseModel):
             inferred = "onnx"
         elif str(value.get("architecture")).startswith("timm/"):
             inferred = "timm"
+        elif found := [field for field in ("factory", "pt2", "huggingface") if value.get(field) is not None]:
+            inferred = found[0]
         elif isinstance(weights, str) and weights.endswith(CHECKPOINT_SUFFIXES):
             inferred = "checkpoint"
         elif value.get("name") == "demo" and value.get("architecture") is None:
@@ -246,6 +264,11 @@ class ModelSpec(BaseModel):
         """The checkpoint, where the weights are one."""
         named = self.source != "torchvision" and self.weights.endswith(CHECKPOINT_SUFFIXES)
         return Path(self.weights) if named else None
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Say whether the model is one of the Hugging Face hub, and not a folder."""
+        return self.huggingface is not None and self.huggingface.startswith("hf:")
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -286,8 +309,13 @@ class ModelSpec(BaseModel):
 
 
 def name_from_file(path: Path) -> str:
-    """Return the name of a model that is known by its file only; what no name may hold becomes an underscore."""
-    return re.sub(r"[^A-Za-z0-9_.-]+|\.(?=\.)", "_", path.stem).lstrip("_.-") or path.stem
+    """Return the name of a model that is known by its file only."""
+    return make_name(path.stem)
+
+
+def make_name(text: str) -> str:
+    """Return the text with an underscore for what no name of a model may hold."""
+    return re.sub(r"[^A-Za-z0-9_.-]+|\.(?=\.)", "_", text).lstrip("_.-") or text
 
 
 def usable_cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from generator.spec.config_text import given_fields, parse_text
@@ -13,17 +14,23 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth.tar", ".pth", ".ckpt", ".bin", ".safetensors")
+# The fields that say where a source finds its model, and whose they are.
+_PLACES = {"onnx": ("onnx", "export"), "factory": ("factory",), "pt2": ("pt2",), "huggingface": ("huggingface",)}
+_FACTORY = re.compile(r".+:[^\W\d]\w*")
 # What an exported graph was made with; its export.json states it.
 _SETTLED_BY_EXPORT = ("classes", "labels", "recipe", "image_size", "keep", "calibration")
 
 
 def disagreements(spec: ModelSpec) -> Iterable[str]:
     """Yield every contradiction between the fields of `spec`."""
-    if spec.source in ("onnx", "export"):
-        yield from _of_files(spec)
-    elif spec.source in ("torchvision", "checkpoint", "timm", "demo"):
-        yield from _of_networks(spec)
-    if spec.source in ("onnx", "export", "demo"):
+    yield from _of_places(spec)
+    if spec.source == "export":
+        for field in _SETTLED_BY_EXPORT:
+            if getattr(spec, field) != type(spec).model_fields[field].get_default(call_default_factory=True):
+                yield f"{field} was settled when the graph was exported; export again to change it"
+    if spec.source == "factory":
+        yield from _of_factory(spec)
+    if spec.source in ("onnx", "export", "demo", "pt2", "huggingface"):
         for field, default in (("weights", "default"), ("architecture", None)):
             if getattr(spec, field) != default:
                 yield f"{field} does not go with source: {spec.source}, which brings its own"
@@ -36,20 +43,24 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
         yield f"plan.profiles do not cover a batch of {gaps}: all from 1 to batch.max ({spec.batch.max}) are needed"
 
 
-def _of_files(spec: ModelSpec) -> Iterable[str]:
-    if spec.onnx is None:
-        yield f"source: {spec.source} needs the field onnx with the file"
-    if spec.source == "export":
-        for field in _SETTLED_BY_EXPORT:
-            if getattr(spec, field) != type(spec).model_fields[field].get_default(call_default_factory=True):
-                yield f"{field} was settled when the graph was exported; export again to change it"
-
-
-def _of_networks(spec: ModelSpec) -> Iterable[str]:
-    if spec.onnx is not None:
-        yield f"onnx is given, but source is {spec.source}"
+def _of_places(spec: ModelSpec) -> Iterable[str]:
+    built_in = {"torchvision", "checkpoint", "timm", "demo"}.union(*_PLACES.values())  # others may take what they like
+    for field, owners in _PLACES.items():
+        if spec.source in owners and getattr(spec, field) is None:
+            yield f"source: {spec.source} needs the field {field}"
+        elif spec.source in built_in and spec.source not in owners and getattr(spec, field) is not None:
+            yield f"{field} is given, but source is {spec.source}"
     if spec.source == "checkpoint" and not spec.weights.endswith(CHECKPOINT_SUFFIXES):
         yield f"source: checkpoint needs weights to be a file ({', '.join(CHECKPOINT_SUFFIXES)})"
+
+
+def _of_factory(spec: ModelSpec) -> Iterable[str]:
+    if spec.factory is not None and not _FACTORY.fullmatch(spec.factory):
+        yield f"factory is {spec.factory!r}; package.module:function or file.py:function was expected"
+    if spec.architecture is not None:
+        yield "architecture does not go with source: factory, whose function makes the module"
+    if spec.weights != "default" and not spec.weights.endswith(CHECKPOINT_SUFFIXES):
+        yield f"weights of a factory are a file ({', '.join(CHECKPOINT_SUFFIXES)}), it is {spec.weights!r}"
 
 
 def _of_precision(spec: ModelSpec) -> Iterable[str]:

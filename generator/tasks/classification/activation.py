@@ -264,7 +264,7 @@ def list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str
         several = "a model with several labels per image" if head.activation == "softmax" else "a regression"
         named = "" if network.onnx is None else _named_otherwise(network.onnx)
         assumed["activation"] = f"{head.activation}: the source answers logits{named}; {several} would look the same"
-    if spec.source == "onnx" or spec.recipe != RecipeSpec():
+    if spec.source in ("onnx", "factory", "pt2") or spec.recipe != RecipeSpec():
         assumed["recipe"] = "as given, not proved; --labelled DIR measures it"
     elif spec.source == "checkpoint":
         assumed["recipe"] = f"that of {spec.registry_name}'s own weights, not proved; --labelled DIR measures it"
