@@ -28,7 +28,7 @@ from generator.cli.build_plan import read_profiles
 from generator.errors import DeviceError, MissingDependencyError, PlanError
 from generator.files import hash_bytes
 from generator.gpu import Gpu, find_gpu, why_no_gpu
-from generator.graph.model import detect_precision, read_onnx
+from generator.graph.model import read_onnx
 from generator.plan import build
 from generator.plan.hints import explain
 from generator.plan.library import TensorRTVersion, installed_version, open_log
@@ -354,9 +354,9 @@ def half(path: Path, kind: type) -> Path:
 
 
 def test_precision_is_what_the_graph_holds(tmp_path: Path) -> None:
-    assert detect_precision(write_tiny_onnx(tmp_path / "a.onnx")) == "fp32"
-    assert detect_precision(half(tmp_path / "b.onnx", np.float16)) == "fp16"
-    assert detect_precision(quantized(tmp_path / "c.onnx")) == "int8"
+    assert read_onnx(write_tiny_onnx(tmp_path / "a.onnx")).precision == "fp32"
+    assert read_onnx(half(tmp_path / "b.onnx", np.float16)).precision == "fp16"
+    assert read_onnx(quantized(tmp_path / "c.onnx")).precision == "int8"
 
 
 # Refused before anything starts

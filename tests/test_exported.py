@@ -15,7 +15,7 @@ import pytest
 
 from generator.errors import DeviceError, ExportError, MissingDependencyError, PlanError, SourceError, VerificationError
 from generator.exporting import export_folder
-from generator.graph.model import detect_precision, read_onnx
+from generator.graph.model import read_onnx
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record
 from generator.spec.exported import EXPORT_FILE, read_export

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import SourceError, VerificationError
 from generator.gate import causes as pixel_causes
 from generator.gate.client import as_bytes
-from generator.gate.stages import NO_BF16, check_batches, check_pixels, describe_distance
+from generator.gate.stages import check_batches, check_pixels, describe_distance
 from generator.graph.model import read_onnx, run_graph
 from generator.task import Stage, StageResult, not_proved
 from generator.tasks.classification import causes
@@ -51,7 +51,7 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
     from generator.tasks.classification.plan_stage import check_plan
 
     spec, head = candidate.spec, candidate.artifact.head
-    limit = plan_limit(spec.precision) if candidate.plan else LIMITS[spec.precision]
+    limit = plan_limit(candidate.precision) if candidate.plan else LIMITS[candidate.precision]
     if found := head.contradiction(reference.answers["scores"]):
         msg = f"{spec.name}: its record says that the source answers {head.output}, but its answers are {found}"
         raise VerificationError(msg, hint="build the model again from its source")
@@ -101,8 +101,6 @@ def require_discrimination(name: str, reference: Reference, head: Head, limit: L
 
 def check_onnx(candidate: Candidate, reference: Reference) -> StageResult:
     """The graph, run directly, answers like the source."""
-    if candidate.graph_precision == "bf16":
-        return not_proved("onnx", NO_BF16)
     limit = LIMITS[candidate.graph_precision]
     model = read_onnx(candidate.onnx)
     try:
