@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import DeviceError, MissingDependencyError, PlanError, SpecError
-from generator.plan.compatibility import check_gpu
 from generator.graph.model import find_low_precisions, load_proto
+from generator.plan.compatibility import check_gpu
 from generator.plan.library import how_to_install, installed_version
 
 if TYPE_CHECKING:

@@ -290,6 +290,7 @@ def test_a_plan_of_another_shape_than_the_graph_says(rtx: Adapter, tmp_path: Pat
     ("version", "graph", "precision", "options", "opset", "message", "hint"),
     [
         ("8.6.0", "fp32", "bf16", {}, 17, "bf16 was asked for; TensorRT 8.6.0 has none", "fp16"),
+        ("8.6.0", "fp8", "fp8", {}, 17, "fp8 was asked for; TensorRT 8.6.0 has none", "10.12 or later"),
         ("8.6.0", "fp32", "int8", {}, 17, "of a graph that holds fp32, TensorRT 8.6.0 makes fp32 or fp16", "export"),
         ("8.6.0", "int8", "fp16", {}, 17, "of a graph that holds int8, TensorRT 8.6.0 makes int8", "precision: int8"),
         ("8.6.0", "fp32", "fp32", {}, 18, "the graph has opset 18; TensorRT 8.6.0 reads 17 at most", "opset 17"),

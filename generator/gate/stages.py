@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from generator.images.reference import Reference
 
 
-
 def check_batches(candidate: Candidate, reference: Reference) -> StageResult:
     """Every batch gives each row what it gets alone."""
     try:
@@ -34,7 +33,9 @@ def check_batches(candidate: Candidate, reference: Reference) -> StageResult:
     except SourceError as error:
         return StageResult(stage="batches", status="failed", reason=str(error))
     sizes = batch_sizes(candidate.spec.batch.max)
-    return StageResult(stage="batches", status="proved", measured=f"{sizes}: rows {describe_distance(worst)}{candidate.ran_as}")
+    return StageResult(
+        stage="batches", status="proved", measured=f"{sizes}: rows {describe_distance(worst)}{candidate.ran_as}"
+    )
 
 
 def check_pixels(served: ServedModel, candidate: Candidate, reference: Reference) -> StageResult:

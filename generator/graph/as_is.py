@@ -62,16 +62,33 @@ def lower_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         if tensor.name in scales and tensor.data_type != TensorProto.FLOAT:
             node = scales[tensor.name]
             msg = f"{has}, and there the scales of Q/DQ are FP32: node {node.name or node.output[0]} has others"
-            raise ExportError(msg, hint="quantise it again with FP32 beside INT8 (ModelOpt: --high_precision_dtype fp32)")
+            raise ExportError(
+                msg, hint="quantise it again with FP32 beside INT8 (ModelOpt: --high_precision_dtype fp32)"
+            )
     try:
         lowered: onnx.ModelProto = version_converter.convert_version(model, NEWEST_OPSET_OF_8)
         lowered.ir_version = min(lowered.ir_version, onnx.helper.OP_SET_ID_VERSION_MAP[("ai.onnx", NEWEST_OPSET_OF_8)])
+        _drop_defaults(lowered, default_opset(model))
         onnx.checker.check_model(lowered, full_check=True)
     except (RuntimeError, version_converter.ConvertError, onnx.checker.ValidationError) as error:
         msg = f"{has}, and it cannot be lowered: {' '.join(str(error).split())}"
         hint = f"export it with opset {NEWEST_OPSET_OF_8}, or take a newer TensorRT as the target"
         raise ExportError(msg, hint=hint) from error
     return lowered
+
+
+def _drop_defaults(model: onnx.ModelProto, before: int) -> None:
+    """Take out attributes that came after the model's opset and say what was always done, in place."""
+    from onnx import defs, helper
+
+    for node in model.graph.node:
+        if node.domain in ("", "ai.onnx") and defs.has(node.op_type, default_opset(model)):
+            known = defs.get_schema(node.op_type, default_opset(model)).attributes
+            later = defs.get_schema(node.op_type, before).attributes
+            for attribute in [one for one in node.attribute if one.name not in known and one.name in later]:
+                usual = helper.get_attribute_value(later[attribute.name].default_value)
+                if helper.get_attribute_value(attribute) == usual:
+                    node.attribute.remove(attribute)
 
 
 def find_float_layers(model: onnx.ModelProto) -> tuple[list[str], int]:

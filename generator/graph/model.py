@@ -208,9 +208,10 @@ def default_opset(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-def open_onnx(path: Path) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
+def open_onnx(path: Path, *, as_served: bool = False) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
     """Return a function that runs the only input through the graph on the CPU and returns the outputs by name.
 
+    Q/DQ are computed as they stand, which TensorRT comes nearest to; `as_served` computes in integers as a server does.
     Of a BF16 graph a copy cast to FP32 is run: onnxruntime has no BF16 convolutions on the CPU.
 
     Raises:
@@ -224,8 +225,8 @@ def open_onnx(path: Path) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
     silent = 4  # what goes wrong is raised, and need not be on stderr as well
     options, run_options = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
     options.log_severity_level = run_options.log_severity_level = silent
-    # Q/DQ as they stand: onnxruntime would quantize the biases of convolutions too, which TensorRT leaves in float
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if not as_served:  # else onnxruntime quantizes the biases of convolutions too, which TensorRT leaves in float
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = onnxruntime.InferenceSession(_runnable(path), options, providers=["CPUExecutionProvider"])
     except failures as error:
@@ -270,11 +271,13 @@ def _find_node(model: onnx.ModelProto, domain: str, operator: str) -> str:
     return ""
 
 
-def run_graph(model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8) -> dict[str, NDArray[Any]]:
+def run_graph(
+    model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8, as_served: bool = False
+) -> dict[str, NDArray[Any]]:
     """Run the graph on the CPU in batches of `batch` and return each output for all pixels, N rows."""
     import numpy as np
 
-    run = open_onnx(model.path)
+    run = open_onnx(model.path, as_served=as_served)
     parts = [run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

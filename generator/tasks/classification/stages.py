@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError, VerificationError
@@ -14,6 +15,7 @@ from generator.tasks.classification import causes
 from generator.tasks.classification.activation import is_distribution
 from generator.tasks.classification.answers import find_leads
 from generator.tasks.classification.compare import (
+    AS_IS,
     LIMITS,
     Comparison,
     Limit,
@@ -101,13 +103,15 @@ def require_discrimination(name: str, reference: Reference, head: Head, limit: L
 
 def check_onnx(candidate: Candidate, reference: Reference) -> StageResult:
     """The graph, run directly, answers like the source."""
-    limit = LIMITS[candidate.graph_precision]
+    # what came in low precision is compared with itself: only the pixels in front may round otherwise
+    limit = AS_IS if candidate.is_as_is else LIMITS[candidate.graph_precision]
     model = read_onnx(candidate.onnx)
     try:
         scores = _scores(run_graph(model, reference.pixels))
     except SourceError as error:
         return StageResult(stage="onnx", status="failed", reason=error.message)
-    return judge("onnx", candidate, reference, scores, limit, lambda: causes.of_graph(candidate, model, reference))
+    result = judge("onnx", candidate, reference, scores, limit, lambda: causes.of_graph(candidate, model, reference))
+    return replace(result, measured=result.measured + candidate.ran_as)
 
 
 def check_classifier(
@@ -122,7 +126,7 @@ def check_classifier(
     if direct is None:
         if candidate.plan is not None:
             return not_proved("served classifier", "the plan was not run directly, so there is nothing to compare with")
-        direct = _scores(run_graph(read_onnx(candidate.onnx), reference.pixels))
+        direct = _scores(run_graph(read_onnx(candidate.onnx), reference.pixels, as_served=True))
     scores = _scores(served.ask("classifier", reference.pixels))
     stage = "served classifier"
     if not np.isfinite(scores).all():
