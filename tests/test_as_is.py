@@ -206,14 +206,20 @@ def test_the_exported_graph_is_parsed_and_built(tmp_path: Path, kind: str) -> No
     assert report.layer_types[OF_TENSORRT[kind]] > 1
 
 
-@pytest.mark.parametrize("name", ["shapes-int8-fp32", "shapes-fp8-fp16"])
-def test_what_modelopt_makes_is_parsed_and_built(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "in_float"),
+    [
+        ("shapes-int8-fp32", "1 of 6 layers stay in float: not all they take is quantised: node_linear"),
+        # a convolution of 3 channels is no gain in FP8
+        ("shapes-fp8-fp16", "2 of 6 layers stay in float: not all they take is quantised: node_Conv_82, node_linear"),
+    ],
+)
+def test_what_modelopt_makes_is_parsed_and_built(tmp_path: Path, name: str, in_float: str) -> None:
     spec = make_spec([str(MODELOPT / f"{name}.onnx")], recipe=RECIPE, labels="index", target="tensorrt-10")[0]
-    notes = export_folder(spec, tmp_path / "exported")
-    assert notes == ("1 of 6 layers stay in float: not all they take is quantised: node_linear",)  # ModelOpt's choice
+    assert export_folder(spec, tmp_path / "exported") == (in_float,)
     report = report_on(read_onnx(tmp_path / "exported" / "model.onnx"))
     report.raise_for_status()
-    assert report.layer_types["FP8" if "fp8" in name else "INT8"] >= 5
+    assert report.layer_types["FP8" if "fp8" in name else "INT8"] >= 4
 
 
 class TestEight:
