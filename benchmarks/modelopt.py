@@ -1,10 +1,10 @@
 """Quantise a model with NVIDIA's ModelOpt, in an environment of its own: it pins another onnxruntime and onnx.
 
-    python -m benchmarks.modelopt --work modelopt-run --mode int8 --dtype fp32     # the environment takes 6.5 GB
-    trtgen build-repo modelopt-run/shapes-int8-fp32.onnx --spec modelopt-run/models.yaml
+    python -m benchmarks.modelopt --mode int8 --dtype fp32 --dq-only      # the environment takes 6.5 GB
+    trtgen build-repo --spec modelopt-run/shapes-int8-fp32.yaml
 
-Writes MODEL.onnx in FP32, the calibration images as the network takes them, and MODEL-MODE-DTYPE.onnx, which ModelOpt
-makes of both. `shapes` are the first five convolutions of the demo model with a linear layer that is fitted to them by
+Writes MODEL.onnx in FP32, the calibration images as the network takes them, MODEL-MODE-DTYPE.onnx, which ModelOpt
+makes of both, and a spec of it. `shapes` are the first five convolutions of the demo model with a linear layer that is fitted to them by
 least squares: small enough to be kept in tests/data. Other models are those of torchvision's registry, with random
 weights, and `demo`.
 """
@@ -18,6 +18,8 @@ import time
 import venv
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from generator.demo.draw import LABELS, draw_set
 from generator.images.training_pixels import prepare
@@ -71,8 +73,8 @@ def _shrink(demo: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     return nn.Sequential(*features, last).eval()
 
 
-def export(name: str, work: Path) -> tuple[Path, Path]:
-    """Write the FP32 graph and the calibration images; return their paths."""
+def export(name: str, work: Path) -> tuple[Path, Path, Recipe]:
+    """Write the FP32 graph and the calibration images; return their paths and the recipe."""
     import numpy as np
     import torch
 
@@ -92,17 +94,15 @@ def export(name: str, work: Path) -> tuple[Path, Path]:
     )
     drawn = [image.jpeg for image in draw_set(_CALIBRATED_ON, seed=_CALIBRATION_SEED)]
     np.savez(images, image=recipe.normalise(prepare(recipe, drawn)))
-    settings = recipe.model_dump(mode="json", include={"resize", "crop", "interpolation", "mean", "std"})
-    (work / "recipe.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
-    return graph, images
+    return graph, images, recipe
 
 
-def quantize(python: Path, graph: Path, images: Path, *, mode: str, dtype: str) -> Path:
-    """Let ModelOpt quantise the graph: `mode` int8 or fp8, the rest in `dtype`."""
+def quantize(python: Path, graph: Path, images: Path, *, mode: str, dtype: str, dq_only: bool) -> Path:
+    """Let ModelOpt quantise the graph: `mode` int8 or fp8, the rest in `dtype`; weights are stored so with `dq_only`."""
     made = graph.with_name(f"{graph.stem}-{mode}-{dtype}.onnx")
     command = [
         *(str(python), "-m", "modelopt.onnx.quantization", "--onnx_path", str(graph), "--output_path", str(made)),
-        *("--quantize_mode", mode, "--high_precision_dtype", dtype, "--dq_only"),
+        *("--quantize_mode", mode, "--high_precision_dtype", dtype, *(["--dq_only"] if dq_only else [])),
         *("--calibration_data_path", str(images), "--calibration_method", "max", "--calibration_eps", "cpu"),
     ]
     print("$", *command, flush=True)
@@ -110,6 +110,12 @@ def quantize(python: Path, graph: Path, images: Path, *, mode: str, dtype: str) 
     subprocess.run(command, check=True)
     print(f"{made}: {made.stat().st_size / 1e3:.0f} kB in {time.monotonic() - start:.0f} s")
     return made
+
+
+def write_spec(made: Path, recipe: Recipe) -> None:
+    """Write the spec of the quantised graph beside it."""
+    model = {"name": made.stem, "onnx": made.name, "labels": "index", "recipe": recipe.model_dump(mode="json")}
+    made.with_suffix(".yaml").write_text(yaml.safe_dump({"models": [model]}))
 
 
 def main() -> int:
@@ -120,11 +126,13 @@ def main() -> int:
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--mode", choices=("int8", "fp8"), default="int8")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16")
+    parser.add_argument("--dq-only", action="store_true", help="store weights quantised; not for TensorRT 8.6")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     python = make_environment(given.environment or given.work / "environment")
-    graph, images = export(given.model, given.work)
-    quantize(python, graph, images, mode=given.mode, dtype=given.dtype)
+    graph, images, recipe = export(given.model, given.work)
+    made = quantize(python, graph, images, mode=given.mode, dtype=given.dtype, dq_only=given.dq_only)
+    write_spec(made, recipe)
     return 0
 
 

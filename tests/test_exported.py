@@ -156,13 +156,6 @@ def test_nodes_to_keep_travel_with_the_export(tmp_path: Path) -> None:
     assert name == node.name
 
 
-def test_a_file_too_new_for_tensorrt_8_is_refused(tmp_path: Path) -> None:
-    onnx = write_tiny_onnx(tmp_path / "tiny.onnx", opset=18)
-    spec = make_spec([str(onnx)], target="tensorrt-8.6", labels="index", recipe="imagenet", image_size=32)[0]
-    with pytest.raises(ExportError, match=r"opset 18, TensorRT 8\.6 reads 17 at most"):
-        export_folder(spec, tmp_path / "x")
-
-
 def test_a_plan_cannot_be_built_without_tensorrt(tmp_path: Path) -> None:
     spec = make_spec(["demo"], target="tensorrt-10")[0]
     with pytest.raises((MissingDependencyError, DeviceError)) as caught:
