@@ -4,9 +4,9 @@
     trtgen build-repo --spec modelopt-run/shapes-int8-fp32.yaml
 
 Writes MODEL.onnx in FP32, the calibration images as the network takes them, MODEL-MODE-DTYPE.onnx, which ModelOpt
-makes of both, and a spec of it. `shapes` are the first five convolutions of the demo model with a linear layer that is fitted to them by
-least squares: small enough to be kept in tests/data. Other models are those of torchvision's registry, with random
-weights, and `demo`.
+makes of both, and a spec of it. `shapes` are the first five convolutions of the demo model with a linear layer that is
+fitted to them by least squares: small enough to be kept in tests/data. Other models are those of torchvision's
+registry, with random weights, and `demo`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def export(name: str, work: Path) -> tuple[Path, Path, Recipe]:
 
 
 def quantize(python: Path, graph: Path, images: Path, *, mode: str, dtype: str, dq_only: bool) -> Path:
-    """Let ModelOpt quantise the graph: `mode` int8 or fp8, the rest in `dtype`; weights are stored so with `dq_only`."""
+    """Let ModelOpt quantise the graph: `mode` int8 or fp8, the rest in `dtype`; `dq_only` stores weights so."""
     made = graph.with_name(f"{graph.stem}-{mode}-{dtype}.onnx")
     command = [
         *(str(python), "-m", "modelopt.onnx.quantization", "--onnx_path", str(graph), "--output_path", str(made)),

@@ -64,8 +64,11 @@ def write_bf16(path: Path) -> Path:
     return path
 
 
-def write_int8(path: Path, *, keep: tuple[str, ...] = ()) -> Path:
-    """As onnxruntime quantises, with the settings that TensorRT reads."""
+FOR_TENSORRT = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
+
+
+def write_int8(path: Path, *, keep: tuple[str, ...] = (), options: dict[str, bool] = FOR_TENSORRT) -> Path:
+    """As onnxruntime quantises; by default with the settings that TensorRT reads."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     rng = np.random.default_rng(0)
@@ -84,7 +87,7 @@ def write_int8(path: Path, *, keep: tuple[str, ...] = ()) -> Path:
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
         nodes_to_exclude=list(keep),
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+        extra_options=options,
     )
     return path
 
@@ -213,6 +216,7 @@ def test_the_exported_graph_is_parsed_and_built(tmp_path: Path, kind: str) -> No
         # a convolution of 3 channels is no gain in FP8
         ("shapes-fp8-fp16", "2 of 6 layers stay in float: not all they take is quantised: node_Conv_82, node_linear"),
     ],
+    ids=["int8", "fp8"],
 )
 def test_what_modelopt_makes_is_parsed_and_built(tmp_path: Path, name: str, in_float: str) -> None:
     spec = make_spec([str(MODELOPT / f"{name}.onnx")], recipe=RECIPE, labels="index", target="tensorrt-10")[0]
@@ -260,6 +264,24 @@ class TestEight:
         with pytest.raises(ExportError, match=r"opset 20, TensorRT 8\.6 reads 17 at most, and it cannot be lowered"):
             export_folder(make(tmp_path / "own.onnx", target="tensorrt-8.6"), tmp_path / "exported")
         assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "hint"),
+    [
+        ({"QuantizeBias": False}, r"\(QuantizeLinear\) has a zero point other than 0", "ActivationSymmetric"),
+        ({"ActivationSymmetric": True}, r"\(DequantizeLinear\) makes a bias of INT32", "'QuantizeBias': False"),
+    ],
+)
+def test_what_tensorrt_does_not_read_is_found_without_it(
+    tmp_path: Path, options: dict[str, bool], words: str, hint: str
+) -> None:
+    """Onnxruntime's defaults, which it runs itself."""
+    path = write_int8(tmp_path / "own.onnx", options=options)
+    with pytest.raises(ExportError, match=words) as caught:
+        export_folder(make(path, target="tensorrt-10"), tmp_path / "exported")
+    assert hint in (caught.value.hint or "")
+    export_folder(make(path, target="onnxruntime"), tmp_path / "exported")
 
 
 def test_layers_that_stay_in_float_are_named(tmp_path: Path) -> None:

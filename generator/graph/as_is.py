@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # What TensorRT moves Q/DQ past.
 _MOVES_ALONG = frozenset({"Cast", "Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+SYMMETRIC = (
+    "quantise with zero points of 0 and INT8, for onnxruntime: ActivationSymmetric, WeightSymmetric, QInt8; "
+    "trtgen's precision: int8 does"
+)
+NO_BIAS = (
+    "TensorRT takes no quantised biases: quantise again without them, for onnxruntime: "
+    "extra_options={'QuantizeBias': False}; trtgen's precision: int8 does"
+)
 # Attributes that name an element type.
 _TYPED = frozenset({"dtype", "output_dtype", "to"})
 
@@ -43,6 +51,28 @@ def cast_to_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
         if info.type.tensor_type.elem_type == TensorProto.BFLOAT16:
             info.type.tensor_type.elem_type = TensorProto.FLOAT
     return copy
+
+
+def check_quantization(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse what no TensorRT reads of quantised graphs: biases in INT32, zero points other than 0.
+
+    These are onnxruntime's defaults, and the GPU host would be late to say so.
+
+    Raises:
+        ExportError: Names the first node.
+    """
+    from onnx import TensorProto, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in (QUANTIZE, DEQUANTIZE):
+            continue
+        data, zero = (constants.get(name) for name in (node.input[0], [*node.input, ""][2]))
+        where = f"{path}: node {node.name or node.output[0]} ({node.op_type})"
+        if data is not None and data.data_type == TensorProto.INT32:
+            raise ExportError(f"{where} makes a bias of INT32, which TensorRT does not read", hint=NO_BIAS)
+        if zero is not None and numpy_helper.to_array(zero).astype("float32").any():
+            raise ExportError(f"{where} has a zero point other than 0, which TensorRT does not read", hint=SYMMETRIC)
 
 
 def lower_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
