@@ -43,7 +43,7 @@ def build_plan(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The plan. [default: FILE.plan]")
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16", "int8"] | None,
+        Literal["fp32", "fp16", "bf16", "int8", "fp8"] | None,
         typer.Option(help="Precision of the plan; from TensorRT 10 on the graph's own. [default: the graph's]"),
     ] = None,
     profile: ProfileOption = None,
