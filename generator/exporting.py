@@ -15,7 +15,7 @@ from generator.artifact import Artifact
 from generator.errors import ExportError
 from generator.events import Doing, Done, OnEvent, ignore
 from generator.graph.export import MODEL_FILE
-from generator.graph.model import OnnxModel, read_onnx
+from generator.graph.model import OnnxModel, load_proto, read_onnx
 from generator.packages import installed_packages, made_by
 from generator.repository.publish import hash_tree
 from generator.spec.exported import EXPORT_FILE, REFERENCE_FILE, ExportRecord, write_export
@@ -62,7 +62,7 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
     onnx, head, notes, keep = _export_graph(spec, network, proto, reference.answers, folder, on_event)
     detail = f"{shown}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
     if spec.is_tensorrt:
-        detail += f", for {spec.target} in {spec.precision}"
+        detail += f", for {spec.target} in {onnx.precision if spec.precision == 'as-is' else spec.precision}"
     on_event(Done(step="exported", detail=detail, seconds=time.monotonic() - start))
     save_reference(reference, folder / REFERENCE_FILE)
     return Artifact(
@@ -91,7 +91,8 @@ def _export_graph(
     doing = partial(Doing, step=f"exporting {spec.name}")
     on_event(doing(part="head and batches"))
     if _is_plain(spec) and not spec.keep:
-        return *export_onnx(spec, network, proto, answers, folder), (), ()
+        onnx, head = export_onnx(spec, network, proto, answers, folder)
+        return onnx, head, _note_as_is(spec, onnx), ()
     from generator.graph.precision import convert_graph
     from generator.graph.precision.calibration import read_calibration
 
@@ -119,8 +120,27 @@ def _export_graph(
     return read_onnx(folder / MODEL_FILE), head, tuple(notes), keep
 
 
+def _note_as_is(spec: ModelSpec, onnx: OnnxModel) -> tuple[str, ...]:
+    """Say what became of a file that was taken as it is."""
+    if spec.onnx is None:
+        return ()
+    notes = []
+    before = read_onnx(spec.onnx).opset
+    if before != onnx.opset:
+        notes.append(f"opset {before} was lowered to {onnx.opset}, which is what TensorRT 8.6 reads")
+    if onnx.precision in ("int8", "fp8"):
+        from generator.graph.as_is import find_float_layers
+
+        in_float, count = find_float_layers(load_proto(onnx.path, weights=False))
+        named = ", ".join(in_float[:5]) + (", ..." if len(in_float) > 5 else "")
+        if in_float:
+            notes.append(f"{len(in_float)} of {count} layers stay in float: not all they take is quantised: {named}")
+    return tuple(notes)
+
+
 def _is_plain(spec: ModelSpec) -> bool:
-    if not spec.is_tensorrt:
+    """Say whether the graph is served in the precision that it comes in."""
+    if not spec.is_tensorrt or spec.precision in ("as-is", "bf16"):
         return True
     from generator.graph.precision import graph_precision
 
@@ -167,7 +187,7 @@ def add_plan(spec: ModelSpec, artifact: Artifact, path: Path, *, command: str, o
     profiles = make_profiles(artifact.onnx, spec.profile_batches())
     request = BuildRequest(
         onnx=artifact.onnx,
-        precision=spec.precision,
+        precision=artifact.onnx.precision if spec.precision == "as-is" else spec.precision,
         profiles=profiles,
         max_batch_size=spec.batch.max,
         options=spec.plan,

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import DeviceError, MissingDependencyError, PlanError, SpecError
+from generator.graph.model import find_low_precisions, load_proto
+from generator.plan.compatibility import check_gpu
 from generator.plan.library import how_to_install, installed_version
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from generator.spec.model import ModelSpec
 
 KNOWN = ("tensorrt-8.6", "tensorrt-10", "tensorrt-11")
+_HELD = {"int8": "INT8 (Q/DQ)", "fp8": "FP8 (Q/DQ)", "bf16": "BF16", "fp16": "FP16", "fp32": "FP32"}
 
 
 def choose_target(spec: ModelSpec) -> tuple[ModelSpec, str]:
@@ -21,18 +26,44 @@ def choose_target(spec: ModelSpec) -> tuple[ModelSpec, str]:
     if spec.source == "export":
         return _agree_with_export(spec), ""
     target: str = spec.target
-    precision: str = spec.precision
-    reason = ""
+    held = find_low_precisions(load_proto(spec.onnx, weights=False)) if spec.source == "onnx" and spec.onnx else ()
+    reasons = []
     if target == "auto":
         target, reason = _target_of_this_host()
-        if target == "onnxruntime" and spec.precision not in ("auto", "fp32"):
-            msg = f"{spec.name}: precision {spec.precision} needs TensorRT, but {reason}"
+        needed = "bf16" if "bf16" in held else spec.precision
+        if target == "onnxruntime" and needed not in ("auto", "fp32", "as-is"):
+            msg = f"{spec.name}: precision {needed} needs TensorRT, but {reason}"
             raise PlanError(msg, **_advise_export(spec, "tensorrt-10"))
-    if precision == "auto":
-        precision = "fp32" if target == "onnxruntime" else "fp16"
-    if reason:
-        reason = f"{target}, {precision}: {reason}"
-    return _settle(spec, {"target": target, "precision": precision}), reason
+        reasons.append(reason)
+    precision = _choose_precision(spec, target, held)
+    if precision == "as-is" and spec.precision != "as-is":
+        reasons.append(f"{spec.onnx} holds {_HELD[held[0]]} and is taken as it is")
+    settled = _settle(spec, {"target": target, "precision": precision})
+    return settled, f"{target}, {precision}: {'; '.join(reasons)}" if reasons else ""
+
+
+def _choose_precision(spec: ModelSpec, target: str, held: Sequence[str]) -> str:
+    """Return the spec's precision with `auto` filled in. `held` is what an ONNX file of the user's has below FP32.
+
+    Raises:
+        SpecError: The file is in another precision than the spec's, or in one that the target has not.
+    """
+    asked = spec.precision
+    if not held and asked != "bf16":
+        return {"onnxruntime": "fp32"}.get(target, "fp16") if asked == "auto" else asked
+    own = held[0] if held else "fp32"
+    # onnxruntime runs any graph as it is, which was called fp32 there
+    if asked not in ("auto", "as-is", own) and (asked, target) != ("fp32", "onnxruntime"):
+        msg = f"{spec.name}: precision is {asked}, but {spec.onnx} holds {_HELD[own]}, and is taken as it is"
+        hint = "leave precision out, or give the graph in FP32 that it was made from"
+        raise SpecError(msg, hint=hint, fields={"precision": "as-is"})
+    lacking = {"onnxruntime": ("bf16",), "tensorrt-8.6": ("bf16", "fp8")}.get(target, ())
+    if lacks := [_HELD[one] for one in held if one in lacking]:
+        where = "onnxruntime on the CPU" if target == "onnxruntime" else target
+        msg = f"{spec.name}: {spec.onnx} holds {lacks[0]}, which {where} does not run"
+        hint = "take tensorrt-10 or later as the target, or give the graph in FP32 that it was made from"
+        raise SpecError(msg, hint=hint, fields={"target": "tensorrt-10"})
+    return "bf16" if asked == "bf16" else "as-is"
 
 
 def _agree_with_export(spec: ModelSpec) -> ModelSpec:
@@ -91,10 +122,12 @@ def check_target(spec: ModelSpec) -> None:
         hint = f"set target: {installed.target}, or build where {spec.target} is installed"
         raise PlanError(msg, hint=hint, fields={"target": installed.target})
     try:
-        find_gpu()
+        gpu = find_gpu()
     except DeviceError as error:
         msg = f"{spec.name}: target {spec.target} needs a GPU to build the plan on: {error.message}"
         raise DeviceError(msg, **_advise_export(spec, spec.target)) from error
+    if spec.onnx is not None:
+        check_gpu(spec.onnx, find_low_precisions(load_proto(spec.onnx, weights=False)), gpu)
 
 
 def _target_of_this_host() -> tuple[str, str]:

@@ -108,7 +108,7 @@ class TestSpecs:
             "birds --architecture squeezenet1_1 --weights sq.pt --image-size 96 --target tensorrt-11 --images photos",
             "net.onnx --recipe imagenet --labels index --target tensorrt-8.6 --precision fp16",
             "net.onnx --recipe imagenet --labels index --precision int8 --calibration photos",
-            "demo --precision bf16",
+            "demo --precision int8",
             "resnet18 --weights random --target tensorrt-10",
             "demo --name shapes --target tensorrt-10",
             "net.onnx --name birds --labels index --recipe imagenet --target tensorrt-10",
@@ -172,9 +172,9 @@ class TestSpecs:
         assert (code, "set image_size: [48, 48], or another crop (--image-size 48)" in err) == (1, True)
 
     def test_show_takes_what_the_rules_of_a_precision_ask_for(self, run: Callable[..., Any]) -> None:
-        code, out, _ = run("show", "demo", "--target", "tensorrt-10", "--precision", "bf16", "--json")
+        code, out, _ = run("show", "demo", "--target", "tensorrt-10", "--precision", "int8", "--json")
         assert code == 0
-        assert json.loads(out)["models"][0]["precision"] == "bf16"
+        assert json.loads(out)["models"][0]["precision"] == "int8"
 
 
 class TestExports:

@@ -28,7 +28,7 @@ from generator.cli.build_plan import read_profiles
 from generator.errors import DeviceError, MissingDependencyError, PlanError
 from generator.files import hash_bytes
 from generator.gpu import Gpu, find_gpu, why_no_gpu
-from generator.graph.model import detect_precision, read_onnx
+from generator.graph.model import read_onnx
 from generator.plan import build
 from generator.plan.hints import explain
 from generator.plan.library import TensorRTVersion, installed_version, open_log
@@ -290,6 +290,7 @@ def test_a_plan_of_another_shape_than_the_graph_says(rtx: Adapter, tmp_path: Pat
     ("version", "graph", "precision", "options", "opset", "message", "hint"),
     [
         ("8.6.0", "fp32", "bf16", {}, 17, "bf16 was asked for; TensorRT 8.6.0 has none", "fp16"),
+        ("8.6.0", "fp8", "fp8", {}, 17, "fp8 was asked for; TensorRT 8.6.0 has none", "10.12 or later"),
         ("8.6.0", "fp32", "int8", {}, 17, "of a graph that holds fp32, TensorRT 8.6.0 makes fp32 or fp16", "export"),
         ("8.6.0", "int8", "fp16", {}, 17, "of a graph that holds int8, TensorRT 8.6.0 makes int8", "precision: int8"),
         ("8.6.0", "fp32", "fp32", {}, 18, "the graph has opset 18; TensorRT 8.6.0 reads 17 at most", "opset 17"),
@@ -354,9 +355,9 @@ def half(path: Path, kind: type) -> Path:
 
 
 def test_precision_is_what_the_graph_holds(tmp_path: Path) -> None:
-    assert detect_precision(write_tiny_onnx(tmp_path / "a.onnx")) == "fp32"
-    assert detect_precision(half(tmp_path / "b.onnx", np.float16)) == "fp16"
-    assert detect_precision(quantized(tmp_path / "c.onnx")) == "int8"
+    assert read_onnx(write_tiny_onnx(tmp_path / "a.onnx")).precision == "fp32"
+    assert read_onnx(half(tmp_path / "b.onnx", np.float16)).precision == "fp16"
+    assert read_onnx(quantized(tmp_path / "c.onnx")).precision == "int8"
 
 
 # Refused before anything starts

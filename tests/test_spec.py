@@ -171,6 +171,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ("{name: a, target: onnxruntime, precision: fp16}", "precision: fp16 needs a TensorRT target"),
         ("{name: a, target: tensorrt-8.6, precision: bf16}", "bf16 needs tensorrt-10 or later"),
         ("{name: a, precision: fp16, calibration: images}", "calibration goes with precision: int8 only"),
+        ("{name: a, precision: as-is}", "as-is takes an ONNX file as it is, and onnx is not given"),
         ("{name: a, precision: bf16, keep: [head]}", "keep goes with precision: fp16 or int8"),
         ("{name: a, plan: {profiles: [{min: 2, opt: 8, max: 32}]}}", "profiles do not cover a batch of 1:"),
         ("{name: a, plan: {profiles: [{min: 1, opt: 1, max: 4}, {min: 9, opt: 9, max: 31}]}}", "of 5-8, 32:"),

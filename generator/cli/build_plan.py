@@ -43,7 +43,7 @@ def build_plan(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The plan. [default: FILE.plan]")
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16", "int8"] | None,
+        Literal["fp32", "fp16", "bf16", "int8", "fp8"] | None,
         typer.Option(help="Precision of the plan; from TensorRT 10 on the graph's own. [default: the graph's]"),
     ] = None,
     profile: ProfileOption = None,
@@ -90,7 +90,7 @@ def build_plan(
 
     Example: trtgen build-plan exported/resnet50/model.onnx --profile 1,8,32
     """
-    from generator.graph.model import detect_precision, read_onnx
+    from generator.graph.model import read_onnx
     from generator.plan import build
     from generator.plan.passport import passport_path
     from generator.spec.plan import PlanOptions
@@ -99,7 +99,7 @@ def build_plan(
     profiles, largest = read_profiles(onnx, profile or [], max_batch)
     request = build.BuildRequest(
         onnx=onnx,
-        precision=precision or detect_precision(model),
+        precision=precision or onnx.precision,
         profiles=profiles,
         max_batch_size=largest,
         options=PlanOptions(

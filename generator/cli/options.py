@@ -115,7 +115,8 @@ MODEL_PARAMETERS: dict[str, Any] = {
     "precision": _option(
         str,
         "NAME",
-        "`fp32`, `fp16`, `int8`, or `bf16` for a graph that is BF16. [default: fp16 with TensorRT, else fp32]",
+        "`fp32`, `fp16`, `int8`, or `as-is` for an ONNX file that is quantised, FP16, BF16 or FP8 already. [default: "
+        "as-is for such a file, else fp16 with TensorRT, fp32 without]",
         TARGET,
     ),
     "calibration": _option(Path, "DIR", "Images that int8 scales are taken from; means int8. [default: drawn]", TARGET),

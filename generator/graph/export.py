@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ExportError
-from generator.graph.batches import prove_dynamic_batch
+from generator.graph.batches import ROW_TOLERANCES, prove_dynamic_batch
 from generator.graph.model import OnnxModel, read_onnx
 from generator.task import find_task
 
@@ -63,7 +63,7 @@ def export_onnx(
     _save(proto, path)
     _check(path)
     model = read_onnx(path)
-    prove_dynamic_batch(model, maximum=spec.batch.max)
+    prove_dynamic_batch(model, maximum=spec.batch.max, tolerance=ROW_TOLERANCES[model.precision])
     return model, head
 
 

@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 _UNKNOWN_OPERATOR = re.compile(r"(\S*):(\w+)\(-?\d+\) is not a registered function/op")
 # Their initializers are weights: an infinity elsewhere may be meant, as the mask before a Softmax or a bound of a Clip.
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization"})
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxModel:
-    """An ONNX file with one input; it and all outputs have the batch first."""
+    """An ONNX file with one input; it and all outputs have the batch first.
+
+    `low_precisions` are those of `find_low_precisions`.
+    """
 
     path: Path
     input: Tensor
@@ -34,6 +38,12 @@ class OnnxModel:
     opset: int
     node_count: int
     sha256: str
+    low_precisions: tuple[str, ...] = ()
+
+    @property
+    def precision(self) -> str:
+        """What it holds: fp8 or int8 where it quantises, else bf16 or fp16 where its weights do, else fp32."""
+        return self.low_precisions[0] if self.low_precisions else "fp32"
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -65,6 +75,7 @@ def read_onnx(path: Path) -> OnnxModel:
         opset=default_opset(model),
         node_count=len(model.graph.node),
         sha256=hash_file(path),
+        low_precisions=find_low_precisions(model),
     )
 
 
@@ -147,19 +158,27 @@ def external_data_files(model: onnx.ModelProto) -> list[str]:
     return sorted(found)
 
 
-def detect_precision(path: Path) -> str:
-    """Return what a graph holds: int8 where it quantises, else bf16 or fp16 where its weights do, else fp32."""
+def find_low_precisions(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return what a graph holds below FP32, of fp8, int8, bf16 and fp16 in this order; the weights are not needed."""
     from onnx import TensorProto
 
-    graph = load_proto(path, weights=False).graph
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
-        return "int8"
-    types = {tensor.data_type for tensor in graph.initializer}
-    for node in graph.node:
-        types.update(attribute.t.data_type for attribute in node.attribute if node.op_type == "Constant")
-    if TensorProto.BFLOAT16 in types:
-        return "bf16"
-    return "fp16" if TensorProto.FLOAT16 in types else "fp32"
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    quantizes = False
+    for node in model.graph.node:
+        quantizes = quantizes or node.op_type in (QUANTIZE, DEQUANTIZE)
+        for attribute in node.attribute:
+            if node.op_type == "Constant":
+                types.add(attribute.t.data_type)
+            elif (node.op_type, attribute.name) in ((QUANTIZE, "output_dtype"), ("Cast", "to")):
+                types.add(attribute.i if attribute.i != TensorProto.FLOAT16 else 0)  # a Cast alone makes no FP16 graph
+    fp8 = quantizes and TensorProto.FLOAT8E4M3FN in types
+    found = {
+        "fp8": fp8,
+        "int8": quantizes and not fp8,
+        "bf16": TensorProto.BFLOAT16 in types,
+        "fp16": TensorProto.FLOAT16 in types,
+    }
+    return tuple(name for name, holds in found.items() if holds)
 
 
 def broken_weights(model: onnx.ModelProto) -> list[str]:
@@ -189,8 +208,11 @@ def default_opset(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-def open_onnx(path: Path) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
+def open_onnx(path: Path, *, as_served: bool = False) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
     """Return a function that runs the only input through the graph on the CPU and returns the outputs by name.
+
+    Q/DQ are computed as they stand, which TensorRT comes nearest to; `as_served` computes in integers as a server does.
+    Of a BF16 graph a copy cast to FP32 is run: onnxruntime has no BF16 convolutions on the CPU.
 
     Raises:
         SourceError: onnxruntime cannot load the file, or (from the returned function) cannot run it; in its own words.
@@ -203,10 +225,10 @@ def open_onnx(path: Path) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
     silent = 4  # what goes wrong is raised, and need not be on stderr as well
     options, run_options = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
     options.log_severity_level = run_options.log_severity_level = silent
-    # Q/DQ as they stand: onnxruntime would quantize the biases of convolutions too, which TensorRT leaves in float
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if not as_served:  # else onnxruntime quantizes the biases of convolutions too, which TensorRT leaves in float
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(_runnable(path), options, providers=["CPUExecutionProvider"])
     except failures as error:
         if unknown := _UNKNOWN_OPERATOR.search(str(error)):
             domain, operator = unknown.groups()
@@ -231,6 +253,15 @@ def open_onnx(path: Path) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
     return run
 
 
+def _runnable(path: Path) -> str | bytes:
+    """Return what onnxruntime is given: the file, or a copy in FP32 of what it has no kernels for."""
+    if "bf16" not in find_low_precisions(load_proto(path, weights=False)):
+        return str(path)
+    from generator.graph.as_is import cast_to_fp32
+
+    return cast_to_fp32(load_proto(path)).SerializeToString()
+
+
 def _find_node(model: onnx.ModelProto, domain: str, operator: str) -> str:
     """Say which is the first node of an operator, in brackets; empty where it is inside another node's graph."""
     standard = ("", "ai.onnx")
@@ -240,11 +271,13 @@ def _find_node(model: onnx.ModelProto, domain: str, operator: str) -> str:
     return ""
 
 
-def run_graph(model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8) -> dict[str, NDArray[Any]]:
+def run_graph(
+    model: OnnxModel, pixels: NDArray[np.uint8], *, batch: int = 8, as_served: bool = False
+) -> dict[str, NDArray[Any]]:
     """Run the graph on the CPU in batches of `batch` and return each output for all pixels, N rows."""
     import numpy as np
 
-    run = open_onnx(model.path)
+    run = open_onnx(model.path, as_served=as_served)
     parts = [run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.errors import ExportError
+from generator.graph.as_is import check_quantization, lower_opset
 from generator.graph.model import graph_inputs, image_axes, load_proto, read_onnx
 from generator.graph.names import INPUT_NAME, NEWEST_OPSET_OF_8
 
@@ -27,16 +27,17 @@ def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
     """Return the user's graph with cast, transpose and normalisation before it, as far as it takes no pixels itself.
 
     Raises:
-        ExportError: Its opset is too new for the target.
+        ExportError: It is quantised as no TensorRT reads it, or its opset is too new for the target.
     """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
     source = read_onnx(path)
-    if spec.target == "tensorrt-8.6" and source.opset > NEWEST_OPSET_OF_8:
-        msg = f"{path} has opset {source.opset}, TensorRT 8.6 reads {NEWEST_OPSET_OF_8} at most"
-        raise ExportError(msg, hint=f"export it with opset {NEWEST_OPSET_OF_8}, or take a newer TensorRT as the target")
     proto = load_proto(path)
+    if spec.is_tensorrt:
+        check_quantization(proto, path)
+    if spec.target == "tensorrt-8.6" and source.opset > NEWEST_OPSET_OF_8:
+        proto = lower_opset(proto, path)
     if spec.raw:
         rename_tensors(proto.graph, _OUR_NAMES - {source.input.name})
         return proto

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import PlanError
 from generator.files import hash_bytes
-from generator.graph.model import detect_precision
+from generator.plan.compatibility import check_gpu
 from generator.plan.hints import advise
 from generator.plan.profiles import check_profiles
 from generator.plan.progress import Progress, run_watched, silent
@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
-    """What to build. `precision` is the plan's: fp32, fp16, bf16 or int8; `command` makes it again.
+    """What to build. `precision` is the plan's: fp32, fp16, bf16, int8 or fp8; `command` makes it again.
 
     `keep` are patterns of names of nodes to hold in FP32, for TensorRT 8.6; later versions find that in the graph.
     """
@@ -102,6 +102,7 @@ def build_plan(
     check_profiles(request.onnx, request.profiles, max_batch_size=request.max_batch_size)
     adapter = adapter or open_adapter()
     gpu = gpu or find_gpu()
+    check_gpu(request.onnx.path, request.onnx.low_precisions, gpu)
     cache = TimingCache(CacheKey.of(gpu, str(adapter.version))) if request.options.timing_cache else None
     compiled = compile_graph(adapter, request, cache=cache, on_progress=on_progress)
     if compiled.faults:
@@ -126,8 +127,9 @@ def compile_graph(
     Raises:
         PlanError: What was asked for does not fit the graph or this TensorRT, or the plan is not what the graph says.
     """
-    graph = detect_precision(request.onnx.path)
-    adapter.check_request(graph=graph, precision=request.precision, options=request.options, opset=request.onnx.opset)
+    adapter.check_request(
+        graph=request.onnx.precision, precision=request.precision, options=request.options, opset=request.onnx.opset
+    )
     progress = Progress()
     return run_watched(lambda: _compile(adapter, request, cache, progress, build=build), progress, on_progress)
 

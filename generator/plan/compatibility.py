@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from generator.errors import DeviceError, MissingDependencyError
+from generator.errors import DeviceError, MissingDependencyError, PlanError
 from generator.plan.library import TensorRTVersion, installed_version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from generator.gpu import Gpu
     from generator.plan.passport import Passport
@@ -18,6 +19,8 @@ _REBUILD = "build the plan on the GPU that serves it, with the TensorRT that ser
 _ASK_IMAGE = (
     "docker run --rm IMAGE sh -c 'echo $TRT_VERSION' tells an image's; the rest is seen when the plan is loaded"
 )
+# The compute capability from which on a GPU has them.
+_NEEDED = {"fp8": (8, 9), "bf16": (8, 0)}
 _SM_RULE = 11  # from this version on TensorRT itself refuses a GPU with fewer multiprocessors
 
 
@@ -60,6 +63,22 @@ def find_misfits(passport: Passport, host: Host) -> list[Misfit]:
     """Return every misfit; those that TensorRT refuses come first."""
     found = [*_check_version(passport, host), *_check_gpu(passport, host)]
     return sorted(found, key=lambda misfit: misfit.severity)
+
+
+def check_gpu(onnx: Path, low_precisions: Sequence[str], gpu: Gpu) -> None:
+    """Refuse a graph that holds what the GPU cannot compute.
+
+    Raises:
+        PlanError: Its compute capability is too low for FP8 or BF16.
+    """
+    has = tuple(int(part) for part in gpu.compute_capability.split("."))
+    for one in low_precisions:
+        if has < (needed := _NEEDED.get(one, (0,))):
+            version = ".".join(map(str, needed))
+            msg = f"{onnx} holds {one.upper()}, which needs a GPU of compute capability {version} or later; "
+            msg += f"{gpu.name} has {gpu.compute_capability}"
+            hint = "give the graph in FP32 that it was made from, with precision fp16 or int8, or build on another GPU"
+            raise PlanError(msg, hint=hint)
 
 
 def _check_version(passport: Passport, host: Host) -> Iterator[Misfit]:

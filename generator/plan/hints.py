@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from generator.graph.as_is import NO_BIAS, SYMMETRIC
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -13,14 +15,6 @@ _NO_OPERATOR = (
     "or serve this model with target: onnxruntime"
 )
 _MEMORY = "free GPU memory (nvidia-smi shows who has it), lower plan.workspace_mib, or build for a smaller batch.max"
-_SYMMETRIC = (
-    "quantise with zero points of 0 and INT8, for onnxruntime: ActivationSymmetric, WeightSymmetric, QInt8; "
-    "trtgen's precision: int8 does"
-)
-_NO_BIAS = (
-    "TensorRT takes no quantised biases: quantise again without them, for onnxruntime: "
-    "extra_options={'QuantizeBias': False}; trtgen's precision: int8 does"
-)
 _NO_KERNEL = (
     "raise plan.workspace_mib or leave it out; if it stays, this TensorRT cannot run that node: "
     "replace it, or keep it in FP32 (keep: in models.yaml)"
@@ -31,9 +25,9 @@ _KNOWN = (
     (r"insufficient memory|Failed to allocate|could not allocate", _MEMORY),
     (
         r"type Int32 but must have type|Quantized (bias|INT32)|int32.{0,40}(bias|DequantizeLinear)",
-        _NO_BIAS,
+        NO_BIAS,
     ),
-    (r"shiftIsAllZeros|[Zz]ero[- ]point is not supported|[Nn]on-?zero zero ?point", _SYMMETRIC),
+    (r"shiftIsAllZeros|[Zz]ero[- ]point is not supported|[Nn]on-?zero zero ?point", SYMMETRIC),
     (
         r"type UInt8 but must have type|UINT8.{0,60}(only supported|not supported|network input)",
         "TensorRT takes UINT8 only as an input that is cast at once: put the Cast directly behind the input",

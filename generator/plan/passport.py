@@ -62,7 +62,7 @@ class Passport(JsonRecord):
 
     Attributes:
         tensorrt: Version of the library that built it; `driver` and `cuda` are those of the host.
-        precision: fp32, fp16, bf16 or int8.
+        precision: fp32, fp16, bf16, int8 or fp8.
         inputs: As the graph has them, where -1 is what is not fixed; so `outputs`.
         flags: Names of builder flags; their numbers change between versions.
         options: The spec's `plan`.

@@ -11,7 +11,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from generator.graph.model import detect_precision
 from generator.plan.build import BuildRequest, compile_graph, refusal
 from generator.plan.profiles import check_profiles
 from generator.plan.progress import silent
@@ -108,7 +107,7 @@ def check_graph(
     adapter = open_adapter("tensorrt_rtx")
     request = BuildRequest(
         onnx=onnx,
-        precision=detect_precision(onnx.path),
+        precision=onnx.precision,
         profiles=tuple(profiles),
         max_batch_size=max_batch_size,
         options=PlanOptions(),

@@ -106,8 +106,8 @@ class Adapter:
                 yield found, f"set precision: {graph}, or {convert}"
             return
         possible = {"fp32": ("fp32", "fp16"), "fp16": ("fp16",), "int8": ("int8",)}.get(graph, ())
-        if "bf16" in (graph, precision):
-            yield f"precision bf16 was asked for; {self.name} has none", "use fp16, or TensorRT 10.12 or later"
+        if missing := next((one for one in ("bf16", "fp8") if one in (graph, precision)), None):
+            yield f"precision {missing} was asked for; {self.name} has none", "use fp16, or TensorRT 10.12 or later"
         elif precision not in possible:
             found = f"precision {precision} was asked for; of a graph that holds {graph}, {self.name} makes "
             yield found + " or ".join(possible), f"set precision: {possible[-1]}, or {convert}"

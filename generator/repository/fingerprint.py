@@ -42,6 +42,8 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
     for field in _LATER_FIELDS:
         if data[field] is None:
             del data[field]
+    if (spec.target, spec.precision) == ("onnxruntime", "as-is"):
+        data["precision"] = "fp32"  # what it was called, with the same graph
     templates = {path.relative_to(template_root()).as_posix(): hash_file(path) for path in _template_files()}
     files = {field: _hash_input(path) for field, path in _input_files(spec)}
     packages = installed_packages()

@@ -28,7 +28,7 @@ from generator.spec.rules import CHECKPOINT_SUFFIXES, disagreements
 from generator.task import TASKS, Role, find_task
 
 Target = Literal["auto", "onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
-Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "as-is"]
 Activation = Literal["auto", "softmax", "sigmoid", "none"]
 Version = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -84,7 +84,8 @@ class ModelSpec(BaseModel):
         default="torchvision",
         description="Where the model comes from: `torchvision`, `checkpoint`, `timm`, `onnx`, `export`, `factory`, "
         "`pt2`, `huggingface`, `demo`, or what was registered. Left out, it follows from the field that says where the "
-        "model is, `architecture`, `weights` and the name. `export` is a graph that was exported before, given in `onnx`.",
+        "model is, `architecture`, `weights` and the name. `export` is a graph that was exported before, given in "
+        "`onnx`.",
     )
     architecture: str | None = Field(
         default=None,
@@ -144,8 +145,9 @@ class ModelSpec(BaseModel):
     )
     precision: Precision = Field(
         default="auto",
-        description="Precision of the network; input and output stay UINT8 and FP32. `auto` is fp16 for TensorRT and "
-        "fp32 for onnxruntime. `bf16` takes an ONNX file whose weights are BFLOAT16 as it is.",
+        description="Precision of the network; input and output stay UINT8 and FP32. `as-is` takes an ONNX file "
+        "unchanged: one that is quantised (Q/DQ) or in FP16, BF16 or FP8 already. `auto` is `as-is` for such a file, "
+        "else fp16 for TensorRT and fp32 for onnxruntime. `bf16` is `as-is` for a graph that must be BF16.",
     )
     experimental: bool = Field(
         default=False, description="Without effect: nothing is experimental now. Kept so that older files load."

@@ -64,8 +64,10 @@ def _of_factory(spec: ModelSpec) -> Iterable[str]:
 
 
 def _of_precision(spec: ModelSpec) -> Iterable[str]:
-    if spec.target == "onnxruntime" and spec.precision not in ("auto", "fp32"):
-        yield f"precision: {spec.precision} needs a TensorRT target; onnxruntime runs fp32"
+    if spec.target == "onnxruntime" and spec.precision not in ("auto", "fp32", "as-is"):
+        yield f"precision: {spec.precision} needs a TensorRT target; onnxruntime runs fp32, and other graphs as-is"
+    if spec.precision in ("as-is", "bf16") and spec.onnx is None:
+        yield f"precision: {spec.precision} takes an ONNX file as it is, and onnx is not given"
     if spec.target == "tensorrt-8.6" and spec.precision == "bf16":
         yield "precision: bf16 needs tensorrt-10 or later"
     if spec.calibration is not None and spec.precision != "int8":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ExportError, SourceError
-from generator.graph.model import OnnxModel, detect_precision, external_data_files, load_proto, open_onnx, read_onnx
+from generator.graph.model import OnnxModel, external_data_files, load_proto, open_onnx, read_onnx
 from generator.graph.precision.calibration import FEW_IMAGES, FEWEST_IMAGES
 from generator.graph.precision.view import GraphView, find_head, find_kept, find_tail, normalise_names
 
@@ -44,9 +44,9 @@ def graph_precision(target: str, precision: str) -> str:
     """
     if precision == "fp32":
         return "fp32"
-    if target == "onnxruntime" or (target == "tensorrt-8.6" and precision == "bf16"):
+    if target == "onnxruntime":
         msg = f"precision {precision} is not available for target {target}"
-        raise ExportError(msg, hint="take fp32, or a TensorRT target; bf16 needs TensorRT 10 or later")
+        raise ExportError(msg, hint="take fp32, or a TensorRT target")
     return "fp32" if target == "tensorrt-8.6" and precision == "fp16" else precision
 
 
@@ -67,7 +67,7 @@ def convert_graph(
     Args:
         source: An ONNX file with one input and one output.
         destination: The ONNX file to write; replaced if it exists.
-        precision: fp32, fp16, int8, or bf16 for a graph that is BF16 already.
+        precision: fp32, fp16 or int8.
         target: tensorrt-8.6, tensorrt-10, tensorrt-11, or onnxruntime (fp32 only).
         keep: Nodes that stay in FP32: names, operator types, or patterns of either.
         calibration: Pixels (N, H, W, 3), uint8, that int8 needs; with fp16 they are used to look for overflows.
@@ -79,14 +79,11 @@ def convert_graph(
     """
     in_graph = graph_precision(target, precision)
     before = read_onnx(source)
-    if in_graph == "bf16" and (found := detect_precision(source)) != "bf16":
-        msg = f"precision bf16 takes a graph whose weights are BFLOAT16 as it is; {source.name} holds {found}"
-        raise ExportError(msg, hint="take fp16, or convert the ONNX file with the tools of its framework")
     model = load_proto(source)
     normalise_names(model)
     view = GraphView.of(model)
     kept = dict.fromkeys(find_kept(view, keep), "keep")
-    if in_graph in ("fp32", "bf16"):
+    if in_graph == "fp32":
         _copy(source, destination)
         return ConvertedGraph(path=destination, kept_nodes=kept)
     if in_graph == "int8":

@@ -256,7 +256,10 @@ def check_outputs(path: Path, outputs: Sequence[Tensor]) -> None:
 
 
 def list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str]:
-    """Say what nobody can prove here: the activation behind logits, a recipe that did not come with the weights."""
+    """Say what nobody can prove here: the activation behind logits, a recipe that did not come with the weights.
+
+    And what was lost before the source came, where that is a graph of low precision itself.
+    """
     from generator.spec.recipe import RecipeSpec
 
     assumed = {}
@@ -271,6 +274,12 @@ def list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str
     elif spec.source == "timm" and spec.weights_file is not None:
         own = f"timm's of {spec.registry_name}, changed by the training arguments in the file where it has any"
         assumed["recipe"] = f"{own}, not proved; --labelled DIR measures it"
+    held = read_onnx(network.onnx).low_precisions if network.onnx is not None else ()
+    if held:
+        what = f"the {'quantised' if held[0] in ('int8', 'fp8') else held[0].upper()} graph"
+        if "bf16" in held:
+            what = f"a copy of {what} in FP32, since onnxruntime has no BF16 on the CPU"
+        assumed["precision"] = f"compared with {what}, not with its original; --labelled DIR measures it"
     return assumed
 
 

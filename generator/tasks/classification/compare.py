@@ -29,7 +29,11 @@ LIMITS = {
     "fp16": Limit(cosine=0.999, top1=0.995),
     "bf16": Limit(cosine=0.99, top1=0.98),
     "int8": Limit(cosine=0.97, top1=0.97),
+    # FP8 (E4M3) keeps 4 bits of a value, INT8 up to 8 of the largest: on the whole they err alike (docs/plans.md)
+    "fp8": Limit(cosine=0.97, top1=0.97),
 }
+# A graph that came in low precision, against the file that it was: nothing was converted on the way.
+AS_IS = LIMITS["fp16"]
 # An FP32 plan may use TF32 for its products, and sums in another order than the CPU.
 PLAN_FP32 = Limit(cosine=0.9999, top1=0.999)
 

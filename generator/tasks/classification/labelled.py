@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from generator.gate.client import ServedModel, as_bytes
 from generator.gate.run import why_no_plan_runs, why_not_served
-from generator.gate.stages import NO_BF16
 from generator.graph.model import read_onnx, run_graph
 from generator.images.served_pixels import prepare_without_torch
 from generator.images.sets import read_labelled
@@ -39,7 +38,7 @@ _USUAL_RECIPES: dict[str, dict[str, Any]] = {
 def measure_labelled(candidate: Candidate, folder: Path, grpc_url: str | None) -> Iterator[StageResult]:
     """Yield the accuracy of the source, the graph, the plan and the served ensemble; say which could not run here.
 
-    Then judge a recipe that did not come with the weights.
+    Then judge a recipe that did not come with the weights, and say what a graph of low precision scores by itself.
     """
     import numpy as np
 
@@ -54,15 +53,19 @@ def measure_labelled(candidate: Candidate, folder: Path, grpc_url: str | None) -
     }
     if candidate.plan is None:
         del answers["labelled plan"]
+    own: dict[str, float] = {}  # what the source scores, or where that is elsewhere, the graph
     for stage, answer in answers.items():
         scores = answer()
         if isinstance(scores, str):
             yield not_proved(stage, scores)
         else:
             accuracy = float((first_classes(comparable(scores, candidate.artifact.head.activation)) == truth).mean())
-            yield StageResult(
-                stage=stage, status="measured", figures={"accuracy": accuracy}, measured=f"{len(truth)} images"
-            )
+            figures = {"accuracy": accuracy}
+            own = own or figures
+            yield StageResult(stage=stage, status="measured", figures=figures, measured=f"{len(truth)} images")
+    if "precision" in candidate.artifact.assumed and own:
+        measured = f"{len(truth)} images, of the graph as it came; its original is not here"
+        yield StageResult(stage="precision", status="measured", figures=own, measured=measured)
     if "recipe" in candidate.artifact.assumed:
         yield check_recipe(candidate, labelled)
 
@@ -78,8 +81,6 @@ def check_recipe(candidate: Candidate, labelled: LabelledImages) -> StageResult:
 
     spec = candidate.spec
     exported = spec.source == "export"  # the recipe's mean and std are in its graph, and the source is elsewhere
-    if exported and candidate.graph_precision == "bf16":
-        return not_proved("recipe", NO_BF16)
     truth = np.array(labelled.classes)
     given = candidate.artifact.recipe
     pixels = _prepare(candidate, labelled, given)
@@ -153,8 +154,6 @@ def _ask_source(candidate: Candidate, labelled: LabelledImages) -> NDArray[np.fl
 
 
 def _run_onnx(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.float32] | str:
-    if candidate.graph_precision == "bf16":
-        return NO_BF16
     return _only(run_graph(read_onnx(candidate.onnx), pixels))
 
 

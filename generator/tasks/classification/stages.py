@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError, VerificationError
 from generator.gate import causes as pixel_causes
 from generator.gate.client import as_bytes
-from generator.gate.stages import NO_BF16, check_batches, check_pixels, describe_distance
+from generator.gate.stages import check_batches, check_pixels, describe_distance
 from generator.graph.model import read_onnx, run_graph
 from generator.task import Stage, StageResult, not_proved
 from generator.tasks.classification import causes
 from generator.tasks.classification.activation import is_distribution
 from generator.tasks.classification.answers import find_leads
 from generator.tasks.classification.compare import (
+    AS_IS,
     LIMITS,
     Comparison,
     Limit,
@@ -51,7 +53,7 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
     from generator.tasks.classification.plan_stage import check_plan
 
     spec, head = candidate.spec, candidate.artifact.head
-    limit = plan_limit(spec.precision) if candidate.plan else LIMITS[spec.precision]
+    limit = plan_limit(candidate.precision) if candidate.plan else LIMITS[candidate.precision]
     if found := head.contradiction(reference.answers["scores"]):
         msg = f"{spec.name}: its record says that the source answers {head.output}, but its answers are {found}"
         raise VerificationError(msg, hint="build the model again from its source")
@@ -101,15 +103,15 @@ def require_discrimination(name: str, reference: Reference, head: Head, limit: L
 
 def check_onnx(candidate: Candidate, reference: Reference) -> StageResult:
     """The graph, run directly, answers like the source."""
-    if candidate.graph_precision == "bf16":
-        return not_proved("onnx", NO_BF16)
-    limit = LIMITS[candidate.graph_precision]
+    # what came in low precision is compared with itself: only the pixels in front may round otherwise
+    limit = AS_IS if candidate.is_as_is else LIMITS[candidate.graph_precision]
     model = read_onnx(candidate.onnx)
     try:
         scores = _scores(run_graph(model, reference.pixels))
     except SourceError as error:
         return StageResult(stage="onnx", status="failed", reason=error.message)
-    return judge("onnx", candidate, reference, scores, limit, lambda: causes.of_graph(candidate, model, reference))
+    result = judge("onnx", candidate, reference, scores, limit, lambda: causes.of_graph(candidate, model, reference))
+    return replace(result, measured=result.measured + candidate.ran_as)
 
 
 def check_classifier(
@@ -124,7 +126,7 @@ def check_classifier(
     if direct is None:
         if candidate.plan is not None:
             return not_proved("served classifier", "the plan was not run directly, so there is nothing to compare with")
-        direct = _scores(run_graph(read_onnx(candidate.onnx), reference.pixels))
+        direct = _scores(run_graph(read_onnx(candidate.onnx), reference.pixels, as_served=True))
     scores = _scores(served.ask("classifier", reference.pixels))
     stage = "served classifier"
     if not np.isfinite(scores).all():
