@@ -62,7 +62,7 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
     onnx, head, notes, keep = _export_graph(spec, network, proto, reference.answers, folder, on_event)
     detail = f"{shown}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
     if spec.is_tensorrt:
-        detail += f", for {spec.target} in {onnx.precision if spec.precision == 'as-is' else spec.precision}"
+        detail += f", for {spec.target} in {onnx.precision if spec.is_as_is else spec.precision}"
     on_event(Done(step="exported", detail=detail, seconds=time.monotonic() - start))
     save_reference(reference, folder / REFERENCE_FILE)
     return Artifact(
@@ -140,7 +140,7 @@ def _note_as_is(spec: ModelSpec, onnx: OnnxModel) -> tuple[str, ...]:
 
 def _is_plain(spec: ModelSpec) -> bool:
     """Say whether the graph is served in the precision that it comes in."""
-    if not spec.is_tensorrt or spec.precision in ("as-is", "bf16"):
+    if not spec.is_tensorrt or spec.is_as_is:
         return True
     from generator.graph.precision import graph_precision
 
@@ -187,7 +187,7 @@ def add_plan(spec: ModelSpec, artifact: Artifact, path: Path, *, command: str, o
     profiles = make_profiles(artifact.onnx, spec.profile_batches())
     request = BuildRequest(
         onnx=artifact.onnx,
-        precision=artifact.onnx.precision if spec.precision == "as-is" else spec.precision,
+        precision=artifact.onnx.precision if spec.is_as_is else spec.precision,
         profiles=profiles,
         max_batch_size=spec.batch.max,
         options=spec.plan,

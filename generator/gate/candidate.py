@@ -33,14 +33,9 @@ class Candidate:
         return self.repository / self.layout.plan if self.spec.is_tensorrt else None
 
     @property
-    def is_as_is(self) -> bool:
-        """Say whether the graph is the user's, in the precision that it came in."""
-        return self.spec.precision in ("as-is", "bf16")
-
-    @property
     def precision(self) -> str:
         """What is served computes in."""
-        return self.artifact.onnx.precision if self.is_as_is else self.spec.precision
+        return self.artifact.onnx.precision if self.spec.is_as_is else self.spec.precision
 
     @property
     def ran_as(self) -> str:
@@ -50,7 +45,7 @@ class Candidate:
     @property
     def graph_precision(self) -> str:
         """What the graph holds; TensorRT 8.6 lowers the precision of an FP32 graph itself."""
-        if self.plan is None or self.is_as_is:
+        if self.plan is None or self.spec.is_as_is:
             return self.precision
         from generator.graph.precision import graph_precision
 

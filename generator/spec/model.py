@@ -292,6 +292,11 @@ class ModelSpec(BaseModel):
         """Say whether a plan is served, and not the graph itself."""
         return self.target.startswith("tensorrt")
 
+    @property
+    def is_as_is(self) -> bool:
+        """Say whether an ONNX file is taken in the precision that it came in."""
+        return self.precision in ("as-is", "bf16")
+
     def profile_batches(self) -> tuple[BatchProfile, ...]:
         """The optimization profiles: those of the spec, or one from the range of batches."""
         default = BatchProfile(min=self.batch.min, opt=self.batch.optimum, max=self.batch.max)

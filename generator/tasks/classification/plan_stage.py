@@ -104,7 +104,7 @@ def check_rows(
 def _cause(candidate: Candidate) -> str:
     """The graph passed with its own limit, so that only TensorRT's arithmetic is left."""
     precision = candidate.precision
-    if candidate.is_as_is and precision != "fp32":
+    if candidate.spec.is_as_is and precision != "fp32":
         return f"TensorRT rounds this {precision.upper()} graph otherwise than onnxruntime: give the FP32 graph instead"
     if precision == "fp32":
         return "TF32 rounds to 10 bits: try plan.tf32: false"

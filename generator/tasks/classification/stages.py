@@ -104,7 +104,7 @@ def require_discrimination(name: str, reference: Reference, head: Head, limit: L
 def check_onnx(candidate: Candidate, reference: Reference) -> StageResult:
     """The graph, run directly, answers like the source."""
     # what came in low precision is compared with itself: only the pixels in front may round otherwise
-    limit = AS_IS if candidate.is_as_is else LIMITS[candidate.graph_precision]
+    limit = AS_IS if candidate.spec.is_as_is else LIMITS[candidate.graph_precision]
     model = read_onnx(candidate.onnx)
     try:
         scores = _scores(run_graph(model, reference.pixels))
