@@ -115,6 +115,12 @@ def test_a_file_with_its_neighbours_brings_recipe_and_labels(place: Path, capsys
     assert make("named.py:make", recipe={}).recipe.resize == 256
 
 
+@pytest.mark.parametrize(("own", "labels"), [(["rust"], ("not rust", "rust")), (["ok", "rust"], ("ok", "rust"))])
+def test_one_score_tells_two_classes_apart(place: Path, own: list[str], labels: tuple[str, ...]) -> None:
+    write("net.py", f"def make():\n    return dict(module=Net(1), labels={own})\n")
+    assert make("net.py:make", labels=None).labels == labels
+
+
 @pytest.mark.parametrize("form", ["pt", "safetensors", "wrapped"])
 def test_weights_are_loaded_into_the_module(place: Path, form: str) -> None:
     write("net.py", "def make():\n    return Net()\n")
