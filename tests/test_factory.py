@@ -53,8 +53,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = {*sys.modules}
     yield tmp_path
-    for name in {*sys.modules} - before:
-        where = [getattr(sys.modules[name], "__file__", None), *getattr(sys.modules[name], "__path__", ())]
+    new = {name: sys.modules[name] for name in {*sys.modules} - before}
+    places = {name: [getattr(one, "__file__", None), *getattr(one, "__path__", ())] for name, one in new.items()}
+    for name, where in places.items():
         if any(str(path).startswith(str(tmp_path)) for path in where):
             del sys.modules[name]
 
