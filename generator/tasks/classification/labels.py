@@ -43,7 +43,9 @@ def resolve_labels(spec: ModelSpec, own: Sequence[str] | None, classes: int) -> 
                 msg, hint = f"{spec.labels} has {len(labels)} lines, but {spec.name} has one output", _ONE_OUTPUT_HINT
             raise SourceError(msg, hint=hint)
         return labels
-    if own is not None and len(own) == classes:
+    if own is not None and classes == 1 and len(own) == 1:
+        return f"not {own[0]}", own[0]
+    if own is not None and len(own) == max(classes, 2):
         return tuple(own)
     msg = f"{spec.name} has {classes} classes and no names for them"
     raise SourceError(msg, hint="set labels to a file with one name a line, or to index", fields={"labels": None})
