@@ -1,6 +1,6 @@
-"""Make the small ONNX files of tests/data/exporters: a Keras and a Paddle classifier, as their own exporters write them.
+"""Make the small ONNX files of tests/data/exporters: a Keras and a Paddle classifier as their own exporters write them.
 
-    python -m benchmarks.other_exporters tests/data/exporters     # 2.5 GB of packages are installed below --environments
+    python -m benchmarks.other_exporters tests/data/exporters     # installs 2.5 GB of packages below --environments
 
 Each exporter gets a virtual environment of its own, since its packages go together with none of ours, and this file is
 run again in there with the exporter's name. Weights are random and seeded.
@@ -9,23 +9,35 @@ run again in there with the exporter's name. Weights are random and seeded.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
 import tempfile
 import venv
 from pathlib import Path
+from typing import Any
 
 PACKAGES = {
     "tf2onnx": ("tf2onnx==1.17.0", "tensorflow-cpu==2.21.0", "keras==3.15.1", "numpy==2.4.6"),
-    "paddle2onnx": ("paddle2onnx==2.1.0", "paddlepaddle==3.3.1", "numpy==2.4.6", "packaging"),
+    "paddle2onnx": (
+        "paddle2onnx==2.1.0",
+        "paddlepaddle==3.3.1",
+        "numpy==2.4.6",
+        "packaging==26.4",
+        "onnxruntime==1.32.0",
+        "onnx-graphsurgeon==0.6.1",
+        "sympy==1.14.0",
+    ),
 }
 _CLASSES = 4
+# The second: what paddle2onnx folds constants with would install packages by itself.
+_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "POLYGRAPHY_AUTOINSTALL_DEPS": "0"}
 
 
 def export_keras(path: Path) -> None:
     """Export a Keras classifier: NHWC pixels, a free batch, height and width, softmax at the end."""
-    import keras
+    keras = importlib.import_module("keras")
 
     keras.utils.set_random_seed(3)
     layers = keras.layers
@@ -50,12 +62,12 @@ def export_keras(path: Path) -> None:
 
 def export_paddle(path: Path) -> None:
     """Export a Paddle classifier: a batch of 1 and a size that are fixed, logits at the end."""
-    import paddle
+    paddle = importlib.import_module("paddle")
 
     paddle.seed(3)
-    nn = paddle.nn
+    nn: Any = paddle.nn
 
-    class Small(nn.Layer):
+    class Small(nn.Layer):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.features = nn.Sequential(
@@ -63,7 +75,7 @@ def export_paddle(path: Path) -> None:
             )
             self.last = nn.Linear(8, _CLASSES, weight_attr=nn.initializer.Normal(std=3.0))
 
-        def forward(self, image):  # noqa: ANN001, ANN202 - paddle is not here to be named
+        def forward(self, image: Any) -> Any:
             return self.last(self.features(image).reshape([image.shape[0], -1]))
 
     model = Small()
@@ -99,7 +111,7 @@ def main() -> None:
     for exporter, packages in PACKAGES.items():
         python = make_environment(given.environments / exporter, packages)
         command = [python, Path(__file__), given.folder.absolute(), "--here", exporter]
-        subprocess.run(command, check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"})
+        subprocess.run(command, check=True, env={**os.environ, **_ENVIRONMENT})
         print(given.folder / EXPORTERS[exporter][0])
 
 

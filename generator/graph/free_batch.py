@@ -97,7 +97,8 @@ class _Walk:
     def _follow_concat(self, node: Any, carrier: str) -> bool:
         """Repeat constants beside a batch, as the class token of a transformer, for each of its images."""
         axis, shape = self._axis(carrier), self.fixed.get(carrier)
-        assert axis is not None and shape is not None, "it carries the batch"
+        if axis is None or shape is None:
+            return False
         along = next(attribute.i for attribute in node.attribute if attribute.name == "axis") % len(shape)
         alone = [
             index

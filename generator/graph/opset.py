@@ -10,10 +10,11 @@ from generator.graph.model import default_opset
 from generator.graph.shapes import large_weights, without_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     import onnx
+
+    from generator.graph.shapes import Shapes
 
 # From here on Softmax is over one axis only, and onnxruntime and every TensorRT since 8.6 read it. Not a newer one: the
 # fewer versions lie between, the fewer operators are rewritten.
@@ -21,9 +22,7 @@ OLDEST_OPSET = 13
 _HINT = "export it again with opset 17 (opset_version=17 in torch and Paddle, --opset 17 in tf2onnx)"
 
 
-def raise_old_opset(
-    model: onnx.ModelProto, path: Path, shapes: Mapping[str, tuple[int, ...]]
-) -> onnx.ModelProto:
+def raise_old_opset(model: onnx.ModelProto, path: Path, shapes: Shapes) -> onnx.ModelProto:
     """Return the model in opset 13 at least; `path` is for errors.
 
     Raises:
@@ -54,7 +53,7 @@ def raise_old_opset(
     return converted
 
 
-def _hide_softmax(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, onnx.NodeProto]:
+def _hide_softmax(graph: onnx.GraphProto, shapes: Shapes) -> dict[str, onnx.NodeProto]:
     """Put Identity for each Softmax over the last axis, by its output what it is in new opsets: the same.
 
     The converter would put it between Flatten and Reshape, behind which it is no longer found at the graph's end.
@@ -64,11 +63,9 @@ def _hide_softmax(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]])
     unchanged = {}
     for node in graph.node:
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-        rank = len(shapes.get(node.input[0], ())) if node.op_type in ("Softmax", "LogSoftmax") else 0
+        rank = len(shapes.get(node.input[0]) or ()) if node.op_type in ("Softmax", "LogSoftmax") else 0
         if rank and axis in (-1, rank - 1):
-            unchanged[node.output[0]] = helper.make_node(
-                node.op_type, node.input, node.output, name=node.name, axis=-1
-            )
+            unchanged[node.output[0]] = helper.make_node(node.op_type, node.input, node.output, name=node.name, axis=-1)
             node.CopyFrom(helper.make_node("Identity", node.input, node.output, name=node.name))
     return unchanged
 
@@ -88,7 +85,7 @@ def _why_not(model: onnx.ModelProto) -> str:
         _convert(model)
     except (RuntimeError, version_converter.ConvertError, shape_inference.InferenceError) as error:
         text = " ".join(str(error).split())
-        return re.sub(r"^\S+:\d+: \w+: Assertion `.*?` failed: ", "", text)
+        return re.sub(r"^\S+:\d+: \S+: Assertion `.*?` failed: ", "", text)
     return ""
 
 

@@ -61,8 +61,8 @@ class Shapes:
         self._opsets = {entry.domain: entry.version for entry in model.opset_import}
         self._types: dict[str, onnx.TypeProto] = {}
         self._values: dict[str, onnx.TensorProto] = {}
-        for tensor in model.graph.input:
-            self._types[tensor.name] = tensor.type
+        for given in model.graph.input:
+            self._types[given.name] = given.type
         for tensor in model.graph.initializer:
             self._types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
             self.learn_value(tensor)

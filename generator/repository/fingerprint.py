@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 _EXPORT_FORMAT = 2
 _ARTIFACT_FIELDS = (
     "source", "architecture", "raw", "seed", "classes", "labels", "image_size", "target", "precision", "activation",
+    "output_tensor",
 )  # fmt: skip
+# Newer than the first record: left out where they are not set, so that what was built before is still up to date.
+_LATER_FIELDS = ("output_tensor",)
 
 
 def fingerprint(spec: ModelSpec) -> dict[str, str]:
@@ -33,12 +36,15 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         SourceError: A file that the spec names cannot be read.
     """
     data = spec.model_dump(mode="json")
+    for field in _LATER_FIELDS:
+        if data[field] is None:
+            del data[field]
     templates = {path.relative_to(template_root()).as_posix(): hash_file(path) for path in _template_files()}
     files = {field: _hash_input(path) for field, path in _input_files(spec)}
     packages = installed_packages()
     artifact = {
         "format": _EXPORT_FORMAT,
-        "spec": {field: data[field] for field in _ARTIFACT_FIELDS if field not in files},
+        "spec": {field: data[field] for field in _ARTIFACT_FIELDS if field in data and field not in files},
         # a file counts by its content, wherever it lies
         "weights": None if "weights" in files else spec.weights,
         # an architecture left out follows from the name

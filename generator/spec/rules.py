@@ -27,8 +27,9 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
         for field, default in (("weights", "default"), ("architecture", None)):
             if getattr(spec, field) != default:
                 yield f"{field} does not go with source: {spec.source}, which brings its own"
-    if spec.raw and spec.source != "onnx":
-        yield "raw goes with source: onnx only"
+    for field in ("raw", "output_tensor"):
+        if getattr(spec, field) and spec.source != "onnx":
+            yield f"{field} goes with source: onnx only"
     yield from _of_precision(spec)
     yield from _of_config(spec)
     ranges = [(one.min, one.max) for one in spec.profile_batches()]
