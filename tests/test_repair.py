@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def write(
 
 def weights_of(*shapes: tuple[int, ...], dtype: Any = np.float32) -> list[Any]:
     rng = np.random.default_rng(4)
-    return [rng.normal(0, 2 / np.sqrt(max(1, np.prod(shape[1:]))), shape).astype(dtype) for shape in shapes]
+    return [rng.normal(0, 2 / max(1, prod(shape[1:])) ** 0.5, shape).astype(dtype) for shape in shapes]
 
 
 def write_transformer(path: Path, *, batch: Any = 1) -> Path:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    import onnx
     import torch
     from numpy.typing import NDArray
+    from onnx import ModelProto
     from PIL.Image import Image
 
     from generator.spec.model import ModelSpec
@@ -42,7 +42,7 @@ class Network:
     activation: str | None = None
     module: torch.nn.Module | None = None
     onnx: Path | None = None
-    graph: onnx.ModelProto | None = None
+    graph: ModelProto | None = None
     repairs: tuple[str, ...] = ()
 
 
