@@ -20,7 +20,8 @@ class Artifact:
 
     `labels` are the names of the classes, `head` is what the task's `finish_graph` did.
     `assumed` says by its name what was taken on trust, and why. `notes` are for the user, `keep` the names of the
-    nodes that were asked to stay in FP32.
+    nodes that were asked to stay in FP32. `repairs` say how the graph differs from the user's file, besides what is
+    put around every one.
     """
 
     onnx: OnnxModel
@@ -32,6 +33,7 @@ class Artifact:
     passport: Passport | None = None
     notes: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    repairs: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

@@ -53,6 +53,8 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
     on_event(Doing(step=f"loading {spec.name}"))
     network = load_network(spec)
     on_event(Done(step="loaded", detail=network.description, seconds=time.monotonic() - start))
+    for repair in network.repairs:
+        on_event(Done(step="repaired", detail=repair))
     start = time.monotonic()
     doing = partial(Doing, step=f"exporting {spec.name}")
     on_event(doing(part="the graph"))
@@ -74,6 +76,7 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
         assumed=task.list_assumed(spec, network, head),
         notes=notes,
         keep=keep,
+        repairs=network.repairs,
     )
 
 
@@ -170,6 +173,7 @@ def take_export(spec: ModelSpec, folder: Path) -> Artifact:
         assumed=record.assumed,
         notes=tuple(record.notes),
         keep=tuple(record.keep),
+        repairs=tuple(record.repairs),
     )
 
 
@@ -255,6 +259,7 @@ def export_folder(
                 labels=list(artifact.labels),
                 notes=list(artifact.notes),
                 keep=list(artifact.keep),
+                repairs=list(artifact.repairs),
                 spec=spec.model_dump(mode="json"),
                 packages=installed_packages(),
                 files=hash_tree(new),

@@ -238,6 +238,7 @@ def _record(
         files=hash_tree(staged),
         head=asdict(artifact.head),
         assumed=artifact.assumed,
+        repairs=list(artifact.repairs),
     )
 
 

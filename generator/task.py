@@ -94,8 +94,11 @@ class Task(Protocol):
     name: str
     roles: tuple[Role, ...]
 
-    def check_outputs(self, path: Path, outputs: Sequence[Tensor]) -> None:
-        """Refuse an ONNX file whose outputs are not those of the task; SourceError."""
+    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], asked: str | None) -> Sequence[Tensor]:
+        """Return those outputs of an ONNX file that the task takes, in the shapes that it takes them in.
+
+        `asked` is the spec's `output_tensor`; SourceError if the file has not what is needed.
+        """
 
     def resolve_labels(self, spec: ModelSpec, own: Sequence[str] | None, count: int) -> tuple[str, ...]:
         """Return the names of the classes of a network with `count` outputs; SourceError if nothing says them."""

@@ -26,7 +26,6 @@ from generator.images.reference import load_reference
 from generator.pipeline import BuildOptions, build_repository
 from generator.plan.compatibility import check_gpu
 from generator.repository import Layout
-from generator.repository.fingerprint import fingerprint
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 from generator.target import choose_target
@@ -187,13 +186,6 @@ def test_a_gpu_that_has_no_such_type(held: tuple[str, ...], capability: str, nee
     for version in (needed, "9.0", "12.0"):
         check_gpu(Path("own.onnx"), held, gpu(version))
     check_gpu(Path("own.onnx"), ("int8", "fp16"), gpu("7.5"))
-
-
-def test_a_repository_of_before_is_not_built_again(tmp_path: Path) -> None:
-    """An FP16 graph in onnxruntime was taken as it is, too, and that was called fp32."""
-    path = write_fp16(tmp_path / "own.onnx")
-    before = make(path, target="onnxruntime", precision="fp32")
-    assert fingerprint(choose_target(before)[0]) == fingerprint(before)
 
 
 # TensorRT

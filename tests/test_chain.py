@@ -27,6 +27,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
     assert main(["build-repo", "demo", "--require", "all", "-r", str(root)]) == 0
     options = ["--weights", "random", "--max-batch", "4", "--require", "all", "-r", str(root)]
     assert main(["build-repo", "resnet18", *options]) == 0
+    found = ["--labels", "index", "--recipe", "imagenet", "--image-size", "48", "--max-batch", "4", "--require", "all"]
+    assert main(["build-repo", str(ROOT / "tests/data/exporters/paddle.onnx"), *found, "-r", str(root)]) == 0
     with EmbeddedServer(root) as running:
         yield running
 
@@ -49,6 +51,14 @@ def test_every_promised_model_answers_alike_over_both_protocols(server: Embedded
         over_grpc, over_http = (classify(server, protocol, "--model", model, SAMPLES) for protocol in ("grpc", "http"))
         assert over_grpc == over_http
         assert len(over_grpc) == 3
+
+
+def test_an_onnx_file_as_found_is_served_and_its_repairs_are_recorded(server: EmbeddedServer) -> None:
+    """Of Paddle's exporter: opset 11 and a batch of 1."""
+    answers = classify(server, "grpc", "--model", "paddle", "--top", "1", SAMPLES)
+    assert len(answers) == 3
+    record = json.loads((server.repository / "paddle/trtgen.json").read_text())
+    assert record["repairs"] == ["opset 11 is raised to 13", "the batch of 1 is made free: rewritten are Reshape.1"]
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -81,7 +81,8 @@ def write_tiny_onnx(
 ) -> Path:
     """Write a two-layer classifier: a 5x5 convolution with stride 4, ReLU, mean over the image, a linear layer.
 
-    `tail` is one of TAILS; `reshape_batch` bakes a batch into a Reshape node called `flatten`.
+    `tail` is one of TAILS; `reshape_batch` bakes a batch into a Reshape node called `flatten`,
+    where it cannot be made free.
     """
     rng = np.random.default_rng(seed)
     channels = 16
@@ -109,7 +110,9 @@ def write_tiny_onnx(
         nodes.append(helper.make_node("Flatten", ["pooled"], ["features"], name="flatten"))
     else:
         weights["flat_shape"] = np.array([reshape_batch, channels], np.int64)
-        nodes.append(helper.make_node("Reshape", ["pooled", "flat_shape"], ["features"], name="flatten"))
+        # computed while it runs, so that nobody can rewrite it
+        nodes.append(helper.make_node("Abs", ["flat_shape"], ["computed_shape"], name="compute"))
+        nodes.append(helper.make_node("Reshape", ["pooled", "computed_shape"], ["features"], name="flatten"))
     nodes.append(helper.make_node("Gemm", ["features", "linear_weight", "linear_bias"], ["raw"], name="linear"))
     nodes += TAILS[tail]()
     graph = helper.make_graph(
@@ -127,7 +130,7 @@ def write_tiny_onnx(
 def export_graph(spec: ModelSpec, network: Network, folder: Path) -> OnnxModel:
     """Export a network whose head follows from its answers to noise."""
     proto = make_graph(spec, network)
-    pixels = np.random.default_rng(2).integers(0, 256, (4, *network.recipe.crop, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(2).integers(0, 256, (4, *network.recipe.shape), dtype=np.uint8)
     return export_onnx(spec, network, proto, {"scores": only(network.run(pixels))}, folder)[0]
 
 

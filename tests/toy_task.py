@@ -128,7 +128,7 @@ class Toy:
     roles: tuple[Role, ...] = (PREPROCESS, network, report, entry)
     limit = 1e-3
 
-    def check_outputs(self, path: Path, outputs: Sequence[Tensor]) -> None:
+    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], asked: str | None) -> Sequence[Tensor]:
         raise AssertionError("the toy has a source of its own")
 
     def resolve_labels(self, spec: ModelSpec, own: Sequence[str] | None, count: int) -> tuple[str, ...]:

@@ -35,7 +35,6 @@ def check(
     from generator.errors import SourceError
     from generator.graph.model import read_onnx
     from generator.plan.preflight import check_graph
-    from generator.sources.onnx_file import check_file
     from generator.task import find_task
 
     try:
@@ -44,7 +43,7 @@ def check(
         raise typer.BadParameter(str(error)) from error
     onnx = read_onnx(model)
     try:
-        check_file(onnx, kind)
+        kind.choose_outputs(onnx.path, onnx.outputs, None)
     except SourceError as error:  # TensorRT may take it all the same, which is what is asked here
         say(f"! build-repo does not take this graph: {error.message}")
     profiles, largest = read_profiles(onnx, profile or [], max_batch)

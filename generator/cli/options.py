@@ -96,6 +96,7 @@ MODEL_PARAMETERS: dict[str, Any] = {
         MODEL,
         autocompletion=complete_models,
     ),
+    "output_tensor": _option(str, "NAME", "An ONNX file's output with the scores, where several look like it.", MODEL),
     "classes": _option(int, "N", "Classes that a checkpoint was trained on.", MODEL),
     "labels": LabelsOption,
     "recipe": _option(

@@ -8,11 +8,12 @@ The cast comes first because TensorRT takes UINT8 only as a network input that i
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ExportError
 from generator.graph.batches import ROW_TOLERANCES, prove_dynamic_batch
-from generator.graph.model import OnnxModel, read_onnx
+from generator.graph.model import OnnxModel, load_proto, read_onnx
 from generator.task import find_task
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def make_graph(spec: ModelSpec, network: Network) -> onnx.ModelProto:
     from generator.graph.wrap import wrap_file
 
     assert network.onnx is not None, "a network has a module or a file"
-    return wrap_file(spec, network.onnx, network.recipe)
+    graph = load_proto(network.onnx) if network.graph is None else copy.deepcopy(network.graph)
+    return wrap_file(spec, graph, network.recipe, path=network.onnx)
 
 
 def export_onnx(

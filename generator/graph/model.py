@@ -63,7 +63,15 @@ def read_onnx(path: Path) -> OnnxModel:
     Raises:
         SourceError: Not ONNX, or not one input.
     """
-    model = load_proto(path, weights=False)
+    return describe_graph(load_proto(path, weights=False), path)
+
+
+def describe_graph(model: onnx.ModelProto, path: Path) -> OnnxModel:
+    """Return what `read_onnx` does, for a graph that is of the file `path`.
+
+    Raises:
+        SourceError: Not one input.
+    """
     inputs = graph_inputs(model)
     if len(inputs) != 1:
         msg = f"{path} has inputs {[tensor.name for tensor in inputs]}, one image input was expected"
@@ -83,15 +91,16 @@ def image_axes(model: OnnxModel) -> tuple[str, tuple[int, int]]:
     """Return the layout, "NCHW" or "NHWC", and (height, width) of the image input; -1 where they are not fixed.
 
     Raises:
-        SourceError: The input is not a batch of RGB images.
+        SourceError: The input is not a batch of images with three channels or one.
     """
     shape = model.input.shape
-    if len(shape) == 4 and shape[1] == 3:
-        return "NCHW", (shape[2], shape[3])
-    if len(shape) == 4 and shape[3] == 3:
-        return "NHWC", (shape[1], shape[2])
+    for channels in (3, 1):
+        if len(shape) == 4 and shape[1] == channels:
+            return "NCHW", (shape[2], shape[3])
+        if len(shape) == 4 and shape[3] == channels:
+            return "NHWC", (shape[1], shape[2])
     msg = f"{model.path}: input {model.input.name} has shape {list(shape)}, [batch, 3, height, width] was expected"
-    raise SourceError(msg, hint="the input must be a batch of RGB images")
+    raise SourceError(msg, hint="the input must be a batch of images with three channels, or with one")
 
 
 def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:

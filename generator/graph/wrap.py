@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from generator.graph.as_is import check_quantization, lower_opset
-from generator.graph.model import graph_inputs, image_axes, load_proto, read_onnx
+from generator.graph.model import describe_graph, graph_inputs, image_axes
 from generator.graph.names import INPUT_NAME, NEWEST_OPSET_OF_8
 
 if TYPE_CHECKING:
@@ -23,8 +23,10 @@ _OUR_NAMES = frozenset(
 )  # fmt: skip
 
 
-def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
-    """Return the user's graph with cast, transpose and normalisation before it, as far as it takes no pixels itself.
+def wrap_file(spec: ModelSpec, proto: onnx.ModelProto, recipe: Recipe, *, path: Path) -> onnx.ModelProto:
+    """Return the graph with cast, transpose and normalisation before it, as far as it takes no pixels itself.
+
+    It is changed in place; `path` is the file that it is of.
 
     Raises:
         ExportError: It is quantised as no TensorRT reads it, or its opset is too new for the target.
@@ -32,8 +34,7 @@ def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
-    source = read_onnx(path)
-    proto = load_proto(path)
+    source = describe_graph(proto, path)
     if spec.is_tensorrt:
         check_quantization(proto, path)
     if spec.target == "tensorrt-8.6" and source.opset > NEWEST_OPSET_OF_8:
@@ -64,11 +65,9 @@ def wrap_file(spec: ModelSpec, path: Path, recipe: Recipe) -> onnx.ModelProto:
     scaled_from = nodes[-1].output[0]
     nodes.append(helper.make_node("Mul", [scaled_from, "trtgen_scale"], ["trtgen_scaled"], name="trtgen_scaled"))
     nodes.append(helper.make_node("Add", ["trtgen_scaled", "trtgen_shift"], [image], name="trtgen_normalised"))
-    if source.input.data_type.numpy == "float16":
+    if (taken := source.input.data_type.onnx) != TensorProto.FLOAT:
         nodes[-1].output[0] = "trtgen_normalised"
-        nodes.append(
-            helper.make_node("Cast", ["trtgen_normalised"], [image], name="trtgen_half", to=TensorProto.FLOAT16)
-        )
+        nodes.append(helper.make_node("Cast", ["trtgen_normalised"], [image], name="trtgen_half", to=taken))
     for index, node in enumerate(nodes):
         graph.node.insert(index, node)
     kept = [tensor for tensor in graph.input if tensor.name != image]

@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 _EXPORT_FORMAT = 2
 _ARTIFACT_FIELDS = (
     "source", "architecture", "raw", "seed", "classes", "labels", "image_size", "target", "precision", "activation",
+    "output_tensor",
 )  # fmt: skip
 # Whose models have a name of their own besides the spec's.
 _REGISTRIES = ("torchvision", "checkpoint", "timm")
 # Whose code the network of a source is.
 _SOURCE_PACKAGES = {"timm": ("timm",), "huggingface": ("transformers",)}
-# Newer than the first record: left out where they are not set, so that what was built before is still up to date.
-_LATER_FIELDS = ("factory", "pt2", "huggingface")
 
 
 def fingerprint(spec: ModelSpec) -> dict[str, str]:
@@ -38,18 +37,14 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
     Raises:
         SourceError: A file that the spec names cannot be read.
     """
-    data = spec.model_dump(mode="json")
-    for field in _LATER_FIELDS:
-        if data[field] is None:
-            del data[field]
-    if (spec.target, spec.precision) == ("onnxruntime", "as-is"):
-        data["precision"] = "fp32"  # what it was called, with the same graph
+    # what is not set is left out: a field that a later trtgen has does not build anything anew
+    data = _drop_none(spec.model_dump(mode="json"))
     templates = {path.relative_to(template_root()).as_posix(): hash_file(path) for path in _template_files()}
     files = {field: _hash_input(path) for field, path in _input_files(spec)}
     packages = installed_packages()
     artifact = {
         "format": _EXPORT_FORMAT,
-        "spec": {field: data[field] for field in _ARTIFACT_FIELDS if field not in files},
+        "spec": {field: data[field] for field in _ARTIFACT_FIELDS if field in data and field not in files},
         # a file counts by its content, wherever it lies
         **({"hub": spec.huggingface} if spec.is_on_hub else {}),
         **({"function": spec.factory.rpartition(":")[2]} if spec.factory is not None else {}),
@@ -72,6 +67,12 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         "instances": list(spec.instance_counts().values()),
     }
     return {"artifact": _hash_json(artifact), "configuration": _hash_json(configuration)}
+
+
+def _drop_none(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _drop_none(one) for name, one in value.items() if one is not None}
 
 
 def _plan_inputs(spec: ModelSpec, data: dict[str, Any]) -> dict[str, Any]:

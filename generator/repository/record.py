@@ -55,8 +55,8 @@ class Record(JsonRecord):
 
     `inputs` holds two fingerprints: `artifact` of everything the graph and the plan follow from, `configuration` of
     everything else. `plan` says where the plan runs, None without one. `contract` is what clients and older versions
-    rely on. `files` maps paths in the repository to SHA-256. `head` and `assumed` are those of `Artifact`; older
-    records have no `head`.
+    rely on. `files` maps paths in the repository to SHA-256. `head`, `assumed` and `repairs` are those of `Artifact`;
+    older records have no `head` and no `repairs`.
     """
 
     made_by: str
@@ -75,6 +75,7 @@ class Record(JsonRecord):
     plan: Mapping[str, Any] | None = None
     head: Mapping[str, Any] | None = None
     assumed: Mapping[str, str] = Field(default_factory=dict)
+    repairs: list[str] = Field(default_factory=list)
     format: Literal[1] = 1
 
 

@@ -41,6 +41,7 @@ def read_published(folder: Path, record: Record, spec: ModelSpec, layout: Layout
         labels=tuple(record.contract.get("labels", ())),  # not every task has classes
         description=record.description,
         assumed=record.assumed,
+        repairs=tuple(record.repairs),
         passport=read_passport(folder / layout.plan) if (folder / layout.plan).is_file() else None,
     )
 

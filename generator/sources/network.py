@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from onnx import ModelProto
     from PIL.Image import Image
 
     from generator.spec.model import ModelSpec
@@ -29,7 +30,8 @@ class Network:
     `pixels` is the transform of the source's own library, an RGB image to pixels (H, W, C) before normalisation;
     None where torchvision's transforms with `recipe` are the measure.
     `activation` is the one that it is trained with, None where nobody says.
-    Exactly one of `module` (takes normalised FP32 NCHW) and `onnx` (the user's file) is set.
+    Exactly one of `module` (takes normalised FP32 NCHW) and `onnx` (the user's file, which `run` runs) is set. `graph`
+    is what is served of that file where it cannot be served as it is, and `repairs` say how it differs.
     """
 
     description: str
@@ -40,6 +42,8 @@ class Network:
     activation: str | None = None
     module: torch.nn.Module | None = None
     onnx: Path | None = None
+    graph: ModelProto | None = None
+    repairs: tuple[str, ...] = ()
 
 
 def resolve_recipe(spec: ModelSpec, own: Recipe | None) -> Recipe:

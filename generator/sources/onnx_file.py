@@ -1,56 +1,56 @@
-"""The user's ONNX file: checked here, wrapped by `generator.graph.export`."""
+"""The user's ONNX file: repaired by `generator.graph.repair`, wrapped by `generator.graph.export`."""
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
-from generator.graph.model import OnnxModel, broken_weights, default_opset, image_axes, load_proto, open_onnx, read_onnx
+from generator.graph.model import OnnxModel, broken_weights, image_axes, open_onnx, read_onnx
+from generator.graph.repair import input_type, repair_graph
 from generator.sources.network import Network, resolve_recipe
 from generator.spec.recipe import IMAGENET
 from generator.task import find_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy as np
+    import onnx
     from numpy.typing import NDArray
 
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
-    from generator.task import Task
+    from generator.tensor import Tensor
 
-# Softmax over one axis only, and what onnxruntime and every TensorRT since 8.6 read.
-_OLDEST_OPSET = 13
-# What every target reads.
-_NEW_OPSET = 17
 _RAW_HINT = "where it takes uint8 [batch, height, width, 3] pixels as they are, set raw: true"
 
 
 def load(spec: ModelSpec) -> Network:
-    """Check the file of `spec` and return it as a network.
+    """Repair the file of `spec` as far as it needs it, and return it as a network.
 
     Raises:
-        SourceError: Corrupt, several inputs, a fixed batch, no image input, no vector of scores, an opset too old,
+        SourceError: Corrupt, several inputs, no image input, no vector of scores, an operator too old to be converted,
             weights that are no numbers.
     """
     path = spec.onnx
     assert path is not None, "the spec's own rules see to it"
     model = read_onnx(path)
-    task = find_task(spec.task)
-    check_file(model, task)
     recipe = _recipe(spec, model)
-    labels = task.resolve_labels(spec, None, model.outputs[0].shape[-1])
-    run = _runner(path, model, recipe, raw=spec.raw)
-    _check_weights(path)
+    session = open_onnx(path)
+    batch, *rest = model.input.shape
+    image = (max(batch, 1), *rest) if spec.raw else (max(batch, 1), *_image_shape(model, recipe))
+    repaired = repair_graph(spec, model, image, session)
+    labels = find_task(spec.task).resolve_labels(spec, None, repaired.outputs[0].shape[-1])
+    _check_weights(path, repaired.graph)
     return Network(
         description=f"ONNX file {path.name}",
         recipe=recipe,
         labels=labels,
-        run=run,
+        run=_runner(session, model, recipe, repaired.outputs, raw=spec.raw),
         onnx=path,
+        graph=repaired.graph,
+        repairs=repaired.repairs,
     )
 
 
@@ -60,37 +60,14 @@ def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     return network.recipe, network.labels
 
 
-def check_file(model: OnnxModel, task: Task) -> None:
-    """Refuse a graph that cannot be served: its opset, its batch or its outputs are not right.
-
-    Raises:
-        SourceError: The opset is too old, the batch is fixed, or the outputs are not those of the task.
-    """
-    _check_opset(model)
-    _check_batch(model)
-    task.check_outputs(model.path, model.outputs)
+def _image_shape(model: OnnxModel, recipe: Recipe) -> tuple[int, ...]:
+    """Return the shape of one image as the file takes it."""
+    height, width, channels = recipe.shape
+    return (channels, height, width) if image_axes(model)[0] == "NCHW" else (height, width, channels)
 
 
-def _check_opset(model: OnnxModel) -> None:
-    opset = default_opset(load_proto(model.path, weights=False))
-    if opset < _OLDEST_OPSET:
-        msg = f"{model.path} has opset {opset}, at least {_OLDEST_OPSET} was expected"
-        convert = f"onnx.version_converter.convert_version(onnx.load({str(model.path)!r}), {_NEW_OPSET})"
-        code = f"import onnx, onnx.version_converter; onnx.save({convert}, 'converted.onnx')"
-        raise SourceError(msg, hint=f"{shlex.join(['python', '-c', code])}, or export it again")
-
-
-def _check_batch(model: OnnxModel) -> None:
-    if model.input.shape and model.input.shape[0] != -1:
-        msg = (
-            f"{model.path}: the batch is baked in: input {model.input.name} has shape {list(model.input.shape)}, "
-            "a free first axis was expected"
-        )
-        raise SourceError(msg, hint="export it again with a dynamic batch axis (dynamic_shapes or dynamic_axes)")
-
-
-def _check_weights(path: Path) -> None:
-    if broken := broken_weights(load_proto(path)):
+def _check_weights(path: Path, graph: onnx.ModelProto) -> None:
+    if broken := broken_weights(graph):
         msg = f"{path} holds NaN or infinity in {', '.join(broken[:3])}"
         raise SourceError(msg, hint="export it again from an earlier checkpoint: the training diverged")
 
@@ -111,7 +88,7 @@ def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
             msg = f"{spec.name}: channels is BGR, but with raw nothing is put before the graph, and PIXELS are RGB"
             raise SourceError(msg, hint="put the change of order into the graph, or take cast and normalisation out")
     else:
-        if model.input.data_type.numpy not in ("float32", "float16"):
+        if model.input.data_type.numpy not in ("float32", "float16", "bfloat16", "float64"):
             found = model.input.data_type.numpy
             if found == "uint8" and model.input.name == INPUT_NAME:
                 if is_export(model.path):
@@ -123,6 +100,13 @@ def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
             msg = f"{model.path}: input {model.input.name} is {found}, float32 was expected"
             raise SourceError(msg, hint=_RAW_HINT, fields={"raw": True})
         recipe = resolve_recipe(spec, None)
+    if (channels := model.input.shape[1 if layout == "NCHW" else 3]) != recipe.shape[2]:
+        fitting = "grey" if channels == 1 else "RGB or BGR"
+        msg = (
+            f"{model.path}: input {model.input.name} has {channels} channel{'s' if channels > 1 else ''}, but the "
+            f"recipe's channels are {recipe.channels}"
+        )
+        raise SourceError(msg, hint=f"recipe: channels: {fitting}", fields={"recipe": None})
     for axis, fixed, wanted in zip(("height", "width"), size, recipe.crop, strict=True):
         if fixed not in (-1, wanted):
             msg = f"{model.path}: {model.input.name} has {axis} {fixed}, but the recipe crops to {list(recipe.crop)}"
@@ -132,20 +116,33 @@ def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
 
 
 def _runner(
-    path: Path, model: OnnxModel, recipe: Recipe, *, raw: bool
+    session: Callable[[NDArray[Any]], dict[str, NDArray[Any]]],
+    model: OnnxModel,
+    recipe: Recipe,
+    outputs: Sequence[Tensor],
+    *,
+    raw: bool,
 ) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
-    session = open_onnx(path)
+    """Return what asks the untouched file for `outputs`, in the shapes that the task takes them in."""
     layout, _ = image_axes(model)
-    dtype = model.input.data_type.numpy
+    dtype = input_type(model)
+    # one by one, or as many as the file takes: whether other batches agree is what the export has to prove
+    size = max(model.input.shape[0], 1)
 
     def run(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         import numpy as np
 
-        batch: NDArray[Any] = pixels if raw else recipe.normalise(pixels).astype(dtype)
+        images: NDArray[Any] = pixels if raw else recipe.normalise(pixels).astype(dtype)
         if not raw and layout == "NHWC":
-            batch = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
-        # one by one: whether larger batches agree with this is what the export has to prove
-        answers = [session(batch[i : i + 1]) for i in range(len(batch))]
-        return {name: np.concatenate([one[name] for one in answers]).astype(np.float32) for name in answers[0]}
+            images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        answers = [
+            session(np.resize(images[i : i + size], (size, *images.shape[1:]))) for i in range(0, len(images), size)
+        ]
+        return {
+            tensor.name: np.concatenate([one[tensor.name] for one in answers])[: len(images)]
+            .reshape(len(images), *tensor.shape[1:])
+            .astype(np.float32)
+            for tensor in outputs
+        }
 
     return run

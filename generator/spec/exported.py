@@ -38,7 +38,7 @@ class ExportRecord(JsonRecord):
     """The content of export.json.
 
     `keep` names the nodes that stay in FP32, `files` maps the names of the folder's other files to their SHA-256.
-    `head` and `assumed` are those of `Artifact`; older exports have no `head`.
+    `head`, `assumed` and `repairs` are those of `Artifact`; older exports have no `head` and no `repairs`.
     """
 
     made_by: str
@@ -56,6 +56,7 @@ class ExportRecord(JsonRecord):
     files: Mapping[Annotated[str, AfterValidator(_is_file_name)], str]
     head: Mapping[str, Any] | None = None
     assumed: Mapping[str, str] = Field(default_factory=dict)
+    repairs: list[str] = Field(default_factory=list)
     format: Literal[1] = 1
 
 

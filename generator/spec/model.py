@@ -113,10 +113,13 @@ class ModelSpec(BaseModel):
         description="A folder that transformers' save_pretrained wrote, or `hf:organisation/name@revision` for a model "
         "of the Hugging Face hub; image classification, weights as safetensors. None of its code is executed.",
     )
-    onnx: FilePath | None = Field(default=None, description="An ONNX file with one image input, FP32, NCHW or NHWC.")
+    onnx: FilePath | None = Field(default=None, description="An ONNX file with one image input, NCHW or NHWC.")
     raw: bool = Field(
         default=False,
         description="The ONNX file takes UINT8 NHWC pixels and normalises them itself: nothing is put before it.",
+    )
+    output_tensor: str | None = Field(
+        default=None, description="The ONNX file's output with a score per class, where several look like it."
     )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed for `weights: random`.")
     classes: int | None = Field(

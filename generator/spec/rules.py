@@ -25,17 +25,16 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
     """Yield every contradiction between the fields of `spec`."""
     yield from _of_places(spec)
     if spec.source == "export":
-        for field in _SETTLED_BY_EXPORT:
-            if getattr(spec, field) != type(spec).model_fields[field].get_default(call_default_factory=True):
-                yield f"{field} was settled when the graph was exported; export again to change it"
+        yield from _of_export(spec)
     if spec.source == "factory":
         yield from _of_factory(spec)
     if spec.source in ("onnx", "export", "demo", "pt2", "huggingface"):
         for field, default in (("weights", "default"), ("architecture", None)):
             if getattr(spec, field) != default:
                 yield f"{field} does not go with source: {spec.source}, which brings its own"
-    if spec.raw and spec.source != "onnx":
-        yield "raw goes with source: onnx only"
+    for field in ("raw", "output_tensor"):
+        if getattr(spec, field) and spec.source != "onnx":
+            yield f"{field} goes with source: onnx only"
     yield from _of_precision(spec)
     yield from _of_config(spec)
     ranges = [(one.min, one.max) for one in spec.profile_batches()]
@@ -52,6 +51,12 @@ def _of_places(spec: ModelSpec) -> Iterable[str]:
             yield f"{field} is given, but source is {spec.source}"
     if spec.source == "checkpoint" and not spec.weights.endswith(CHECKPOINT_SUFFIXES):
         yield f"source: checkpoint needs weights to be a file ({', '.join(CHECKPOINT_SUFFIXES)})"
+
+
+def _of_export(spec: ModelSpec) -> Iterable[str]:
+    for field in _SETTLED_BY_EXPORT:
+        if getattr(spec, field) != type(spec).model_fields[field].get_default(call_default_factory=True):
+            yield f"{field} was settled when the graph was exported; export again to change it"
 
 
 def _of_factory(spec: ModelSpec) -> Iterable[str]:

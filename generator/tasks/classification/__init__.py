@@ -50,10 +50,10 @@ class Classification:
     name: str = "classification"
     roles: tuple[Role, ...] = (PREPROCESS, _CLASSIFIER, _ENSEMBLE)
 
-    def check_outputs(self, path: Path, outputs: Sequence[Tensor]) -> None:
-        from generator.tasks.classification.activation import check_outputs
+    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], asked: str | None) -> Sequence[Tensor]:
+        from generator.tasks.classification.outputs import choose_outputs
 
-        check_outputs(path, outputs)
+        return choose_outputs(path, outputs, asked)
 
     def resolve_labels(self, spec: ModelSpec, own: Sequence[str] | None, count: int) -> tuple[str, ...]:
         from generator.tasks.classification.labels import resolve_labels

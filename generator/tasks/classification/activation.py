@@ -14,7 +14,7 @@ from generator.graph.model import read_onnx
 from generator.graph.wrap import rename_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from generator.sources import Network
     from generator.spec.model import ModelSpec
-    from generator.tensor import Tensor
 
 Output = Literal["logits", "probabilities", "log-probabilities", "independent probabilities"]
 Activation = Literal["softmax", "sigmoid", "none"]
@@ -35,7 +34,6 @@ _ACTIVATIONS = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid"})
 _COMBINING = frozenset({"Add", "Clip", "Concat", "Div", "Gather", "Max", "Mean", "Min", "Mul", "Slice", "Sub", "Sum"})
 # A row of 1,000 probabilities in FP16 sums to 1 within 5e-4.
 _SUM_TOLERANCE = 1e-3
-_FLOATS = ("float32", "float16", "float64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,24 +235,6 @@ def add_activation(proto: onnx.ModelProto, head: Head) -> None:
     output.CopyFrom(helper.make_tensor_value_info(head.output_name, TensorProto.FLOAT, ["batch", *dims]))
 
 
-def check_outputs(path: Path, outputs: Sequence[Tensor]) -> None:
-    """Refuse a graph that does not end in one vector of scores.
-
-    Raises:
-        SourceError: It does not.
-    """
-    if len(outputs) != 1:
-        msg = f"{path} has outputs {[tensor.name for tensor in outputs]}, one with a score per class was expected"
-        raise SourceError(msg, hint="cut the graph to one output, e.g. with onnx.utils.extract_model")
-    (output,) = outputs
-    if len(output.shape) != 2 or output.shape[1] < 1 or output.data_type.numpy not in _FLOATS:
-        msg = (
-            f"{path}: output {output.name} is {output.data_type.numpy} {list(output.shape)}, "
-            "floating-point [batch, classes] was expected"
-        )
-        raise SourceError(msg, hint="a classifier ends in one score per class; other heads are not served by trtgen")
-
-
 def list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str]:
     """Say what nobody can prove here: the activation behind logits, a recipe that did not come with the weights.
 
@@ -265,7 +245,7 @@ def list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str
     assumed = {}
     if spec.activation == "auto" and head.output == "logits" and network.activation is None:
         several = "a model with several labels per image" if head.activation == "softmax" else "a regression"
-        named = "" if network.onnx is None else _named_otherwise(network.onnx)
+        named = "" if network.graph is None else _named_otherwise(network.graph)
         assumed["activation"] = f"{head.activation}: the source answers logits{named}; {several} would look the same"
     if spec.source in ("onnx", "factory", "pt2") or spec.recipe != RecipeSpec():
         assumed["recipe"] = "as given, not proved; --labelled DIR measures it"
@@ -283,6 +263,6 @@ def list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str
     return assumed
 
 
-def _named_otherwise(onnx: Path) -> str:
-    name = read_onnx(onnx).output.name
+def _named_otherwise(graph: onnx.ModelProto) -> str:
+    name = graph.graph.output[0].name
     return f", though its output is called {name}" if "prob" in name.lower() else ""

@@ -1,0 +1,48 @@
+"""Which output of an ONNX file holds the scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from generator.errors import SourceError, near
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from generator.tensor import Tensor
+
+_FLOATS = ("float32", "float16", "float64", "bfloat16")
+
+
+def choose_outputs(path: Path, outputs: Sequence[Tensor], asked: str | None) -> list[Tensor]:
+    """Return the one with a score per class, as [batch, classes]: that of the name `asked`, or the only such one.
+
+    Raises:
+        SourceError: There is none, or there are several.
+    """
+    names = [tensor.name for tensor in outputs]
+    if asked is not None and asked not in names:
+        alike = f"; did you mean {', '.join(found)}" if (found := near(asked, names)) else ""
+        msg = f"{path} has no output {asked!r}; it has {', '.join(names)}{alike}"
+        raise SourceError(msg, hint="set output_tensor to one of them", fields={"output_tensor": None})
+    offered = [tensor for tensor in outputs if asked in (None, tensor.name)]
+    fitting = [tensor for tensor in offered if _holds_scores(tensor)]
+    if len(fitting) == 1:
+        return [replace(fitting[0], shape=(-1, prod(fitting[0].shape[1:])))]
+    described = [f"{tensor.name} {tensor.data_type.numpy} {list(tensor.shape)}" for tensor in fitting or offered]
+    if fitting:
+        msg = f"{path} has several outputs with the shape of scores: {', '.join(described)}"
+        hint = "say which one holds a score per class: set output_tensor"
+        raise SourceError(msg, hint=hint, fields={"output_tensor": None})
+    several = "" if len(offered) == 1 else "s"
+    msg = f"{path} has output{several} {', '.join(described)}: floating-point [batch, classes] was expected"
+    raise SourceError(msg, hint="a classifier ends in one score per class; other heads are not served by trtgen")
+
+
+def _holds_scores(tensor: Tensor) -> bool:
+    """Say whether a row is a vector, whatever axes of length 1 are around it."""
+    row = tensor.shape[1:]
+    return tensor.data_type.numpy in _FLOATS and min(row, default=0) > 0 and sum(size > 1 for size in row) <= 1
