@@ -129,7 +129,7 @@ def _note_as_is(spec: ModelSpec, onnx: OnnxModel) -> tuple[str, ...]:
         return ()
     notes = []
     before = read_onnx(spec.onnx).opset
-    if before != onnx.opset:
+    if before > onnx.opset:
         notes.append(f"opset {before} was lowered to {onnx.opset}, which is what TensorRT 8.6 reads")
     if onnx.precision in ("int8", "fp8"):
         from generator.graph.as_is import find_float_layers
