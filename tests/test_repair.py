@@ -252,7 +252,7 @@ def test_where_a_reshape_puts_the_batch(target: list[int], outside: int, before:
 
 @pytest.mark.parametrize("planted", ["another axis", "another operator", "another output"])
 def test_a_wrong_repair_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str) -> None:
-    """The rows of a batch swapped with the channels; an operator that the converter made another; other scores than the file's."""
+    """The rows of a batch swapped with the channels; another operator than before; other scores than the file's."""
     make = {"another axis": write_transformer, "another operator": write_old, "another output": write_several}[planted]
     if planted == "another axis":
         own = place_batch
