@@ -121,7 +121,7 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
             "none.yaml cannot be read",
             "hint: start from a commented models.yaml: trtgen init\n",
         ),
-        (["build-repo", "none.onnx"], "none.onnx cannot be read", "hint: give the path of an existing file"),
+        (["build-repo", "none.onnx"], "none.onnx cannot be read", "hint: give the path of an ONNX file"),
         (["build-repo", "demo", "--require", "all", "--no-verify"], "asks for every stage", "hint: leave one"),
         (["build-repo", "demo", "--weights", "random"], "weights does not go with source: demo", "hint:"),
         (

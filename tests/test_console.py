@@ -135,7 +135,7 @@ def test_quiet_and_verbose_stand_before_or_behind_the_command() -> None:
         run = subprocess.run(
             [sys.executable, "-m", "generator", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
         )
-        assert run.stdout.startswith("models:")
+        assert run.stdout.startswith("# demo: image file -> RGB -> ")
         return run.stderr.splitlines()
 
     assert any("target" in line for line in said("show", "demo"))

@@ -26,6 +26,8 @@ ALLOWED = {
     "tasks/classification/activation.py": (
         "as given, not proved; --labelled DIR measures it",
         "that of {}'s own weights, not proved; --labelled DIR measures it",
+        "{}, not proved; --labelled DIR measures it",
+        "compared with {}, not with its original; --labelled DIR measures it",
     ),
 }
 PAGES = ("cli/",)  # where the command line's words are at home
