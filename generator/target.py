@@ -50,7 +50,8 @@ def _choose_precision(spec: ModelSpec, target: str, held: Sequence[str]) -> str:
     """
     asked = spec.precision
     if not held and asked != "bf16":
-        return {"onnxruntime": "fp32"}.get(target, "fp16") if asked == "auto" else asked
+        usual = "fp32" if target == "onnxruntime" else "fp16"
+        return usual if asked == "auto" else asked
     own = held[0] if held else "fp32"
     # onnxruntime runs any graph as it is, which was called fp32 there
     if asked not in ("auto", "as-is", own) and (asked, target) != ("fp32", "onnxruntime"):

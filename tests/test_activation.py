@@ -30,6 +30,7 @@ from generator.server.embedded import EmbeddedServer
 from generator.sources import load_network
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
+from generator.spec.recipe import RecipeSpec
 from generator.task import find_task
 from generator.tasks.classification.activation import Head, choose_head, guess_head, read_head
 from generator.tasks.classification.answers import find_decided
@@ -411,6 +412,10 @@ def test_an_unchanged_rebuild_needs_no_session(tmp_path: Path, monkeypatch: pyte
         ({}, "proved", "the best of the usual others"),
         ({"exported": True}, "proved", "with channels in BGR order, other means and stds not tried"),
         ({"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}, "failed", "with ImageNet's mean and std"),
+        ({"mean": (-9.0, -9.0, -9.0)}, "failed", "accuracy 10.0% on 30 images as given, 100.0% with ImageNet's mean"),
+        ({"scale": 1.0}, "failed", "with ImageNet's mean and std"),
+        ({"channels": "BGR"}, "proved", "channels in RGB order"),  # which shapes are the same in
+        ({"fit": "stretch", "resize": (96, 96)}, "failed", "with the shorter edge resized, its centre taken"),
         ({"labels": "shuffled"}, "not proved", "is not clearly above"),
     ],
 )
@@ -422,7 +427,8 @@ def test_labelled_images_decide_on_a_given_recipe(
     for drawn in draw_set(30, seed=97):
         (images / names[drawn.label]).mkdir(parents=True, exist_ok=True)
         (images / names[drawn.label] / f"{drawn.name}.jpg").write_bytes(drawn.jpeg)
-    recipe = spec.recipe.model_copy(update={key: value for key, value in change.items() if key in ("mean", "std")})
+    fields = {key: value for key, value in change.items() if key in RecipeSpec.model_fields}
+    recipe = spec.recipe.model_copy(update=fields)
     spec, root = spec.model_copy(update={"recipe": recipe}), tmp_path / "model_repository"
     if "exported" in change:
         export_folder(spec.model_copy(update={"target": "onnxruntime"}), tmp_path / "export")

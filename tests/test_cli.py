@@ -180,6 +180,43 @@ def test_show_prints_the_resolved_spec(capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(capsys.readouterr().out)["models"][0]["recipe"]["crop"] == [96, 96]
 
 
+def test_a_recipe_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["keras-caffe", "crop=320,300", "channels=BGR", "scale=1/127.5", "std=0.5", "exif=apply"]
+    assert main(["show", "resnet18", *(word for one in given for word in ("--recipe", one))]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0] == (
+        "# resnet18: image file -> turned upright -> RGB -> stretched to 320x300, nearest -> PIXELS uint8 "
+        "[320, 300, 3] -> BGR -> / 127.5 -> - (103.939, 116.779, 123.68) -> / 0.5 -> network"
+    )
+    assert yaml.safe_load(shown)["models"][0]["recipe"]["crop"] == [320, 300]
+    assert main(["show", "resnet18", "--recipe", "yolo", "--recipe", "fit=letterbox-corner"]) == 0
+    said = capsys.readouterr().out
+    assert "-> fitted into 640x640, linear -> filled to 640x640 right and below with (114, 114, 114) ->" in said
+    assert "-> x 1 ->" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["no-such"], "recipe.base: Input should be 'imagenet', 'inception'"),
+        (["size=3"], "recipe.size: unknown field"),
+        (["crop=wide"], "recipe.crop"),
+        (["crop_pct=0.9", "resize=256"], "crop_pct and resize state the same"),
+        (["scale=1/0"], "recipe.scale"),
+        (["channels=grey"], "mean has 3 values, but channels is grey: 1 was expected"),
+        (["fit=letterbox", "crop=224", "resize=200"], "crop [224, 224] is larger than resize (200, 200)"),
+    ],
+)
+def test_a_recipe_on_the_command_line_that_is_not_valid(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", "resnet18", *(word for one in words for word in ("--recipe", one))]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert "hint: " in said
+    assert "Traceback" not in said
+
+
 def test_what_show_prints_is_a_spec_that_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "models.yaml"
     path.write_text(

@@ -347,6 +347,8 @@ def test_an_earlier_version_can_be_served_again(tmp_path: Path) -> None:
     [
         ({"classes": 5}, "output:"),
         ({"recipe": {**RECIPE, "resize": 40}}, "preprocessing:"),
+        ({"recipe": {**RECIPE, "fit": "letterbox"}}, "preprocessing:"),
+        ({"recipe": {**RECIPE, "rounding": "floor"}}, "preprocessing:"),
         ({"activation": "none"}, "output:"),
     ],
 )

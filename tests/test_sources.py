@@ -27,7 +27,7 @@ from generator.sources.checkpoint import align_state_dict, load_state_dict, read
 from generator.sources.random_weights import calibrate
 from generator.spec.file import make_spec
 from generator.spec.recipe import IMAGENET
-from tests.tiny_onnx import CLASSES, only, write_tiny_onnx
+from tests.tiny_onnx import CLASSES, export_graph, only, write_tiny_onnx
 
 LABELS = [f"class {index}" for index in range(CLASSES)]
 
@@ -490,3 +490,20 @@ def test_an_infinity_that_is_no_weight_may_be_meant(tmp_path: Path) -> None:
     onnx.save(model, path)
     spec = make_spec([str(path)], labels="index", recipe="imagenet")[0]
     assert np.isfinite(only(load_network(spec).run(np.zeros((1, 224, 224, 3), np.uint8)))).all()
+
+
+@pytest.mark.parametrize("name", ["demo", "resnet18"])
+def test_one_grey_channel_for_a_network_that_takes_three(name: str) -> None:
+    spec = make_spec([name], recipe={"channels": "grey", "mean": 0.5, "std": 0.5}, weights="default")[0]
+    with pytest.raises(SourceError, match="the recipe makes one grey channel, the network takes three") as caught:
+        load_network(spec)
+    assert caught.value.hint == "leave channels out: grey images get three equal channels"
+
+
+def test_a_raw_graph_gets_rgb(tmp_path: Path) -> None:
+    recipe: dict[str, Any] = {"base": "imagenet", "crop": 32, "resize": 36}
+    spec = make_spec([str(write_tiny_onnx(tmp_path / "own.onnx"))], labels="index", recipe=recipe)[0]
+    path = export_graph(spec, load_network(spec), tmp_path / "raw").path
+    recipe["channels"] = "BGR"
+    with pytest.raises(SourceError, match="with raw nothing is put before the graph, and PIXELS are RGB"):
+        load_network(make_spec([str(path)], labels="index", raw=True, recipe=recipe)[0])

@@ -202,6 +202,10 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
             "models[0].config.preprocess: parameters crop cannot be given here: it is part of the recipe",
         ),
         (
+            "{name: a, config: {preprocess: 'parameters { key: \"fit\" value {} }'}}",
+            "models[0].config.preprocess: parameters fit cannot be given here: it is part of the recipe",
+        ),
+        (
             "{name: a, instances: {classifier: 2}, config: {classifier: 'instance_group []'}}",
             "instances.classifier of the spec and instance_group in config.classifier state the same",
         ),

@@ -98,6 +98,10 @@ def bicubic_step(root: Path, edit: Edit) -> None:
     edit(root / "demo_preprocess/config.pbtxt", '"bilinear"', '"bicubic"')
 
 
+def linear_step(root: Path, edit: Edit) -> None:
+    edit(root / "demo_preprocess/config.pbtxt", '"bilinear"', '"linear"')
+
+
 def swapped_ensemble_labels(root: Path, edit: Edit) -> None:
     edit(root / "demo/labels.txt", "arrow\nhexagon", "hexagon\narrow")
 
@@ -175,6 +179,7 @@ def other_weights(root: Path, edit: Edit) -> None:
 FAULTS = [
     (bgr_step, "served pixels", "BGR order"),
     (bicubic_step, "served pixels", "interpolation is bicubic, the source was trained with bilinear"),
+    (linear_step, "served pixels", "interpolation is linear, the source was trained with bilinear"),
     (swapped_ensemble_labels, "served ensemble", "labels.txt has its lines in another order"),
     (swapped_classifier_labels, "served classifier", "labels.txt has its lines in another order"),
     (bgr_graph, "onnx", "BGR order"),

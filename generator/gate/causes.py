@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from generator.spec.recipe import Interpolation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,7 +14,6 @@ if TYPE_CHECKING:
     from generator.images.reference import Reference
 
 NAN = "an overflow, a division by zero, or broken weights"
-_FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
 def of_pixels(candidate: Candidate, reference: Reference, pixels: NDArray[np.uint8]) -> str:
@@ -26,7 +27,7 @@ def of_pixels(candidate: Candidate, reference: Reference, pixels: NDArray[np.uin
 
     if levels(reference.pixels[..., ::-1]) <= 1:
         return "the channels are in BGR order, the source takes RGB"
-    for other in _FILTERS:
+    for other in get_args(Interpolation):
         if other != candidate.artifact.recipe.interpolation:
             recipe = candidate.artifact.recipe.model_copy(update={"interpolation": other})
             if levels(prepare(recipe, reference.files)) <= 1:

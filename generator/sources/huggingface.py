@@ -6,6 +6,7 @@ What is read is config.json, preprocessor_config.json and safetensors; the netwo
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,11 +107,9 @@ def _find_folder(spec: ModelSpec) -> tuple[Path, str]:
 
 
 def _require() -> None:
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
+    if importlib.util.find_spec("transformers") is None:
         why = "it has the networks and the image processors of Hugging Face's folders"
-        raise MissingDependencyError("transformers", extra="huggingface", why=why) from error
+        raise MissingDependencyError("transformers", extra="huggingface", why=why)
 
 
 def _fetch(asked: str) -> tuple[Path, str]:

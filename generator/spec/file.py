@@ -49,7 +49,7 @@ def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
         elif name.endswith(".pt2"):
             models.append({"name": name_from_file(Path(name)), "pt2": name, **given})
         elif "/" in name:  # a folder, or hf:organisation/name@revision
-            folder = name.partition("@")[0] if name.startswith("hf:") else os.path.abspath(name)  # noqa: PTH100
+            folder = name.partition("@")[0] if name.startswith("hf:") else str(_absolute(Path(name)))
             models.append({"name": make_name(Path(folder).name), "huggingface": name, **given})
         else:
             own = {"architecture": name} if name != "demo" or "factory" in given else {"source": "demo"}
