@@ -44,11 +44,11 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
     """
     from generator.graph.export import make_graph
     from generator.images.reference import make_reference, save_reference
-    from generator.images.sets import default_images, read_images
+    from generator.images.sets import read_images
     from generator.sources import load_network
 
     task = find_task(spec.task)
-    chosen = read_images(images) if images else default_images()  # first: it is soon said what is wrong with them
+    chosen = read_images(images) if images else None  # first: it is soon said what is wrong with them
     start = time.monotonic()
     on_event(Doing(step=f"loading {spec.name}"))
     network = load_network(spec)
@@ -60,7 +60,7 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
     on_event(doing(part="the graph"))
     proto = make_graph(spec, network)
     on_event(doing(part="the source's own answers"))
-    reference = make_reference(task, network, chosen)
+    reference = make_reference(spec, network, chosen or task.default_images(network.recipe))
     onnx, head, notes, keep = _export_graph(spec, network, proto, reference.answers, folder, on_event)
     detail = f"{shown}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
     if spec.is_tensorrt:

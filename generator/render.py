@@ -15,7 +15,7 @@ def template_root() -> Path:
     """Return the folder of templates: inside the installed package, else beside it in a checkout."""
     package = Path(__file__).resolve().parent
     for candidate in (package / "templates", package.parent / "templates"):
-        if (candidate / "classifier" / "config.pbtxt.j2").is_file():
+        if (candidate / "network" / "config.pbtxt.j2").is_file():
             return candidate
     msg = f"no templates beside {package}: the installation is damaged"
     raise FileNotFoundError(msg)

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from generator.gate.candidate import Candidate
     from generator.gate.client import ServedModel
     from generator.images.reference import Reference
+    from generator.images.sets import ImageSet
     from generator.sources import Network
     from generator.spec.model import ModelSpec
+    from generator.spec.recipe import Recipe
     from generator.tensor import Tensor
     from generator.triton.config import Member
 
@@ -94,17 +96,26 @@ class Task(Protocol):
     name: str
     roles: tuple[Role, ...]
 
-    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], asked: str | None) -> Sequence[Tensor]:
+    def default_images(self, recipe: Recipe) -> ImageSet:
+        """Return the images that the gate compares on where the user gives none."""
+
+    def guess_recipe(self, spec: ModelSpec, path: Path) -> Recipe | None:
+        """Return how images were prepared for an ONNX file, where the file tells it."""
+
+    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Sequence[Tensor]:
         """Return those outputs of an ONNX file that the task takes, in the shapes that it takes them in.
 
-        `asked` is the spec's `output_tensor`; SourceError if the file has not what is needed.
+        Without a spec nothing is asked for; SourceError if the file has not what is needed.
         """
+
+    def name_classes(self, spec: ModelSpec, path: Path, outputs: Sequence[Tensor]) -> tuple[str, ...]:
+        """Return the names of the classes of an ONNX file whose chosen outputs are these; SourceError as below."""
 
     def resolve_labels(self, spec: ModelSpec, own: Sequence[str] | None, count: int) -> tuple[str, ...]:
         """Return the names of the classes of a network with `count` outputs; SourceError if nothing says them."""
 
     def make_answers(
-        self, network: Network, pixels: NDArray[np.uint8], names: Sequence[str]
+        self, spec: ModelSpec, network: Network, pixels: NDArray[np.uint8], names: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
         """Return the source's own answers to `pixels`, rows by image, as reference.npz keeps them.
 
@@ -141,7 +152,12 @@ class Task(Protocol):
 
 
 TASKS: Registry[Task] = Registry(
-    "task", group="trtgen.tasks", built_in={"classification": "generator.tasks.classification:CLASSIFICATION"}
+    "task",
+    group="trtgen.tasks",
+    built_in={
+        "classification": "generator.tasks.classification:CLASSIFICATION",
+        "detection": "generator.tasks.detection:DETECTION",
+    },
 )
 
 

@@ -31,7 +31,6 @@ from generator.sources import load_network
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 from generator.spec.recipe import RecipeSpec
-from generator.task import find_task
 from generator.tasks.classification.activation import Head, choose_head, guess_head, read_head
 from generator.tasks.classification.answers import find_decided
 from generator.tasks.classification.labelled import check_recipe
@@ -265,7 +264,7 @@ def test_a_dropout_that_is_left_on_in_a_module_is_named() -> None:
             return torch.nn.functional.dropout(super().forward(images), training=True)
 
     with pytest.raises(VerificationError, match="differently twice") as caught:
-        make_reference(find_task("classification"), module_network(Dropping(), 4), default_images())
+        make_reference(ModelSpec(name="dropping"), module_network(Dropping(), 4), default_images())
     assert "dropout that is left on" in (caught.value.hint or "")
 
 

@@ -26,7 +26,6 @@ from generator.repository.fingerprint import fingerprint
 from generator.sources import load_network
 from generator.sources.factory import find_file
 from generator.spec.file import load_spec, make_spec
-from generator.task import find_task
 from tests.tiny_onnx import only
 
 RECIPE = {"resize": 40, "crop": 32, "interpolation": "bilinear", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
@@ -328,7 +327,7 @@ def test_a_dropout_that_eval_does_not_turn_off_is_found(place: Path) -> None:
     )
     spec = make_spec(["mine"], factory="net.py:Noisy", recipe=RECIPE, labels="index")[0]
     with pytest.raises(VerificationError, match="differently twice"):
-        make_reference(find_task("classification"), load_network(spec), default_images())
+        make_reference(spec, load_network(spec), default_images())
 
 
 # --- programs of torch.export --------------------------------------------------------------------------------------

@@ -31,7 +31,6 @@ from generator.images.training_pixels import prepare
 from generator.sources import load_network
 from generator.spec.file import make_spec
 from generator.spec.recipe import Recipe
-from generator.task import find_task
 from generator.tasks.classification.activation import Head
 from generator.tasks.classification.compare import LIMITS, comparable, compare
 from tests.tiny_onnx import export_graph
@@ -70,7 +69,7 @@ class Demo:
         self.new = export_graph(spec, self.network, folder / "new").path
         old = make_spec(["demo"], target="tensorrt-8.6", precision="fp32", batch={"max": 8})[0]
         self.old = export_graph(old, self.network, folder / "old").path
-        self.reference = make_reference(find_task("classification"), self.network, default_images())
+        self.reference = make_reference(spec, self.network, default_images())
         self.calibration: Pixels = read_calibration(None, self.network.recipe).pixels
 
 

@@ -21,7 +21,6 @@ from generator.gate.run import GateReport
 from generator.images.reference import Reference, load_reference, make_reference, save_reference
 from generator.images.sets import ImageSet, default_images, photographs, read_labelled
 from generator.repository import read_record
-from generator.task import find_task
 from generator.tasks.classification.activation import Activation, Head
 from generator.tasks.classification.compare import LIMITS, Limit, comparable, compare, discriminates
 
@@ -377,10 +376,11 @@ def test_a_reference_is_made_by_the_source() -> None:
     from generator.sources import load_network
     from generator.spec.file import make_spec
 
-    network = load_network(make_spec(["demo"])[0])
+    spec = make_spec(["demo"])[0]
+    network = load_network(spec)
     drawn = draw_set(10, seed=5)
     images = ImageSet(names=tuple(d.name for d in drawn), files=tuple(d.jpeg for d in drawn))
-    reference = make_reference(find_task("classification"), network, images)
+    reference = make_reference(spec, network, images)
     assert isinstance(reference, Reference)
     assert reference.pixels.shape == (10, 96, 96, 3)
     assert [int(row.argmax()) for row in reference.answers["scores"]] == [d.label for d in drawn]

@@ -23,6 +23,7 @@ from generator.gate import Candidate
 from generator.gate.client import ServedModel, as_bytes
 from generator.graph.model import open_onnx, read_onnx, run_graph
 from generator.images.reference import Reference
+from generator.images.sets import ImageSet, default_images
 from generator.sources import Network
 from generator.spec.model import ModelSpec
 from generator.spec.recipe import Recipe
@@ -128,14 +129,23 @@ class Toy:
     roles: tuple[Role, ...] = (PREPROCESS, network, report, entry)
     limit = 1e-3
 
-    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], asked: str | None) -> Sequence[Tensor]:
+    def default_images(self, recipe: Recipe) -> ImageSet:
+        return default_images()
+
+    def guess_recipe(self, spec: ModelSpec, path: Path) -> None:
+        return None
+
+    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Sequence[Tensor]:
+        raise AssertionError("the toy has a source of its own")
+
+    def name_classes(self, spec: ModelSpec, path: Path, outputs: Sequence[Tensor]) -> tuple[str, ...]:
         raise AssertionError("the toy has a source of its own")
 
     def resolve_labels(self, spec: ModelSpec, own: Sequence[str] | None, count: int) -> tuple[str, ...]:
         return ()
 
     def make_answers(
-        self, network: Network, pixels: NDArray[np.uint8], names: Sequence[str]
+        self, spec: ModelSpec, network: Network, pixels: NDArray[np.uint8], names: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
         return network.run(pixels)
 

@@ -98,7 +98,7 @@ def _prepare(recipe: Recipe, paths: list[Path]) -> Iterator[tuple[Path, NDArray[
 def _read_labels(text: str) -> tuple[str, ...] | None:
     if text == "index":
         return None
-    from generator.tasks.classification.labels import read_labels as read_file
+    from generator.tasks.labels import read_labels as read_file
 
     return read_file(Path(text))
 

@@ -86,6 +86,7 @@ MODEL_PARAMETERS: dict[str, Any] = {
         "Your function that returns a torch module; also FILE.py:FUNCTION. It runs your code.",
         MODEL,
     ),
+    "task": _option(str, "NAME", "`classification` or `detection`. [default: what torchvision calls it]", MODEL),
     "weights": _option(
         str, "NAME|FILE", "`default`, `random`, a name of torchvision's weights, or a checkpoint file.", MODEL
     ),
@@ -103,6 +104,12 @@ MODEL_PARAMETERS: dict[str, Any] = {
         list[str],
         "NAME|FIELD=VALUE",
         "Preprocessing: a name, such as `imagenet`, and what differs from it, such as `channels=BGR`; repeatable.",
+        MODEL,
+    ),
+    "detection": _option(
+        list[str],
+        "FIELD=VALUE",
+        "What a detector's outputs mean and which boxes it answers, such as `layout=raw` or `score=0.4`; repeatable.",
         MODEL,
     ),
     "image_size": _option(int, "PIXELS", "Another input size in pixels.", MODEL),
@@ -143,6 +150,26 @@ def _parse_recipe(words: list[str]) -> dict[str, object]:
         values = [_number_or_text(part) for part in text.split(",")]
         recipe |= {field: values if len(values) > 1 else values[0]} if equals else {"base": word}
     return recipe
+
+
+def _parse_detection(words: list[str]) -> dict[str, object]:
+    """Return what `--detection FIELD=VALUE` states; `class_scores` take LABEL:SCORE, one option each.
+
+    Raises:
+        SpecError: No field, or no score.
+    """
+    options: dict[str, Any] = {}
+    for word in words:
+        field, equals, text = word.partition("=")
+        label, colon, score = text.rpartition(":")
+        if not equals or (field == "class_scores" and not colon):
+            msg = f"--detection takes FIELD=VALUE, and it is {word!r}"
+            raise SpecError(msg, hint="such as --detection score=0.4, or --detection class_scores=person:0.6")
+        if field == "class_scores":
+            options.setdefault(field, {})[label] = _number_or_text(score)
+        else:
+            options[field] = _number_or_text(text)
+    return options
 
 
 def _number_or_text(text: str) -> float | str:
@@ -191,6 +218,8 @@ def _read_specs(
     given = {key: value for key, value in options.items() if value not in (None, [])}
     if given.get("recipe"):
         given["recipe"] = _parse_recipe(given["recipe"])
+    if given.get("detection"):
+        given["detection"] = _parse_detection(given["detection"])
     if "calibration" in given:
         given.setdefault("precision", "int8")
         given["calibration"] = str(given["calibration"])

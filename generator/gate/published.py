@@ -99,4 +99,4 @@ def read_candidate(root: Path, record: Record) -> Candidate:
 def _ask_source(spec: ModelSpec, folder: Path) -> Reference:
     from generator.sources import load_network
 
-    return make_reference(find_task(spec.task), load_network(spec), read_images(folder))
+    return make_reference(spec, load_network(spec), read_images(folder))

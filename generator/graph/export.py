@@ -40,7 +40,7 @@ def make_graph(spec: ModelSpec, network: Network) -> onnx.ModelProto:
     if network.module is not None:
         from generator.graph.torch_module import export_module
 
-        return export_module(spec, network.module, network.recipe)
+        return export_module(spec, network.module, network.recipe, network.outputs)
     from generator.graph.wrap import wrap_file
 
     assert network.onnx is not None, "a network has a module or a file"

@@ -56,7 +56,7 @@ def repair_graph(
         repairs.append(f"{listed} weights that the file lists as inputs are constants")
     shapes = learn_shapes(model, image)
     outputs = find_task(spec.task).choose_outputs(
-        found.path, [_with_shape(tensor, shapes) for tensor in found.outputs], spec.output_tensor
+        found.path, [_with_shape(tensor, shapes) for tensor in found.outputs], spec
     )
     if len(outputs) < len(model.graph.output):
         names = [tensor.name for tensor in outputs]

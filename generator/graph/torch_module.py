@@ -8,13 +8,13 @@ import tempfile
 import traceback
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from generator.errors import ExportError
 from generator.graph.names import DYNAMIC_HINT, INPUT_NAME, NEWEST_OPSET_OF_8
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import onnx
     import torch
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
 
-_OUTPUT_NAME = "LOGITS"
 
-
-def export_module(spec: ModelSpec, module: torch.nn.Module, recipe: Recipe) -> onnx.ModelProto:
-    """Return the graph of `module`, which takes normalised FP32 NCHW, behind pixels; its output is called LOGITS.
+def export_module(spec: ModelSpec, module: torch.nn.Module, recipe: Recipe, outputs: Sequence[str]) -> onnx.ModelProto:
+    """Return the graph of `module`, which takes normalised FP32 NCHW and returns `outputs`, behind pixels.
 
     Raises:
         ExportError: The exporter stops, or the batch is baked in; with the line of code where it can be found.
@@ -42,13 +40,13 @@ def export_module(spec: ModelSpec, module: torch.nn.Module, recipe: Recipe) -> o
     try:
         with _quiet():
             if spec.target == "tensorrt-8.6":
-                return _run_old_exporter(wrapped, example)
+                return _run_old_exporter(wrapped, example, outputs)
             program = torch.export.export(wrapped, (example,), dynamic_shapes={"pixels": {0: batch}}, strict=False)
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
                 input_names=[INPUT_NAME],
-                output_names=[_OUTPUT_NAME],
+                output_names=list(outputs),
                 opset_version=18,  # what every supported onnxruntime and TensorRT 10 read
                 verbose=False,
             )
@@ -71,7 +69,7 @@ def _with_pixels(module: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     """Return `module` with pixels as its input."""
     import torch
 
-    class PixelsToScores(torch.nn.Module):
+    class FromPixels(torch.nn.Module):
         scale: torch.Tensor
         shift: torch.Tensor
 
@@ -81,17 +79,16 @@ def _with_pixels(module: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
             for name, values in zip(("scale", "shift"), recipe.as_scale_and_shift(), strict=True):
                 self.register_buffer(name, torch.from_numpy(values).reshape(1, -1, 1, 1))
 
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        def forward(self, pixels: torch.Tensor) -> Any:
             planes = pixels.float().permute(0, 3, 1, 2)
             if recipe.channels == "BGR":
                 planes = planes[:, [2, 1, 0]]
-            scores: torch.Tensor = self.network(planes * self.scale + self.shift)
-            return scores
+            return self.network(planes * self.scale + self.shift)
 
-    return PixelsToScores().eval()
+    return FromPixels().eval()
 
 
-def _run_old_exporter(wrapped: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+def _run_old_exporter(wrapped: torch.nn.Module, example: torch.Tensor, outputs: Sequence[str]) -> onnx.ModelProto:
     """Export with opset 17, the newest that TensorRT 8.6 reads and older than what the present exporter can write."""
     import onnx
     import torch
@@ -105,8 +102,8 @@ def _run_old_exporter(wrapped: torch.nn.Module, example: torch.Tensor) -> onnx.M
             dynamo=False,
             opset_version=NEWEST_OPSET_OF_8,
             input_names=[INPUT_NAME],
-            output_names=[_OUTPUT_NAME],
-            dynamic_axes={INPUT_NAME: {0: "batch"}, _OUTPUT_NAME: {0: "batch"}},
+            output_names=list(outputs),
+            dynamic_axes={name: {0: "batch"} for name in (INPUT_NAME, *outputs)},
         )
         return onnx.load(path)
 

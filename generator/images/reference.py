@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import VerificationError
 from generator.images.training_pixels import prepare
+from generator.task import find_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from generator.images.sets import ImageSet
     from generator.sources import Network
-    from generator.task import Task
+    from generator.spec.model import ModelSpec
 
 RANDOM_HINT = "take random nodes out, such as a dropout that is left on: call model.eval() before the export"
 _OWN_ARRAYS = frozenset({"names", "file_bytes", "file_sizes", "pixels"})
@@ -36,14 +37,14 @@ class Reference:
     answers: Mapping[str, NDArray[Any]]
 
 
-def make_reference(task: Task, network: Network, images: ImageSet) -> Reference:
+def make_reference(spec: ModelSpec, network: Network, images: ImageSet) -> Reference:
     """Prepare the images as training would have done and let the source itself answer.
 
     Raises:
         VerificationError: Nothing can be compared with the answers.
     """
     pixels = prepare(network.recipe, images.files, network.pixels)
-    answers = task.make_answers(network, pixels, images.names)
+    answers = find_task(spec.task).make_answers(spec, network, pixels, images.names)
     return Reference(names=images.names, files=images.files, pixels=pixels, answers=answers)
 
 

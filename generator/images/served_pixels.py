@@ -41,7 +41,7 @@ def prepare_without_torch(
     import numpy as np
     from PIL import Image
 
-    step = _load_step()
+    step = load_step("preprocess")
     settings = step.Recipe({name: {"string_value": value} for name, value in recipe.parameters().items()})
     pixels = np.empty((len(files), *recipe.shape), np.uint8)
     limit = Image.MAX_IMAGE_PIXELS
@@ -59,11 +59,12 @@ def prepare_without_torch(
 
 
 @functools.cache
-def _load_step() -> Any:
+def load_step(name: str) -> Any:
+    """Return the served step `preprocess` or `postprocess` as a module."""
     from PIL import Image
 
-    path = template_root() / "preprocess" / "1" / "model.py"
-    spec = importlib.util.spec_from_file_location("trtgen_preprocess_step", path)
+    path = template_root() / name / "1" / "model.py"
+    spec = importlib.util.spec_from_file_location(f"trtgen_{name}_step", path)
     assert spec is not None
     assert spec.loader is not None
     step = importlib.util.module_from_spec(spec)

@@ -56,6 +56,10 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         "packages": {name: packages[name] for name in (*EXPORT_PACKAGES, *_SOURCE_PACKAGES.get(spec.source, ()))},
         "preprocess": templates["preprocess/1/model.py"],
     }
+    if spec.detection is not None:
+        reading = ("layout", "boxes", "units", "background", "candidates")
+        artifact["detection"] = {field: data["detection"].get(field) for field in reading}
+        artifact["postprocess"] = templates["postprocess/1/model.py"]
     if spec.is_tensorrt:
         artifact["plan"] = _plan_inputs(spec, data)
     configuration = {

@@ -1,4 +1,4 @@
-"""The project's own small model: ten drawn shapes, weights in the package, no download."""
+"""The project's own small models: ten drawn shapes, classified or detected, weights in the package, no download."""
 
 from __future__ import annotations
 
@@ -13,27 +13,41 @@ if TYPE_CHECKING:
 
 
 def load(spec: ModelSpec) -> Network:
-    """Load the demo network (see `generator.demo`)."""
-    from generator.demo import network
-
+    """Load the demo network of the spec's task (see `generator.demo`)."""
     recipe, labels = describe(spec)
     check_channels(spec, recipe)
-    module = network.load_network()
+    outputs: tuple[str, ...]
+    if spec.task == "detection":
+        from generator.demo.detector import load_detector
+
+        module, outputs = load_detector(), ("boxes", "scores")
+    else:
+        from generator.demo.network import load_network
+
+        module, outputs = load_network(), ("LOGITS",)
     return Network(
-        description="demo model of trtgen",
+        description="demo detector of trtgen" if spec.task == "detection" else "demo model of trtgen",
         recipe=recipe,
         labels=labels,
-        run=torch_runner(module, recipe),
+        run=torch_runner(module, recipe, outputs=outputs),
         activation="softmax",
         module=module,
+        outputs=outputs,
     )
 
 
 def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe and the class names."""
-    from generator.demo import draw, network
+    from generator.demo import draw
 
-    own = Recipe.model_validate(
+    own = _detector_recipe() if spec.task == "detection" else _classifier_recipe()
+    return resolve_recipe(spec, own), find_task(spec.task).resolve_labels(spec, draw.LABELS, len(draw.LABELS))
+
+
+def _classifier_recipe() -> Recipe:
+    from generator.demo import network
+
+    return Recipe.model_validate(
         {
             "resize": network.RESIZE,
             "crop": network.CROP,
@@ -42,4 +56,19 @@ def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
             "std": network.STD,
         }
     )
-    return resolve_recipe(spec, own), find_task(spec.task).resolve_labels(spec, draw.LABELS, len(draw.LABELS))
+
+
+def _detector_recipe() -> Recipe:
+    from generator.demo import detector
+
+    return Recipe.model_validate(
+        {
+            "fit": "letterbox",
+            "resize": detector.SIZE,
+            "crop": detector.SIZE,
+            "interpolation": detector.INTERPOLATION,
+            "fill": detector.FILL,
+            "mean": detector.MEAN,
+            "std": detector.STD,
+        }
+    )

@@ -30,6 +30,7 @@ class Network:
     `pixels` is the transform of the source's own library, an RGB image to pixels (H, W, C) before normalisation;
     None where torchvision's transforms with `recipe` are the measure.
     `activation` is the one that it is trained with, None where nobody says.
+    `outputs` are the names of what a module returns: a tensor, or a tuple of several.
     Exactly one of `module` (takes normalised FP32 NCHW) and `onnx` (the user's file, which `run` runs) is set. `graph`
     is what is served of that file where it cannot be served as it is, and `repairs` say how it differs.
     """
@@ -40,6 +41,7 @@ class Network:
     run: Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]
     pixels: Callable[[Image], NDArray[np.uint8]] | None = None
     activation: str | None = None
+    outputs: tuple[str, ...] = ("LOGITS",)
     module: torch.nn.Module | None = None
     onnx: Path | None = None
     graph: ModelProto | None = None
@@ -99,8 +101,9 @@ def torch_runner(
     *,
     batch: int = 8,
     normalise: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None,
+    outputs: tuple[str, ...] = ("LOGITS",),
 ) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
-    """Return `Network.run` for a PyTorch module that takes normalised FP32 NCHW and returns one tensor.
+    """Return `Network.run` for a PyTorch module that takes normalised FP32 NCHW and returns `outputs`.
 
     `normalise` is the source's own; None is the recipe's.
     """
@@ -111,10 +114,13 @@ def torch_runner(
         import torch
 
         with torch.inference_mode():
-            parts = [
-                module(torch.from_numpy(to_input(pixels[start : start + batch]))).numpy()
-                for start in range(0, len(pixels), batch)
-            ]
-        return {"scores": np.concatenate(parts).astype(np.float32, copy=False)}
+            parts = []
+            for start in range(0, len(pixels), batch):
+                answer = module(torch.from_numpy(to_input(pixels[start : start + batch])))
+                parts.append([answer] if isinstance(answer, torch.Tensor) else answer)
+        return {
+            name: np.concatenate([tensor.numpy() for tensor in tensors]).astype(np.float32, copy=False)
+            for name, tensors in zip(outputs, zip(*parts, strict=True), strict=True)
+        }
 
     return run

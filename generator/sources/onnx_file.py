@@ -41,7 +41,7 @@ def load(spec: ModelSpec) -> Network:
     batch, *rest = model.input.shape
     image = (max(batch, 1), *rest) if spec.raw else (max(batch, 1), *_image_shape(model, recipe))
     repaired = repair_graph(spec, model, image, session)
-    labels = find_task(spec.task).resolve_labels(spec, None, repaired.outputs[0].shape[-1])
+    labels = find_task(spec.task).name_classes(spec, path, repaired.outputs)
     _check_weights(path, repaired.graph)
     return Network(
         description=f"ONNX file {path.name}",
@@ -99,7 +99,7 @@ def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
                 raise SourceError(msg, hint=hint, fields={"raw": True})
             msg = f"{model.path}: input {model.input.name} is {found}, float32 was expected"
             raise SourceError(msg, hint=_RAW_HINT, fields={"raw": True})
-        recipe = resolve_recipe(spec, None)
+        recipe = resolve_recipe(spec, find_task(spec.task).guess_recipe(spec, model.path))
     if (channels := model.input.shape[1 if layout == "NCHW" else 3]) != recipe.shape[2]:
         fitting = "grey" if channels == 1 else "RGB or BGR"
         msg = (

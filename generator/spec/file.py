@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from generator.errors import SpecError
-from generator.spec.model import Batch, ModelSpec, make_name, name_from_file
+from generator.spec.detection import DetectionOptions
+from generator.spec.model import DEMO_DETECTOR, Batch, ModelSpec, make_name, name_from_file
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.problems import describe_problems
 from generator.spec.recipe import RecipeSpec
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _START = "start from a commented models.yaml"
-_MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, RecipeSpec, PlanOptions, BatchProfile)
+_MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, RecipeSpec, DetectionOptions, PlanOptions, BatchProfile)
 
 
 class _SpecFile(BaseModel):
@@ -52,7 +53,9 @@ def make_spec(names: Sequence[str], **options: object) -> list[ModelSpec]:
             folder = name.partition("@")[0] if name.startswith("hf:") else str(_absolute(Path(name)))
             models.append({"name": make_name(Path(folder).name), "huggingface": name, **given})
         else:
-            own = {"architecture": name} if name != "demo" or "factory" in given else {"source": "demo"}
+            own = {"architecture": name}
+            if name in ("demo", DEMO_DETECTOR) and "factory" not in given:
+                own = {"source": "demo", **({"task": "detection"} if name == DEMO_DETECTOR else {})}
             models.append({"name": name, **(own if "name" in given else {}), **given})
     return _validate({"models": models}, where="command line", folder=Path())
 

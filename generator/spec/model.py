@@ -21,6 +21,7 @@ from pydantic import (
 
 from generator.errors import SpecError
 from generator.source import SOURCES
+from generator.spec.detection import DetectionOptions  # noqa: TC001 - pydantic reads the annotations
 from generator.spec.per_member import config_model, instances_model
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.recipe import Edge, RecipeSpec
@@ -31,6 +32,10 @@ Target = Literal["auto", "onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "as-is"]
 Activation = Literal["auto", "softmax", "sigmoid", "none"]
 Version = Annotated[int, Field(ge=1, le=1_000_000)]
+
+# The families of torchvision's detectors, those that are refused among them; no classifier's name begins so.
+_DETECTORS = re.compile(r"(ssd|ssdlite|retinanet|fcos|fasterrcnn|maskrcnn|keypointrcnn)(\d+|_|$)")
+DEMO_DETECTOR = "demo-detector"
 
 # Letters that neither a shell, nor a protobuf, nor the Python backend (which refuses shell characters) trips over.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -79,7 +84,11 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="Name of the ensemble that clients call; its members get it as a prefix.")
-    task: str = Field(default="classification", description="What kind of model it is.")
+    task: str = Field(
+        default="classification",
+        description="What kind of model it is: `classification` or `detection`, or what was registered. Left out, it "
+        "follows from a name of torchvision's.",
+    )
     source: str = Field(
         default="torchvision",
         description="Where the model comes from: `torchvision`, `checkpoint`, `timm`, `onnx`, `export`, `factory`, "
@@ -171,6 +180,9 @@ class ModelSpec(BaseModel):
         "for the network's own output. Nothing is put behind a network that ends in it already. `auto` follows from "
         "the end of the graph and the source's answers; behind logits it is softmax, with one class sigmoid.",
     )
+    detection: DetectionOptions | None = Field(
+        default=None, description="With `task: detection`: what the outputs mean and which boxes are answered."
+    )
     batch: Batch = Field(default_factory=Batch, description="Batch sizes.")
     instances: SerializeAsAny[BaseModel] = Field(
         default=None,
@@ -234,6 +246,18 @@ class ModelSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
+    def _infer_task(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if "task" not in value and value.get("onnx") is None and value.get("factory") is None:
+            name = str(value.get("architecture") or value.get("name"))
+            value = {**value, "task": "detection"} if name == DEMO_DETECTOR or _DETECTORS.match(name) else value
+        if value.get("task") == "detection" and value.get("detection") is None:
+            value = {**value, "detection": {}}
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
     def _infer_source(cls, value: Any) -> Any:
         if not isinstance(value, dict) or "source" in value:
             return value
@@ -246,7 +270,7 @@ class ModelSpec(BaseModel):
             inferred = found[0]
         elif isinstance(weights, str) and weights.endswith(CHECKPOINT_SUFFIXES):
             inferred = "checkpoint"
-        elif value.get("name") == "demo" and value.get("architecture") is None:
+        elif value.get("name") in ("demo", DEMO_DETECTOR) and value.get("architecture") is None:
             inferred = "demo"
         else:
             inferred = "torchvision"

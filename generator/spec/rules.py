@@ -35,6 +35,8 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
     for field in ("raw", "output_tensor"):
         if getattr(spec, field) and spec.source != "onnx":
             yield f"{field} goes with source: onnx only"
+    if spec.detection is not None and spec.task != "detection":
+        yield f"detection goes with task: detection only, it is {spec.task}"
     yield from _of_precision(spec)
     yield from _of_config(spec)
     ranges = [(one.min, one.max) for one in spec.profile_batches()]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 IMAGE = "IMAGE"
 PIXELS = "PIXELS"
+GEOMETRY = "GEOMETRY"
 _WARMUP_FILE = "image.bin"
 _PROVED = "it is part of the recipe that was proved"
 
@@ -62,14 +63,16 @@ PREPROCESS = Role(
 )
 
 
-def make_preprocess(spec: ModelSpec, artifact: Artifact, role: Role = PREPROCESS) -> Member:
+def make_preprocess(
+    spec: ModelSpec, artifact: Artifact, role: Role = PREPROCESS, *, more_outputs: Sequence[TensorConfig] = ()
+) -> Member:
     """Return the step from encoded images to the pixels that the network takes."""
     recipe = artifact.recipe
     sample = read_static("preprocess/warmup/sample.jpg")
     config = PythonConfig(
         **common_fields(spec, role),
         inputs=(TensorConfig(name=IMAGE, data_type="TYPE_STRING", dims=(1,)),),
-        outputs=(TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=recipe.shape),),
+        outputs=(TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=recipe.shape), *more_outputs),
         instance_count=spec.instance_counts()[role.key],
         comment="The recipe: edges in pixels (height before width), limits per image.",
         parameters={**recipe.parameters(), "pillow": installed_packages()["pillow"]},

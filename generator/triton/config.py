@@ -91,7 +91,7 @@ class ModelConfig:
 class NetworkConfig(ModelConfig):
     """A member that runs the graph or the plan."""
 
-    template: ClassVar[str] = "classifier/config.pbtxt.j2"
+    template: ClassVar[str] = "network/config.pbtxt.j2"
 
     backend: str
     default_model_filename: str
@@ -106,7 +106,7 @@ class NetworkConfig(ModelConfig):
 class PythonConfig(ModelConfig):
     """A member of Triton's Python backend; `comment` stands above its parameters."""
 
-    template: ClassVar[str] = "preprocess/config.pbtxt.j2"
+    template: ClassVar[str] = "python/config.pbtxt.j2"
 
     instance_count: int
     parameters: Mapping[str, str]

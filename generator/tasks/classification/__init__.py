@@ -1,6 +1,6 @@
 """Classification: an image gets one score per class. Nothing else knows of softmax, first classes and their names."""
 
-# ruff: noqa: D102 - the methods are described in task.Task
+# ruff: noqa: ARG002, D102 - a protocol's arguments; the methods are described in task.Task
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from generator.artifact import Artifact
     from generator.gate.candidate import Candidate
     from generator.images.reference import Reference
+    from generator.images.sets import ImageSet
     from generator.sources import Network
     from generator.spec.model import ModelSpec
+    from generator.spec.recipe import Recipe
     from generator.task import Stage, StageResult
     from generator.tasks.classification.activation import Head
     from generator.tensor import Tensor
@@ -50,10 +52,21 @@ class Classification:
     name: str = "classification"
     roles: tuple[Role, ...] = (PREPROCESS, _CLASSIFIER, _ENSEMBLE)
 
-    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], asked: str | None) -> Sequence[Tensor]:
+    def default_images(self, recipe: Recipe) -> ImageSet:
+        from generator.images.sets import default_images
+
+        return default_images()
+
+    def guess_recipe(self, spec: ModelSpec, path: Path) -> None:
+        return None
+
+    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Sequence[Tensor]:
         from generator.tasks.classification.outputs import choose_outputs
 
-        return choose_outputs(path, outputs, asked)
+        return choose_outputs(path, outputs, None if spec is None else spec.output_tensor)
+
+    def name_classes(self, spec: ModelSpec, path: Path, outputs: Sequence[Tensor]) -> tuple[str, ...]:
+        return self.resolve_labels(spec, None, outputs[0].shape[-1])
 
     def resolve_labels(self, spec: ModelSpec, own: Sequence[str] | None, count: int) -> tuple[str, ...]:
         from generator.tasks.classification.labels import resolve_labels
@@ -61,7 +74,7 @@ class Classification:
         return resolve_labels(spec, own, count)
 
     def make_answers(
-        self, network: Network, pixels: NDArray[np.uint8], names: Sequence[str]
+        self, spec: ModelSpec, network: Network, pixels: NDArray[np.uint8], names: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
         from generator.tasks.classification.answers import make_answers
 

@@ -2,7 +2,8 @@
 
 The recipe comes from `parameters` in config.pbtxt, so this file is the same for every model. It needs numpy and
 Pillow, nothing else. IMAGE is BYTES [N, 1], one encoded image each, as it is or as base64 text; PIXELS is UINT8 [N,
-height, width, 3], RGB, or [N, height, width, 1], grey.
+height, width, 3], RGB, or [N, height, width, 1], grey. GEOMETRY, where config.pbtxt has it, is FP32 [N, 6]: how each
+original became its pixels.
 Normalisation is part of the network: four times fewer bytes travel between here and there.
 
 Each request is answered for itself: one with an image that cannot be decoded gets INVALID_ARG with the image's index
@@ -106,6 +107,12 @@ class Recipe:
         if spare < 0:
             return -(-spare // 2)
         return spare // 2 if self.floor else round(spare / 2.0)  # transformers; torchvision and timm: half to even
+
+    def geometry(self, width, height):
+        """Return how an image of this size becomes pixels: x * scale x + left, y * scale y + top; and its size."""
+        resized = self.resized(width, height)
+        left, top = (-self.corner(edge - crop) for edge, crop in zip(resized, reversed(self.crop)))
+        return resized[0] / width, resized[1] / height, left, top, width, height
 
     def cropped(self, image):
         """Return the image resized and cropped, or padded, around its centre: (height, width, channels)."""
@@ -235,6 +242,11 @@ def from_base64(data):
 
 def decode(data, recipe):
     """Return the pixels (height, width, channels) of one encoded image, or raise BadImageError."""
+    return recipe.cropped(open_image(data, recipe))
+
+
+def open_image(data, recipe):
+    """Return one encoded image in RGB, turned upright where the recipe says so, or raise BadImageError."""
     if not data:
         raise BadImageError("no bytes, an encoded image was expected")
     data = from_base64(data)
@@ -246,7 +258,7 @@ def decode(data, recipe):
             if image.width * image.height > recipe.max_pixels:
                 raise BadImageError(f"{image.width}x{image.height} pixels, at most {recipe.max_pixels} are accepted")
             image.load()
-            image = to_rgb(upright(image) if recipe.apply_exif else image)
+            return to_rgb(upright(image) if recipe.apply_exif else image)
     except Image.DecompressionBombError:
         most = recipe.max_pixels
         raise BadImageError(f"more than {2 * most} pixels, at most {most} are accepted") from None
@@ -256,7 +268,6 @@ def decode(data, recipe):
         if isinstance(error, BadImageError):
             raise
         raise BadImageError(f"broken image: {error}") from None
-    return recipe.cropped(image)
 
 
 def keep_freed_memory():
@@ -280,6 +291,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.recipe = Recipe(config["parameters"])
         self.input, self.output = config["input"][0]["name"], config["output"][0]["name"]
+        self.tells_geometry = len(config["output"]) > 1
         if self.recipe.pillow != PIL.__version__:
             pb_utils.Logger.log_warn(
                 f"{args['model_name']}: Pillow is {PIL.__version__}, the pixels were proved with {self.recipe.pillow}: "
@@ -293,10 +305,16 @@ class TritonPythonModel:
     def _respond(self, request):
         images = pb_utils.get_input_tensor_by_name(request, self.input).as_numpy().reshape(-1)
         pixels = np.empty((len(images), *self.recipe.shape), np.uint8)
+        geometry = np.empty((len(images), 6), np.float32)
         for index, data in enumerate(images):
             try:
-                pixels[index] = decode(data, self.recipe)
+                image = open_image(data, self.recipe)
+                pixels[index] = self.recipe.cropped(image)
             except BadImageError as error:
                 message = f"{self.input}[{index}] of {len(images)}: {error}"
                 return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
-        return pb_utils.InferenceResponse([pb_utils.Tensor(self.output, pixels)])
+            geometry[index] = self.recipe.geometry(*image.size)
+        answers = [pb_utils.Tensor(self.output, pixels)]
+        if self.tells_geometry:
+            answers.append(pb_utils.Tensor("GEOMETRY", geometry))
+        return pb_utils.InferenceResponse(answers)

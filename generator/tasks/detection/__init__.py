@@ -1,0 +1,136 @@
+"""Detection: an image gets boxes, each with a class and a score. Nothing else knows of decoding, NMS and geometry."""
+
+# ruff: noqa: ARG002, D102 - a protocol's arguments; the methods are described in task.Task
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from generator.task import Role
+from generator.tasks.members import PREPROCESS, network_instances
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    from generator.artifact import Artifact
+    from generator.gate.candidate import Candidate
+    from generator.images.reference import Reference
+    from generator.images.sets import ImageSet
+    from generator.sources import Network
+    from generator.spec.model import ModelSpec
+    from generator.spec.recipe import Recipe
+    from generator.task import Stage, StageResult
+    from generator.tasks.detection.reading import Reading
+    from generator.tensor import Tensor
+    from generator.triton.config import Member
+
+_DETECTOR = Role(
+    key="detector",
+    suffix="_detector",
+    holds_network=True,
+    default_instances=network_instances,
+    about_instances="Detector instances; default 1, with a plan 4.",
+)
+_OF_THE_SPEC = "it is a field of detection"
+_POSTPROCESS = Role(
+    key="postprocess",
+    suffix="_postprocess",
+    default_instances=lambda _: 1,
+    about_instances="Post-processing processes; default 1.",
+    own_parameters=dict.fromkeys(("score", "class_scores", "iou", "nms"), _OF_THE_SPEC),
+)
+_ENSEMBLE = Role(key="ensemble", suffix="", own_parameters={"labels": "they are those of the model"})
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """The task; its methods are documented in `generator.task.Task`."""
+
+    name: str = "detection"
+    roles: tuple[Role, ...] = (PREPROCESS, _DETECTOR, _POSTPROCESS, _ENSEMBLE)
+
+    def default_images(self, recipe: Recipe) -> ImageSet:
+        from generator.tasks.detection.answers import default_images
+
+        return default_images(recipe)
+
+    def guess_recipe(self, spec: ModelSpec, path: Path) -> Recipe | None:
+        from generator.tasks.detection.reading import guess_recipe
+
+        return guess_recipe(spec, path)
+
+    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Sequence[Tensor]:
+        from generator.tasks.detection.reading import choose_outputs
+
+        return choose_outputs(path, outputs, spec)
+
+    def name_classes(self, spec: ModelSpec, path: Path, outputs: Sequence[Tensor]) -> tuple[str, ...]:
+        from generator.tasks.detection.reading import name_classes
+
+        return name_classes(spec, path, outputs)
+
+    def resolve_labels(self, spec: ModelSpec, own: Sequence[str] | None, count: int) -> tuple[str, ...]:
+        from generator.tasks.labels import resolve_labels
+
+        return resolve_labels(spec, own, count)
+
+    def make_answers(
+        self, spec: ModelSpec, network: Network, pixels: NDArray[np.uint8], names: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        from generator.tasks.detection.answers import make_answers
+
+        return make_answers(spec, network, pixels, names)
+
+    def finish_graph(
+        self, spec: ModelSpec, network: Network, graph: onnx.ModelProto, answers: Mapping[str, NDArray[Any]]
+    ) -> Reading:
+        from generator.tasks.detection.head import add_head
+        from generator.tasks.detection.reading import find_reading
+
+        reading = find_reading(spec, network)
+        add_head(graph, reading, network.recipe.crop)
+        return reading
+
+    def restore_head(self, head: Mapping[str, Any] | None, spec: ModelSpec, reference: Path) -> Reading:
+        from generator.tasks.detection.reading import restore_reading
+
+        return restore_reading(head, reference)
+
+    def list_assumed(self, spec: ModelSpec, network: Network, head: Reading) -> dict[str, str]:
+        from generator.tasks.detection.reading import list_assumed
+
+        return list_assumed(spec, network, head)
+
+    def make_members(self, spec: ModelSpec, artifact: Artifact) -> list[Member]:
+        from generator.tasks.detection.members import make_members
+
+        return make_members(spec, artifact, detector=_DETECTOR, postprocess=_POSTPROCESS, ensemble=_ENSEMBLE)
+
+    def make_contract(self, artifact: Artifact) -> dict[str, Any]:
+        return {"labels": list(artifact.labels)}
+
+    def make_stages(self, candidate: Candidate, reference: Reference) -> list[Stage]:
+        from generator.tasks.detection.stages import make_stages
+
+        return make_stages(candidate, reference)
+
+    def measure_labelled(self, candidate: Candidate, folder: Path, grpc_url: str | None) -> Iterator[StageResult]:
+        from generator.tasks.detection.labelled import measure_labelled
+
+        return measure_labelled(candidate, folder, grpc_url)
+
+    def make_rows(
+        self, outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None, top: int
+    ) -> list[list[dict[str, Any]]]:
+        from generator.tasks.detection.rows import make_rows
+
+        return make_rows(outputs, labels, top)
+
+
+DETECTION = Detection()
