@@ -328,15 +328,16 @@ class TestOpen:
             with pytest.raises(PlanError, match=r"profile 0: X 1\.\.2x4; profile 1: X 4\.\.16x4"):
                 engine.open_batch(3)
 
-    def test_several_outputs_are_refused(self, place: Any) -> None:
+    def test_several_inputs_or_outputs_are_refused(self, place: Any) -> None:
         tensors = {name: ("FLOAT", [2, 4]) for name in ("X_A", "X_B")}
         path, driver = place(make_plan(tensors))
-        with (
-            pytest.raises(PlanError, match=r"has 2 inputs \(X_A, X_B\), one was expected"),
-            open_engine(path) as engine,
-        ):
-            engine.run_rows(np.zeros((2, 4), np.float32))
-        assert driver.open == 0
+        for method, found in (("run_outputs", r"2 inputs \(X_A, X_B\)"), ("run_rows", r"2 outputs \(Y_A, Y_B\)")):
+            with (
+                pytest.raises(PlanError, match=rf"has {found}, one was expected"),
+                open_engine(path) as engine,
+            ):
+                getattr(engine, method)(np.zeros((2, 4), np.float32))
+            assert driver.open == 0
 
     @pytest.mark.parametrize(
         ("behaviour", "kind", "words"),

@@ -116,7 +116,16 @@ class PlanEngine(Engine):
         return self._only(self.outputs, "output")
 
     def run_rows(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return what the engine makes of any number of rows, in as few batches as the profiles allow.
+        """Return the only output for any number of rows; see `run_outputs`.
+
+        Raises:
+            PlanError: As there; or the engine has several outputs.
+        """
+        name = self.output.name
+        return self.run_outputs(rows)[name]
+
+    def run_outputs(self, rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return every output, by its name, for any number of rows, in as few batches as the profiles allow.
 
         Rows that are too few for every profile are run together with rows of zeros.
 
@@ -127,21 +136,21 @@ class PlanEngine(Engine):
             PlanError: Another data type or shape, or no row.
         """
         check_rows(self.input, rows.shape, str(rows.dtype))
-        self._only(self.outputs, "output")
         if self._rows is None:
             largest = [tuple(one.max for one in profile.values()) for profile in self.all_profiles]
             self.open(range(len(largest)), largest)
             self._rows = Rows(self, most=max(shape[0] for (shape,) in largest))
         ranges = self._rows.find_ranges((rows.shape[1:],), [rows.shape])
         largest_batch = max(most for _, most in ranges)
-        parts = []
+        parts: list[list[NDArray[Any]]] = []
         for start in range(0, len(rows), largest_batch):
             part = rows[start : start + largest_batch]
             count = next(size for size in itertools.count(len(part)) if split_rows(size, ranges) is not None)
             padding = np.zeros((count - len(part), *part.shape[1:]), part.dtype)
-            (answers,) = self._rows.run([[np.concatenate([part, padding]) if len(padding) else part]])
-            parts.append(answers[: len(part)].copy())
-        return np.concatenate(parts)
+            answers = self._rows.run([[np.concatenate([part, padding]) if len(padding) else part]])
+            parts.append([answer[: len(part)].copy() for answer in answers])
+        names = [tensor.name for tensor in self.outputs]
+        return {name: np.concatenate(of_one) for name, of_one in zip(names, zip(*parts, strict=True), strict=True)}
 
     def open_batch(self, batch: int) -> tuple[Shapes, int]:
         """Open the profile that was chosen for the nearest batch, for batches of exactly this size.
@@ -150,9 +159,8 @@ class PlanEngine(Engine):
             The input's shape, alone in a tuple, and the profile's place in `all_profiles`.
 
         Raises:
-            PlanError: No profile has this batch, or the engine has several inputs or outputs.
+            PlanError: No profile has this batch, or the engine has several inputs.
         """
-        self._only(self.outputs, "output")
         shapes = ((batch, *self.input.shape[1:]),)
         number = choose_profile(self.all_profiles, shapes)
         if number is None:
