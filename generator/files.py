@@ -22,7 +22,7 @@ CHECKPOINTS = {
 _CHECKPOINT = "a checkpoint needs its architecture: give both, architecture and weights, or export it to ONNX"
 _CONVERT = "convert it to ONNX with the tools of its framework"
 _IMAGE = "give the model's file; images go to the client"
-_PLAN = "give the graph that it was built from; plans are for inspect and classify-plan"
+_PLAN = "give the graph that it was built from; plans are for inspect, classify-plan and detect-plan"
 # offset, bytes there, what that is, what to do
 _KINDS = (
     (0, PLAN_MAGIC, "a TensorRT plan", _PLAN),

@@ -33,6 +33,7 @@ _COMMANDS = {
     "check": "check",
     "build-plan": "build_plan",
     "classify-plan": "classify_plan",
+    "detect-plan": "detect_plan",
     "inspect": "inspect",
     "bench": "bench",
 }

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from generator.cli import console
 from generator.cli.options import LabelsOption
-from generator.errors import PlanError, SourceError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from generator.spec.recipe import Recipe
-
-_BATCH = 64  # images that are held in memory at once
+from generator.cli.plan_images import BATCH, prepare_each, read_names
+from generator.errors import PlanError
 
 
 def classify_plan(
@@ -55,7 +45,10 @@ def classify_plan(
     if recipe is None and info is None:
         msg = f"nothing says how images become the input of {plan}: it is in no repository, and without export.json"
         raise PlanError(msg, hint="--recipe imagenet, or a JSON file with resize, crop, interpolation, mean, std")
-    names = _read_labels(labels) if labels is not None else (info.labels if info else None)
+    if info is not None and info.task != "classification":
+        msg = f"{plan} is the plan of a model for {info.task}, not for classification"
+        raise PlanError(msg, hint="use detect-plan", command=("detect-plan", *map(str, images), "--plan", str(plan)))
+    names = read_names(labels) if labels is not None else (info.labels if info else None)
     failed = 0
     with open_engine(plan) as engine:
         if recipe is not None:
@@ -68,39 +61,17 @@ def classify_plan(
         elif names and engine.output.shape[-1] == 1:  # of two classes, the one whose probability it is
             names = names[-1:]
         check_model_info(chosen, names, engine.input, engine.output)
-        for start in range(0, len(images), _BATCH):
-            ready = list(_prepare(chosen, images[start : start + _BATCH]))
-            failed += min(_BATCH, len(images) - start) - len(ready)
+        for start in range(0, len(images), BATCH):
+            ready = list(prepare_each(chosen, images[start : start + BATCH]))
+            failed += min(BATCH, len(images) - start) - len(ready)
             if not ready:
                 continue
-            answers = engine.run_rows(np.stack([pixels for _, pixels in ready]))
+            answers = engine.run_rows(np.stack([pixels for _, pixels, _ in ready]))
             rows = make_rows({engine.output.name: answers}, names, top)
-            for (path, _), classes in zip(ready, rows, strict=True):
+            for (path, *_), classes in zip(ready, rows, strict=True):
                 _print_result(path, classes, as_json=as_json)
     if failed:
         raise typer.Exit(1)
-
-
-def _prepare(recipe: Recipe, paths: list[Path]) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
-    """Yield the pixels of each file that is an image; say what is wrong with the others."""
-    from generator.images.served_pixels import prepare_without_torch
-
-    for path in paths:
-        try:
-            yield path, prepare_without_torch(recipe, [path.read_bytes()], [str(path)])[0]
-        except SourceError as error:
-            console.report(error)
-        except OSError as error:
-            hint = "check the path and its permissions"
-            console.report(SourceError(f"{path}: {error.strerror or error}", hint=hint))
-
-
-def _read_labels(text: str) -> tuple[str, ...] | None:
-    if text == "index":
-        return None
-    from generator.tasks.labels import read_labels as read_file
-
-    return read_file(Path(text))
 
 
 def _print_result(path: Path, classes: list[dict[str, Any]], *, as_json: bool) -> None:

@@ -53,7 +53,7 @@ def _option(kind: Any, metavar: str, text: str, panel: str | None = None, **more
     return Annotated[kind | None, typer.Option(metavar=metavar, help=text, rich_help_panel=panel, **more)]
 
 
-LabelsOption = Annotated[  # which classify-plan takes, too
+LabelsOption = Annotated[  # which classify-plan and detect-plan take, too
     str | None,
     typer.Option(metavar="FILE", help="One class name a line, or `index` to use the numbers.", rich_help_panel=MODEL),
 ]

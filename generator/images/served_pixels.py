@@ -39,23 +39,32 @@ def prepare_without_torch(
         SourceError: One is no image that the step takes; names it and says why.
     """
     import numpy as np
+
+    pixels = np.empty((len(files), *recipe.shape), np.uint8)
+    for index, data in enumerate(files):
+        pixels[index], _ = prepare_one(recipe, data, names[index] if names is not None else f"image {index}")
+    return pixels
+
+
+def prepare_one(recipe: Recipe, data: bytes, name: str) -> tuple[NDArray[np.uint8], tuple[float, ...]]:
+    """Return the pixels (H, W, C) of one encoded image and its geometry, six numbers, as the served step answers.
+
+    Raises:
+        SourceError: It is no image that the step takes; calls it `name` and says why.
+    """
     from PIL import Image
 
     step = load_step("preprocess")
-    settings = step.Recipe({name: {"string_value": value} for name, value in recipe.parameters().items()})
-    pixels = np.empty((len(files), *recipe.shape), np.uint8)
+    settings = step.Recipe({key: {"string_value": value} for key, value in recipe.parameters().items()})
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None  # as in the step's own process, which has limits of its own
     try:
-        for index, data in enumerate(files):
-            try:
-                pixels[index] = step.decode(data, settings)
-            except step.BadImageError as error:
-                name = names[index] if names is not None else f"image {index}"
-                raise SourceError(f"{name}: {error}", hint="give another image") from error
+        image = step.open_image(data, settings)
+        return settings.cropped(image), settings.geometry(*image.size)
+    except step.BadImageError as error:
+        raise SourceError(f"{name}: {error}", hint="give another image") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-    return pixels
 
 
 @functools.cache

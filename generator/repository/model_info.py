@@ -1,10 +1,11 @@
-"""What a plan needs to classify images without a server: the recipe and the class names that it was made with."""
+"""What a plan needs to answer images without a server: the recipe and the class names that it was made with."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -25,12 +26,19 @@ _BOTH = {"recipe": None, "labels": None}
 
 
 class ModelInfo(BaseModel):
-    """How images become rows, and what the scores stand for, as export.json and trtgen.json say."""
+    """How images become rows, and what the outputs stand for, as export.json and trtgen.json say."""
 
     model_config = ConfigDict(frozen=True)
 
     recipe: Recipe
     labels: tuple[str, ...]
+    spec: Mapping[str, Any] = {}
+    head: Mapping[str, Any] | None = None
+
+    @property
+    def task(self) -> str:
+        """What kind of model it is."""
+        return str(self.spec.get("task", "classification"))
 
 
 def find_model_info(plan: Path) -> ModelInfo | None:
@@ -52,7 +60,8 @@ def find_model_info(plan: Path) -> ModelInfo | None:
     if record is None:
         return None
     try:
-        return ModelInfo.model_validate({"recipe": record.recipe, **record.contract})
+        own = {"recipe": record.recipe, "spec": record.spec, "head": record.head}
+        return ModelInfo.model_validate({**own, **record.contract})
     except ValidationError as error:
         msg = f"the trtgen.json of {record.name} does not say labels: {_why(error)}"
         raise PlanError(msg, hint="build the model again, or give recipe and labels", fields=_BOTH) from error

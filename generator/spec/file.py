@@ -71,6 +71,7 @@ def _from_file(path: Path) -> dict[str, object]:
         "name": record.name,
         "source": "export",
         "activation": record.activation,
+        **{field: record.spec[field] for field in ("task", "detection") if record.spec.get(field) is not None},
         "batch": record.spec["batch"],
         "plan": record.spec["plan"],
     }

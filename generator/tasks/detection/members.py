@@ -11,8 +11,10 @@ from generator.triton.config import Member, PythonConfig, Step, TensorConfig, co
 
 if TYPE_CHECKING:
     from generator.artifact import Artifact
+    from generator.spec.detection import DetectionOptions
     from generator.spec.model import ModelSpec
     from generator.task import Role
+    from generator.tasks.detection.reading import Reading
 
 
 def make_members(
@@ -49,14 +51,19 @@ def make_members(
     return [first, network, last, entry]
 
 
+def make_parameters(options: DetectionOptions, reading: Reading) -> dict[str, str]:
+    """Return what the post-processing step reads from its config.pbtxt: names and values as text."""
+    parameters = {"score": str(options.score), "iou": str(options.iou), "nms": reading.choose_nms(options)}
+    if options.class_scores:
+        parameters["class_scores"] = json.dumps(options.class_scores, ensure_ascii=False)
+    return parameters
+
+
 def _make_postprocess(spec: ModelSpec, artifact: Artifact, role: Role, geometry: TensorConfig) -> Member:
     """Return the step from the network's rows to the boxes that are answered."""
     options = spec.detection
     assert options is not None, "the spec fills it in"
     most = options.max_detections
-    parameters = {"score": str(options.score), "iou": str(options.iou), "nms": artifact.head.choose_nms(options)}
-    if options.class_scores:
-        parameters["class_scores"] = json.dumps(options.class_scores, ensure_ascii=False)
     config = PythonConfig(
         **common_fields(spec, role),
         inputs=(*(TensorConfig.of(tensor) for tensor in artifact.outputs), geometry),
@@ -69,7 +76,7 @@ def _make_postprocess(spec: ModelSpec, artifact: Artifact, role: Role, geometry:
         ),
         instance_count=spec.instance_counts()[role.key],
         comment="Which boxes are answered: may be changed here, no plan depends on it.",
-        parameters=parameters,
+        parameters=make_parameters(options, artifact.head),
     )
     labels = "".join(f"{label}\n" for label in artifact.labels).encode()
     return Member(
