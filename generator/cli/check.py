@@ -35,6 +35,7 @@ def check(
     from generator.errors import SourceError
     from generator.graph.model import read_onnx
     from generator.plan.preflight import check_graph
+    from generator.spec.exported import is_export
     from generator.task import find_task
 
     try:
@@ -43,7 +44,8 @@ def check(
         raise typer.BadParameter(str(error)) from error
     onnx = read_onnx(model)
     try:
-        kind.choose_outputs(onnx.path, onnx.outputs, None)
+        if not is_export(model):
+            kind.choose_outputs(onnx.path, onnx.outputs, None)
     except SourceError as error:  # TensorRT may take it all the same, which is what is asked here
         say(f"! build-repo does not take this graph: {error.message}")
     profiles, largest = read_profiles(onnx, profile or [], max_batch)

@@ -25,7 +25,11 @@ def verify(
     ] = None,
     labelled: Annotated[
         Path | None,
-        typer.Option("--labelled", metavar="DIR", help="A folder per class: also give the accuracy of each stage."),
+        typer.Option(
+            "--labelled",
+            metavar="DIR",
+            help="A folder per class, for a detector images with COCO or YOLO annotations: also give the accuracy of each stage.",
+        ),
     ] = None,
     url: Annotated[
         str | None,
@@ -36,7 +40,7 @@ def verify(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prove that what is published answers like its source: ONNX, served classifier, served JPEG ensemble.
+    """Prove that what is published answers like its source: the graph, the plan, each served step, the JPEG ensemble.
 
     Example: trtgen verify resnet50 --labelled validation/
     """

@@ -64,6 +64,10 @@ def make_contenders(
         raise PerfError(msg, hint="name the network, or leave the state dict out", fields={"model": None})
     common = {"height": height, "width": width}
     found = []
+    if model is not None and len(onnx.outputs) > 1:
+        names = ", ".join(tensor.name for tensor in onnx.outputs)
+        msg = f"PyTorch is measured for classifiers, and {onnx.path} answers {names}"
+        raise PerfError(msg, hint="leave the network's name out", fields={"model": None})
     if model is not None:
         given = {**common, "model": model, "classes": onnx.output.shape[-1], "seed": seed}
         given["state_dict"] = None if state_dict is None else str(state_dict.absolute())

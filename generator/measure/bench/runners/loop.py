@@ -77,7 +77,7 @@ class Runner(Protocol):
         """Return the time between two events that were recorded and waited for."""
 
     def scores(self) -> NDArray[np.float32]:
-        """Run input set 0 once into an output filled with NaN and return it, (batch, classes)."""
+        """Run input set 0 once into outputs filled with NaN and return the scores, (batch, numbers)."""
 
     def release(self) -> None:
         """Free what `prepare` made."""

@@ -102,10 +102,12 @@ class PlanRunner:
         return float(self._device.call("cuEventElapsedTime", first, last))
 
     def scores(self) -> NDArray[np.float32]:
-        engine, (shape,) = self._engine, self._engine.find_output_shapes(0, self._shapes)
-        self._device.fill(engine.device_outputs[0], _NAN_BYTE, engine.count_bytes(shape, engine.output))
+        engine, shapes = self._engine, self._engine.find_output_shapes(0, self._shapes)
+        for pointer, shape, tensor in zip(engine.device_outputs, shapes, engine.outputs, strict=True):
+            self._device.fill(pointer, _NAN_BYTE, engine.count_bytes(shape, tensor))
         self.enqueue(0)
-        result: NDArray[np.float32] = engine.fetch(0, self._shapes)[0].astype("float32")
+        answers = engine.fetch(0, self._shapes)
+        result: NDArray[np.float32] = next(one for one in answers if one.ndim == 2).astype("float32")
         return result
 
     def release(self) -> None:
