@@ -28,7 +28,7 @@ def verify(
         typer.Option(
             "--labelled",
             metavar="DIR",
-            help="A folder per class, for a detector images with COCO or YOLO annotations: also give the accuracy of each stage.",
+            help="Also give the accuracy of each stage: a folder per class, for a detector COCO or YOLO annotations.",
         ),
     ] = None,
     url: Annotated[
