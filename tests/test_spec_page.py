@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from generator.errors import SpecError
 from generator.render import read_static
 from generator.spec.config_text import REFUSED, REFUSED_IN_ENSEMBLE
+from generator.spec.detection import DetectionOptions
 from generator.spec.file import load_spec
 from generator.spec.model import Batch, ModelSpec
 from generator.spec.per_member import config_model, instances_model
@@ -27,6 +28,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "batch": Batch,
     "instances": instances_model("classification"),
     "config": config_model("classification"),
+    "detection": DetectionOptions,
+    "instances of a detector": instances_model("detection"),
     "recipe": RecipeSpec,
     "plan": PlanOptions,
     "plan.profiles": BatchProfile,
@@ -66,7 +69,7 @@ def describe_default(model: type[BaseModel], name: str, value: Any) -> str:
             return "the source's"
         value = complete.get_default()
         value = {1 / 255: "1/255", (0, 0, 0): "[0, 0, 0]"}.get(value, value)
-    return "" if value in (None, []) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return "" if value in (None, [], {}) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def describe(name: str, field: dict[str, Any]) -> tuple[str, str]:
@@ -87,6 +90,9 @@ def describe(name: str, field: dict[str, Any]) -> tuple[str, str]:
         several = f"list: {words}" if words.startswith("see") else f"list of {words}s"
         least = f"list: at least {field['minItems']} entry" if "minItems" in field else ""
         return several, ", each ".join(part for part in (least, limits) if part)
+    if isinstance(inner := field.get("additionalProperties"), dict):
+        words, limits = describe(name, inner)
+        return f"text: {words}", limits
     return "path" if field.get("format") == "path" else WORDS[field["type"]], describe_limits(field)
 
 
@@ -98,7 +104,7 @@ def either(words: list[str]) -> str:
 def describe_limits(field: dict[str, Any]) -> str:
     if {"minimum", "maximum"} <= field.keys():
         return f"{field['minimum']:,} to {field['maximum']:,}".replace(".0", "")
-    names = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
+    names = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     return ", ".join(f"{word} {field[key]:,}".removesuffix(".0") for key, word in names.items() if key in field)
 
 
