@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CHECKPOINT_SUFFIXES = (".pt", ".pth.tar", ".pth", ".ckpt", ".bin", ".safetensors")
 # The fields that say where a source finds its model, and whose they are.
 _PLACES = {"onnx": ("onnx", "export"), "factory": ("factory",), "pt2": ("pt2",), "huggingface": ("huggingface",)}
+_CLASSIFIERS_ONLY = ("timm", "factory", "pt2", "huggingface")
 _FACTORY = re.compile(r".+:[^\W\d]\w*")
 # What an exported graph was made with; its export.json states it.
 _SETTLED_BY_EXPORT = ("classes", "labels", "recipe", "image_size", "keep", "calibration")
@@ -37,6 +38,8 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
             yield f"{field} goes with source: onnx only"
     if spec.detection is not None and spec.task != "detection":
         yield f"detection goes with task: detection only, it is {spec.task}"
+    if spec.task == "detection" and spec.source in _CLASSIFIERS_ONLY:
+        yield f"source: {spec.source} brings classifiers; a detector of yours is exported to ONNX and given in onnx"
     yield from _of_precision(spec)
     yield from _of_config(spec)
     ranges = [(one.min, one.max) for one in spec.profile_batches()]
