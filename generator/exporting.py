@@ -62,6 +62,9 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
     on_event(doing(part="the source's own answers"))
     reference = make_reference(task, network, chosen)
     onnx, head, notes, keep = _export_graph(spec, network, proto, reference.answers, folder, on_event)
+    repairs = (*network.repairs, *_list_lowered(spec, onnx))
+    for repair in repairs[len(network.repairs) :]:
+        on_event(Done(step="repaired", detail=repair))
     detail = f"{shown}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
     if spec.is_tensorrt:
         detail += f", for {spec.target} in {onnx.precision if spec.is_as_is else spec.precision}"
@@ -76,7 +79,7 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
         assumed=task.list_assumed(spec, network, head),
         notes=notes,
         keep=keep,
-        repairs=network.repairs,
+        repairs=repairs,
     )
 
 
@@ -95,7 +98,7 @@ def _export_graph(
     on_event(doing(part="head and batches"))
     if _is_plain(spec) and not spec.keep:
         onnx, head = export_onnx(spec, network, proto, answers, folder)
-        return onnx, head, _note_as_is(spec, onnx), ()
+        return onnx, head, _note_float_layers(spec, onnx), ()
     from generator.graph.precision import convert_graph
     from generator.graph.precision.calibration import read_calibration
 
@@ -123,22 +126,23 @@ def _export_graph(
     return read_onnx(folder / MODEL_FILE), head, tuple(notes), keep
 
 
-def _note_as_is(spec: ModelSpec, onnx: OnnxModel) -> tuple[str, ...]:
-    """Say what became of a file that was taken as it is."""
-    if spec.onnx is None:
-        return ()
-    notes = []
-    before = read_onnx(spec.onnx).opset
-    if before > onnx.opset:
-        notes.append(f"opset {before} was lowered to {onnx.opset}, which is what TensorRT 8.6 reads")
-    if onnx.precision in ("int8", "fp8"):
-        from generator.graph.as_is import find_float_layers
+def _list_lowered(spec: ModelSpec, onnx: OnnxModel) -> tuple[str, ...]:
+    """Say, as a repair, that the user's file had a newer opset."""
+    before = onnx.opset if spec.onnx is None else read_onnx(spec.onnx).opset
+    return (f"opset {before} is lowered to {onnx.opset}",) if before > onnx.opset else ()
 
-        in_float, count = find_float_layers(load_proto(onnx.path, weights=False))
-        named = ", ".join(in_float[:5]) + (", ..." if len(in_float) > 5 else "")
-        if in_float:
-            notes.append(f"{len(in_float)} of {count} layers stay in float: not all they take is quantised: {named}")
-    return tuple(notes)
+
+def _note_float_layers(spec: ModelSpec, onnx: OnnxModel) -> tuple[str, ...]:
+    """Say which layers of a quantised file that was taken as it is compute in float."""
+    if spec.onnx is None or onnx.precision not in ("int8", "fp8"):
+        return ()
+    from generator.graph.as_is import find_float_layers
+
+    in_float, count = find_float_layers(load_proto(onnx.path, weights=False))
+    named = ", ".join(in_float[:5]) + (", ..." if len(in_float) > 5 else "")
+    if not in_float:
+        return ()
+    return (f"{len(in_float)} of {count} layers stay in float: not all they take is quantised: {named}",)
 
 
 def _is_plain(spec: ModelSpec) -> bool:

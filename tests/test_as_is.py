@@ -26,6 +26,7 @@ from generator.images.reference import load_reference
 from generator.pipeline import BuildOptions, build_repository
 from generator.plan.compatibility import check_gpu
 from generator.repository import Layout
+from generator.spec.exported import read_export
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 from generator.target import choose_target
@@ -225,8 +226,10 @@ class TestEight:
         source = MODELOPT / "shapes-int8-fp32.onnx"
         assert read_onnx(source).opset == 19
         spec = make_spec([str(source)], recipe=RECIPE, labels="index", target="tensorrt-8.6")[0]
-        notes = export_folder(spec, tmp_path / "exported")
-        assert "opset 19 was lowered to 17, which is what TensorRT 8.6 reads" in notes
+        said: list[Any] = []
+        export_folder(spec, tmp_path / "exported", on_event=said.append)
+        assert [event.detail for event in said if event.step == "repaired"] == ["opset 19 is lowered to 17"]
+        assert read_export(tmp_path / "exported" / "model.onnx").repairs == ["opset 19 is lowered to 17"]
         lowered = load_proto(tmp_path / "exported" / "model.onnx")
         onnx.checker.check_model(lowered, full_check=True)
         assert (lowered.opset_import[0].version, lowered.ir_version) == (17, 8)
