@@ -58,13 +58,12 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
     start = time.monotonic()
     doing = partial(Doing, step=f"exporting {spec.name}")
     on_event(doing(part="the graph"))
-    proto = make_graph(spec, network)
+    proto, fitted = make_graph(spec, network)
+    for repair in fitted:
+        on_event(Done(step="repaired", detail=repair))
     on_event(doing(part="the source's own answers"))
     reference = make_reference(task, network, chosen)
     onnx, head, notes, keep = _export_graph(spec, network, proto, reference.answers, folder, on_event)
-    repairs = (*network.repairs, *_list_lowered(spec, onnx))
-    for repair in repairs[len(network.repairs) :]:
-        on_event(Done(step="repaired", detail=repair))
     detail = f"{shown}  {onnx.node_count} nodes, opset {onnx.opset}, batch 1 to {spec.batch.max}"
     if spec.is_tensorrt:
         detail += f", for {spec.target} in {onnx.precision if spec.is_as_is else spec.precision}"
@@ -79,7 +78,7 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
         assumed=task.list_assumed(spec, network, head),
         notes=notes,
         keep=keep,
-        repairs=repairs,
+        repairs=(*network.repairs, *fitted),
     )
 
 
@@ -124,12 +123,6 @@ def _export_graph(
     notes += converted.warnings
     keep = tuple(name for name, reason in converted.kept_nodes.items() if reason == "keep")
     return read_onnx(folder / MODEL_FILE), head, tuple(notes), keep
-
-
-def _list_lowered(spec: ModelSpec, onnx: OnnxModel) -> tuple[str, ...]:
-    """Say, as a repair, that the user's file had a newer opset."""
-    before = onnx.opset if spec.onnx is None else read_onnx(spec.onnx).opset
-    return (f"opset {before} is lowered to {onnx.opset}",) if before > onnx.opset else ()
 
 
 def _note_float_layers(spec: ModelSpec, onnx: OnnxModel) -> tuple[str, ...]:
