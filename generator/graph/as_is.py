@@ -111,6 +111,7 @@ def _unfold_weights(graph: onnx.GraphProto) -> int:
         and (tensor := constants.get(node.input[0])) is not None
         and tensor.data_type == TensorProto.INT8
     ]
+    unread = {node.input[0] for node in stored}
     for node in stored:
         values, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
         axis = next((one.i for one in node.attribute if one.name == "axis"), 1) % max(values.ndim, 1)
@@ -123,8 +124,8 @@ def _unfold_weights(graph: onnx.GraphProto) -> int:
         quantize.attribute.extend(node.attribute)
         graph.node.insert(list(graph.node).index(node), quantize)
         node.input[0] = quantized
-    read = {name for node in graph.node for name in node.input}
-    for name in constants.keys() - read:
+    unread -= {name for node in graph.node for name in node.input}
+    for name in unread:
         graph.initializer.remove(constants[name])
     return len(stored)
 
