@@ -126,7 +126,7 @@ def main() -> int:
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--mode", choices=("int8", "fp8"), default="int8")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16")
-    parser.add_argument("--dq-only", action="store_true", help="store weights quantised; not for TensorRT 8.6")
+    parser.add_argument("--dq-only", action="store_true", help="store weights quantised: a quarter of the file")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     python = make_environment(given.environment or given.work / "environment")

@@ -58,7 +58,9 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
     start = time.monotonic()
     doing = partial(Doing, step=f"exporting {spec.name}")
     on_event(doing(part="the graph"))
-    proto = make_graph(spec, network)
+    proto, fitted = make_graph(spec, network)
+    for repair in fitted:
+        on_event(Done(step="repaired", detail=repair))
     on_event(doing(part="the source's own answers"))
     reference = make_reference(spec, network, chosen or task.default_images(network.recipe))
     onnx, head, notes, keep = _export_graph(spec, network, proto, reference.answers, folder, on_event)
@@ -76,7 +78,7 @@ def export_artifact(spec: ModelSpec, folder: Path, *, shown: str, images: Path |
         assumed=task.list_assumed(spec, network, head),
         notes=notes,
         keep=keep,
-        repairs=network.repairs,
+        repairs=(*network.repairs, *fitted),
     )
 
 
@@ -95,7 +97,7 @@ def _export_graph(
     on_event(doing(part="head and batches"))
     if _is_plain(spec) and not spec.keep:
         onnx, head = export_onnx(spec, network, proto, answers, folder)
-        return onnx, head, _note_as_is(spec, onnx), ()
+        return onnx, head, _note_float_layers(spec, onnx), ()
     from generator.graph.precision import convert_graph
     from generator.graph.precision.calibration import read_calibration
 
@@ -123,22 +125,17 @@ def _export_graph(
     return read_onnx(folder / MODEL_FILE), head, tuple(notes), keep
 
 
-def _note_as_is(spec: ModelSpec, onnx: OnnxModel) -> tuple[str, ...]:
-    """Say what became of a file that was taken as it is."""
-    if spec.onnx is None:
+def _note_float_layers(spec: ModelSpec, onnx: OnnxModel) -> tuple[str, ...]:
+    """Say which layers of a quantised file that was taken as it is compute in float."""
+    if spec.onnx is None or onnx.precision not in ("int8", "fp8"):
         return ()
-    notes = []
-    before = read_onnx(spec.onnx).opset
-    if before > onnx.opset:
-        notes.append(f"opset {before} was lowered to {onnx.opset}, which is what TensorRT 8.6 reads")
-    if onnx.precision in ("int8", "fp8"):
-        from generator.graph.as_is import find_float_layers
+    from generator.graph.as_is import find_float_layers
 
-        in_float, count = find_float_layers(load_proto(onnx.path, weights=False))
-        named = ", ".join(in_float[:5]) + (", ..." if len(in_float) > 5 else "")
-        if in_float:
-            notes.append(f"{len(in_float)} of {count} layers stay in float: not all they take is quantised: {named}")
-    return tuple(notes)
+    in_float, count = find_float_layers(load_proto(onnx.path, weights=False))
+    named = ", ".join(in_float[:5]) + (", ..." if len(in_float) > 5 else "")
+    if not in_float:
+        return ()
+    return (f"{len(in_float)} of {count} layers stay in float: not all they take is quantised: {named}",)
 
 
 def _is_plain(spec: ModelSpec) -> bool:

@@ -26,11 +26,12 @@ from generator.images.reference import load_reference
 from generator.pipeline import BuildOptions, build_repository
 from generator.plan.compatibility import check_gpu
 from generator.repository import Layout
+from generator.spec.exported import read_export
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 from generator.target import choose_target
 from tests.test_preflight import report_on
-from tests.tiny_onnx import write_tiny_onnx
+from tests.tiny_onnx import only, write_tiny_onnx
 
 # Made by `python -m benchmarks.modelopt --mode int8 --dtype fp32` and `--mode fp8 --dtype fp16`.
 MODELOPT = Path(__file__).parent / "data" / "modelopt"
@@ -225,14 +226,40 @@ class TestEight:
         source = MODELOPT / "shapes-int8-fp32.onnx"
         assert read_onnx(source).opset == 19
         spec = make_spec([str(source)], recipe=RECIPE, labels="index", target="tensorrt-8.6")[0]
-        notes = export_folder(spec, tmp_path / "exported")
-        assert "opset 19 was lowered to 17, which is what TensorRT 8.6 reads" in notes
+        said: list[Any] = []
+        export_folder(spec, tmp_path / "exported", on_event=said.append)
+        repairs = ["opset 19 is lowered to 17", "5 weights that are stored in INT8 are FP32 with a QuantizeLinear"]
+        assert [event.detail for event in said if event.step == "repaired"] == repairs
+        assert read_export(tmp_path / "exported" / "model.onnx").repairs == repairs
         lowered = load_proto(tmp_path / "exported" / "model.onnx")
         onnx.checker.check_model(lowered, full_check=True)
         assert (lowered.opset_import[0].version, lowered.ir_version) == (17, 8)
         report = run_gate_on(spec, tmp_path / "exported")
         assert report["onnx"].status == "proved"
         assert report["onnx"].figures["worst_cosine"] > 0.9999
+
+    def test_stored_weights_and_global_pooling_get_the_form_that_it_reads(self, tmp_path: Path) -> None:
+        """As onnxruntime quantises: weights in INT8, and a pair in front of the pooling."""
+        spec = make(write_int8(tmp_path / "own.onnx"), target="tensorrt-8.6")
+        export_folder(spec, tmp_path / "exported")
+        assert read_export(tmp_path / "exported" / "model.onnx").repairs == [
+            "opset 18 is lowered to 17",
+            "2 weights that are stored in INT8 are FP32 with a QuantizeLinear",
+            "global pooling of INT8 is one of its input's size: pool",
+        ]
+        graph = load_proto(tmp_path / "exported" / "model.onnx").graph
+        stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        quantised = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
+        for node in graph.node:
+            if node.op_type == "DequantizeLinear":
+                assert node.input[0] in quantised
+            assert node.op_type != "GlobalAveragePool"
+        assert all(stored.get(node.input[0], TensorProto.FLOAT) == TensorProto.FLOAT for node in quantised.values())
+        # the same integers come out: nothing but the order of a sum may differ
+        pixels = np.random.default_rng(5).integers(0, 256, (8, 32, 32, 3), np.uint8)
+        export_folder(make(tmp_path / "own.onnx", target="tensorrt-10"), tmp_path / "unchanged")
+        fitted, unchanged = (open_onnx(tmp_path / name / "model.onnx") for name in ("exported", "unchanged"))
+        np.testing.assert_allclose(only(fitted(pixels)), only(unchanged(pixels)), atol=1e-6)
 
     def test_fp16_scales_are_refused(self, tmp_path: Path) -> None:
         model = onnx.load(write_int8(tmp_path / "own.onnx"))

@@ -383,6 +383,22 @@ def test_a_model_that_the_hub_does_not_give(hub: Path, asked: str, message: str)
     assert message in failing(asked).message
 
 
+def test_a_folder_that_timm_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timm = pytest.importorskip("timm", reason="the extra timm is not installed")
+    from timm.models import save_for_hf
+
+    folder = tmp_path / "birds"
+    save_for_hf(timm.create_model("test_resnet.r160_in1k", num_classes=5), folder, safe_serialization="both")
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        assert main(["build-repo", f"{folder}/"]) == 1
+        said = capsys.readouterr().err
+        assert f"the model in {folder} was saved by timm, not by transformers" in said
+        name, weights = said.split("trtgen build-repo ")[1].split(" --weights ")
+        assert (name, weights.split()[0]) == ("timm/test_resnet.r160_in1k", str(folder / file))
+        assert len(load(name, weights=weights.split()[0], labels="index").labels) == 5
+        (folder / file).unlink()
+
+
 # --- the whole chain -----------------------------------------------------------------------------------------------
 
 

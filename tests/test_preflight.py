@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from generator.cli.check import check
 from generator.errors import PlanError
+from generator.exporting import export_folder
 from generator.graph.model import OnnxModel, read_onnx
 from generator.plan.preflight import PreflightReport, check_graph
 from generator.plan.profiles import make_profiles
@@ -149,6 +150,24 @@ def test_command_says_what_build_repo_would_not_take(tmp_path: Path, command: ty
     result = CliRunner().invoke(command, [str(path), "--task", "toy"])
     assert result.exit_code == 2
     assert "there is no task 'toy'; known are classification" in result.stderr
+
+
+def test_command_lists_the_repairs_of_an_export(tmp_path: Path, command: typer.Typer) -> None:
+    spec = make_spec(
+        [str(write_tiny_onnx(tmp_path / "own.onnx", batch=1))], target="tensorrt-11", precision="fp32",
+        recipe="imagenet", labels="index", image_size=32,
+    )[0]  # fmt: skip
+    export_folder(spec, tmp_path / "exported")
+    arguments = [str(tmp_path / "exported" / "model.onnx"), "--no-build"]
+    assert "repaired   the batch of 1 is made free" in CliRunner().invoke(command, arguments).stdout
+    assert json.loads(CliRunner().invoke(command, [*arguments, "--json"]).stdout)["repairs"] == [
+        "the batch of 1 is made free"
+    ]
+    (tmp_path / "exported" / "reference.npz").unlink()
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0
+    assert "! build-repo does not take this graph" in result.stderr
+    assert "reference.npz is missing" in result.stderr
 
 
 def test_command_fails_on_refusal(tmp_path: Path, command: typer.Typer) -> None:

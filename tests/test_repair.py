@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,23 @@ def write_several(path: Path, *, channels: int = 3, batch: int = 4) -> Path:
     return write(path, nodes, weights, image=[batch, channels, 48, 48], outputs=outputs)
 
 
+def write_pinned(path: Path, *, batch: int = 1, axes: Sequence[int] = ()) -> Path:
+    """A Resize to sizes that hold the batch, and a Squeeze that takes a batch of 1 out."""
+    conv, last = weights_of((8, 3, 5, 5), (8, CLASSES))
+    nodes = [
+        node("Conv", ["image", "conv"], ["map"], strides=[4, 4]),
+        node("Resize", ["map", "", "", "sizes"], ["large"], name="up", mode="linear"),
+        node("Relu", ["large"], ["relu"]),
+        node("GlobalAveragePool", ["relu"], ["pooled"]),
+        node("Squeeze", ["pooled", *(["axes"] if axes else [])], ["flat"], name="squeeze"),
+        node("MatMul", ["flat", "last"], ["one"]),
+        node("Reshape", ["one", "shape"], ["scores"], name="widen"),
+    ]
+    weights = {"conv": conv, "last": last, "sizes": np.array([batch, 8, 25, 19]), "shape": np.array([batch, CLASSES])}
+    weights |= {"axes": np.array(axes)} if axes else {}
+    return write(path, nodes, weights, image=[batch, 3, 48, 48], outputs={"scores": [batch, CLASSES]})
+
+
 def write_linked(path: Path) -> Path:
     """Weights behind a symbolic link, as in a hub's cache."""
     write_tiny_onnx(path, size=48, batch=1)
@@ -182,6 +200,13 @@ FILES: dict[str, tuple[Any, Any, list[str]]] = {
     "grey": (lambda path: write_several(path, channels=1, batch=1), GREY, [
         "output scores is served (no other has the shape of scores), mask left out",
         "the batch of 1 is made free: rewritten are flatten",
+    ]),
+    "pinned": (write_pinned, RECIPE, ["the batch of 1 is made free: rewritten are up, squeeze, widen"]),
+    "pinned axes": (lambda path: write_pinned(path, axes=[-4, 2, 3]), RECIPE, [
+        "the batch of 1 is made free: rewritten are up, squeeze, widen",
+    ]),
+    "pinned four": (lambda path: write_pinned(path, batch=4), RECIPE, [
+        "the batch of 4 is made free: rewritten are up, squeeze, widen",
     ]),
     "linked": (write_linked, RECIPE, ["the batch of 1 is made free"]),
     "keras": (lambda _: DATA / "keras.onnx", RECIPE, ["the size of images is free: fixed to [48, 48, 3]"]),

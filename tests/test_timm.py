@@ -147,7 +147,7 @@ def test_random_weights_discriminate_and_are_calm(name: str) -> None:
 def test_attention_that_the_exporter_does_not_take_when_it_is_fused() -> None:
     spec = spec_of("timm/test_maxvit.untrained", weights="random", classes=7, labels="index", batch={"max": 2})
     network = load_network(spec)
-    session = onnxruntime.InferenceSession(make_graph(spec, network).SerializeToString())
+    session = onnxruntime.InferenceSession(make_graph(spec, network)[0].SerializeToString())
     pixels = prepare(network.recipe, images()[:3], network.pixels)
     (scores,) = session.run(None, {"PIXELS": pixels})
     assert np.abs(scores - network.run(pixels)["scores"]).max() < 1e-3

@@ -129,7 +129,7 @@ def write_tiny_onnx(
 
 def export_graph(spec: ModelSpec, network: Network, folder: Path) -> OnnxModel:
     """Export a network whose head follows from its answers to noise."""
-    proto = make_graph(spec, network)
+    proto, _ = make_graph(spec, network)
     pixels = np.random.default_rng(2).integers(0, 256, (4, *network.recipe.shape), dtype=np.uint8)
     return export_onnx(spec, network, proto, {"scores": only(network.run(pixels))}, folder)[0]
 

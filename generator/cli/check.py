@@ -14,6 +14,8 @@ from generator.cli.options import JsonOption
 from generator.events import Doing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from generator.plan.preflight import PreflightReport
 
 
@@ -35,7 +37,7 @@ def check(
     from generator.errors import SourceError
     from generator.graph.model import read_onnx
     from generator.plan.preflight import check_graph
-    from generator.spec.exported import is_export
+    from generator.spec.exported import is_export, read_export
     from generator.task import find_task
 
     try:
@@ -43,8 +45,11 @@ def check(
     except LookupError as error:
         raise typer.BadParameter(str(error)) from error
     onnx = read_onnx(model)
+    repairs: list[str] = []
     try:
-        if not is_export(model):
+        if is_export(model):
+            repairs = read_export(model).repairs
+        else:
             kind.choose_outputs(onnx.path, onnx.outputs, None)
     except SourceError as error:  # TensorRT may take it all the same, which is what is asked here
         say(f"! build-repo does not take this graph: {error.message}")
@@ -59,18 +64,20 @@ def check(
             on_progress=lambda phase, done: progress.draw(doing(part=phase, fraction=done)),
         )
     if as_json:
-        print(json.dumps(report.as_json(), indent=2))
+        print(json.dumps({**report.as_json(), "repairs": repairs}, indent=2))
     else:
-        _print_report(report)
+        _print_report(report, repairs)
     report.raise_for_status()
 
 
-def _print_report(report: PreflightReport) -> None:
+def _print_report(report: PreflightReport, repairs: Sequence[str]) -> None:
     def count(values: object) -> str:
         assert isinstance(values, dict)
         return ", ".join(f"{name} {number}" for name, number in values.items()) or "none"
 
     print(f"model      {report.model}  opset {report.opset}, {report.precision}")
+    for repair in repairs:
+        print(f"repaired   {repair}")
     print(f"operators  {count(report.operators)}")
     print(f"layers     {report.layers}  {count(report.layer_types)}")
     for text in report.profiles:

@@ -31,8 +31,8 @@ MODEL_FILE = "model.onnx"
 _MAX_SINGLE_FILE_BYTES = 1_900_000_000
 
 
-def make_graph(spec: ModelSpec, network: Network) -> onnx.ModelProto:
-    """Return the network's graph with pixels in front and nothing behind it.
+def make_graph(spec: ModelSpec, network: Network) -> tuple[onnx.ModelProto, list[str]]:
+    """Return the network's graph with pixels in front and nothing behind it, and what the target changed in the user's.
 
     Raises:
         ExportError: The exporter fails, or the opset is too new for the target.
@@ -40,7 +40,7 @@ def make_graph(spec: ModelSpec, network: Network) -> onnx.ModelProto:
     if network.module is not None:
         from generator.graph.torch_module import export_module
 
-        return export_module(spec, network.module, network.recipe, network.outputs)
+        return export_module(spec, network.module, network.recipe, network.outputs), []
     from generator.graph.wrap import wrap_file
 
     assert network.onnx is not None, "a network has a module or a file"

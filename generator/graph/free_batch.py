@@ -2,8 +2,9 @@
 
 The shapes are inferred twice, for the batch that the graph has and for a multiple of it: the axis that grows with it is
 the batch's. Reshape with a number for that axis does not let it grow. Its output keeps the order of the values in
-memory, so the batch goes to the axis that has as many values outside of it as before. What is missed or wrong here is
-found by the proof of the batch and by the comparison with the user's own file.
+memory, so the batch goes to the axis that has as many values outside of it as before. Resize with a number for it gets
+what the batch is, and a Squeeze leaves it. What is missed or wrong here is found by the proof of the batch and by the
+comparison with the user's own file.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class _Walk:
             elif node.op_type == "Concat":
                 rewritten = self._follow_concat(node, carriers[0])
             else:
-                rewritten = False
+                rewritten = self._rewrite_resize(node) or self._rewrite_squeeze(node)
                 self._follow(node, carriers[0])
             if rewritten:
                 changed.append(node.name or node.output[0])
@@ -114,31 +115,68 @@ class _Walk:
         self._follow(node, carrier)
         return True
 
+    def _rewrite_resize(self, node: Any) -> bool:
+        """Let the sizes of a Resize hold the batch that its input has."""
+        given = node.input[0]
+        axis, shape = self._axis(given), self.fixed.get(node.output[0])
+        if node.op_type != "Resize" or axis is None or shape is None or self._axis(node.output[0]) is not None:
+            return False
+        if len(node.input) < 4 or any(attribute.name == "axes" for attribute in node.attribute):
+            return False
+        node.input[3] = self._add_shape(node, given, axis, shape)
+        self.grown.follow(node)
+        return True
+
+    def _rewrite_squeeze(self, node: Any) -> bool:
+        """Keep a Squeeze from taking a batch of 1 out: it gets the other axes that it took."""
+        given = node.input[0]
+        axis, shape = self._axis(given), self.fixed.get(given)
+        if node.op_type != "Squeeze" or axis is None or shape is None:
+            return False
+        asked = self.fixed.read_value(node.input[1]) if len(node.input) > 1 else range(len(shape))
+        if asked is None or axis not in (taken := {one % len(shape) for one in asked}):
+            return False
+        left = [one for one in sorted(taken - {axis}) if shape[one] == 1]
+        node.input[:] = [given, self._add_constant(f"{node.output[0]}_axes", left)]
+        self.fixed.follow(node)
+        self.grown.follow(node)
+        return True
+
     def _repeat(self, node: Any, index: int, carrier: str, axis: int) -> str:
         """Put nodes before `node` that repeat its input `index` as often as `carrier` has images."""
         from onnx import helper
 
         name = node.input[index]
         new = self._free_name(f"{name}_each")
-        ones = len(self.fixed.get(name) or ()) - axis - 1
+        shape = self._add_shape(node, carrier, axis, [1] * len(self.fixed.get(name) or ()))
+        self._insert(node, [helper.make_node("Expand", [name, shape], [new], name=new)])
+        return new
+
+    def _add_shape(self, node: Any, carrier: str, axis: int, sizes: Sequence[int]) -> str:
+        """Put nodes before `node` that make the shape `sizes`, with what `carrier` has on its `axis` in that place."""
+        from onnx import helper
+
+        new = self._free_name(f"{node.output[0]}_shape")
         parts = [
-            *([self._add_constant(f"{new}_before", [1] * axis)] if axis else []),
+            *([self._add_constant(f"{new}_before", list(sizes[:axis]))] if axis else []),
             f"{new}_count",
-            *([self._add_constant(f"{new}_behind", [1] * ones)] if ones else []),
+            *([self._add_constant(f"{new}_behind", list(sizes[axis + 1 :]))] if sizes[axis + 1 :] else []),
         ]
         which = self._add_constant(f"{new}_axis", [axis])
         nodes = [
             helper.make_node("Shape", [carrier], [f"{new}_sizes"], name=f"{new}_sizes"),
             helper.make_node("Gather", [f"{new}_sizes", which], [f"{new}_count"], name=f"{new}_count"),
-            helper.make_node("Concat", parts, [f"{new}_shape"], name=f"{new}_shape", axis=0),
-            helper.make_node("Expand", [name, f"{new}_shape"], [new], name=new),
+            helper.make_node("Concat", parts, [new], name=new, axis=0),
         ]
-        position = list(self.graph.node).index(node)
-        for offset, one in enumerate(nodes):
-            self.graph.node.insert(position + offset, one)
-            self.fixed.follow(one)
-            self.grown.follow(one)
+        self._insert(node, nodes)
         return new
+
+    def _insert(self, before: Any, nodes: Sequence[Any]) -> None:
+        position = list(self.graph.node).index(before)
+        for offset, node in enumerate(nodes):
+            self.graph.node.insert(position + offset, node)
+            self.fixed.follow(node)
+            self.grown.follow(node)
 
     def _add_constant(self, wanted: str, values: list[int]) -> str:
         import numpy as np

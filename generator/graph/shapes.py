@@ -81,6 +81,12 @@ class Shapes:
         """Say whether this tensor is a constant, or follows from shapes."""
         return name in self._values
 
+    def read_value(self, name: str) -> list[int] | None:
+        """Return the numbers of a constant, or of what follows from shapes; None where they are not known."""
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(self._values[name]).ravel().tolist() if name in self._values else None
+
     def get(self, name: str) -> tuple[int, ...] | None:
         """Return the whole shape of a tensor, None where it is not known."""
         kind = self._types.get(name)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.graph.as_is import check_quantization, lower_opset
+from generator.graph.as_is import check_quantization, fit_to_8
 from generator.graph.model import describe_graph, graph_inputs, image_axes
-from generator.graph.names import INPUT_NAME, NEWEST_OPSET_OF_8
+from generator.graph.names import INPUT_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -23,10 +23,12 @@ _OUR_NAMES = frozenset(
 )  # fmt: skip
 
 
-def wrap_file(spec: ModelSpec, proto: onnx.ModelProto, recipe: Recipe, *, path: Path) -> onnx.ModelProto:
+def wrap_file(
+    spec: ModelSpec, proto: onnx.ModelProto, recipe: Recipe, *, path: Path
+) -> tuple[onnx.ModelProto, list[str]]:
     """Return the graph with cast, transpose and normalisation before it, as far as it takes no pixels itself.
 
-    It is changed in place; `path` is the file that it is of.
+    Also return how it was changed for TensorRT 8.6. It is changed in place; `path` is the file that it is of.
 
     Raises:
         ExportError: It is quantised as no TensorRT reads it, or its opset is too new for the target.
@@ -37,11 +39,12 @@ def wrap_file(spec: ModelSpec, proto: onnx.ModelProto, recipe: Recipe, *, path: 
     source = describe_graph(proto, path)
     if spec.is_tensorrt:
         check_quantization(proto, path)
-    if spec.target == "tensorrt-8.6" and source.opset > NEWEST_OPSET_OF_8:
-        proto = lower_opset(proto, path)
+    fitted: list[str] = []
+    if spec.target == "tensorrt-8.6":
+        proto, fitted = fit_to_8(proto, path)
     if spec.raw:
         rename_tensors(proto.graph, _OUR_NAMES - {source.input.name})
-        return proto
+        return proto, fitted
     rename_tensors(proto.graph, _OUR_NAMES)
     graph = proto.graph
     image = graph_inputs(proto)[0].name
@@ -74,7 +77,7 @@ def wrap_file(spec: ModelSpec, proto: onnx.ModelProto, recipe: Recipe, *, path: 
     pixels = helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, ["batch", *recipe.shape])
     del graph.input[:]
     graph.input.extend([pixels, *kept])
-    return proto
+    return proto, fitted
 
 
 def rename_tensors(graph: onnx.GraphProto, names: AbstractSet[str]) -> None:

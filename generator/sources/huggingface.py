@@ -158,7 +158,9 @@ def _open(folder: Path) -> tuple[Any, Any]:
     """Return the library's configuration and image processor, after the files have been looked at."""
     from transformers import AutoConfig, AutoImageProcessor
 
-    config, processor = _read_json(folder, CONFIG), _read_json(folder, PROCESSOR)
+    config = _read_json(folder, CONFIG)
+    _refuse_timm(folder, config)
+    processor = _read_json(folder, PROCESSOR)
     for name, content in ((CONFIG, config), (PROCESSOR, processor)):
         if content.get("auto_map"):
             msg = f"{folder / name} asks for Python code that came with the model (auto_map); it was not executed"
@@ -194,6 +196,20 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         msg = f"{path} holds {describe_value(content)}; an object was expected"
         raise SourceError(msg, hint=hint)
     return content
+
+
+def _refuse_timm(folder: Path, config: dict[str, Any]) -> None:
+    """Say how a model is taken that timm's save_for_hf wrote, which has a config.json, too."""
+    if not {"architecture", "pretrained_cfg"} <= config.keys():
+        return
+    own = config["pretrained_cfg"]
+    tag = own.get("tag") if isinstance(own, dict) else None
+    name = f"timm/{config['architecture']}{f'.{tag}' if tag else ''}"
+    files = [folder / _WEIGHTS[0], folder / "pytorch_model.bin"]
+    weights = str(next((path for path in files if path.is_file()), files[0]))
+    msg = f"the model in {folder} was saved by timm, not by transformers"
+    hint = f"take {name} with {weights} as weights, and with labels and recipe where they are not that name's own"
+    raise SourceError(msg, hint=hint, command=("build-repo", name), fields={"weights": weights})
 
 
 def _check_task(folder: Path, config: dict[str, Any]) -> None:

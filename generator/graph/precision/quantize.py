@@ -206,14 +206,17 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(copies)
 
 
-def size_global_pools(model: onnx.ModelProto) -> None:
-    """Give each global average pooling that reads INT8 its size: TensorRT 8.6 pools INT8 in windows only.
+def size_global_pools(model: onnx.ModelProto) -> list[str]:
+    """Give each global average pooling that reads INT8 its size, in place: TensorRT 8.6 pools INT8 in windows only.
+
+    Return the names of the nodes.
 
     It takes the global one for a reduction, hands that to its compiler together with the residual Add before it, and
     then finds no INT8 kernel ("cannot be quantized by ..._QuantizeLinear"). Of an unknown size it stays as it is.
     """
     import onnx
 
+    sized = []
     makers = {output: node for node in model.graph.node for output in node.output}
     shapes = {
         info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in infer_graph(model).value_info
@@ -224,3 +227,5 @@ def size_global_pools(model: onnx.ModelProto) -> None:
         if maker is not None and maker.op_type == "DequantizeLinear" and edges and all(edges):
             node.op_type = "AveragePool"
             node.attribute.append(onnx.helper.make_attribute("kernel_shape", edges))
+            sized.append(node.name or node.output[0])
+    return sized
