@@ -337,6 +337,7 @@ def test_versions_out_of_range(rtx: Adapter, version: str, monkeypatch: pytest.M
         ("[defaultAllocator.cpp::allocate::20] Error Code 1: Cuda Runtime (out of memory)", "free GPU memory"),
         ("Error Code 2: OutOfMemory (no further information)", "free GPU memory"),
         ("Error Code 10: Could not find any implementation for node {ForeignNode[a...b]}.", "workspace_mib"),
+        ("Assertion !n->candidateRequirements.empty() failed. All of the candidates", "precision: int8"),
         ("nms0_0 has no runners that implement it", "workspace_mib"),
         ("Unable to load library: libnvinfer_builder_resource.so.8.6.0", "install tensorrt again"),
         ("something never heard of", "verbose logs"),

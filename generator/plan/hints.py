@@ -50,6 +50,11 @@ _KNOWN = (
         "fix plan.profiles",
     ),
     (
+        r"candidateRequirements\.empty",
+        "TensorRT 8.6 has no INT8 kernel for one of the quantised layers, such as the sum of a residual block that is not "
+        "quantised behind it: quantise that too, or give the graph in FP32 and set precision: int8",
+    ),
+    (
         r"no runners that implement|[Cc]ould not find any implementation|no implementation",
         _NO_KERNEL,
     ),
