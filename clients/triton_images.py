@@ -1,9 +1,12 @@
-"""Encoded images in, labelled classes out: everything in these clients that knows about Triton.
+"""Encoded images in, labelled classes or boxes out: everything in these clients that knows about Triton.
 
     with Connection("grpc", "localhost:8001") as server:
         model = server.find_model()
         for scores in server.classify(model, [Path("img.jpg").read_bytes()]):
             print(scores[0].label, scores[0].score)
+        model = server.find_model(task="detection")
+        for detections in server.detect(model, [Path("img.jpg").read_bytes()]):
+            print(*(f"{one.label} {one.score:.2f} {one.box}" for one in detections))
 
 Needs only `pip install numpy 'tritonclient[all]'`; copy this file wherever it is useful.
 """
@@ -13,15 +16,22 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib
+import json
 import math
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+_T = TypeVar("_T")
 
 PROBE_TIMEOUT_S = 2.0
+# What a detector answers, and perhaps LABELS; it is told from a classifier by them.
+_DETECTION_OUTPUTS = ("NUM_DETECTIONS", "BOXES", "SCORES", "CLASSES")
 # An answer with one of these speaks about the request, so a smaller request may succeed. gRPC's names, HTTP's numbers.
 _REFUSALS = {"StatusCode.INVALID_ARGUMENT", "StatusCode.INTERNAL", "StatusCode.UNKNOWN", "400", "500"}
 
@@ -38,6 +48,25 @@ class RefusedError(ClientError):
     """The server works, but this request has no answer: one of its images is bad, or a score of it is not a number."""
 
 
+class HiddenError(ClientError):
+    """The server does not answer this question to everybody; Triton's word for it is `restricted`."""
+
+
+class _Task(NamedTuple):
+    """What a model is for, in the words of the messages."""
+
+    does: str
+    they_do: str
+    makes: str
+    client: str
+
+
+TASKS = {
+    "classification": _Task("classifies images", "classify images", "scores (FP32)", "classify.py"),
+    "detection": _Task("detects objects", "detect objects", "boxes (FP32), scores and classes", "detect.py"),
+}
+
+
 @dataclass(frozen=True)
 class Score:
     """One class of an image: `index` is its place in the output, `score` the value there.
@@ -52,18 +81,46 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Detection:
+    """One object of an image: `index` is its class, `box` left, top, right and bottom in pixels of the image.
+
+    The image is the one that the server decoded: turned upright only where `Model.applies_exif`.
+    """
+
+    label: str | None
+    index: int
+    score: float
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
 class Model:
     """A served model that takes encoded images; `max_batch_size` is 0 for one that takes them one by one, unbatched.
 
-    `negative_label` is what an image is whose one probability, that of the labelled class, is below 0.5; the server
-    says it in the model's `parameters`.
+    `task` is one of TASKS. `outputs` are the scores of a classifier, or what a detector answers. What follows is read
+    from configurations, and has its default where the server hides them. `members` are an ensemble's models in their
+    order. `negative_label` is what an image is whose one probability, that of the labelled class, is below 0.5.
+    `threshold` is the score below which a detector answers no box.
     """
 
     name: str
+    task: str
     input: str
-    output: str
+    outputs: tuple[str, ...]
     max_batch_size: int
+    members: tuple[str, ...] = ()
     negative_label: str | None = None
+    threshold: float | None = None
+    applies_exif: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a served model has done: how many requests it answered, and the seconds of all of them together."""
+
+    requests: int
+    queue_s: float
+    compute_s: float
 
 
 class Connection(contextlib.AbstractContextManager["Connection"]):
@@ -89,33 +146,31 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def find_model(self, name: str | None = None) -> Model:
-        """Return the served model `name`, or the one ensemble that takes images when no name is given."""
-        index = self._ask("get_model_repository_index")
-        entries = index.get("models", []) if isinstance(index, dict) else index
-        ready = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
-        self._connected = True
+    def find_model(self, name: str | None = None, task: str = "classification") -> Model:
+        """Return the served model `name`, or the one ensemble for `task` when no name is given."""
+        ready = self._list_ready(name)
         if name is None:
-            name = self._choose_ensemble(ready)
-        elif name not in ready:
-            why = "; ".join(entry.get("reason") or "it is not loaded" for entry in entries if entry["name"] == name)
-            raise ClientError(
-                f"the model {name!r} is not ready at {self._url}: {why or 'there is none of this name'}",
-                f"ready models: {', '.join(ready) or 'none'}",
-            )
+            name = self._choose_ensemble(ready, task)
         metadata = self._ask("get_model_metadata", name)
-        if not _takes_images(metadata):
+        self._connected = True
+        found = _find_task(metadata)
+        if found != task:
+            hint = f"ensembles that do: {', '.join(self._find_ensembles(ready, task)) or 'none'}"
+            if found is not None:
+                message = f"the model {name!r} {TASKS[found].does}"
+                raise ClientError(message, f"use {TASKS[found].client}, or --model; {hint}")
             takes, gives = (
                 ", ".join(f"{tensor['datatype']} {tensor['name']}" for tensor in metadata[side])
                 for side in ("inputs", "outputs")
             )
-            message = f"the model {name!r} makes {gives} from {takes}, not scores (FP32) from encoded images (BYTES)"
-            raise ClientError(message, f"ensembles that do: {', '.join(self._find_ensembles(ready)) or 'none'}")
-        config = self._ask("get_model_config", name)
-        config = config.get("config", config)
-        output = next(tensor["name"] for tensor in metadata["outputs"] if tensor["datatype"].startswith("FP"))
-        negative = config.get("parameters", {}).get("negative_label", {}).get("string_value")
-        return Model(name, metadata["inputs"][0]["name"], output, config.get("max_batch_size", 0), negative)
+            wanted = f"{TASKS[task].makes} from encoded images (BYTES)"
+            raise ClientError(f"the model {name!r} makes {gives} from {takes}, not {wanted}", hint)
+        return self._describe(metadata, task)
+
+    def list_models(self) -> list[Model]:
+        """Return every ensemble that takes images, for whatever task."""
+        known = self._read_ensembles(self._list_ready())
+        return [self._describe(metadata, task) for metadata, task in known.values()]
 
     def classify(self, model: Model, images: Sequence[bytes], top: int = 5) -> list[list[Score]]:
         """Send one request and return the `top` best classes of every image.
@@ -126,41 +181,133 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         Raises:
             RefusedError: One of the images is bad, or a score of it is not a number. Nothing is known about the others.
         """
+        (rows,) = self._infer(model, images, class_count=top)
+        return [[_parse_class(cell, model.negative_label) for cell in row] for row in rows]
+
+    def detect(
+        self, model: Model, images: Sequence[bytes], labels: Sequence[str] | None = None
+    ) -> list[list[Detection]]:
+        """Send one request and return the objects of every image, best first.
+
+        Args:
+            model: A detector.
+            images: Encoded images.
+            labels: The names of the classes, in place of those that the server answers.
+
+        Raises:
+            RefusedError: One of the images is bad, or a box of it is not a number. Nothing is known about the others.
+            ClientError: A class of the answer is not among `labels`.
+        """
+        tensors = dict(zip(model.outputs, self._infer(model, images), strict=True))
+        return [_parse_boxes(tensors, index, labels) for index in range(len(images))]
+
+    def classify_each(self, model: Model, images: Sequence[bytes], top: int = 5) -> list[list[Score] | RefusedError]:
+        """Like `classify`, but one bad image costs only its own answer: a refused request is halved and sent again."""
+        return _ask_each(lambda some: self.classify(model, some, top), images)
+
+    def detect_each(
+        self, model: Model, images: Sequence[bytes], labels: Sequence[str] | None = None
+    ) -> list[list[Detection] | RefusedError]:
+        """Like `detect`, but one bad image costs only its own answer."""
+        return _ask_each(lambda some: self.detect(model, some, labels), images)
+
+    def read_work(self, name: str) -> Work:
+        """Return what a model has done since it was loaded, its versions together."""
+        of_versions = self._ask("get_inference_statistics", name).get("model_stats", [])
+        statistics = [one.get("inference_stats", {}) for one in of_versions]
+
+        def add(part: str, field: str) -> int:
+            return sum(int(one.get(part, {}).get(field, 0)) for one in statistics)
+
+        compute_ns = sum(add(part, "ns") for part in ("compute_input", "compute_infer", "compute_output"))
+        return Work(add("success", "count"), add("queue", "ns") / 1e9, compute_ns / 1e9)
+
+    def _infer(self, model: Model, images: Sequence[bytes], class_count: int = 0) -> list[NDArray[Any]]:
+        """Return the model's outputs, each with the images as its first axis."""
         import numpy as np
 
         shape = [len(images), 1] if model.max_batch_size else [1]
         tensor = self._triton.InferInput(model.input, shape, "BYTES")
         tensor.set_data_from_numpy(np.array(images, dtype=np.object_).reshape(shape))
-        wanted = self._triton.InferRequestedOutput(model.output, class_count=top)
+        wanted = [self._triton.InferRequestedOutput(name, class_count=class_count) for name in model.outputs]
         limit = {"client_timeout": self._timeout_s} if self._protocol == "grpc" else {}
         with self._explained():
-            answer = self._client.infer(model.name, [tensor], outputs=[wanted], **limit)
-        rows = answer.as_numpy(model.output).reshape(len(images), -1)
-        return [[_parse_class(cell, model.negative_label) for cell in row] for row in rows]
+            answer = self._client.infer(model.name, [tensor], outputs=wanted, **limit)
+        outputs = [answer.as_numpy(name) for name in model.outputs]
+        return outputs if model.max_batch_size else [values[np.newaxis] for values in outputs]
 
-    def classify_each(self, model: Model, images: Sequence[bytes], top: int = 5) -> list[list[Score] | RefusedError]:
-        """Like `classify`, but one bad image costs only its own answer: a refused request is halved and sent again."""
+    def _list_ready(self, name: str | None = None) -> list[str]:
+        """Return the models that are ready, or raise where `name` is not; none where the server lists nothing."""
         try:
-            return list(self.classify(model, images, top))
-        except RefusedError as error:
-            if len(images) == 1:
-                return [error]
-        half = len(images) // 2
-        return self.classify_each(model, images[:half], top) + self.classify_each(model, images[half:], top)
+            index = self._ask("get_model_repository_index")
+        except HiddenError as error:
+            if name is None:
+                raise ClientError(f"the server at {self._url} does not list its models", "give --model NAME") from error
+            return []
+        entries = index.get("models", []) if isinstance(index, dict) else index
+        ready = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
+        self._connected = True
+        if name is not None and name not in ready:
+            why = "; ".join(entry.get("reason") or "it is not loaded" for entry in entries if entry["name"] == name)
+            raise ClientError(
+                f"the model {name!r} is not ready at {self._url}: {why or 'there is none of this name'}",
+                f"ready models: {', '.join(ready) or 'none'}",
+            )
+        return ready
 
-    def _choose_ensemble(self, ready: list[str]) -> str:
-        found = self._find_ensembles(ready)
+    def _choose_ensemble(self, ready: list[str], task: str) -> str:
+        known = self._read_ensembles(ready)
+        found = [name for name, (_, its_task) in known.items() if its_task == task]
         if len(found) == 1:
             return found[0]
         if found:
-            message = f"{self._url} serves {len(found)} ensembles that classify images: {', '.join(found)}"
+            message = f"{self._url} serves {len(found)} ensembles that {TASKS[task].they_do}: {', '.join(found)}"
             raise ClientError(message, f"choose one: --model {found[0]}")
-        message = f"{self._url} serves no ensemble that classifies images; ready models: {', '.join(ready) or 'none'}"
+        message = f"{self._url} serves no ensemble that {TASKS[task].does}; ready models: {', '.join(ready) or 'none'}"
+        for name, (_, other) in known.items():
+            raise ClientError(message, f"{name} {TASKS[other].does}: use {TASKS[other].client}")
         raise ClientError(message, "serve a model repository that has one, such as trtgen makes")
 
-    def _find_ensembles(self, ready: list[str]) -> list[str]:
+    def _find_ensembles(self, ready: list[str], task: str) -> list[str]:
+        return [name for name, (_, its_task) in self._read_ensembles(ready).items() if its_task == task]
+
+    def _read_ensembles(self, ready: list[str]) -> dict[str, tuple[dict[str, Any], str]]:
+        """Return the metadata and the task of each ensemble that takes images."""
         known = {name: self._ask("get_model_metadata", name) for name in ready}
-        return [name for name, it in known.items() if it.get("platform") == "ensemble" and _takes_images(it)]
+        return {
+            name: (it, task)
+            for name, it in known.items()
+            if it.get("platform") == "ensemble" and (task := _find_task(it)) is not None
+        }
+
+    def _describe(self, metadata: dict[str, Any], task: str) -> Model:
+        """Return the model with what its configuration and those of its members say."""
+        name, (image,) = metadata["name"], metadata["inputs"]
+        types = {tensor["name"]: tensor["datatype"] for tensor in metadata["outputs"]}
+        if task == "detection":
+            outputs = (*_DETECTION_OUTPUTS, *(one for one in ("LABELS",) if types.get(one) == "BYTES"))
+        else:
+            outputs = tuple(one for one in types if types[one] in {"FP32", "FP64"})
+        config = self._read_config(name)
+        members = tuple(step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", []))
+        # with a batch axis of unknown length, one image fits
+        limit = config.get("max_batch_size", 0) if config else int(len(image["shape"]) > 1)
+        if task == "classification":
+            negative = _parameter(config, "negative_label")
+            return Model(name, task, image["name"], outputs, limit, members, negative_label=negative)
+        configs = [self._read_config(member) for member in members]
+        exif = any(_parameter(one, "exif") == "apply" for one in configs)
+        thresholds = [one for config in configs for one in _read_thresholds(config)]
+        threshold = min(thresholds, default=None)
+        return Model(name, task, image["name"], outputs, limit, members, threshold=threshold, applies_exif=exif)
+
+    def _read_config(self, name: str) -> dict[str, Any]:
+        """Return a model's configuration; empty where the server hides it."""
+        try:
+            config: dict[str, Any] = self._ask("get_model_config", name)
+        except HiddenError:
+            return {}
+        return config.get("config", config)  # type: ignore[no-any-return]
 
     def _ask(self, question: str, *arguments: str) -> Any:
         options = {"as_json": True, "client_timeout": self._timeout_s} if self._protocol == "grpc" else {}
@@ -181,6 +328,8 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
             raise self._explain("StatusCode.UNAVAILABLE", str(error) or type(error).__name__) from None
 
     def _explain(self, status: str, message: str) -> ClientError:
+        if "restricted" in message and "expecting header" in message:
+            return HiddenError(f"the server at {self._url} refuses: {message}", "ask whoever runs it")
         if self._connected and status in _REFUSALS:
             return RefusedError(message, "look at the image, then at the server's log")
         if status == "StatusCode.DEADLINE_EXCEEDED":
@@ -209,10 +358,37 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         return ClientError(f"the server at {self._url} cannot answer now: {message}", "look at its log and try again")
 
 
-def _takes_images(metadata: dict[str, Any]) -> bool:
+def _find_task(metadata: dict[str, Any]) -> str | None:
+    """Say what a model does with encoded images, or None. What answers pixels is a part of another model."""
     inputs, outputs = metadata.get("inputs", []), metadata.get("outputs", [])
-    scores = [tensor for tensor in outputs if tensor["datatype"] in {"FP32", "FP64"}]
-    return len(inputs) == 1 and inputs[0]["datatype"] == "BYTES" and len(scores) == 1
+    if len(inputs) != 1 or inputs[0]["datatype"] != "BYTES":
+        return None
+    if {tensor["name"] for tensor in outputs}.issuperset(_DETECTION_OUTPUTS):
+        return "detection"
+    types = [tensor["datatype"] for tensor in outputs]
+    return "classification" if types.count("FP32") + types.count("FP64") == 1 and "UINT8" not in types else None
+
+
+def _parameter(config: dict[str, Any], name: str) -> str | None:
+    value: str | None = config.get("parameters", {}).get(name, {}).get("string_value")
+    return value
+
+
+def _read_thresholds(config: dict[str, Any]) -> list[float]:
+    """Return the score, and those of single classes, below which this model drops boxes; none if it drops none."""
+    score = _parameter(config, "score")
+    return [] if score is None else [float(score), *json.loads(_parameter(config, "class_scores") or "{}").values()]
+
+
+def _ask_each(ask: Callable[[Sequence[bytes]], list[_T]], images: Sequence[bytes]) -> list[_T | RefusedError]:
+    """Ask for all images, and again for each half where the request is refused."""
+    try:
+        return list(ask(images))
+    except RefusedError as error:
+        if len(images) == 1:
+            return [error]
+    half = len(images) // 2
+    return _ask_each(ask, images[:half]) + _ask_each(ask, images[half:])
 
 
 def _parse_class(cell: bytes, negative_label: str | None) -> Score:
@@ -225,6 +401,27 @@ def _parse_class(cell: bytes, negative_label: str | None) -> Score:
     if negative_label is not None and 0 <= score.score < 0.5:
         return Score(negative_label, None, round(1 - score.score, 6))  # the server rounds to six decimals
     return score
+
+
+def _parse_boxes(tensors: dict[str, NDArray[Any]], image: int, names: Sequence[str] | None) -> list[Detection]:
+    """Return the rows of one image that count; `names` are the classes', else the answer's own labels."""
+    count = int(tensors["NUM_DETECTIONS"][image].reshape(-1)[0])
+    boxes, scores, classes = (tensors[name][image][:count].tolist() for name in ("BOXES", "SCORES", "CLASSES"))
+    labels: list[str | None] = [None] * len(classes)
+    if names is not None:
+        if beyond := [index for index in classes if not 0 <= index < len(names)]:
+            message = f"the model answers class {beyond[0]}, and there are {len(names)} labels: 0 to {len(names) - 1}"
+            raise ClientError(message, "give the labels of this model, one a line, in the order of its classes")
+        labels = [names[index] for index in classes]
+    elif "LABELS" in tensors:
+        labels = [label.decode(errors="replace") or None for label in tensors["LABELS"][image][:count]]
+    if not all(math.isfinite(value) for row in (*boxes, scores) for value in row):
+        message = "the model answers a box or a score that is not a number"
+        raise RefusedError(message, "look at the server's log, and verify the model (trtgen verify)")
+    return [
+        Detection(label, index, score, (left, top, right, bottom))
+        for label, index, score, (left, top, right, bottom) in zip(labels, classes, scores, boxes, strict=True)
+    ]
 
 
 def _detect_protocol(url: str) -> str:
