@@ -26,33 +26,43 @@ class Options:
     def __init__(self, parameters, labels, most):
         values = {name: parameter["string_value"] for name, parameter in parameters.items()}
         self.labels, self.most = labels, most
-        self.iou = _threshold("iou", values["iou"])
-        self.nms = values["nms"]
+        self.iou = _threshold("iou", values.get("iou"))
+        self.nms = values.get("nms")
         if self.nms not in NMS:
             raise ValueError(f"parameter nms is {self.nms!r}, one of {', '.join(NMS)} was expected")
-        self.score = _threshold("score", values["score"])
-        self.class_scores = json.loads(values.get("class_scores", "{}"))
-        for label, score in self.class_scores.items():
+        self.score = _threshold("score", values.get("score"))
+        of_class = _read_class_scores(values.get("class_scores", "{}"))
+        for label, score in of_class.items():
             if label not in labels:
                 raise ValueError(f"parameter class_scores names {label!r}, which is not in labels.txt")
-            _threshold(f"class_scores of {label}", score)
+            of_class[label] = _threshold(f"class_scores of {label}", score)
+        # in the scores' own precision: 0.7 in FP32 is less than in FP64
+        self.of_class = np.array([of_class.get(label, self.score) for label in labels] or [self.score], np.float32)
 
     def keeps(self, scores, classes):
         """Say which rows reach the threshold of their class."""
-        if not self.class_scores:
-            return scores >= self.score
-        of_class = np.array([self.class_scores.get(label, self.score) for label in self.labels])
-        return scores >= of_class[np.clip(classes, 0, len(self.labels) - 1)]
+        return scores >= self.of_class[np.clip(classes, 0, len(self.of_class) - 1)]
 
     def name(self, index):
         """Return a class's label, empty where there is none."""
         return self.labels[index] if 0 <= index < len(self.labels) else ""
 
 
+def _read_class_scores(text):
+    try:
+        scores = json.loads(text)
+    except ValueError:
+        scores = None
+    if not isinstance(scores, dict):
+        message = f"parameter class_scores is {text!r}, a JSON object of labels and numbers was expected"
+        raise ValueError(message)  # noqa: TRY004 - the text is wrong
+    return scores
+
+
 def _threshold(name, value):
     try:
         number = float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         number = math.nan
     if not 0 < number < 1:
         raise ValueError(f"parameter {name} is {value!r}, a number between 0 and 1 was expected")
@@ -74,19 +84,24 @@ def _suppress(boxes, classes, options):
     """Return which boxes, sorted by score, overlap no better one; at most as many as are answered."""
     if options.nms == "none":
         return np.arange(len(boxes))[: options.most]
-    low, high = boxes[:, :2], boxes[:, 2:]
-    areas = np.maximum(high - low, 0).prod(axis=1)
+    left, top, right, bottom = np.ascontiguousarray(boxes.T)
+    areas = np.maximum(right - left, 0) * np.maximum(bottom - top, 0)
+    stands = np.ones(len(boxes), bool)
     kept = []
-    left = np.arange(len(boxes))
-    while left.size and len(kept) < options.most:
-        best, left = left[0], left[1:]
+    for best in range(len(boxes)):
+        if not stands[best]:
+            continue
         kept.append(best)
-        edges = np.minimum(high[best], high[left]) - np.maximum(low[best], low[left])
-        shared = np.maximum(edges, 0).prod(axis=1)
-        apart = shared <= options.iou * (areas[best] + areas[left] - shared)
+        if len(kept) == options.most:
+            break
+        rest = slice(best + 1, None)
+        width = np.minimum(right[best], right[rest]) - np.maximum(left[best], left[rest])
+        height = np.minimum(bottom[best], bottom[rest]) - np.maximum(top[best], top[rest])
+        shared = np.maximum(width, 0) * np.maximum(height, 0)
+        apart = shared <= options.iou * (areas[best] + areas[rest] - shared)
         if options.nms == "per-class":
-            apart |= classes[left] != classes[best]
-        left = left[apart]
+            apart |= classes[rest] != classes[best]
+        stands[rest] &= apart
     return np.array(kept, np.intp)
 
 
