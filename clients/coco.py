@@ -70,7 +70,7 @@ class Results:
                 self._unknown_labels[one.label or f"class {one.index}"] += 1
                 continue
             left, top, right, bottom = one.box
-            box = [round(edge, 3) for edge in (left, top, right - left, bottom - top)]
+            box = [round(edge, 2) for edge in (left, top, right - left, bottom - top)]
             row = {"image_id": image, "category_id": category, "bbox": box, "score": round(one.score, 6)}
             self.rows.append({**row, "file_name": self._places[name].as_posix()})
 

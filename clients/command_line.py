@@ -178,8 +178,9 @@ def write_file(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        why = f"{path.parent} is a file" if isinstance(error, FileExistsError) else error.strerror or error
         hint = "check the path and its permissions, or free disk space"
-        raise ClientError(f"{path} cannot be written: {error.strerror or error}", hint) from None
+        raise ClientError(f"{path} cannot be written: {why}", hint) from None
 
 
 def complain(message: str, hint: str) -> None:

@@ -89,7 +89,7 @@ def print_result(name: str, detections: Sequence[Detection], *, as_json: bool) -
     """Print one image's objects, best first, with left, top, right and bottom in pixels."""
     if as_json:
         rows = [
-            {**asdict(one), "score": round(one.score, 6), "box": [round(edge, 3) for edge in one.box]}
+            {**asdict(one), "score": round(one.score, 6), "box": [round(edge, 2) for edge in one.box]}
             for one in detections
         ]
         print(json.dumps({"file": name, "detections": rows}, allow_nan=False), flush=True)

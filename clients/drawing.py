@@ -55,7 +55,7 @@ def open_picture(data: bytes, *, apply_exif: bool) -> Image.Image:
 def draw_boxes(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
     """Draw on the picture, the best boxes last; one colour per class, widths by the picture's size. Returns it."""
     width = max(2, round(max(picture.size) / 300))
-    font = ImageFont.load_default(size=max(11, round(max(picture.size) / 45)))
+    font = _load_font(max(11, round(max(picture.size) / 45)))
     draw = ImageDraw.Draw(picture)
     for one in reversed(detections):
         _draw_frame(draw, one.box, width, choose_colour(one.index))
@@ -93,6 +93,13 @@ def choose_colour(index: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def _load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size)
+    except OSError:  # Pillow's own font has few letters beyond ASCII
+        return ImageFont.load_default(size)
+
+
 def _opposite(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return black or white, whichever reads better on the colour."""
     red, green, blue = colour
@@ -111,10 +118,12 @@ def _draw_frame(draw: ImageDraw.ImageDraw, box: Rectangle, width: int, colour: t
 def _find_place(
     box: Rectangle, size: tuple[float, float], picture: tuple[int, int], taken: Iterable[Rectangle]
 ) -> Rectangle:
-    """Return where a label goes: above its box, in it or below it, in the picture and on no other label if possible."""
+    """Return where a label goes: above its box, else in it or below it, where it covers no other label."""
     width, height = size
     left = max(min(box[0], picture[0] - 1 - width), 0)
-    tops = [max(min(top, picture[1] - 1 - height), 0) for top in (box[1] - height, box[1], box[3])]
+    inside_first = box[3] - box[1] > 3 * height
+    wished = (box[1] - height, *((box[1], box[3]) if inside_first else (box[3], box[1])))
+    tops = [max(min(top, picture[1] - 1 - height), 0) for top in wished]
     places = [(left, top, left + width, top + height) for top in tops]
     return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
 

@@ -56,7 +56,7 @@ class _Task(NamedTuple):
     """What a model is for, in the words of the messages."""
 
     does: str
-    they_do: str
+    infinitive: str
     makes: str
     client: str
 
@@ -157,8 +157,8 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         if found != task:
             hint = f"ensembles that do: {', '.join(self._find_ensembles(ready, task)) or 'none'}"
             if found is not None:
-                message = f"the model {name!r} {TASKS[found].does}"
-                raise ClientError(message, f"use {TASKS[found].client}, or --model; {hint}")
+                message = f"the model {name!r} {TASKS[found].does}, it does not {TASKS[task].infinitive}"
+                raise ClientError(message, f"use {TASKS[found].client}; {hint}")
             takes, gives = (
                 ", ".join(f"{tensor['datatype']} {tensor['name']}" for tensor in metadata[side])
                 for side in ("inputs", "outputs")
@@ -261,7 +261,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         if len(found) == 1:
             return found[0]
         if found:
-            message = f"{self._url} serves {len(found)} ensembles that {TASKS[task].they_do}: {', '.join(found)}"
+            message = f"{self._url} serves {len(found)} ensembles that {TASKS[task].infinitive}: {', '.join(found)}"
             raise ClientError(message, f"choose one: --model {found[0]}")
         message = f"{self._url} serves no ensemble that {TASKS[task].does}; ready models: {', '.join(ready) or 'none'}"
         for name, (_, other) in known.items():

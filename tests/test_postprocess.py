@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ IDENTITY = np.array([1, 1, 0, 0, 10_000, 10_000], np.float32)
 NAMES = ("cat", "dog", "N/A", "N/A")
 
 
-def make_options(most: int = 100, labels: Sequence[str] = NAMES, **changes: str) -> Any:
+def make_options(most: int = 100, **changes: str) -> Any:
     values = {"score": "0.25", "iou": "0.45", "nms": "per-class", **changes}
-    return step.Options({name: {"string_value": value} for name, value in values.items()}, list(labels), most)
+    return step.Options({name: {"string_value": value} for name, value in values.items()}, list(NAMES), most)
 
 
 def detect(boxes: Any, scores: Any, classes: Any, options: Any, geometry: NDArray[Any] = IDENTITY) -> Any:
@@ -151,7 +151,7 @@ def test_boxes_end_at_the_edges_of_the_original() -> None:
 )
 def test_parameters_changed_by_hand_to_what_they_cannot_be(changes: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_options(**changes)
+        make_options(100, **changes)
 
 
 def test_a_parameter_that_was_removed() -> None:
@@ -163,7 +163,7 @@ def test_a_parameter_that_was_removed() -> None:
 
 
 SIZES = [(320, 240), (240, 320), (333, 500), (64, 64), (1000, 90), (1, 5), (5, 1), (4000, 3000), (17, 1281)]
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "crop": {"fit": "crop", "resize": 80},
     "crop, floor": {"fit": "crop", "resize": 71, "rounding": "floor"},
     "stretch": {"fit": "stretch"},
