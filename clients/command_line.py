@@ -58,20 +58,25 @@ def run_command(parse: Callable[[], argparse.Namespace], run: Callable[[argparse
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that every command has."""
+    """Return a parser with the options of every command that is given images."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "images", nargs="+", type=text, metavar="IMAGE", help="a file, a folder, or - for standard input"
     )
-    parser.add_argument("--protocol", choices=sorted(DEFAULT_URLS), default="grpc", help="default: grpc")
-    parser.add_argument("--url", type=address, metavar="HOST:PORT", help="default: localhost:8001, with http :8000")
+    add_server_options(parser)
     parser.add_argument("--model", type=text, metavar="NAME", help="default: the one ensemble that is served")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image and line")
     parser.add_argument("--batch-size", type=positive(int), metavar="N", help="default, and limit: the model's")
+    return parser
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the server is; `connect` reads them."""
+    parser.add_argument("--protocol", choices=sorted(DEFAULT_URLS), default="grpc", help="default: grpc")
+    parser.add_argument("--url", type=address, metavar="HOST:PORT", help="default: localhost:8001, with http :8000")
     parser.add_argument(
         "--timeout", type=positive(float), default=60.0, metavar="S", help="seconds per request; default: 60"
     )
-    return parser
 
 
 def connect(options: argparse.Namespace) -> Connection:
