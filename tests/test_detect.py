@@ -18,14 +18,14 @@ from PIL import Image
 from tests.tiny_detector import COLOURS, build_tiny_detector, draw_scene
 from tests.tiny_repository import build_tiny_repository, make_image, serve
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "clients"))  # it is no package
+
+import classify as classify_client
+import detect as detect_client
+from drawing import _find_place, _overlap, choose_colour, draw_boxes, open_picture
+from triton_images import Detection
+
 CLIENTS = Path(__file__).parents[1] / "clients"
-sys.path.insert(0, str(CLIENTS))
-
-import classify as classify_client  # noqa: E402 - it is no package
-import detect as detect_client  # noqa: E402
-from drawing import _find_place, _overlap, choose_colour, draw_boxes, open_picture  # noqa: E402
-from triton_images import Detection  # noqa: E402
-
 both = pytest.mark.parametrize("protocol", ["grpc", "http"])
 pytestmark = pytest.mark.server
 SCENES: dict[str, dict[str, tuple[int, int, int, int]]] = {
