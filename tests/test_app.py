@@ -140,12 +140,14 @@ def test_the_page(urls: dict[str, str], tmp_path: Path) -> None:
             drive = [APP_PYTHON, "-c", DRIVER, f"http://127.0.0.1:{port}", *map(str, images)]
             driven = subprocess.run(drive, capture_output=True, text=True, timeout=120, check=True)
             models, boxes, classes, refused = json.loads(driven.stdout)
+            assert list((tmp_path / "gradio").rglob("scene.png"))
         finally:
             running.send_signal(2)
             assert wait_until(lambda: running.poll() is not None)
         assert running.stderr
         assert b"Traceback" not in running.stderr.read()
     assert {path.name for path in CLIENTS.iterdir()} - {"__pycache__"} == files - {"__pycache__"}  # Gradio writes stubs
+    assert not [path for path in (tmp_path / "gradio").rglob("*") if path.is_file()]  # the pictures are gone
     assert [name for _, name in models["choices"]] == ["flawed", "shapes", "tiny"]
     bars, picture, rows, stages = boxes
     assert (bars["visible"], picture["visible"]) == (False, True)
