@@ -24,7 +24,7 @@ from tests.tiny_repository import serve
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "clients"))
 
-from triton_images import Connection, Detection, Model, RefusedError  # it is no package
+from triton_images import ClientError, Connection, Detection, Model, RefusedError  # it is no package
 
 step = load_step("postprocess")
 both = pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -359,6 +359,20 @@ def test_a_model_whose_parameter_is_no_number_does_not_load(tmp_path: Path) -> N
     with pytest.raises(ServerError) as caught, serve(root):
         pass
     assert "parameter score is 'a third', a number between 0 and 1 was expected" in str(caught.value)
+
+
+@pytest.mark.server
+@both
+def test_a_choice_of_detectors_and_a_server_without_a_classifier(served: Served, protocol: str) -> None:
+    connection = served.connections[protocol]
+    with pytest.raises(ClientError, match="serves 2 ensembles that detect objects: shapes, upright") as caught:
+        connection.find_model(task="detection")
+    assert caught.value.hint == "choose one: --model shapes"
+    with pytest.raises(
+        ClientError, match="serves no ensemble that classifies images; ready models: shapes, "
+    ) as caught:
+        connection.find_model()
+    assert caught.value.hint == "shapes detects objects: use detect.py"
 
 
 def test_the_clients_rows_are_those_of_the_task() -> None:
