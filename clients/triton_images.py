@@ -151,8 +151,10 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         ready = self._list_ready(name)
         if name is None:
             name = self._choose_ensemble(ready, task)
-        metadata = self._ask("get_model_metadata", name)
-        self._connected = True
+        try:
+            metadata = self._ask("get_model_metadata", name)
+        except RefusedError as error:
+            raise ClientError(str(error), "check --model, then the server's log") from None
         found = _find_task(metadata)
         if found != task:
             hint = f"ensembles that do: {', '.join(self._find_ensembles(ready, task)) or 'none'}"
@@ -241,6 +243,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         try:
             index = self._ask("get_model_repository_index")
         except HiddenError as error:
+            self._connected = True
             if name is None:
                 raise ClientError(f"the server at {self._url} does not list its models", "give --model NAME") from error
             return []

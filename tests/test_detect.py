@@ -201,6 +201,9 @@ def test_a_hardened_server(hardened: dict[str, str], images: Path, tmp_path: Pat
     output, error = detect(images, "--model", "shapes", "--score", "0.1", "--json", *where)
     assert [one["label"] for one in parse_rows(output)["a.png"]] == ["red", "blue thing"]
     assert error == ""  # its threshold is not known
+    _, error = detect(images, "--model", "absent", *where, code=1)
+    assert "unknown model: 'absent' is not found" in error
+    assert "the image" not in error
 
 
 def near(picture: Image.Image, point: tuple[int, int], colour: tuple[int, int, int]) -> bool:
