@@ -415,7 +415,7 @@ def test_clients_can_be_copied_elsewhere(urls: dict[str, str], images: Path, tmp
         tree = ast.walk(ast.parse(script.read_text()))
         used |= {node.module or "" for node in tree if isinstance(node, ast.ImportFrom)}
         packages = {name.partition(".")[0] for name in used} - sys.stdlib_module_names
-        optional = {"drawing.py": {"PIL"}, "app.py": {"gradio"}}.get(script.name, set())
+        optional = {"drawing.py": {"PIL"}, "app.py": {"PIL", "gradio"}}.get(script.name, set())
         assert packages - {other.stem for other in CLIENTS.glob("*.py")} <= {"numpy", "tritonclient"} | optional
     command = [sys.executable, "classify.py", str(images / "0-red.jpg"), "--url", urls["grpc"]]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
