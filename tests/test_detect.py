@@ -74,10 +74,20 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def hardened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A server that lists no models and shows no configuration."""
+    """A server that lists no models and shows no configuration, of a detector whose ensemble answers no labels."""
     from generator.server import launch
 
     root = build_tiny_detector(tmp_path_factory.mktemp("repository"), max_batch_size=2)
+    config = root / "shapes" / "config.pbtxt"
+    text = config.read_text()
+    without = [
+        ',\n  {\n    name: "LABELS"\n    data_type: TYPE_STRING\n    dims: [ 100 ]\n  }',
+        '      output_map { key: "LABELS" value: "LABELS" }\n',
+    ]
+    for part in without:
+        assert part in text
+        text = text.replace(part, "")
+    config.write_text(text)
     options = launch.tritonserver_options
     lock = "model-repository,model-config,statistics:owner=secret"
     with pytest.MonkeyPatch.context() as patch:
@@ -199,8 +209,12 @@ def test_a_hardened_server(hardened: dict[str, str], images: Path, tmp_path: Pat
     _, error = detect(images, *where, code=1)
     assert error == f"error: the server at {hardened[protocol]} does not list its models\nhint: give --model NAME\n"
     output, error = detect(images, "--model", "shapes", "--score", "0.1", "--json", *where)
-    assert [one["label"] for one in parse_rows(output)["a.png"]] == ["red", "blue thing"]
+    assert [(one["label"], one["index"]) for one in parse_rows(output)["a.png"]] == [(None, 0), (None, 2)]
     assert error == ""  # its threshold is not known
+    assert "  0.9000  class 0  40 60 120 100" in detect(images / "a.png", "--model", "shapes", *where)[0]
+    (tmp_path / "names.txt").write_text("rot\ngrün\nblau\n")
+    output, _ = detect(images / "a.png", "--model", "shapes", "--labels", tmp_path / "names.txt", *where)
+    assert "  0.7000  blau  200 10 300 200" in output
     _, error = detect(images, "--model", "absent", *where, code=1)
     assert "unknown model: 'absent' is not found" in error
     assert "the image" not in error
