@@ -462,3 +462,5 @@ def test_labels_stay_in_the_picture_and_off_each_other() -> None:
         assert place[3] < 240
         assert not any(_overlap(place, other) for other in taken)
         taken.append(place)
+    everywhere = [(0.0, 0.0, 320.0, 240.0)]
+    assert _find_place((100.0, 50.0, 200.0, 150.0), (80, 12), (320, 240), everywhere) == (100, 38, 180, 50)
