@@ -96,6 +96,24 @@ def test_stages_are_the_mean_of_what_was_answered_in_between() -> None:
     assert page.list_stages(before, after) == [["one", "2.0", "5.0"]]
 
 
+def test_a_server_that_counts_late_is_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model("shapes", "detection", "IMAGE", (), 1, members=("one", "two"))
+    before = dict.fromkeys(model.members, Work(1, 0, 0))
+
+    class Late:
+        reads = 0
+
+        def read_work(self, name: str) -> Work:
+            self.reads += 1
+            return Work(2 if self.reads > 5 else 1, 0, 0)
+
+    assert [work.requests for work in page.wait_for_work(Late(), model, before).values()] == [2, 2]  # type: ignore[arg-type]
+    monkeypatch.setattr(page, "COUNTED_S", 0.02)
+    never = Late()
+    never.reads = -1_000_000
+    assert page.wait_for_work(never, model, before) == before  # type: ignore[arg-type]
+
+
 def test_bars_are_for_probabilities_and_every_class_has_its_own() -> None:
     assert page.make_bars([Score("a", 0, 7.5), Score("b", 1, -2)]) is None
     scores = [Score("N/A", 1, 0.5), Score("cat", 0, 0.3), Score("N/A", 2, 0.1), Score(None, 3, 0.1)]
