@@ -104,6 +104,7 @@ def test_a_server_that_counts_late_is_waited_for_but_not_for_ever(monkeypatch: p
         reads = 0
 
         def read_work(self, name: str) -> Work:
+            assert name in model.members
             self.reads += 1
             return Work(2 if self.reads > 5 else 1, 0, 0)
 
