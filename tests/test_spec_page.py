@@ -90,6 +90,10 @@ def describe(name: str, field: dict[str, Any]) -> tuple[str, str]:
         several = f"list: {words}" if words.startswith("see") else f"list of {words}s"
         least = f"list: at least {field['minItems']} entry" if "minItems" in field else ""
         return several, ", each ".join(part for part in (least, limits) if part)
+    return describe_single(name, field)
+
+
+def describe_single(name: str, field: dict[str, Any]) -> tuple[str, str]:
     if isinstance(inner := field.get("additionalProperties"), dict):
         words, limits = describe(name, inner)
         return f"text: {words}", limits

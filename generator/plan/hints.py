@@ -19,6 +19,10 @@ _NO_KERNEL = (
     "raise plan.workspace_mib or leave it out; if it stays, this TensorRT cannot run that node: "
     "replace it, or keep it in FP32 (keep: in models.yaml)"
 )
+_NO_INT8_KERNEL = (
+    "TensorRT 8.6 has no INT8 kernel for one of the quantised layers, such as a residual sum that is not quantised "
+    "behind it: quantise that, too, or give the graph in FP32 and set precision: int8"
+)
 # The first pattern that is found wins: the special ones stand before the general ones.
 _KNOWN = (
     (r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|Requested amount of GPU memory", _MEMORY),
@@ -51,8 +55,7 @@ _KNOWN = (
     ),
     (
         r"candidateRequirements\.empty",
-        "TensorRT 8.6 has no INT8 kernel for one of the quantised layers, such as the sum of a residual block that is not "
-        "quantised behind it: quantise that too, or give the graph in FP32 and set precision: int8",
+        _NO_INT8_KERNEL,
     ),
     (
         r"no runners that implement|[Cc]ould not find any implementation|no implementation",

@@ -36,10 +36,7 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
     for field in ("raw", "output_tensor"):
         if getattr(spec, field) and spec.source != "onnx":
             yield f"{field} goes with source: onnx only"
-    if spec.detection is not None and spec.task != "detection":
-        yield f"detection goes with task: detection only, it is {spec.task}"
-    if spec.task == "detection" and spec.source in _CLASSIFIERS_ONLY:
-        yield f"source: {spec.source} brings classifiers; a detector of yours is exported to ONNX and given in onnx"
+    yield from _of_detection(spec)
     yield from _of_precision(spec)
     yield from _of_config(spec)
     ranges = [(one.min, one.max) for one in spec.profile_batches()]
@@ -71,6 +68,13 @@ def _of_factory(spec: ModelSpec) -> Iterable[str]:
         yield "architecture does not go with source: factory, whose function makes the module"
     if spec.weights != "default" and not spec.weights.endswith(CHECKPOINT_SUFFIXES):
         yield f"weights of a factory are a file ({', '.join(CHECKPOINT_SUFFIXES)}), it is {spec.weights!r}"
+
+
+def _of_detection(spec: ModelSpec) -> Iterable[str]:
+    if spec.detection is not None and spec.task != "detection":
+        yield f"detection goes with task: detection only, it is {spec.task}"
+    if spec.task == "detection" and spec.source in _CLASSIFIERS_ONLY:
+        yield f"source: {spec.source} brings classifiers; a detector of yours is exported to ONNX and given in onnx"
 
 
 def _of_precision(spec: ModelSpec) -> Iterable[str]:

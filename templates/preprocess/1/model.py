@@ -111,7 +111,7 @@ class Recipe:
     def geometry(self, width, height):
         """Return how an image of this size becomes pixels: x * scale x + left, y * scale y + top; and its size."""
         resized = self.resized(width, height)
-        left, top = (-self.corner(edge - crop) for edge, crop in zip(resized, reversed(self.crop)))
+        left, top = (-self.corner(edge - crop) for edge, crop in zip(resized, reversed(self.crop), strict=True))
         return resized[0] / width, resized[1] / height, left, top, width, height
 
     def cropped(self, image):
