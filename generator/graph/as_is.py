@@ -87,47 +87,9 @@ def fit_to_8(model: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, list[
     if (opset := default_opset(model)) > NEWEST_OPSET_OF_8:
         model = lower_opset(model, path)
         changes.append(f"opset {opset} is lowered to {NEWEST_OPSET_OF_8}")
-    if count := _unfold_weights(model.graph):
-        changes.append(f"{count} weights that are stored in INT8 are FP32 with a QuantizeLinear")
     if pools := size_global_pools(model):
         changes.append(f"global pooling of INT8 is one of its input's size: {', '.join(pools)}")
     return model, changes
-
-
-def _unfold_weights(graph: onnx.GraphProto) -> int:
-    """Quantise the weights that are stored in INT8 in the graph, in place, to the same values; return how many.
-
-    TensorRT 8.6 reads stored weights in floating point only.
-    """
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    stored = [
-        node
-        for node in graph.node
-        if node.op_type == DEQUANTIZE
-        and node.input[1] in constants
-        and (tensor := constants.get(node.input[0])) is not None
-        and tensor.data_type == TensorProto.INT8
-    ]
-    unread = {node.input[0] for node in stored}
-    for node in stored:
-        values, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
-        axis = next((one.i for one in node.attribute if one.name == "axis"), 1) % max(values.ndim, 1)
-        along = [-1 if index == axis else 1 for index in range(values.ndim)] if scale.ndim else []
-        floats, zero, quantized = (f"{node.output[0]}_{part}" for part in ("fp32", "zero", "int8"))
-        weights = values.astype(np.float32) * scale.reshape(along)
-        graph.initializer.append(numpy_helper.from_array(weights, floats))
-        graph.initializer.append(numpy_helper.from_array(np.zeros(scale.shape, np.int8), zero))
-        quantize = helper.make_node(QUANTIZE, [floats, node.input[1], zero], [quantized], name=quantized)
-        quantize.attribute.extend(node.attribute)
-        graph.node.insert(list(graph.node).index(node), quantize)
-        node.input[0] = quantized
-    unread -= {name for node in graph.node for name in node.input}
-    for name in unread:
-        graph.initializer.remove(constants[name])
-    return len(stored)
 
 
 def lower_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
