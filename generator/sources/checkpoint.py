@@ -44,7 +44,8 @@ def load_state_dict(
 ) -> None:
     """Fill `module` with the aligned weights of `path`, every one of them and no more.
 
-    `layer` is its last one; None for a module of the user's own, which need not have one.
+    `architecture` is what errors call it. `layer` is its last one; None for a module of the user's own, which need not
+    have one.
 
     Raises:
         SourceError: Names or shapes that do not fit, or weights that are no numbers.
@@ -61,8 +62,7 @@ def load_state_dict(
     ]
     if problems := names + shapes:
         shown = problems[:6] + ([f"and {len(problems) - 6} more"] if len(problems) > 6 else [])
-        sized = f" with {len(wanted[f'{layer}.weight'])} classes" if layer else ""
-        msg = f"{path} does not fit {architecture}{sized}:\n  " + "\n  ".join(shown)
+        msg = f"{path} does not fit {architecture}:\n  " + "\n  ".join(shown)
         raise SourceError(msg, **_advise_on_misfit(state, wanted, layer))
     if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]:
         msg = f"{path} holds NaN or infinity in {', '.join(broken[:3])}"

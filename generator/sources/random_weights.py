@@ -30,24 +30,16 @@ def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int, head: str |
     the statistics of the drawn images, and the head is shifted and scaled so that over these images every class has
     mean 0 and the scores have standard deviation 2. A head without a bias (MaxViT) loses the direction of the mean.
     """
-    import numpy as np
     import torch
-    from PIL import Image
 
-    from generator.demo.draw import draw_set
-    from generator.images.training_pixels import make_pixels
-
-    pixels = make_pixels(recipe)
-    images = np.stack([pixels(Image.open(io.BytesIO(drawn.jpeg))) for drawn in draw_set(_IMAGES, seed=_IMAGES_SEED)])
-    batch = torch.from_numpy(recipe.normalise(images))
+    batch = draw_batch(recipe, _IMAGES)
     last: Any = module.get_submodule(head or find_last_layer(module))
     with torch.no_grad():
         if not last.weight.any():
             generator = torch.Generator().manual_seed(seed)
             last.weight.normal_(0, 0.02, generator=generator)
-        for end in (*_ends_of_branches(module), *_gates(module)):
-            end.weight.mul_(_BRANCH_SCALE)
-        _set_statistics(module, batch)
+        calm_branches(module)
+        set_statistics(module, batch)
         features, scores = _run_head(last, module, batch)
         mean = scores.mean(dim=0)
         scale = 2 / (scores - mean).std()
@@ -57,6 +49,26 @@ def calibrate(module: torch.nn.Module, recipe: Recipe, *, seed: int, head: str |
         else:
             last.bias.copy_((last.bias - mean) * scale)
         last.weight.mul_(scale)
+
+
+def draw_batch(recipe: Recipe, count: int) -> torch.Tensor:
+    """Return drawn images as the network's input, always the same ones."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from generator.demo.draw import draw_set
+    from generator.images.training_pixels import make_pixels
+
+    pixels = make_pixels(recipe)
+    images = [pixels(Image.open(io.BytesIO(drawn.jpeg))) for drawn in draw_set(count, seed=_IMAGES_SEED)]
+    return torch.from_numpy(recipe.normalise(np.stack(images)))
+
+
+def calm_branches(module: torch.nn.Module) -> None:
+    """Scale residual branches and gates down, in place."""
+    for end in (*_ends_of_branches(module), *_gates(module)):
+        end.weight.mul_(_BRANCH_SCALE)
 
 
 def _ends_of_branches(module: torch.nn.Module) -> list[Any]:
@@ -95,8 +107,8 @@ def _gates(module: torch.nn.Module) -> list[Any]:
     return [layer.fc2 for layer in module.modules() if isinstance(layer, SqueezeExcitation)]
 
 
-def _set_statistics(module: torch.nn.Module, batch: torch.Tensor) -> None:
-    """Run `batch` once with BatchNorm in training mode and everything else (dropout) as when serving."""
+def set_statistics(module: torch.nn.Module, batch: Any) -> None:
+    """Set BatchNorm statistics in place: run `batch` once with BatchNorm in training mode and everything else (dropout) as when serving."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]

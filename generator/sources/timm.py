@@ -200,7 +200,7 @@ def _load_checkpoint(
     from generator.sources.checkpoint import load_state_dict
 
     module, state = _align(spec, config, recipe, state)
-    name = f"{PREFIX}{_registry_name(spec)}"
+    name = f"{PREFIX}{_registry_name(spec)} with {_width(module)} classes"
     load_state_dict(module, state, Path(spec.weights), architecture=name, layer=_find_head(module))
     return module, _width(module)
 

@@ -1,4 +1,7 @@
-"""torchvision's registry of classification models: pretrained, random, or from the user's checkpoint."""
+"""torchvision's registry of models: pretrained, random, or from the user's checkpoint.
+
+Detectors are built and read in torchvision_detectors.py.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,12 @@ def load(spec: ModelSpec) -> Network:
         SourceError: Unknown architecture or weights, no download, a checkpoint that does not fit, or an image size
             that the architecture does not take.
     """
-    weights = _find_weights(spec)
+    if spec.task == "detection":
+        from generator.sources import torchvision_detectors
+
+        return torchvision_detectors.load(spec)
+    _check_architecture(spec.registry_name)
+    weights = choose_weights(spec)
     recipe = resolve_recipe(spec, from_transforms(weights.transforms()))
     check_channels(spec, recipe)
     categories = list(weights.meta["categories"])
@@ -55,7 +63,7 @@ def load(spec: ModelSpec) -> Network:
         if classes != len(categories):
             msg = f"{spec.name}: classes is {classes}, but {weights} has {len(categories)}"
             raise SourceError(msg, hint="leave classes out, or give your own checkpoint as weights")
-        module = _download(spec, weights)
+        module = download(spec, weights)
         _check_size(spec, weights, recipe, module)
         origin = str(weights)
     module.eval()
@@ -77,11 +85,16 @@ def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     Raises:
         SourceError: Unknown architecture or weights, or labels that do not fit.
     """
-    weights = _find_weights(spec)
+    if spec.task == "detection":
+        from generator.sources import torchvision_detectors
+
+        return torchvision_detectors.describe(spec)
+    _check_architecture(spec.registry_name)
+    weights = choose_weights(spec)
     recipe = resolve_recipe(spec, from_transforms(weights.transforms()))
     categories = list(weights.meta["categories"])
     classes = spec.classes or len(categories)
-    if spec.source == "checkpoint" and spec.classes is None and not _is_own_file(spec, weights):
+    if spec.source == "checkpoint" and spec.classes is None and not is_own_file(spec, weights):
         _, classes = _read_checkpoint(spec, weights, recipe)
     return recipe, find_task(spec.task).resolve_labels(spec, categories, classes)
 
@@ -119,13 +132,15 @@ def _load_checkpoint(
 
     path = Path(spec.weights)
     module = _build(spec, recipe, classes)
-    if spec.registry_name in _TRANSFORMING and not _is_own_file(spec, weights):
+    if spec.registry_name in _TRANSFORMING and not is_own_file(spec, weights):
         _LOG.warning(
             "%s is taken for one that was fine-tuned from torchvision's weights (transform_input=True); one that was "
             "trained from scratch would answer wrongly: export the module to ONNX",
             path,
         )
-    load_state_dict(module, state, path, architecture=spec.registry_name, layer=find_last_layer(module))
+    load_state_dict(
+        module, state, path, architecture=f"{spec.registry_name} with {classes} classes", layer=find_last_layer(module)
+    )
     _check_size(spec, weights, recipe, module)
     return module
 
@@ -141,15 +156,18 @@ def _check_architecture(name: str) -> None:
         raise SourceError(msg, hint="use a name of that list, a checkpoint with `architecture`, or an ONNX file")
 
 
-def _find_weights(spec: ModelSpec) -> Any:
-    """The weights enumeration's member whose recipe and categories hold: the one asked for, else the default."""
+def choose_weights(spec: ModelSpec) -> Any:
+    """Return the weights enumeration's member whose recipe and categories hold: the one asked for, else the default.
+
+    Raises:
+        SourceError: There are no weights of that name.
+    """
     import torchvision
 
-    _check_architecture(spec.registry_name)
     known = torchvision.models.get_model_weights(spec.registry_name)
     if spec.source == "checkpoint":
         # a file of torchvision's own, copied from elsewhere, keeps its name and with it its recipe
-        same = [weights for weights in known if _is_own_file(spec, weights)]
+        same = [weights for weights in known if is_own_file(spec, weights)]
         return same[0] if same else known.DEFAULT
     if spec.weights in ("default", "random"):
         return known.DEFAULT
@@ -162,7 +180,8 @@ def _find_weights(spec: ModelSpec) -> Any:
         raise SourceError(msg, hint=hint) from error
 
 
-def _is_own_file(spec: ModelSpec, weights: Any) -> bool:
+def is_own_file(spec: ModelSpec, weights: Any) -> bool:
+    """Say whether the checkpoint is named like the file that torchvision downloads for `weights`."""
     return _file_name(weights) == Path(spec.weights).name
 
 
@@ -196,7 +215,7 @@ def _build(spec: ModelSpec, recipe: Recipe, classes: int) -> torch.nn.Module:
             torch.manual_seed(spec.seed)
             module: torch.nn.Module = builder(**options)
     except (AssertionError, ValueError) as error:
-        raise _wrong_size(spec, _find_weights(spec), recipe, error) from error
+        raise _wrong_size(spec, choose_weights(spec), recipe, error) from error
     return module.eval()
 
 
@@ -226,8 +245,12 @@ def _wrong_size(spec: ModelSpec, weights: Any, recipe: Recipe, error: Exception)
     return SourceError(msg, hint=hint, fields={"image_size": None})
 
 
-def _download(spec: ModelSpec, weights: Any) -> torch.nn.Module:
-    """The pretrained module; torch keeps the file in its own cache."""
+def download(spec: ModelSpec, weights: Any) -> torch.nn.Module:
+    """Return the pretrained module; torch keeps the file in its own cache.
+
+    Raises:
+        SourceError: There is no way to it, or the file in the cache is damaged.
+    """
     from urllib.error import URLError
 
     import torchvision

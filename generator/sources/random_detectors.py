@@ -1,0 +1,118 @@
+"""Random weights of torchvision's detectors that find something, and not the same in every image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from generator.sources.network import find_last_layer
+from generator.sources.random_weights import calm_branches, draw_batch, set_statistics
+
+if TYPE_CHECKING:
+    import torch
+
+    from generator.spec.recipe import Recipe
+
+# As many drawn images as have so many pixels, but 2: a RetinaNet takes 5 s of one core for one of 640 x 640.
+_PIXELS, _MOST_IMAGES = 800_000, 8
+# Filters this near to their mean: with random ones each BatchNorm takes away what neighbouring pixels share and widens
+# what is left. One level of noise then moves the logits of an SSDlite by 15 % of their range, with these by 1 %.
+_SMOOTHNESS = 0.7
+# Standard deviations of the last layers' outputs. Boxes differ from their anchors by about a fifth of these.
+_LOGITS, _CENTRENESS, _CODES = 2.0, 1.0, 0.2
+# FCOS answers distances from a place to four edges, in strides; those below 0 are cut off.
+_DISTANCE, _DISTANCES = 2.0, 0.5
+# So many anchors of the median image reach this score.
+_CONFIDENT, _SCORE = 30, 0.35
+
+
+def calibrate_detector(model: Any, recipe: Recipe) -> None:
+    """Set BatchNorm statistics and the last layers from drawn images, in place.
+
+    As built, a detector answers the same score for every anchor, class and image, and its boxes are the anchors.
+    """
+    import torch
+
+    height, width = recipe.crop
+    batch = draw_batch(recipe, min(max(_PIXELS // (height * width), 2), _MOST_IMAGES))
+    with torch.no_grad():
+        calm_branches(model.backbone)
+        _smooth_filters(model.backbone)
+        set_statistics(model.backbone, batch)
+        features = list(model.backbone(batch).values())
+        set_statistics(model.head, features)
+        _spread_outputs(model, features)
+        _shift_scores(model, features)
+
+
+def _smooth_filters(backbone: Any) -> None:
+    """Make the filters of a backbone with BatchNorm look at averages rather than at single pixels."""
+    import torch
+
+    layers = list(backbone.modules())
+    if any(isinstance(layer, torch.nn.BatchNorm2d) for layer in layers):
+        for layer in layers:
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.weight.lerp_(layer.weight.mean(dim=(2, 3), keepdim=True), _SMOOTHNESS)
+
+
+def _spread_outputs(model: Any, features: list[torch.Tensor]) -> None:
+    """Give what the head answers, over these images and all anchors, a mean for each channel and a deviation."""
+    import torch
+
+    boxes = model.head.regression_head
+    wanted = [(layer, 0.0, _LOGITS) for layer in _find_ends(model.head.classification_head)]
+    if hasattr(boxes, "bbox_ctrness"):
+        wanted += [(boxes.bbox_ctrness, 0.0, _CENTRENESS), (boxes.bbox_reg, _DISTANCE, _DISTANCES)]
+    else:
+        units = torch.tensor(model.box_coder.weights)
+        wanted += [(layer, 0.0, _CODES * units.repeat(layer.out_channels // 4)) for layer in _find_ends(boxes)]
+    seen: dict[Any, list[torch.Tensor]] = {layer: [] for layer, _, _ in wanted}
+    hooks = [
+        layer.register_forward_hook(lambda of, _, output: seen[of].append(output.transpose(0, 1).flatten(1)))
+        for layer in seen
+    ]
+    model.head(features)
+    for hook in hooks:
+        hook.remove()
+    for layer, mean, deviation in wanted:
+        values = torch.cat(seen[layer], dim=1)
+        means = values.mean(dim=1)
+        scale = (deviation / (values - means[:, None]).std()).expand(layer.out_channels)
+        layer.weight.mul_(scale.reshape(-1, 1, 1, 1))
+        layer.bias.copy_((layer.bias - means) * scale + mean)
+
+
+def _find_ends(head: Any) -> list[Any]:
+    """Return the convolutions that a head ends in: one, or one for each feature map."""
+    return [block.get_submodule(find_last_layer(block)) for block in getattr(head, "module_list", [head])]
+
+
+def _shift_scores(model: Any, features: list[torch.Tensor]) -> None:
+    """Raise or lower all scores alike, so that as many anchors as are wanted are confident."""
+    import math
+
+    from torchvision.models.detection.ssd import SSD
+
+    answers = model.head(features)
+    logits = answers["cls_logits"]
+    ends = _find_ends(model.head.classification_head)
+    # how far each anchor's best score is from being confident; infinite where no shift reaches it
+    if isinstance(model, SSD):  # softmax, and the first of the columns is background
+        background, classes = logits[..., 0], logits[..., 1:].exp()
+        room = (classes.amax(dim=2) - _SCORE * classes.sum(dim=2)).clamp(min=0)
+        needed = math.log(_SCORE) + background - room.log()
+        for end in ends:
+            end.bias[:: logits.shape[2]].sub_(_nth(needed))
+        return
+    reached = (
+        _SCORE**2 / answers["bbox_ctrness"].sigmoid()[..., 0]
+        if "bbox_ctrness" in answers
+        else logits.new_tensor(_SCORE)
+    )
+    needed = reached.clamp(max=1).logit() - logits.amax(dim=2)
+    ends[0].bias.add_(_nth(needed))
+
+
+def _nth(needed: torch.Tensor) -> torch.Tensor:
+    """Return the shift that makes as many anchors of the median image confident as are wanted."""
+    return needed.kthvalue(min(_CONFIDENT, needed.shape[1]), dim=1).values.median()
