@@ -286,7 +286,10 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
 
 
 def test_the_shell_completes_commands_and_models() -> None:
-    assert set(complete_models("")) == {"demo", *torchvision.models.list_models(module=torchvision.models)}
+    classifiers = torchvision.models.list_models(module=torchvision.models)
+    detectors = torchvision.models.list_models(module=torchvision.models.detection, exclude="*rcnn*")
+    assert set(complete_models("")) == {"demo", "demo-detector", *classifiers, *detectors}
+    assert complete_models("ssd") == ["ssd300_vgg16", "ssdlite320_mobilenet_v3_large"]
     assert complete_models("resnet1") == ["resnet18", "resnet101", "resnet152"]
     words = {"_TRTGEN_COMPLETE": "complete_bash", "COMP_WORDS": "trtgen build-repo mobilenet_v2", "COMP_CWORD": "2"}
     run = subprocess.run(

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import re
+from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from numpy.typing import NDArray
 from torchvision.models.detection.image_list import ImageList
 
+from generator.cli import main
 from generator.demo.draw import draw_set
+from generator.errors import SourceError
+from generator.graph.model import open_onnx
 from generator.images.served_pixels import load_step
 from generator.images.training_pixels import prepare
-from generator.sources import Network, load_network
+from generator.plan.preflight import check_graph
+from generator.plan.profiles import make_profiles
+from generator.sources import Network, describe_source, load_network
 from generator.spec.file import make_spec
+from generator.spec.plan import BatchProfile
+from tests.tiny_onnx import export_graph
 
 # At these sizes a test takes seconds; SSD has one size only.
 SIZES = {
     "ssd300_vgg16": None,
     "ssdlite320_mobilenet_v3_large": None,
-    "retinanet_resnet50_fpn_v2": 192,
-    "fcos_resnet50_fpn": 192,
+    "retinanet_resnet50_fpn_v2": 128,
+    "fcos_resnet50_fpn": 128,
 }
-IMAGES = 3
+IMAGES = 2
 MOST_ROWS = 3840  # of TensorRT's TopK
 
 
-def load(name: str, **options: Any) -> Network:
-    return load_network(make_spec([name], weights="random", image_size=SIZES[name], **options)[0])
+@functools.cache
+def load(name: str) -> Network:
+    return load_network(make_spec([name], weights="random", image_size=SIZES[name])[0])
 
 
 def drawn_pixels(network: Network, count: int = IMAGES) -> NDArray[np.uint8]:
@@ -63,12 +77,17 @@ def detect(network: Network, pixels: NDArray[np.uint8]) -> list[tuple[NDArray[An
     options = step.Options(parameters, list(network.labels), model.detections_per_img)
     height, width = network.recipe.crop
     geometry = np.array([1, 1, 0, 0, width, height], np.float32)
+    return [step.detect(*rows, geometry, options) for rows in best_rows(network, pixels, MOST_ROWS)]
+
+
+def best_rows(network: Network, pixels: NDArray[np.uint8], most: int) -> list[tuple[NDArray[Any], ...]]:
+    """Return boxes, scores and classes of the best scores of each image, in numpy."""
     answers = network.run(pixels)
     found = []
     for boxes, scores in zip(answers["boxes"], answers["scores"], strict=True):
-        order = np.argsort(-scores, axis=None, kind="stable")[:MOST_ROWS]
+        order = np.argsort(-scores, axis=None, kind="stable")[:most]
         anchors, classes = np.divmod(order, scores.shape[1])
-        found.append(step.detect(boxes[anchors], scores.ravel()[order], classes, geometry, options))
+        found.append((boxes[anchors], scores.ravel()[order], classes))
     return found
 
 
@@ -96,3 +115,176 @@ def test_served_detections_are_torchvisions_own(name: str) -> None:
             left[np.flatnonzero(alike)[0]] = False
             compared += 1
     assert compared >= 100
+
+
+@pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn"])
+def test_random_weights_tell_images_apart_and_stay_calm(name: str) -> None:
+    network = load(name)
+    pixels = drawn_pixels(network, 6)
+    scores = network.run(pixels)["scores"]
+    noise = np.random.default_rng(0).integers(-1, 2, pixels.shape)
+    noisy = network.run((pixels + noise).clip(0, 255).astype(np.uint8))["scores"]
+    confident = scores.max(axis=2) >= 0.35
+    assert 5 <= np.median(confident.sum(axis=1)) <= 200
+    assert len({*scores.argmax(axis=2)[confident].tolist()}) > 5
+    by_noise, by_image = np.abs(noisy - scores)[confident].max(axis=1), np.abs(scores[::-1] - scores)[confident]
+    assert np.median(by_noise) < 0.05
+    assert np.median(by_image.max(axis=1)) > 0.2
+
+
+def test_random_weights_follow_from_the_seed() -> None:
+    same, again, other = (
+        load_network(make_spec(["fcos_resnet50_fpn"], weights="random", image_size=64, seed=seed)[0])
+        for seed in (0, 0, 1)
+    )
+    pixels = drawn_pixels(same, 1)
+    scores = [network.run(pixels)["scores"] for network in (same, again, other)]
+    assert np.array_equal(scores[0], scores[1])
+    assert np.abs(scores[0] - scores[2]).max() > 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "opset"),
+    [
+        ("fcos_resnet50_fpn", "tensorrt-10", 18),
+        ("retinanet_resnet50_fpn_v2", "tensorrt-8.6", 17),
+        ("ssdlite320_mobilenet_v3_large", "tensorrt-8.6", 17),
+    ],
+)
+def test_the_graph_answers_the_best_rows(tmp_path: Path, name: str, target: str, opset: int) -> None:
+    network = load(name)
+    options = {"weights": "random", "image_size": SIZES[name], "precision": "fp32", "batch": {"max": 3}}
+    model = export_graph(make_spec([name], target=target, **options)[0], network, tmp_path)
+    assert model.opset == opset
+    pixels = drawn_pixels(network)
+    answers = open_onnx(model.path)(pixels)
+    for index, (boxes, scores, classes) in enumerate(best_rows(network, pixels, 1000)):
+        assert np.abs(answers["DET_SCORES"][index] - scores).max() < 1e-4
+        alike = answers["DET_CLASSES"][index] == classes  # the order of equal scores is anybody's
+        assert alike.mean() > 0.98
+        assert np.abs(answers["DET_BOXES"][index] - boxes)[alike].max(axis=1).mean() < 0.1
+    profiles = make_profiles(model, [BatchProfile(min=1, opt=2, max=3)])
+    check_graph(model, profiles, build=name.startswith("ssdlite")).raise_for_status()
+
+
+# --- what is known without weights -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_recipes_are_those_of_the_models(name: str) -> None:
+    recipe, labels = describe_source(make_spec([name])[0])
+    assert recipe.interpolation == "linear"
+    if name.startswith("ssd"):
+        edge = 320 if "lite" in name else 300
+        assert (recipe.fit, recipe.crop, recipe.resize) == ("stretch", (edge, edge), (edge, edge))
+        assert (len(labels), labels[0], labels[11]) == (90, "person", "N/A")
+    else:
+        assert (recipe.fit, recipe.crop, recipe.fill) == ("letterbox-corner", (640, 640), (124, 116, 104))
+        assert (len(labels), labels[0], labels[1]) == (91, "__background__", "person")
+    if name == "ssd300_vgg16":  # of a network that takes levels of 0 to 255
+        pixel = recipe.normalise(np.full((1, 1, 1, 3), 200, np.uint8)).ravel()
+        assert np.abs(pixel - (200 - 255 * np.array([0.48235, 0.45882, 0.40784]))).max() < 1e-3
+
+
+def test_the_command_shows_a_detector(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "retinanet_resnet50_fpn", "--image-size", "320", "--json"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)["models"]
+    assert (shown["task"], shown["classes"], shown["recipe"]["resize"]) == ("detection", 91, [320, 320])
+
+
+def failing(name: str, **options: Any) -> SourceError:
+    spec = make_spec([name], **options)[0]
+    with pytest.raises(SourceError) as described:
+        describe_source(spec)
+    with pytest.raises(SourceError) as caught:
+        load_network(spec)
+    assert caught.value.message == described.value.message
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn"])
+def test_detectors_that_look_twice_are_refused(name: str) -> None:
+    error = failing(name)
+    assert "NMS and RoIAlign in its middle" in error.message
+    assert "ssd300_vgg16" in error.hint
+
+
+def test_unknown_names_and_weights() -> None:
+    assert "no detector 'ssd300'; did you mean ssd300_vgg16" in failing("ssd300").message
+    assert "no detector 'vgg16'; did you mean ssd300_vgg16" in failing("vgg16", task="detection").message
+    assert "it has COCO_V1, default and random" in failing("ssd300_vgg16", weights="COCO_V2").message
+
+
+def test_sizes_that_torchvision_does_not_run() -> None:
+    error = failing("ssd300_vgg16", weights="random", image_size=320)
+    assert error.message == "ssd300_vgg16 does not take images of 320 x 320 pixels"
+    assert error.hint == "leave image_size and crop out for 300 x 300"
+    error = failing("fcos_resnet50_fpn", weights="random", image_size=[320, 500])
+    assert error.message == "fcos_resnet50_fpn does not take images of 320 x 500 pixels"
+    assert error.hint == "set image_size to multiples of 32, such as 640"
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
+    with pytest.raises(SourceError, match="cannot be downloaded: Name or service not known") as caught:
+        load_network(make_spec(["fcos_resnet50_fpn"])[0])
+    assert caught.value.fields == {"weights": "fcos_resnet50_fpn_coco-99b0c9b7.pth"}
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def checkpoint_spec(path: Path, architecture: str, **options: Any) -> Any:
+    return make_spec(["own"], architecture=architecture, weights=str(path), **options)[0]
+
+
+def build(name: str, columns: int) -> Any:
+    torch.manual_seed(5)
+    return torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=columns).eval()
+
+
+def test_a_checkpoint_tells_its_classes(tmp_path: Path) -> None:
+    """As torchvision's training script writes one; background is no class."""
+    name = "ssdlite320_mobilenet_v3_large"
+    model = build(name, 6)
+    path = tmp_path / "w.pth"
+    torch.save({"model": model.state_dict(), "epoch": 3, "optimizer": {"state": {}}}, path)
+    (tmp_path / "labels.txt").write_text("a\nb\nc\nd\ne\n")
+    spec = checkpoint_spec(path, name, labels=str(tmp_path / "labels.txt"))
+    assert spec.task == "detection"
+    assert describe_source(spec)[1] == ("a", "b", "c", "d", "e")
+    network = load_network(spec)
+    assert network.run(np.zeros((1, 320, 320, 3), np.uint8))["scores"].shape == (1, 3234, 5)
+    loaded: Any = network.module.model  # type: ignore[union-attr]
+    assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in model.state_dict().items())
+    assert (
+        "classes is 6, but the model has 5" in failing("own", architecture=name, weights=str(path), classes=6).message
+    )
+    torch.save(build("fcos_resnet50_fpn", 5).state_dict(), path)
+    with pytest.raises(SourceError, match=f"does not fit {name} with 90 classes:\n"):
+        load_network(checkpoint_spec(path, name))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_retinanet_as_older_releases_wrote_it(tmp_path: Path, caplog: pytest.LogCaptureFixture, own: bool) -> None:
+    """Other names in the heads, a frozen normalisation that counts no batches, and nothing added to its variance."""
+    name = "retinanet_resnet50_fpn"
+    model = build(name, 91 if own else 4)
+    state = {
+        re.sub(r"(_head\.conv)\.(\d)\.0", lambda one: f"{one[1]}.{2 * int(one[2])}", key): tensor
+        for key, tensor in model.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert "head.regression_head.conv.6.bias" in state
+    path = tmp_path / ("retinanet_resnet50_fpn_coco-eeacb38b.pth" if own else "w.pth")
+    torch.save(state, path)
+    network = load_network(checkpoint_spec(path, name, image_size=64, **({} if own else {"labels": "index"})))
+    assert len(network.labels) == (91 if own else 4)
+    loaded: Any = network.module.model  # type: ignore[union-attr]
+    assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in model.state_dict().items())
+    assert loaded.backbone.body.bn1.eps == 0
+    assert np.isfinite(network.run(drawn_pixels(network, 1))["scores"]).all()
+    assert ("taken for one that was fine-tuned from torchvision's weights of COCO" in caplog.text) == (not own)

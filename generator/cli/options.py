@@ -23,19 +23,21 @@ def complete_models(incomplete: str) -> list[str]:
 
     torchvision's are read from its text, and timm's from its: their import takes seconds.
     """
-    names = ["demo", *_find_in_models("torchvision", r"^@register_model\(.*\n(?:.*\n)*?def (\w+)")]
+    registered = r"^@register_model\(.*\n(?:.*\n)*?def (\w+)"
+    detectors = [name for name in _find_in_models("torchvision", registered, "detection") if "rcnn" not in name]
+    names = ["demo", "demo-detector", *_find_in_models("torchvision", registered), *detectors]
     if incomplete.startswith("timm/"):
         found = _find_in_models("timm", r"""^\s+['"](\w+(?:\.\w+)?)\*?['"]:\s*_?\w*cfg\(""")
         names = [f"timm/{name}" for name in found]
     return [name for name in names if name.startswith(incomplete)]
 
 
-def _find_in_models(package: str, pattern: str) -> list[str]:
+def _find_in_models(package: str, pattern: str, kind: str = "") -> list[str]:
     import importlib.util
 
     found = importlib.util.find_spec(package)
     folders = found.submodule_search_locations if found else None
-    files = sorted(Path(folders[0], "models").glob("*.py")) if folders else []
+    files = sorted(Path(folders[0], "models", kind).glob("*.py")) if folders else []
     return [name for path in files for name in re.findall(pattern, path.read_text("utf-8"), re.MULTILINE)]
 
 
@@ -71,8 +73,8 @@ MODEL_PARAMETERS: dict[str, Any] = {
         list[str] | None,
         typer.Argument(
             metavar="NAME|FILE.onnx",
-            help="Names of torchvision's classification models, `timm/` and a name of timm's, `demo`, ONNX or .pt2 "
-            "files, folders of transformers, or hf:organisation/name.",
+            help="Names of torchvision's classification models and detectors, `timm/` and a name of timm's, `demo`, "
+            "`demo-detector`, ONNX or .pt2 files, folders of transformers, or hf:organisation/name.",
             show_default=False,
             autocompletion=complete_models,
         ),

@@ -105,7 +105,15 @@ def _run_old_exporter(wrapped: torch.nn.Module, example: torch.Tensor, outputs: 
             output_names=list(outputs),
             dynamic_axes={name: {0: "batch"} for name in (INPUT_NAME, *outputs)},
         )
-        return onnx.load(path)
+        graph = onnx.load(path)
+    with torch.inference_mode():
+        answers = wrapped(example)
+    tensors = [answers] if isinstance(answers, torch.Tensor) else answers
+    # behind sizes that are computed, the exporter does not know the outputs' own
+    for info, tensor in zip(graph.graph.output, tensors, strict=True):
+        for axis, length in enumerate(tensor.shape[1:], start=1):
+            info.type.tensor_type.shape.dim[axis].dim_value = length
+    return graph
 
 
 @contextlib.contextmanager

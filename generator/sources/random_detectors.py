@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from generator.spec.recipe import Recipe
 
 # As many drawn images as have so many pixels, but 2: a RetinaNet takes 5 s of one core for one of 640 x 640.
-_PIXELS, _MOST_IMAGES = 800_000, 8
+_PIXELS, _MOST_IMAGES = 400_000, 6
 # Filters this near to their mean: with random ones each BatchNorm takes away what neighbouring pixels share and widens
 # what is left. One level of noise then moves the logits of an SSDlite by 15 % of their range, with these by 1 %.
 _SMOOTHNESS = 0.7

@@ -108,7 +108,7 @@ def _gates(module: torch.nn.Module) -> list[Any]:
 
 
 def set_statistics(module: torch.nn.Module, batch: Any) -> None:
-    """Set BatchNorm statistics in place: run `batch` once with BatchNorm in training mode and everything else (dropout) as when serving."""
+    """Set BatchNorm statistics in place, from one run with everything else (dropout) as when serving."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]

@@ -63,7 +63,7 @@ def load(spec: ModelSpec) -> Network:
         weights = choose_weights(spec)
         model = download(spec, weights)
         origin = str(weights)
-    detector = wrap_detector(model.eval(), recipe.crop)
+    detector = wrap_detector(model.eval(), recipe.crop, columns)
     return Network(
         description=f"torchvision {spec.registry_name}, {origin}",
         recipe=recipe,
@@ -89,11 +89,11 @@ def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     return recipe, find_task(spec.task).resolve_labels(spec, categories, classes)
 
 
-def wrap_detector(model: Any, size: tuple[int, int]) -> torch.nn.Module:
+def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.Module:
     """Return a module from normalised FP32 NCHW to boxes [N, A, 4] and scores [N, A, C].
 
-    Boxes are corners in pixels of an input of `size` (height, width), and end at its edges. The anchors of that size
-    are constants.
+    Boxes are corners in pixels of an input of `size` (height, width), and end at its edges; the anchors of that size
+    are constants. The head answers `columns` of logits.
     """
     import torch
     from torchvision.models.detection.fcos import FCOS
@@ -134,8 +134,10 @@ def wrap_detector(model: Any, size: tuple[int, int]) -> torch.nn.Module:
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             answers = self.model.head(self.features(images))
-            boxes = torch.minimum(self.decode(answers["bbox_regression"]).clamp(min=0), self.limits)
-            logits = answers["cls_logits"]
+            # as constants: in what tracing makes of the heads, both sizes are computed
+            boxes = self.decode(answers["bbox_regression"].reshape(-1, len(self.sizes), 4))
+            boxes = torch.minimum(boxes.clamp(min=0), self.limits)
+            logits = answers["cls_logits"].reshape(-1, len(self.sizes), columns)
             if isinstance(model, SSD):
                 return boxes, logits.softmax(dim=2)[..., 1:]  # class 0 is background
             if isinstance(model, FCOS):

@@ -98,8 +98,8 @@ class ModelSpec(BaseModel):
     )
     architecture: str | None = Field(
         default=None,
-        description="Name in torchvision's registry of classification models, or `timm/NAME`, timm's name with "
-        "the tag of its weights; default: `name`.",
+        description="Name in torchvision's registry of classification models or detectors, or `timm/NAME`, timm's name "
+        "with the tag of its weights; default: `name`.",
     )
     weights: str = Field(
         default="default",
