@@ -33,13 +33,15 @@ def calibrate_detector(model: Any, recipe: Recipe) -> None:
     import torch
 
     height, width = recipe.crop
-    batch = draw_batch(recipe, min(max(_PIXELS // (height * width), 2), _MOST_IMAGES))
+    count = min(max(_PIXELS // (height * width), 2), _MOST_IMAGES)
+    # other images for the last layers: those that the statistics are of look tamer than any other
+    known, unseen = draw_batch(recipe, 2 * count).split(count)
     with torch.no_grad():
         calm_branches(model.backbone)
         _smooth_filters(model.backbone)
-        set_statistics(model.backbone, batch)
-        features = list(model.backbone(batch).values())
-        set_statistics(model.head, features)
+        set_statistics(model.backbone, known)
+        set_statistics(model.head, list(model.backbone(known).values()))
+        features = list(model.backbone(unseen).values())
         _spread_outputs(model, features)
         _shift_scores(model, features)
 
@@ -60,7 +62,9 @@ def _spread_outputs(model: Any, features: list[torch.Tensor]) -> None:
     import torch
 
     boxes = model.head.regression_head
-    wanted = [(layer, 0.0, _LOGITS) for layer in _find_ends(model.head.classification_head)]
+    wanted: list[tuple[Any, float, Any]] = [
+        (layer, 0.0, _LOGITS) for layer in _find_ends(model.head.classification_head)
+    ]
     if hasattr(boxes, "bbox_ctrness"):
         wanted += [(boxes.bbox_ctrness, 0.0, _CENTRENESS), (boxes.bbox_reg, _DISTANCE, _DISTANCES)]
     else:

@@ -111,7 +111,7 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
             images = torch.zeros(1, 3, *size)
             with torch.no_grad():
                 anchors = model.anchor_generator(ImageList(images, [size]), self.features(images))[0]
-            low, high = anchors.split(2, dim=1)
+            low, high = anchors[:, :2], anchors[:, 2:]
             self.register_buffer("centres", (low + high) / 2)
             self.register_buffer("sizes", high - low)
             height, width = size
@@ -122,7 +122,7 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
 
         def decode(self, codes: torch.Tensor) -> torch.Tensor:
             """Return corners: FCOS answers distances to the four edges, the others a shift and a change of size."""
-            first, last = codes.split(2, dim=2)
+            first, last = codes[..., :2], codes[..., 2:]
             coder = model.box_coder
             if isinstance(model, FCOS):
                 unit = self.sizes if coder.normalize_by_size else 1.0
