@@ -35,7 +35,8 @@ def calibrate_detector(model: Any, recipe: Recipe) -> None:
     height, width = recipe.crop
     count = min(max(_PIXELS // (height * width), 2), _MOST_IMAGES)
     # other images for the last layers: those that the statistics are of look tamer than any other
-    known, unseen = draw_batch(recipe, 2 * count).split(count)
+    batch = draw_batch(recipe, 2 * count)
+    known, unseen = batch[:count], batch[count:]
     with torch.no_grad():
         calm_branches(model.backbone)
         _smooth_filters(model.backbone)
