@@ -155,7 +155,8 @@ def test_the_graph_answers_the_best_rows(tmp_path: Path, name: str, target: str,
     network = load(name)
     options = {"weights": "random", "image_size": SIZES[name], "precision": "fp32", "batch": {"max": 3}}
     spec = make_spec([name], target=target, **options)[0]
-    model, _ = export_onnx(spec, network, make_graph(spec, network), {}, tmp_path)
+    graph, _ = make_graph(spec, network)
+    model, _ = export_onnx(spec, network, graph, {}, tmp_path)
     assert model.opset == opset
     pixels = drawn_pixels(network)
     answers = open_onnx(model.path)(pixels)
