@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from generator.sources import Network
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
-    from generator.task import Stage, StageResult
+    from generator.task import Chosen, Stage, StageResult
     from generator.tasks.classification.activation import Head
     from generator.tensor import Tensor
     from generator.triton.config import Member
@@ -60,7 +60,7 @@ class Classification:
     def guess_recipe(self, spec: ModelSpec, path: Path) -> None:
         return None
 
-    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Sequence[Tensor]:
+    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Chosen:
         from generator.tasks.classification.outputs import choose_outputs
 
         return choose_outputs(path, outputs, None if spec is None else spec.output_tensor)

@@ -7,6 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from generator.errors import SourceError, near
+from generator.task import Chosen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 _FLOATS = ("float32", "float16", "float64", "bfloat16")
 
 
-def choose_outputs(path: Path, outputs: Sequence[Tensor], asked: str | None) -> list[Tensor]:
-    """Return the one with a score per class, as [batch, classes]: that of the name `asked`, or the only such one.
+def choose_outputs(path: Path, outputs: Sequence[Tensor], asked: str | None) -> Chosen:
+    """Choose the one with a score per class, as [batch, classes]: that of the name `asked`, or the only such one.
 
     Raises:
         SourceError: There is none, or there are several.
@@ -31,7 +32,8 @@ def choose_outputs(path: Path, outputs: Sequence[Tensor], asked: str | None) -> 
     offered = [tensor for tensor in outputs if asked in (None, tensor.name)]
     fitting = [tensor for tensor in offered if _holds_scores(tensor)]
     if len(fitting) == 1:
-        return [replace(fitting[0], shape=(-1, prod(fitting[0].shape[1:])))]
+        scores = replace(fitting[0], shape=(-1, prod(fitting[0].shape[1:])))
+        return Chosen(outputs=[scores], why="no other has the shape of scores")
     described = [f"{tensor.name} {tensor.data_type.numpy} {list(tensor.shape)}" for tensor in fitting or offered]
     if fitting:
         msg = f"{path} has several outputs with the shape of scores: {', '.join(described)}"

@@ -94,7 +94,7 @@ def select_rows(dense: Dense, reading: Reading) -> Rows:
 def _sigmoid(values: NDArray[np.float32]) -> NDArray[np.float32]:
     import numpy as np
 
-    return (1 / (1 + np.exp(-values.clip(-80, 80)))).astype(np.float32)
+    return np.asarray(1 / (1 + np.exp(-values.clip(-80, 80))), np.float32)
 
 
 def _softmax(values: NDArray[np.float32]) -> NDArray[np.float32]:
