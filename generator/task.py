@@ -112,7 +112,10 @@ class Task(Protocol):
         """Return the images that the gate compares on where the user gives none."""
 
     def guess_recipe(self, spec: ModelSpec, path: Path) -> Recipe | None:
-        """Return how images were prepared for an ONNX file, where the file tells it."""
+        """Return how images were prepared for an ONNX file, where the file tells it.
+
+        It is asked before anything else: SourceError if the file is of another task.
+        """
 
     def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Chosen:
         """Choose those outputs of an ONNX file that the task takes.

@@ -110,14 +110,23 @@ class Graph:
         return self.add("Sub", centre, half), self.add("Add", centre, half)
 
     def rows(self, boxes: str, scores: str, count: int = ROWS) -> tuple[str, str, str]:
-        """Return the best rows of [batch, 4, cells] and [batch, classes, cells]: boxes, scores, classes as INT64."""
+        """Return the best rows of [batch, 4, cells] and [batch, classes, cells]: boxes, scores, classes as INT64.
+
+        With a batch of 1 they are gathered by pairs, the image's number, which is 0, and the cell's.
+        """
         best = self.highest(scores, 1)
         kept, anchors = self.add("TopK", best, self.integers(count), axis=1, more=["anchors"]), "anchors"
         where = self.add("Expand", self.add("Unsqueeze", anchors, self.integers(2)), self.integers(1, 1, 4))
         ordered = self.add("Transpose", boxes, perm=[0, 2, 1])
         classes = self.add("ArgMax", scores, axis=1, keepdims=0)
+        if self.batch == 1:
+            cells = self.add("Unsqueeze", anchors, self.integers(2))
+            pairs = self.add("Concat", self.constant(np.zeros((1, count, 1)), np.int64), cells, axis=2)
+            gathered = self.add("GatherND", ordered, pairs)
+        else:
+            gathered = self.add("GatherElements", ordered, where, axis=1)
         return (
-            self.add("GatherElements", ordered, where, axis=1),
+            gathered,
             kept,
             self.add("GatherElements", classes, anchors, axis=1),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import helper
 
-from generator.errors import SourceError
 from generator.graph.export import export_onnx, make_graph
 from generator.graph.model import OnnxModel, run_graph
 from generator.images.sets import default_images
@@ -24,11 +22,11 @@ from generator.images.training_pixels import prepare
 from generator.sources import Network, load_network
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
-from generator.tasks.detection.decode import Dense, Rows, decode, select_rows
+from generator.tasks.detection.decode import Rows, decode, select_rows
 from generator.tasks.detection.head import add_head
-from generator.tasks.detection.reading import Reading, find_reading, restore_reading
+from generator.tasks.detection.reading import Reading
 from tests import detectors
-from tests.detectors import CELLS, NAMES, ROWS, SIZE, literals
+from tests.detectors import NAMES, SIZE, literals
 
 Write = Callable[[Path], Path]
 YOLO = {"fit": "letterbox", "channels": "RGB", "scale": 1 / 255, "interpolation": "linear"}

@@ -58,7 +58,9 @@ class Classification:
         return default_images()
 
     def guess_recipe(self, spec: ModelSpec, path: Path) -> None:
-        return None
+        from generator.tasks.classification.outputs import refuse_detector
+
+        refuse_detector(path, spec.output_tensor)
 
     def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Chosen:
         from generator.tasks.classification.outputs import choose_outputs

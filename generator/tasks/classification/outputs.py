@@ -7,6 +7,8 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from generator.errors import SourceError, near
+from generator.graph.model import describe_graph, load_proto
+from generator.graph.size_input import take_size_input
 from generator.task import Chosen
 
 if TYPE_CHECKING:
@@ -42,6 +44,23 @@ def choose_outputs(path: Path, outputs: Sequence[Tensor], asked: str | None) -> 
     several = "" if len(offered) == 1 else "s"
     msg = f"{path} has output{several} {', '.join(described)}: floating-point [batch, classes] was expected"
     raise SourceError(msg, hint="a classifier ends in one score per class; other heads are not served by trtgen")
+
+
+def refuse_detector(path: Path, asked: str | None) -> None:
+    """Refuse a file that answers boxes, before anything else is asked of the user.
+
+    Raises:
+        SourceError: It does.
+    """
+    model = load_proto(path, weights=False)
+    take_size_input(model)
+    outputs = describe_graph(model, path).outputs
+    boxes = any("box" in tensor.name.lower() or tensor.shape[2:] == (4,) for tensor in outputs)
+    rows = any(len(tensor.shape) == 3 and 1 not in tensor.shape[1:] for tensor in outputs)
+    if asked is None and (boxes or (rows and not any(map(_holds_scores, outputs)))):
+        described = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in outputs)
+        msg = f"{path} looks like a detector: it has output{'' if len(outputs) == 1 else 's'} {described}"
+        raise SourceError(msg, hint="set task: detection", fields={"task": "detection"})
 
 
 def _holds_scores(tensor: Tensor) -> bool:

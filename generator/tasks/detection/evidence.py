@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from generator.sources import Network
     from generator.tasks.detection.reading import Reading
 
-# In pixels: not all boxes are that close to the corner.
+# In pixels: as far as boxes from 0 to 1 may reach.
 _SMALL = 4.0
+# The share of the image in whose corner not all boxes lie.
+_CORNER = 1 / 8
 # In edges of the image: half of the boxes do not lie beyond.
 _FAR = 8.0
 
@@ -45,7 +47,8 @@ def check_answers(reading: Reading, network: Network) -> None:
     dense = decode(asis, network.run(_make_pixels(network)), network.recipe.crop)
     if not (np.isfinite(dense.boxes).all() and np.isfinite(dense.scores).all()):
         return  # the proof of the batch says so
-    found = [*_of_scores(reading, dense.scores), *_of_boxes(reading, dense.boxes)]
+    edge = max(network.recipe.crop)
+    found = [*_of_scores(reading, dense.scores), *_of_boxes(reading, dense.boxes, edge)]
     if dense.classes is not None:
         found += _of_classes(reading, dense.classes)
     for reason, field, value in found[:1]:
@@ -79,12 +82,15 @@ def _of_scores(reading: Reading, scores: NDArray[np.float32]) -> Iterator[tuple[
         yield f"{reach}, 0 to 1 was expected", "", "set another detection.layout, or export it with its scores' sigmoid"
 
 
-def _of_boxes(reading: Reading, boxes: NDArray[np.float32]) -> Iterator[tuple[str, str, str]]:
+def _of_boxes(reading: Reading, boxes: NDArray[np.float32], edge: int) -> Iterator[tuple[str, str, str]]:
     import numpy as np
 
     sizes = np.abs(boxes)
+    farthest = f"no box reaches beyond {sizes.max():.3g} pixels"
     if reading.units == "pixels" and sizes.max() <= _SMALL:
-        yield f"no edge of a box is beyond {sizes.max():.3g} pixels", "units", "normalised"
+        yield farthest, "units", "normalised"
+    elif reading.units == "pixels" and sizes.max() <= edge * _CORNER:
+        yield farthest, "", "export it with its boxes decoded to pixels (--decode_in_inference with YOLOX)"
     if reading.units == "normalised" and np.median(sizes) > _FAR:
         yield f"half of its numbers are beyond {np.median(sizes):.3g} times the image", "units", "pixels"
     ordered = (boxes[..., 2:] >= boxes[..., :2]).all(axis=-1)
@@ -96,7 +102,7 @@ def _of_boxes(reading: Reading, boxes: NDArray[np.float32]) -> Iterator[tuple[st
             "cxcywh",
         )
     if reading.boxes == "cxcywh" and ordered.all():
-        yield "all of its boxes would be larger than their centre's distance from the corner", "boxes", "xyxy"
+        yield "of all of its boxes the last two numbers are above the first two, as corners are", "boxes", "xyxy"
 
 
 def _of_classes(reading: Reading, classes: NDArray[np.int32]) -> Iterator[tuple[str, str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from generator.errors import SourceError
 from generator.spec.recipe import IMAGENET, RECIPES, Recipe
 from generator.tasks.detection.file import DetectorFile
 from generator.tasks.detection.guess import choose_layout, find_yolox, read_outputs
@@ -47,5 +48,20 @@ def guess_recipe(spec: ModelSpec, path: Path) -> tuple[Recipe, str] | None:
     elif names == {"dets", "labels"}:
         recipe, family = _RF_DETR, "RF-DETR"
     else:
+        _ask_for_recipe(spec, path)
         return None
     return recipe.with_image_size(size), family
+
+
+def _ask_for_recipe(spec: ModelSpec, path: Path) -> None:
+    """Refuse a spec that leaves open what the file does not tell."""
+    if spec.raw:
+        return
+    try:
+        spec.recipe.apply_to(None)
+    except LookupError as error:
+        msg = f"{path}: nothing tells how its images were prepared; recipe lacks {', '.join(error.args)}"
+        hint = "set recipe: yolo where it was trained like YOLO, else fit, crop, interpolation, mean and std"
+        raise SourceError(msg, hint=hint, fields={"recipe": "yolo"}) from error
+    except ValueError:
+        return  # not valid, which is said where it is resolved

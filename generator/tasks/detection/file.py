@@ -117,9 +117,10 @@ class DetectorFile:
             if node.op_type not in until | _SHAPES:
                 waiting += node.input[:1] if node.op_type in _MOVERS else node.input
 
-    def ends_in_activation(self, tensor: str) -> bool:
-        """Say whether a Sigmoid or Softmax stands between the last layer and `tensor`."""
-        return any(node.op_type in _ACTIVATIONS for node in self.find_makers(tensor, until=_LAYERS | _ACTIVATIONS))
+    def find_activation(self, tensor: str) -> str:
+        """Return the Sigmoid or Softmax between the last layer and `tensor`, empty if there is none."""
+        makers = self.find_makers(tensor, until=_LAYERS | _ACTIVATIONS)
+        return next((node.op_type for node in makers if node.op_type in _ACTIVATIONS), "")
 
     def follows_from_layer(self, tensor: str) -> bool:
         """Say whether `tensor` depends on the image, and is no constant."""

@@ -176,6 +176,11 @@ def _count_classes(spec: ModelSpec, file: DetectorFile, guess: Guess) -> tuple[i
         msg = f"{shown} may be {guess}, or {guess.columns + 1} classes without objectness"
         hint = "set classes, or labels to a file with their names"
         raise SourceError(msg, hint=hint, fields={"classes": None})
+    unsaid = count is None and spec.detection.background is None
+    if unsaid and guess.layout == "scores" and file.find_activation(guess.tensors[1].name) == "Softmax":
+        msg = f"{shown} end in a Softmax, so that one of the {guess.columns} columns may be background"
+        hint = f"set detection.background: 0 (SSD), {guess.columns - 1} (DETR) or none"
+        raise SourceError(msg, hint=hint, fields={"detection": "background=0"})
     classes = guess.columns - (background is not None)
     if count not in (None, classes):
         msg = f"{shown}, read as {guess.layout}, has {classes} classes, but {says}"

@@ -75,7 +75,7 @@ def _of_two(file: DetectorFile, outputs: Sequence[Tensor], asked: Layout | None,
     for rule in (_is_named_boxes, _is_named_scores):
         pairs = [pair for pair in pairs if rule(*pair)] or pairs
     for boxes, scores in pairs:
-        layout: Layout = asked or ("scores" if file.ends_in_activation(scores.name) else "logits")
+        layout: Layout = asked or ("scores" if file.find_activation(scores.name) else "logits")
         yield Guess(layout=layout, tensors=(boxes, scores), anchors=boxes.shape[1], columns=scores.shape[2])
 
 

@@ -100,7 +100,8 @@ def choose_outputs(path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None
     reading = _read(spec, path, outputs)
     shapes = {tensor.name: tensor for tensor in outputs}
     chosen = [shapes[name] for name in reading.tensors]
-    said = f"{', '.join(reading.tensors)} is read as {reading.describe(chosen[0].shape)}"
+    verb = "is" if len(chosen) == 1 else "are"
+    said = f"{', '.join(reading.tensors)} {verb} read as {reading.describe(chosen[0].shape)}"
     return Chosen(outputs=chosen, why=why, reading=said)
 
 
