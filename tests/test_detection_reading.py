@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -261,3 +262,37 @@ def test_the_head_is_what_numpy_makes_of_any_outputs(
     assert wanted.scores.shape[1] <= reading.candidates
     assert (np.diff(found.scores, axis=1) <= 0).all()
     assert differ(found, wanted) == ""
+
+
+def fault(name: str, reading: Reading, outputs: Mapping[str, NDArray[Any]], size: tuple[int, int]) -> Rows:
+    """Return the rows of a decoder with one fault in it."""
+    changed = replace(reading, boxes="xyxy") if name == "xywh for xyxy" else reading
+    dense = decode(changed, outputs, size)
+    if name == "grid half a cell off":
+        _, strides = detectors.grid(SIZE)
+        dense = replace(dense, boxes=dense.boxes + strides[:, None] / 2)
+    if name == "swapped axes":
+        dense = replace(dense, boxes=dense.boxes[..., [1, 0, 3, 2]])
+    if name == "class off by one":
+        dense = replace(dense, scores=np.roll(dense.scores, 1, axis=2))
+    return select_rows(dense, replace(reading, candidates=10) if name == "top-K too small" else reading)
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("none", ""),
+        ("xywh for xyxy", "boxes"),
+        ("grid half a cell off", "boxes"),
+        ("swapped axes", "boxes"),
+        ("class off by one", "classes"),
+        ("top-K too small", "rows"),
+    ],
+)
+def test_a_fault_of_the_decoder_is_a_difference(name: str, seen: str, tmp_path: Path) -> None:
+    network, graph, reading = export(spec_of(detectors.write_raw(tmp_path / "raw.onnx")), tmp_path / "out")
+    pixels = images(network)
+    found = rows_of(run_graph(graph, pixels))
+    assert differ(found, fault(name, reading, network.run(pixels), network.recipe.crop)) == seen
+    # and the weights tell images apart, or nothing would be proved
+    assert differ(found, rows_of(run_graph(graph, pixels[::-1]))) == "scores"
