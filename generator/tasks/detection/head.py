@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from generator.tasks.detection.reading import Reading
 
 BOXES, SCORES, CLASSES = "DET_BOXES", "DET_SCORES", "DET_CLASSES"
+BEST = "trtgen_best"  # the best score of each anchor
 
 
 class _Nodes:
@@ -178,7 +179,7 @@ def _select(nodes: _Nodes, dense: _Dense, reading: Reading) -> int:
 
     kept = min(dense.anchors, reading.candidates)
     rows = min(kept * reading.classes, reading.candidates) if reading.is_multi_label else kept
-    best = dense.scores if dense.classes else nodes.maximum(dense.scores, 2, "trtgen_best")
+    best = dense.scores if dense.classes else nodes.maximum(dense.scores, 2, BEST)
     count = nodes.constant("trtgen_kept", [kept])
     if not reading.is_multi_label:
         nodes.add("TopK", [best, count], SCORES, "trtgen_anchors", axis=1)
