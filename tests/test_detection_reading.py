@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 
+from generator.errors import SourceError
 from generator.graph.export import export_onnx, make_graph
-from generator.graph.model import OnnxModel, run_graph
+from generator.graph.model import OnnxModel, load_proto, read_onnx, run_graph
+from generator.graph.precision import convert_graph
+from generator.graph.precision.types import infer_types
 from generator.images.sets import default_images
 from generator.images.training_pixels import prepare
 from generator.sources import Network, load_network
@@ -25,9 +29,10 @@ from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 from generator.tasks.detection.decode import Rows, decode, select_rows
 from generator.tasks.detection.head import add_head
-from generator.tasks.detection.reading import Reading
+from generator.tasks.detection.reading import Reading, find_reading, list_assumed, restore_reading
 from tests import detectors
-from tests.detectors import NAMES, SIZE, literals
+from tests.detectors import NAMES, SIZE, STRIDES, literals
+from tests.tiny_onnx import write_tiny_onnx
 
 Write = Callable[[Path], Path]
 YOLO = {"fit": "letterbox", "channels": "RGB", "scale": 1 / 255, "interpolation": "linear"}
@@ -296,3 +301,284 @@ def test_a_fault_of_the_decoder_is_a_difference(name: str, seen: str, tmp_path: 
     assert differ(found, fault(name, reading, network.run(pixels), network.recipe.crop)) == seen
     # and the weights tell images apart, or nothing would be proved
     assert differ(found, rows_of(run_graph(graph, pixels[::-1]))) == "scores"
+
+
+REFUSED: dict[str, tuple[Write, Any, dict[str, Any], str, str]] = {
+    # what writes it, names of its classes, what the spec says; what is found, and what to do
+    "NMS": (detectors.write_nms, NAMES, {}, r"NonMaxSuppression\) is NMS in the graph", "nms=True"),
+    "plugin": (detectors.write_plugin, NAMES, {}, r"EfficientNMS_TRT\) is a plugin", "--end2end of YOLOv7"),
+    "two stages": (detectors.write_two_stages, NAMES, {}, r"RoiAlign\) cuts regions", "one stage"),
+    "another task": (
+        partial(detectors.write_raw, metadata=literals(task="segment")),
+        None,
+        {},
+        "its metadata says task: segment",
+        "only boxes",
+    ),
+    "rows of one or the other kind": (
+        detectors.write_end2end,
+        NAMES,
+        {},
+        r"output0 \[batch, 20, 6\] may be corners in pixels .* or centre and size from 0 to 1",
+        "set detection.units: pixels or normalised",
+    ),
+    "no number of classes": (
+        detectors.write_end2end,
+        "index",
+        {"detection": {"units": "pixels"}},
+        "nothing says how many",
+        "set labels",
+    ),
+    "square": (
+        partial(detectors.write_raw, classes=80),
+        "index",
+        {},
+        "may be raw with 80 classes and 84 anchors, or objectness with 79 classes and 84 anchors",
+        "set detection.layout: raw or objectness",
+    ),
+    "4 or 5 columns": (
+        partial(detectors.write_yolox, decoded=False),
+        "index",
+        {},
+        "may be objectness with 3 classes and 84 anchors, or 4 classes without objectness",
+        "set classes, or labels",
+    ),
+    "boxes not decoded": (
+        partial(detectors.write_yolox, decoded=False),
+        NAMES,
+        {},
+        "looks like YOLOX without decoding",
+        "--decode_in_inference",
+    ),
+    "boxes not decoded, as given": (
+        partial(detectors.write_yolox, decoded=False),
+        NAMES,
+        {"detection": {"layout": "objectness"}},
+        "no box reaches beyond 5",
+        "--decode_in_inference",
+    ),
+    "another layout": (
+        detectors.write_raw,
+        NAMES,
+        {"detection": {"layout": "objectness"}},
+        r"output0 \[batch, 7, 84\], read as objectness, has 79 classes, but .*labels.txt has 3 lines",
+        "detection.layout",
+    ),
+    "no such layout": (
+        detectors.write_raw,
+        NAMES,
+        {"detection": {"layout": "end2end"}},
+        "detection.layout is end2end, which has another shape",
+        "leave detection.layout out",
+    ),
+    "metadata against the graph": (
+        partial(detectors.write_raw, metadata=literals(names=list(map(str, range(80))))),
+        None,
+        {},
+        "has 3 classes, but its metadata names 80 classes",
+        "set labels",
+    ),
+    "classes against the graph": (
+        detectors.write_raw,
+        "index",
+        {"classes": 4},
+        "3 classes, but classes is 4",
+        "labels",
+    ),
+    "labels against the graph": (detectors.write_raw, ("a", "b"), {}, "3 classes, but .* has 2 lines", "set labels"),
+    "one column more": (
+        partial(detectors.write_scores, background=0),
+        NAMES,
+        GIVEN,
+        "has 4 classes, but .* has 3 lines",
+        r"set detection.background: 0 \(SSD\) or 3 \(DETR\)",
+    ),
+    "a Softmax": (
+        partial(detectors.write_scores, background=0),
+        "index",
+        GIVEN,
+        "end in a Softmax, so that one of the 4 columns may be background",
+        r"set detection.background: 0 \(SSD\), 3 \(DETR\) or none",
+    ),
+    "background beyond the columns": (
+        partial(detectors.write_scores, background=0),
+        NAMES,
+        {**GIVEN, "detection": {"background": 9}},
+        "detection.background is 9, but the scores' columns are 0 to 3",
+        "set detection.background: 0 or 3",
+    ),
+    "no background there": (
+        detectors.write_raw,
+        NAMES,
+        {"detection": {"background": 0}},
+        "has no column for detection.background: 0",
+        "leave detection.background out",
+    ),
+    "no recipe": (detectors.write_scores, NAMES, {}, "nothing tells how its images were prepared", "set recipe: yolo"),
+    "a classifier": (lambda path: write_tiny_onnx(path), NAMES, {}, r"has output scores \[batch, 4\]", "boxes decoded"),
+    # the answers against the reading: nothing else would notice
+    "logits for scores": (
+        partial(detectors.write_scores, logits=True),
+        NAMES,
+        {**GIVEN, "detection": {"layout": "scores"}},
+        "its scores reach from -.* so they are no probabilities",
+        "set detection.layout: logits",
+    ),
+    "scores for logits": (
+        detectors.write_scores,
+        NAMES,
+        {**GIVEN, "detection": {"layout": "logits", "boxes": "xyxy", "units": "pixels"}},
+        "so they are no logits",
+        "set detection.layout: scores",
+    ),
+    "pixels for shares": (
+        partial(detectors.write_scores, normalised=True),
+        NAMES,
+        GIVEN,
+        "no box reaches beyond 1.* pixels",
+        "set detection.units: normalised",
+    ),
+    "shares for pixels": (
+        detectors.write_raw,
+        NAMES,
+        {"detection": {"units": "normalised"}},
+        "half of its numbers are beyond",
+        "set detection.units: pixels",
+    ),
+    "corners for centres": (
+        detectors.write_raw,
+        NAMES,
+        {"detection": {"boxes": "xyxy"}},
+        "the right edge is left of the left one",
+        "set detection.boxes: cxcywh",
+    ),
+    "centres for corners": (
+        detectors.write_end2end,
+        NAMES,
+        {"detection": {"boxes": "cxcywh", "units": "pixels"}},
+        "the last two numbers are above the first two",
+        "set detection.boxes: xyxy",
+    ),
+    "classes beyond the labels": (
+        partial(detectors.write_end2end),
+        ("a", "b"),
+        {"detection": {"units": "pixels"}},
+        "its classes are 0 to 2, but there are 2",
+        "a line for every number",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_read_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
+    write, labels, options, found, hint = REFUSED[name]
+    spec = spec_of(write(tmp_path / "net.onnx"), labels, **options)
+    with pytest.raises(SourceError, match=found) as caught:
+        network = load_network(spec)
+        find_reading(spec, network)
+    assert re.search(hint, caught.value.hint)
+    assert "net.onnx" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "write", [detectors.write_raw, detectors.write_sized, detectors.write_plugin, detectors.write_scores]
+)
+def test_a_detector_that_is_called_a_classifier_is_told_the_task(write: Write, tmp_path: Path) -> None:
+    spec = make_spec([str(write(tmp_path / "net.onnx"))])[0]  # no recipe, no labels: they are not asked for first
+    with pytest.raises(SourceError, match=r"net.onnx looks like a detector: it has output") as caught:
+        load_network(spec)
+    assert caught.value.fields == {"task": "detection"}
+
+
+def test_a_class_count_or_labels_decide_between_two_readings(tmp_path: Path) -> None:
+    square = detectors.write_raw(tmp_path / "square.onnx", classes=80)
+    assert find_reading(spec := spec_of(square, "index", classes=80), load_network(spec)).layout == "raw"
+    names = tuple(f"class {index}" for index in range(80))
+    assert find_reading(spec := spec_of(square, names), load_network(spec)).layout == "raw"
+    found = load_network(spec_of(square, names[:79])).repairs[-1]
+    assert found == "output0 is read as objectness [batch, 84 anchors, 5 + 79 classes], cxcywh in pixels"
+
+
+def test_metadata_is_read_as_far_as_it_is_sound(tmp_path: Path) -> None:
+    whole = load_network(spec_of(detectors.write_raw(tmp_path / "a.onnx", metadata=literals()), None))
+    assert whole.labels == NAMES
+    assert whole.description == f"ONNX file a.onnx ({detectors.LICENSE})"
+    broken = {
+        "names": "{0: 'circle', 1",
+        "imgsz": "[" * 9000,
+        "head": "[1]",
+        "end2end": "maybe",
+        "stride": "__import__",
+    }
+    network = load_network(spec_of(detectors.write_raw(tmp_path / "b.onnx", metadata=broken)))
+    assert (network.labels, network.recipe.crop) == (NAMES, (SIZE, SIZE))
+    gap = {**literals(), "names": "{1: 'circle', 2: 'square', 3: 'star'}"}
+    with pytest.raises(SourceError, match="3 classes and no names"):
+        load_network(spec_of(detectors.write_raw(tmp_path / "c.onnx", metadata=gap), None))
+    # the user's own names win
+    others = ("a", "b", "c")
+    assert load_network(spec_of(tmp_path / "a.onnx", others)).labels == others
+
+
+def test_free_height_and_width_become_those_of_the_metadata_or_the_spec(tmp_path: Path) -> None:
+    free = detectors.write_raw(tmp_path / "free.onnx", free=True, metadata=literals())
+    network, graph, reading = export(spec_of(free, None), tmp_path / "out")
+    fixed = load_network(spec_of(detectors.write_raw(tmp_path / "fixed.onnx")))
+    pixels = images(network)
+    assert graph.input.shape == (-1, SIZE, SIZE, 3)
+    assert network.repairs[0] == f"the size of images is free: fixed to [3, {SIZE}, {SIZE}]"
+    wanted = select_rows(decode(reading, fixed.run(pixels), (SIZE, SIZE)), reading)
+    assert differ(rows_of(run_graph(graph, pixels)), wanted) == ""
+    larger = load_network(spec_of(free, None, image_size=96))
+    assert larger.recipe.crop == (96, 96)
+    assert "189 anchors" in larger.repairs[-1]
+    unsaid = load_network(spec_of(detectors.write_raw(tmp_path / "unsaid.onnx", free=True)))
+    assert unsaid.recipe.crop == (640, 640)
+
+
+def test_the_second_input_is_the_size_of_the_network(tmp_path: Path) -> None:
+    network, graph, _ = export(spec_of(detectors.write_sized(tmp_path / "sized.onnx")), tmp_path / "out")
+    assert network.repairs[0] == "input orig_target_sizes is a constant, [64, 64]: the network's own width and height"
+    assert [tensor.name for tensor in graph.inputs] == ["PIXELS"]
+
+
+def test_what_was_guessed_is_said(tmp_path: Path) -> None:
+    spec = spec_of(detectors.write_raw(tmp_path / "raw.onnx"))
+    network = load_network(spec)
+    reading = find_reading(spec, network)
+    assert list_assumed(spec, network, reading) == {
+        "reading": "raw [batch, 4 + 3 classes, 84 anchors], cxcywh in pixels: as its metadata and shapes look, not "
+        "proved; --labelled DIR measures it",
+        "recipe": "that of YOLO, as its outputs look, not proved; --labelled DIR measures it",
+    }
+    assert restore_reading(asdict(reading), tmp_path) == reading
+    given = {"layout": "raw", "boxes": "cxcywh", "units": "pixels"}
+    spec = spec_of(tmp_path / "raw.onnx", detection=given, **GIVEN)
+    assert list_assumed(spec, load_network(spec), reading) == {
+        "reading": "raw [batch, 4 + 3 classes, 84 anchors], cxcywh in pixels: as given, not proved; --labelled DIR "
+        "measures it",
+        "recipe": "as given, not proved; --labelled DIR measures it",
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("name", ["yolov8", "yolov10", "ssd"])
+def test_what_decodes_stays_in_fp32(name: str, precision: str, tmp_path: Path) -> None:
+    write, labels, options, *_ = FILES[name]
+    network, graph, _ = export(spec_of(write(tmp_path / "net.onnx"), labels, **options), tmp_path / "out")
+    pixels = images(network, 12)
+    converted = convert_graph(
+        graph.path, tmp_path / "low.onnx", precision=precision, target="tensorrt-10", calibration=pixels
+    )
+    types = infer_types(load_proto(converted.path))
+    nodes = list(load_proto(converted.path).graph.node)
+    last = max(place for place, node in enumerate(nodes) if node.op_type == "Conv")
+    behind = [node for node in nodes[last + 1 :] if node.op_type != "Cast"]
+    assert {"TopK", "Concat", "Sigmoid" if name != "ssd" else "Softmax"} <= {node.op_type for node in behind}
+    assert TensorProto.FLOAT16 not in {types.get(node.output[0]) for node in behind if node.op_type != "Reshape"}
+    assert TensorProto.FLOAT16 in types.values()
+    if precision == "int8":
+        kept = [node for node, reason in converted.kept_nodes.items() if reason == "the last layer"]
+        assert len(kept) == len(STRIDES)
+    found, before = (run_graph(read_onnx(path), pixels)["DET_SCORES"] for path in (converted.path, graph.path))
+    assert np.abs(found - before).max() < {"fp16": 2e-3, "int8": 0.1}[precision]
