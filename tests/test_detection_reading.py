@@ -24,9 +24,12 @@ from generator.graph.precision import convert_graph
 from generator.graph.precision.types import infer_types
 from generator.images.sets import default_images
 from generator.images.training_pixels import prepare
+from generator.plan.preflight import check_graph
+from generator.plan.profiles import make_profiles
 from generator.sources import Network, load_network
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
+from generator.spec.plan import BatchProfile
 from generator.tasks.detection.decode import Rows, decode, select_rows
 from generator.tasks.detection.head import add_head
 from generator.tasks.detection.reading import Reading, find_reading, list_assumed, restore_reading
@@ -47,6 +50,10 @@ def spec_of(path: Path, labels: Any = NAMES, **options: Any) -> ModelSpec:
         (path.parent / "labels.txt").write_text("\n".join(labels) + "\n")
         labels = path.parent / "labels.txt"
     return make_spec([str(path)], task="detection", labels=labels, batch={"max": 3}, **options)[0]
+
+
+def read(spec: ModelSpec) -> Reading:
+    return find_reading(spec, load_network(spec))
 
 
 def export(spec: ModelSpec, folder: Path) -> tuple[Network, OnnxModel, Reading]:
@@ -183,10 +190,12 @@ FILES: dict[str, tuple[Callable[..., Path], Any, dict[str, Any], str, dict[str, 
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("batch", ["batch", 1])
-def test_each_layout_is_read_and_answers_as_the_untouched_file(name: str, batch: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("batch", "opset"), [("batch", 18), (1, 17)])
+def test_each_layout_is_read_and_answers_as_the_untouched_file(
+    name: str, batch: Any, opset: int, tmp_path: Path
+) -> None:
     write, labels, options, said, recipe = FILES[name]
-    path = write(tmp_path / f"{name}.onnx", batch=batch)
+    path = write(tmp_path / f"{name}.onnx", batch=batch, opset=opset)
     network, graph, reading = export(spec_of(path, labels, **options), tmp_path / "out")
     assert network.repairs[-1].endswith(f"read as {said}")
     assert network.recipe.crop == (SIZE, SIZE)
@@ -194,13 +203,16 @@ def test_each_layout_is_read_and_answers_as_the_untouched_file(name: str, batch:
     assert network.labels == NAMES
     pixels = images(network)
     assert differ(rows_of(run_graph(graph, pixels)), expected(network, reading, pixels)) == ""
+    profiles = make_profiles(graph, [BatchProfile(min=1, opt=2, max=3)])
+    report = check_graph(graph, profiles, build=name in ("yolov8", "yolov10"), max_batch_size=3)
+    assert report.accepted, report.faults
 
 
 def write_outputs(path: Path, outputs: Mapping[str, NDArray[Any]], opset: int) -> onnx.ModelProto:
     """Return a graph whose inputs are its outputs."""
     nodes, inputs, ends = [], [], []
     for name, values in outputs.items():
-        shape = ["batch", *values.shape[1:]]
+        shape: list[str | int | None] = ["batch", *values.shape[1:]]
         kind = helper.np_dtype_to_tensor_dtype(values.dtype)
         inputs.append(helper.make_tensor_value_info(f"{name}_in", kind, shape))
         ends.append(helper.make_tensor_value_info(name, kind, shape))
@@ -226,7 +238,7 @@ def run_head(reading: Reading, outputs: Mapping[str, NDArray[Any]], size: tuple[
 @st.composite
 def readings(draw: st.DrawFn) -> tuple[Reading, dict[str, NDArray[Any]], tuple[int, int]]:
     """Draw a reading, outputs that it fits, and the network's height and width."""
-    layout = draw(st.sampled_from(["raw", "objectness", "end2end", "three", "scores", "logits"]))
+    layout: Any = draw(st.sampled_from(["raw", "objectness", "end2end", "three", "scores", "logits"]))
     count, anchors, classes = (draw(st.integers(1, most)) for most in (3, 30, 5))
     background = draw(st.none() | st.integers(0, classes)) if layout in ("scores", "logits") else None
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -236,14 +248,15 @@ def readings(draw: st.DrawFn) -> tuple[Reading, dict[str, NDArray[Any]], tuple[i
 
     columns = classes + (background is not None)
     numbers = rng.integers(0, classes, (count, anchors))
-    outputs: dict[str, NDArray[Any]] = {
-        "raw": lambda: {"output": floats(4 + classes, anchors)},
-        "objectness": lambda: {"output": floats(anchors, 5 + classes)},
-        "end2end": lambda: {"output": np.concatenate([floats(anchors, 5), numbers[..., None].astype(np.float32)], 2)},
-        "three": lambda: {"boxes": floats(anchors, 4), "scores": floats(anchors), "labels": numbers},
-        "scores": lambda: {"boxes": floats(anchors, 4), "scores": floats(anchors, columns)},
-        "logits": lambda: {"boxes": floats(anchors, 4), "scores": floats(anchors, columns) * 8 - 4},
-    }[layout]()
+    kinds: dict[str, dict[str, NDArray[Any]]] = {
+        "raw": {"output": floats(4 + classes, anchors)},
+        "objectness": {"output": floats(anchors, 5 + classes)},
+        "end2end": {"output": np.concatenate([floats(anchors, 5), numbers[..., None].astype(np.float32)], 2)},
+        "three": {"boxes": floats(anchors, 4), "scores": floats(anchors), "labels": numbers},
+        "scores": {"boxes": floats(anchors, 4), "scores": floats(anchors, columns)},
+        "logits": {"boxes": floats(anchors, 4), "scores": floats(anchors, columns) * 8 - 4},
+    }
+    outputs = kinds[layout]
     reading = Reading(
         layout="end2end" if layout == "three" else layout,
         boxes=draw(st.sampled_from(["xyxy", "cxcywh"])),
@@ -415,7 +428,7 @@ REFUSED: dict[str, tuple[Write, Any, dict[str, Any], str, str]] = {
         "leave detection.background out",
     ),
     "no recipe": (detectors.write_scores, NAMES, {}, "nothing tells how its images were prepared", "set recipe: yolo"),
-    "a classifier": (lambda path: write_tiny_onnx(path), NAMES, {}, r"has output scores \[batch, 4\]", "boxes decoded"),
+    "a classifier": (write_tiny_onnx, NAMES, {}, r"has output scores \[batch, 4\]", "boxes decoded"),
     # the answers against the reading: nothing else would notice
     "logits for scores": (
         partial(detectors.write_scores, logits=True),
@@ -474,8 +487,7 @@ def test_what_cannot_be_read_is_refused_with_what_to_do(name: str, tmp_path: Pat
     write, labels, options, found, hint = REFUSED[name]
     spec = spec_of(write(tmp_path / "net.onnx"), labels, **options)
     with pytest.raises(SourceError, match=found) as caught:
-        network = load_network(spec)
-        find_reading(spec, network)
+        read(spec)
     assert re.search(hint, caught.value.hint)
     assert "net.onnx" in caught.value.message
 
@@ -492,9 +504,9 @@ def test_a_detector_that_is_called_a_classifier_is_told_the_task(write: Write, t
 
 def test_a_class_count_or_labels_decide_between_two_readings(tmp_path: Path) -> None:
     square = detectors.write_raw(tmp_path / "square.onnx", classes=80)
-    assert find_reading(spec := spec_of(square, "index", classes=80), load_network(spec)).layout == "raw"
+    assert read(spec_of(square, "index", classes=80)).layout == "raw"
     names = tuple(f"class {index}" for index in range(80))
-    assert find_reading(spec := spec_of(square, names), load_network(spec)).layout == "raw"
+    assert read(spec_of(square, names)).layout == "raw"
     found = load_network(spec_of(square, names[:79])).repairs[-1]
     assert found == "output0 is read as objectness [batch, 84 anchors, 5 + 79 classes], cxcywh in pixels"
 
