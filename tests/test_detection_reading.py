@@ -507,8 +507,9 @@ def test_a_class_count_or_labels_decide_between_two_readings(tmp_path: Path) -> 
     assert read(spec_of(square, "index", classes=80)).layout == "raw"
     names = tuple(f"class {index}" for index in range(80))
     assert read(spec_of(square, names)).layout == "raw"
+    square = detectors.write_yolox(tmp_path / "other.onnx", classes=79)
     found = load_network(spec_of(square, names[:79])).repairs[-1]
-    assert found == "output0 is read as objectness [batch, 84 anchors, 5 + 79 classes], cxcywh in pixels"
+    assert found == "output is read as objectness [batch, 84 anchors, 5 + 79 classes], cxcywh in pixels"
 
 
 def test_metadata_is_read_as_far_as_it_is_sound(tmp_path: Path) -> None:
