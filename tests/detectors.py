@@ -68,11 +68,13 @@ class Graph:
         scale = 255.0 if level_255 else 1.0
         centred = self.add("Sub", image, self.constant(np.full((1, 3, 1, 1), 0.45 * scale)))
         tensor = self.add("Mul", centred, self.constant(4 / scale))
+        # so that one level of 255 in single pixels counts for little
+        tensor = self.add("AveragePool", tensor, kernel_shape=[4, 4], strides=[4, 4])
         flat = []
         for level, stride in enumerate(STRIDES):
-            tensor = self.conv(tensor, _CHANNELS if level else 3, _CHANNELS, 2 if level else stride, 2.0)
+            tensor = self.conv(tensor, _CHANNELS if level else 3, _CHANNELS, 2, 2.0)
             tensor = self.add("Relu", tensor)
-            own = self.conv(tensor, _CHANNELS, channels, 1, 0.8)
+            own = self.conv(tensor, _CHANNELS, channels, 1, 0.6)
             # as exporters write it: the batch as a number where it is fixed
             shape = [0 if isinstance(self.batch, str) else self.batch, channels]
             flat.append(self.add("Reshape", own, self.integers(*shape, -1 if self.free else (SIZE // stride) ** 2)))

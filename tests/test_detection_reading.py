@@ -367,7 +367,7 @@ REFUSED: dict[str, tuple[Write, Any, dict[str, Any], str, str]] = {
         partial(detectors.write_yolox, decoded=False),
         NAMES,
         {"detection": {"layout": "objectness"}},
-        "no box reaches beyond 5",
+        "no box reaches beyond",
         "--decode_in_inference",
     ),
     "another layout": (
