@@ -103,9 +103,11 @@ class Graph:
     def boxes(self, heads: str) -> tuple[str, str]:
         """Return centre and size [batch, 2, cells] in pixels, of the first four channels."""
         centres, strides = self.grid()
-        shift = self.add("Mul", self.add("Tanh", self.part(heads, 0, 2, 1)), strides)
-        grown = self.add("Sigmoid", self.part(heads, 2, 4, 1))
-        return self.add("Add", centres, shift), self.add("Mul", grown, self.add("Mul", strides, self.constant(3)))
+        shift = self.add(
+            "Mul", self.add("Tanh", self.part(heads, 0, 2, 1)), self.add("Mul", strides, self.constant(0.5))
+        )
+        grown = self.add("Add", self.add("Sigmoid", self.part(heads, 2, 4, 1)), self.constant(0.5))
+        return self.add("Add", centres, shift), self.add("Mul", grown, self.add("Mul", strides, self.constant(2)))
 
     def corners(self, centre: str, size: str) -> tuple[str, str]:
         half = self.add("Mul", size, self.constant(0.5))
