@@ -24,12 +24,14 @@ from generator.graph.precision import convert_graph
 from generator.graph.precision.types import infer_types
 from generator.images.sets import default_images
 from generator.images.training_pixels import prepare
+from generator.plan.build import BuildRequest, compile_graph
 from generator.plan.preflight import check_graph
 from generator.plan.profiles import make_profiles
+from generator.plan.versions import open_adapter
 from generator.sources import Network, load_network
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
-from generator.spec.plan import BatchProfile
+from generator.spec.plan import BatchProfile, PlanOptions
 from generator.tasks.detection.decode import Rows, decode, select_rows
 from generator.tasks.detection.head import add_head
 from generator.tasks.detection.reading import Reading, find_reading, list_assumed, restore_reading
@@ -595,3 +597,30 @@ def test_what_decodes_stays_in_fp32(name: str, precision: str, tmp_path: Path) -
         assert len(kept) == len(STRIDES)
     found, before = (run_graph(read_onnx(path), pixels)["DET_SCORES"] for path in (converted.path, graph.path))
     assert np.abs(found - before).max() < {"fp16": 2e-3, "int8": 0.1}[precision]
+
+
+def test_tensorrt_8_is_told_to_decode_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, graph, _ = export(spec_of(detectors.write_raw(tmp_path / "net.onnx", opset=17)), tmp_path / "out")
+    adapter = open_adapter("tensorrt_rtx")  # its builder chooses nothing, so what it is told is looked at
+    told: list[str] = []
+    monkeypatch.setattr(adapter, "weakly_typed", True)
+    monkeypatch.setattr(adapter, "hold_fp32", lambda *_, keep, **__: told.extend(keep))
+    profiles = tuple(make_profiles(graph, [BatchProfile(min=1, opt=1, max=1)]))
+    compile_graph(
+        adapter,
+        BuildRequest(
+            onnx=graph,
+            precision="fp32",
+            profiles=profiles,
+            max_batch_size=1,
+            options=PlanOptions(),
+            command="",
+            keep=("mine",),
+        ),
+    )
+    nodes = load_proto(graph.path).graph.node
+    last = max(place for place, node in enumerate(nodes) if node.op_type == "Conv")
+    behind = {node.name for node in nodes[last + 1 :]}
+    assert {"DET_BOXES", "DET_SCORES", "DET_CLASSES", "trtgen_best"} < behind
+    assert {"mine"} | behind <= set(told)
+    assert not {node.name for node in nodes if node.op_type == "Conv"} & set(told)
