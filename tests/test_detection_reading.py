@@ -60,7 +60,8 @@ def read(spec: ModelSpec) -> Reading:
 
 def export(spec: ModelSpec, folder: Path) -> tuple[Network, OnnxModel, Reading]:
     network = load_network(spec)
-    onnx_model, reading = export_onnx(spec, network, make_graph(spec, network), {}, folder)
+    proto, _ = make_graph(spec, network)
+    onnx_model, reading = export_onnx(spec, network, proto, {}, folder)
     return network, onnx_model, reading
 
 
