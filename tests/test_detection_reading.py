@@ -33,8 +33,11 @@ from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.tasks.detection.decode import Rows, decode, select_rows
+from generator.tasks.detection.file import DetectorFile
+from generator.tasks.detection.guess import choose_layout
 from generator.tasks.detection.head import add_head
 from generator.tasks.detection.reading import Reading, find_reading, list_assumed, restore_reading
+from generator.tensor import Tensor, from_onnx
 from tests import detectors
 from tests.detectors import NAMES, SIZE, STRIDES, literals
 from tests.tiny_onnx import write_tiny_onnx
@@ -341,7 +344,7 @@ REFUSED: dict[str, tuple[Write, Any, dict[str, Any], str, str]] = {
     "no number of classes": (
         detectors.write_end2end,
         "index",
-        {"detection": {"units": "pixels"}},
+        {"detection": {"layout": "end2end", "units": "pixels"}},
         "nothing says how many",
         "set labels",
     ),
@@ -413,8 +416,22 @@ REFUSED: dict[str, tuple[Write, Any, dict[str, Any], str, str]] = {
         partial(detectors.write_scores, background=0),
         "index",
         GIVEN,
-        "end in a Softmax, so that one of the 4 columns may be background",
+        "may have 4 classes, or one less and a column for background",
         r"set detection.background: 0 \(SSD\), 3 \(DETR\) or none",
+    ),
+    "logits with or without no object": (
+        detectors.write_logits,
+        "index",
+        {},
+        "may have 3 classes, or one less",
+        r"set detection.background: 0 \(SSD\), 2 \(DETR\) or none",
+    ),
+    "rows or one class": (
+        partial(detectors.write_objectness, classes=1),
+        ("face",),
+        {},
+        "may be objectness with 1 class and 252 anchors, or end2end with 252 rows",
+        "set detection.layout: objectness or end2end",
     ),
     "background beyond the columns": (
         partial(detectors.write_scores, background=0),
@@ -513,6 +530,15 @@ def test_a_class_count_or_labels_decide_between_two_readings(tmp_path: Path) -> 
     square = detectors.write_yolox(tmp_path / "other.onnx", classes=79)
     found = load_network(spec_of(square, names[:79])).repairs[-1]
     assert found == "output is read as objectness [batch, 84 anchors, 5 + 79 classes], cxcywh in pixels"
+
+
+def test_one_class_beside_objectness_is_no_row_of_an_end_to_end_detector(tmp_path: Path) -> None:
+    file = DetectorFile.read(detectors.write_objectness(tmp_path / "net.onnx", classes=1))
+    spec = spec_of(tmp_path / "net.onnx", "index", image_size=640)
+    output = Tensor(name="output", data_type=from_onnx(TensorProto.FLOAT), shape=(-1, 25200, 6))
+    assert choose_layout(spec, replace(file, size=None), [output]).layout == "objectness"
+    rows = replace(output, shape=(-1, 300, 6))
+    assert choose_layout(spec, replace(file, size=None), [rows]).layout == "end2end"
 
 
 def test_metadata_is_read_as_far_as_it_is_sound(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def choose_layout(spec: ModelSpec, file: DetectorFile, outputs: Sequence[Tensor]
         _refuse_layout(file, outputs, asked)
     count, _ = known_classes(spec, file)
     rules: tuple[Callable[[Guess], bool], ...] = (
-        lambda guess: guess.columns in (None, count),
+        lambda guess: count is None or guess.columns in (None, count),
         lambda guess: guess.columns is None and _says_end2end(file),
         lambda guess: guess.anchors <= _MOST_ROWS if guess.columns is None else _is_grid(spec, file, guess.anchors),
         lambda guess: guess.columns is None or guess.anchors > guess.columns,
@@ -176,11 +176,11 @@ def _count_classes(spec: ModelSpec, file: DetectorFile, guess: Guess) -> tuple[i
         msg = f"{shown} may be {guess}, or {guess.columns + 1} classes without objectness"
         hint = "set classes, or labels to a file with their names"
         raise SourceError(msg, hint=hint, fields={"classes": None})
-    unsaid = count is None and spec.detection.background is None
-    if unsaid and guess.layout == "scores" and file.find_activation(guess.tensors[1].name) == "Softmax":
-        msg = f"{shown} end in a Softmax, so that one of the {guess.columns} columns may be background"
+    unsaid = count is None and spec.detection.background is None and len(guess.tensors) > 1
+    if unsaid and file.find_activation(guess.tensors[1].name) != "Sigmoid":
+        msg = f"{shown} may have {guess.columns} classes, or one less and a column for background or no object"
         hint = f"set detection.background: 0 (SSD), {guess.columns - 1} (DETR) or none"
-        raise SourceError(msg, hint=hint, fields={"detection": "background=0"})
+        raise SourceError(msg, hint=hint, fields={"detection": "background=none"})
     classes = guess.columns - (background is not None)
     if count not in (None, classes):
         msg = f"{shown}, read as {guess.layout}, has {classes} classes, but {says}"

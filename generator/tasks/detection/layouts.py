@@ -34,7 +34,7 @@ class Guess:
         """Say what it would be: `raw with 80 classes and 8400 anchors`."""
         if self.columns is None:
             return f"{self.layout} with {self.anchors} rows"
-        return f"{self.layout} with {self.columns} classes and {self.anchors} anchors"
+        return f"{self.layout} with {self.columns} class{'es' if self.columns > 1 else ''} and {self.anchors} anchors"
 
 
 def find_layouts(
