@@ -22,6 +22,7 @@ from generator.graph.export import export_onnx, make_graph
 from generator.graph.model import OnnxModel, load_proto, read_onnx, run_graph
 from generator.graph.precision import convert_graph
 from generator.graph.precision.types import infer_types
+from generator.graph.precision.view import GraphView, find_last_layers, find_tail
 from generator.images.sets import default_images
 from generator.images.training_pixels import prepare
 from generator.plan.build import BuildRequest, compile_graph
@@ -39,7 +40,7 @@ from generator.tasks.detection.head import add_head
 from generator.tasks.detection.reading import Reading, find_reading, list_assumed, restore_reading
 from generator.tensor import Tensor, from_onnx
 from tests import detectors
-from tests.detectors import NAMES, SIZE, STRIDES, literals
+from tests.detectors import NAMES, SIZE, STRIDES, Graph, literals
 from tests.tiny_onnx import write_tiny_onnx
 
 Write = Callable[[Path], Path]
@@ -651,3 +652,21 @@ def test_tensorrt_8_is_told_to_decode_in_fp32(tmp_path: Path, monkeypatch: pytes
     assert {"DET_BOXES", "DET_SCORES", "DET_CLASSES", "trtgen_best"} < behind
     assert {"mine"} | behind <= set(told)
     assert not {node.name for node in nodes if node.op_type == "Conv"} & set(told)
+
+
+def test_the_mean_of_a_distribution_is_no_layer() -> None:
+    """YOLOv8 takes distances as the mean of a Softmax, by a convolution: it decodes, and the one before it is last."""
+    graph = Graph(opset=18)
+    graph.add("Conv", "images", graph.constant(np.ones((12, 3, 1, 1))), result="features")
+    graph.add("Conv", "features", graph.constant(np.ones((16, 12, 1, 1))), result="box")
+    graph.add("Conv", "features", graph.constant(np.ones((3, 12, 1, 1))), result="class")
+    graph.add("Reshape", "box", graph.integers(0, 4, 4, -1), result="bins")
+    turned = graph.add("Transpose", graph.add("Softmax", "bins", axis=2), perm=[0, 2, 1, 3])
+    graph.add("Conv", turned, graph.constant(np.arange(4).reshape(1, 4, 1, 1)), result="mean")
+    graph.add("Sigmoid", "class", result="scores")
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("mean", "scores")]
+    pixels = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])
+    view = GraphView.of(helper.make_model(helper.make_graph(graph.nodes, "net", [pixels], outputs, graph.weights)))
+    assert [view.nodes[name].output[0] for name in find_last_layers(view)] == ["box", "class"]
+    decoded = {output for node in graph.nodes for output in node.output} - {"features", "box", "class"}
+    assert {view.nodes[name].output[0] for name in find_tail(view)} == decoded
