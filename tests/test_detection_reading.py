@@ -670,3 +670,14 @@ def test_the_mean_of_a_distribution_is_no_layer() -> None:
     assert [view.nodes[name].output[0] for name in find_last_layers(view)] == ["box", "class"]
     decoded = {output for node in graph.nodes for output in node.output} - {"features", "box", "class"}
     assert {view.nodes[name].output[0] for name in find_tail(view)} == decoded
+
+
+def test_a_graph_that_takes_pixels_and_has_our_names(tmp_path: Path) -> None:
+    """What trtgen wrote, given again as a file of the user's."""
+    network, graph, _ = export(spec_of(detectors.write_raw(tmp_path / "net.onnx")), tmp_path / "out")
+    raw = {"raw": True, "detection": {"units": "pixels"}, "recipe": {"base": "yolo", "crop": SIZE, "resize": SIZE}}
+    again, twice, reading = export(spec_of(graph.path, **raw), tmp_path / "again")
+    assert reading.tensors == ("DET_BOXES", "DET_SCORES", "DET_CLASSES")
+    pixels = images(network)
+    assert differ(rows_of(run_graph(twice, pixels)), rows_of(run_graph(graph, pixels))) == ""
+    assert differ(rows_of(run_graph(twice, pixels)), expected(again, reading, pixels)) == ""

@@ -107,10 +107,11 @@ def add_head(model: onnx.ModelProto, reading: Reading, size: tuple[int, int]) ->
 
 def _free_names(graph: onnx.GraphProto) -> None:
     """Rename what has the names of the head, as in a graph that was made by trtgen before."""
-    ours = {BOXES, SCORES, CLASSES}
-    taken = {name for node in graph.node for name in node.output}
-    if ours & taken:
-        rename_tensors(graph, frozenset(ours))
+    taken = {tensor.name for tensor in graph.initializer}.union(*(node.output for node in graph.node))
+    if not taken.isdisjoint({BOXES, SCORES, CLASSES}):
+        rename_tensors(graph, {name for name in taken if name.startswith(("trtgen_", "DET_"))})
+        for node in graph.node:
+            node.name = f"{node.name}_source" if node.name else ""
 
 
 def _decode(nodes: _Nodes, outputs: Sequence[Any], reading: Reading, size: tuple[int, int]) -> _Dense:
