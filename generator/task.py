@@ -85,6 +85,18 @@ class Stage:
     run: Callable[[ServedModel | None], StageResult]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What a task takes of an ONNX file: `outputs`, in the shapes that it takes them in.
+
+    `why` no others are taken, where there are any. `reading` tells the user what they mean, where that was to be found.
+    """
+
+    outputs: Sequence[Tensor]
+    why: str
+    reading: str = ""
+
+
 class Task(Protocol):
     """One kind of model. Everything else does not know which.
 
@@ -100,10 +112,13 @@ class Task(Protocol):
         """Return the images that the gate compares on where the user gives none."""
 
     def guess_recipe(self, spec: ModelSpec, path: Path) -> Recipe | None:
-        """Return how images were prepared for an ONNX file, where the file tells it."""
+        """Return how images were prepared for an ONNX file, where the file tells it.
 
-    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Sequence[Tensor]:
-        """Return those outputs of an ONNX file that the task takes, in the shapes that it takes them in.
+        It is asked before anything else: SourceError if the file is of another task.
+        """
+
+    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Chosen:
+        """Choose those outputs of an ONNX file that the task takes.
 
         Without a spec nothing is asked for; SourceError if the file has not what is needed.
         """

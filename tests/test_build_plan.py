@@ -754,7 +754,7 @@ class OldLayer:
     ("version", "precision", "keep", "held"),
     [
         ("8.6.0", "fp16", (), {"soft"}),
-        ("8.6.0", "int8", ("conv*",), {"soft", "conv1", "conv1_split"}),
+        ("8.6.0", "int8", ("conv*",), {"soft", "conv1", "conv1_split", "conv1_top_k"}),
         ("8.6.0", "fp32", ("conv1",), set()),
         ("10.16.1.11", "fp16", ("conv1",), set()),
     ],
@@ -772,7 +772,8 @@ def test_tensorrt_8_is_told_what_stays_in_fp32(
         OldLayer("conv1", "conv"),
         OldLayer("conv1_split", "plugin", "FLOAT", "HALF"),
         OldLayer("conv1_QuantizeLinear", "quantize", "INT8"),
-        OldLayer("conv1_indices", "top-k", "FLOAT", "INT32"),
+        OldLayer("conv1_top_k", "top-k", "FLOAT", "INT32"),
+        OldLayer("conv1_indices", "arg-max", "INT32"),
         OldLayer("conv1_shape", "constant", is_shape=True),
         OldLayer("soft", "softmax"),
     ]
@@ -781,7 +782,8 @@ def test_tensorrt_8_is_told_what_stays_in_fp32(
     adapter.hold_fp32(network, SimpleNamespace(set_flag=flags.append), precision=precision, keep=keep)
     assert {layer.name for layer in layers if layer.precision == "FLOAT"} == held
     assert flags == (["obey"] if held else [])
-    # every output, and only of layers whose outputs are all floating-point values
+    # every output that is a floating-point value
     for layer in layers:
-        wanted = [(number, "FLOAT") for number in range(layer.num_outputs)] if layer.name in held else []
+        floats = [number for number, output in enumerate(layer.outputs) if output.dtype in ("FLOAT", "HALF")]
+        wanted = [(number, "FLOAT") for number in floats] if layer.name in held else []
         assert layer.set_types == wanted, layer.name

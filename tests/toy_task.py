@@ -27,7 +27,7 @@ from generator.images.sets import ImageSet, default_images
 from generator.sources import Network
 from generator.spec.model import ModelSpec
 from generator.spec.recipe import Recipe
-from generator.task import Role, Stage, StageResult
+from generator.task import Chosen, Role, Stage, StageResult
 from generator.tasks.members import IMAGE, PIXELS, PREPROCESS, make_ensemble, make_network, make_preprocess
 from generator.tensor import Tensor
 from generator.triton.config import Member, PythonConfig, Step, TensorConfig, common_fields
@@ -135,7 +135,7 @@ class Toy:
     def guess_recipe(self, spec: ModelSpec, path: Path) -> None:
         return None
 
-    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Sequence[Tensor]:
+    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Chosen:
         raise AssertionError("the toy has a source of its own")
 
     def name_classes(self, spec: ModelSpec, path: Path, outputs: Sequence[Tensor]) -> tuple[str, ...]:

@@ -145,7 +145,10 @@ def _nameless(model: onnx.ModelProto, operator: str) -> str:
 
 
 def _first_node_without_batch(model: onnx.ModelProto) -> Any:
-    """Return the first node that takes a tensor with the batch axis first and gives one without it, or None."""
+    """Return the first node that takes a tensor with the batch axis first and gives one without it, or None.
+
+    A Shape is not meant: it tells the batch to others.
+    """
     import onnx
 
     probe = 7919  # a prime that no other axis has
@@ -161,6 +164,8 @@ def _first_node_without_batch(model: onnx.ModelProto) -> Any:
         if info.type.tensor_type.shape.dim
     }
     for node in model.graph.node:
+        if node.op_type == "Shape":
+            continue
         if first_axis.get(node.input[0] if node.input else "") == probe and first_axis.get(node.output[0]) != probe:
             return node
     return None

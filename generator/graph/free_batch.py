@@ -55,7 +55,7 @@ class _Walk:
             elif node.op_type == "Concat":
                 rewritten = self._follow_concat(node, carriers[0])
             else:
-                rewritten = self._rewrite_resize(node) or self._rewrite_squeeze(node)
+                rewritten = self._rewrite_resize(node) or self._rewrite_squeeze(node) or self._rewrite_gather(node)
                 self._follow(node, carriers[0])
             if rewritten:
                 changed.append(node.name or node.output[0])
@@ -140,6 +140,29 @@ class _Walk:
         node.input[:] = [given, self._add_constant(f"{node.output[0]}_axes", left)]
         self.fixed.follow(node)
         self.grown.follow(node)
+        return True
+
+    def _rewrite_gather(self, node: Any) -> bool:
+        """Let the pairs of a GatherND do without the number of the image, which is 0 with a batch of 1."""
+        from onnx import helper
+
+        if node.op_type != "GatherND" or self.batch != 1 or any(attribute.i for attribute in node.attribute):
+            return False
+        data, indices = node.input
+        shape = self.fixed.get(indices)
+        if shape is None or shape[-1] < 2 or self._axis(data) != 0 or self._axis(indices) != 0:
+            return False
+        new = self._free_name(f"{indices}_within")
+        bounds = {"from": [1], "to": [shape[-1]], "axis": [len(shape) - 1]}
+        parts = [self._add_constant(f"{new}_{key}", values) for key, values in bounds.items()]
+        cut = helper.make_node("Slice", [indices, *parts], [new], name=new)
+        self.graph.node.insert(list(self.graph.node).index(node), cut)
+        node.input[1] = new
+        del node.attribute[:]
+        node.attribute.append(helper.make_attribute("batch_dims", 1))
+        for one in (cut, node):
+            self.fixed.follow(one)
+            self.grown.follow(one)
         return True
 
     def _repeat(self, node: Any, index: int, carrier: str, axis: int) -> str:

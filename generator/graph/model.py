@@ -11,7 +11,7 @@ from generator.files import ONNX, hash_file, name_kind
 from generator.tensor import Tensor, from_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -217,8 +217,12 @@ def default_opset(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-def open_onnx(path: Path, *, as_served: bool = False) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
+def open_onnx(
+    path: Path, *, as_served: bool = False, more_inputs: Mapping[str, NDArray[Any]] | None = None
+) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
     """Return a function that runs the only input through the graph on the CPU and returns the outputs by name.
+
+    `more_inputs` are what further inputs get for each image.
 
     Q/DQ are computed as they stand, which TensorRT comes nearest to; `as_served` computes in integers as a server does.
     Of a BF16 graph a copy cast to FP32 is run: onnxruntime has no BF16 convolutions on the CPU.
@@ -226,6 +230,7 @@ def open_onnx(path: Path, *, as_served: bool = False) -> Callable[[NDArray[Any]]
     Raises:
         SourceError: onnxruntime cannot load the file, or (from the returned function) cannot run it; in its own words.
     """
+    import numpy as np
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -248,12 +253,14 @@ def open_onnx(path: Path, *, as_served: bool = False) -> Callable[[NDArray[Any]]
             raise SourceError(msg, hint="export it again with ONNX's standard operators only") from error
         msg = f"onnxruntime cannot load {path}: {' '.join(str(error).split())}"
         raise SourceError(msg, hint="check it with onnx.checker.check_model(path, full_check=True)") from error
-    name = session.get_inputs()[0].name
+    more = dict(more_inputs or {})
+    name = next(given.name for given in session.get_inputs() if given.name not in more)
     outputs = [output.name for output in session.get_outputs()]
 
     def run(batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         try:
-            values = session.run(None, {name: batch}, run_options)
+            further = {key: np.repeat(row[None], len(batch), axis=0) for key, row in more.items()}
+            values = session.run(None, {name: batch, **further}, run_options)
         except failures as error:
             msg = f"onnxruntime cannot run {path.name}: {' '.join(str(error).split())}"
             raise SourceError(msg, hint="look at the node it names; netron shows the graph") from error

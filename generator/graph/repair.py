@@ -6,14 +6,15 @@ the gate compares everything that follows with them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
 from generator.graph.free_batch import free_batch
-from generator.graph.model import default_opset, graph_inputs, load_proto
+from generator.graph.model import default_opset, graph_inputs, image_axes, load_proto
 from generator.graph.opset import raise_old_opset
 from generator.graph.shapes import learn_shapes
+from generator.graph.size_input import make_size, take_size_input
 from generator.graph.wrap import rename_tensors
 from generator.task import find_task
 
@@ -54,14 +55,16 @@ def repair_graph(
     repairs: list[str] = []
     if listed := _unlist_weights(model):
         repairs.append(f"{listed} weights that the file lists as inputs are constants")
+    repairs += _fix_size_input(model, found, image)
     shapes = learn_shapes(model, image)
-    outputs = find_task(spec.task).choose_outputs(
-        found.path, [_with_shape(tensor, shapes) for tensor in found.outputs], spec
+    chosen = find_task(spec.task).choose_outputs(
+        found.path, [shapes.complete(tensor) for tensor in found.outputs], spec
     )
+    outputs = chosen.outputs
     if len(outputs) < len(model.graph.output):
         names = [tensor.name for tensor in outputs]
         _keep_outputs(model.graph, names)
-        why = "as asked" if spec.output_tensor else "no other has the shape of scores"
+        why = "as asked" if spec.output_tensor else chosen.why
         left_out = [tensor.name for tensor in found.outputs if tensor.name not in names]
         repairs.append(f"output {', '.join(names)} is served ({why}), {', '.join(left_out)} left out")
     opset = default_opset(model)
@@ -78,6 +81,7 @@ def repair_graph(
         for tensor in tensors
         if tensor.data_type.numpy in ("float16", "bfloat16", "float64")
     ]
+    repairs += [chosen.reading] if chosen.reading else []
     return Repaired(graph=model, outputs=tuple(outputs), repairs=tuple(repairs))
 
 
@@ -92,12 +96,16 @@ def _unlist_weights(model: onnx.ModelProto) -> int:
     return listed
 
 
-def _with_shape(tensor: Tensor, shapes: Shapes) -> Tensor:
-    """Return the output with the shape that was inferred, where the file does not say all of it."""
-    learned = shapes.get(tensor.name)
-    if learned is None or (len(tensor.shape) == len(learned) and -1 not in tensor.shape[1:]):
-        return tensor
-    return replace(tensor, shape=(-1, *learned[1:]))
+def _fix_size_input(model: onnx.ModelProto, found: OnnxModel, image: Sequence[int]) -> list[str]:
+    from onnx import numpy_helper
+
+    given = take_size_input(model)
+    if given is None:
+        return []
+    height, width = image[2:] if image_axes(found)[0] == "NCHW" else image[1:3]
+    constant = make_size(given, (height, width))
+    model.graph.initializer.append(numpy_helper.from_array(constant[None], given.name))
+    return [f"input {given.name} is a constant, {constant.tolist()}: the network's own width and height"]
 
 
 def _keep_outputs(graph: onnx.GraphProto, names: Sequence[str]) -> None:
@@ -187,7 +195,8 @@ def _finish_output(graph: onnx.GraphProto, wanted: Tensor, shapes: Shapes) -> li
     kind = output.type.tensor_type.elem_type
     shape = ["batch", *(size if size > 0 else None for size in wanted.shape[1:])]
     if len(given) == len(wanted.shape):
-        if not output.type.tensor_type.HasField("shape"):
+        dims = output.type.tensor_type.shape.dim
+        if len(dims) != len(given) or not all(dim.HasField("dim_value") for dim in dims[1:]):
             output.CopyFrom(helper.make_tensor_value_info(wanted.name, kind, shape))
         return []
     rename_tensors(graph, frozenset({wanted.name}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import onnx
+
+    from generator.tensor import Tensor
 
 # Shapes, axes and factors are smaller, weights are larger.
 _LARGEST_VALUES = 64
@@ -94,6 +97,13 @@ class Shapes:
             return None
         dims = kind.tensor_type.shape.dim
         return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
+
+    def complete(self, tensor: Tensor) -> Tensor:
+        """Return an output with the shape that was inferred, where the file does not say all of it."""
+        learned = self.get(tensor.name)
+        if learned is None or (len(tensor.shape) == len(learned) and -1 not in tensor.shape[1:]):
+            return tensor
+        return replace(tensor, shape=(-1, *learned[1:]))
 
     def follow(self, node: onnx.NodeProto) -> None:
         """Learn what the outputs of a node are, whose inputs were learned before."""

@@ -151,7 +151,8 @@ def _compile(
     if not build or progress.cancelled.is_set():
         return Compiled(layers=layers, layer_types=layer_types, warnings=tuple(dict.fromkeys(warnings)))
     config = adapter.configure(builder, precision=request.precision, options=request.options)
-    adapter.hold_fp32(network, config, precision=request.precision, keep=request.keep)
+    keep = (*request.keep, *_find_decoding(request.onnx)) if adapter.weakly_typed else request.keep
+    adapter.hold_fp32(network, config, precision=request.precision, keep=keep)
     adapter.add_profiles(builder, config, request.profiles)
     loaded = cache.load() if cache else None
     state = adapter.load_cache(config, loaded) if cache else "off"
@@ -178,6 +179,18 @@ def _compile(
         timing_cache=state,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _find_decoding(onnx: OnnxModel) -> list[str]:
+    """Return the names of the nodes that decode a detector's boxes, to stay in FP32: graphs for TensorRT 10 say so."""
+    from generator.graph.model import load_proto
+    from generator.graph.precision.view import GraphView, find_tail, normalise_names
+
+    if len(onnx.outputs) == 1:
+        return []
+    model = load_proto(onnx.path, weights=False)
+    normalise_names(model)
+    return find_tail(GraphView.of(model))
 
 
 def _layer_types(network: Any) -> dict[str, int]:

@@ -196,6 +196,8 @@ class Adapter:
     def hold_fp32(self, network: Any, config: Any, *, precision: str, keep: Sequence[str] = ()) -> None:
         """Hold layers in FP32 where the builder would choose for itself: the Softmax, and those named in `keep`.
 
+        Of a layer with several outputs, as TopK, those are meant that are floats.
+
         In FP16 a probability below 6e-8 becomes 0, which says something else than the 1e-7 that it was. `keep` holds
         patterns of layer names, which are those of the ONNX nodes.
         """
@@ -207,11 +209,11 @@ class Adapter:
             named = any(fnmatchcase(layer.name, pattern) for pattern in keep)
             if not named and layer.type != self.trt.LayerType.SOFTMAX:
                 continue
-            outputs = [layer.get_output(number) for number in range(layer.num_outputs)]
-            if not outputs or not all(self._is_float(tensor) for tensor in outputs):
+            floats = [number for number in range(layer.num_outputs) if self._is_float(layer.get_output(number))]
+            if not floats:
                 continue  # indices, shapes and what is quantised have no other precision to take
             layer.precision = self.trt.DataType.FLOAT
-            for number in range(layer.num_outputs):
+            for number in floats:
                 layer.set_output_type(number, self.trt.DataType.FLOAT)
             held += 1
         if held:

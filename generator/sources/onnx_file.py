@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
-from generator.graph.model import OnnxModel, broken_weights, image_axes, open_onnx, read_onnx
+from generator.graph.model import OnnxModel, broken_weights, describe_graph, image_axes, load_proto, open_onnx
 from generator.graph.repair import input_type, repair_graph
+from generator.graph.size_input import make_size, take_size_input
 from generator.sources.network import Network, resolve_recipe
 from generator.spec.recipe import IMAGENET
 from generator.task import find_task
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from generator.spec.recipe import Recipe
     from generator.tensor import Tensor
 
+_SHOWN_LICENSE = 80
 _RAW_HINT = "where it takes uint8 [batch, height, width, 3] pixels as they are, set raw: true"
 
 
@@ -35,16 +37,18 @@ def load(spec: ModelSpec) -> Network:
     """
     path = spec.onnx
     assert path is not None, "the spec's own rules see to it"
-    model = read_onnx(path)
+    proto = load_proto(path, weights=False)
+    sizes = take_size_input(proto)
+    model = describe_graph(proto, path)
     recipe = _recipe(spec, model)
-    session = open_onnx(path)
+    session = open_onnx(path, more_inputs={sizes.name: make_size(sizes, recipe.crop)} if sizes else {})
     batch, *rest = model.input.shape
     image = (max(batch, 1), *rest) if spec.raw else (max(batch, 1), *_image_shape(model, recipe))
     repaired = repair_graph(spec, model, image, session)
     labels = find_task(spec.task).name_classes(spec, path, repaired.outputs)
     _check_weights(path, repaired.graph)
     return Network(
-        description=f"ONNX file {path.name}",
+        description=f"ONNX file {path.name}{_describe_license(proto)}",
         recipe=recipe,
         labels=labels,
         run=_runner(session, model, recipe, repaired.outputs, raw=spec.raw),
@@ -58,6 +62,12 @@ def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe and the class names; the file is read for it."""
     network = load(spec)
     return network.recipe, network.labels
+
+
+def _describe_license(proto: onnx.ModelProto) -> str:
+    """Return the license that the file states, in brackets; empty where it states none."""
+    stated = next((entry.value for entry in proto.metadata_props if entry.key == "license"), "")
+    return f" ({' '.join(stated.split())[:_SHOWN_LICENSE]})" if stated.strip() else ""
 
 
 def _image_shape(model: OnnxModel, recipe: Recipe) -> tuple[int, ...]:
@@ -83,7 +93,8 @@ def _recipe(spec: ModelSpec, model: OnnxModel) -> Recipe:
             msg = f"{model.path}: raw is set, but input {model.input.name} is {found}, not uint8 [batch, H, W, 3]"
             raise SourceError(msg, hint="leave raw out, so that cast and normalisation are put before the graph")
         # mean and std are the graph's own business then; resize and crop still have to be told
-        recipe = resolve_recipe(spec, IMAGENET if size == IMAGENET.crop else None)
+        own = find_task(spec.task).guess_recipe(spec, model.path)
+        recipe = resolve_recipe(spec, own or (IMAGENET if size == IMAGENET.crop else None))
         if recipe.channels == "BGR":
             msg = f"{spec.name}: channels is BGR, but with raw nothing is put before the graph, and PIXELS are RGB"
             raise SourceError(msg, hint="put the change of order into the graph, or take cast and normalisation out")

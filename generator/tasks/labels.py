@@ -49,8 +49,8 @@ def check_count(spec: ModelSpec, classes: int) -> None:
         raise SourceError(msg, hint=f"set classes: {classes}, or leave it out", fields={"classes": classes})
 
 
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Return the lines of a label file, without empty ones at its end; a name that stands twice is warned of.
+def read_labels(path: Path, *, quiet: bool = False) -> tuple[str, ...]:
+    """Return the lines of a label file, without empty ones at its end; not `quiet` warns of a name that stands twice.
 
     Raises:
         SourceError: Unreadable, not UTF-8, or with an empty line before the last name.
@@ -67,7 +67,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
     if blank := [number for number, label in enumerate(labels, 1) if not label.strip()]:
         msg = f"the label file {path} has no name in line {blank[0]}"
         raise SourceError(msg, hint="one class name a line, in the order of the network's outputs")
-    if twice := [name for name, count in Counter(labels).items() if count > 1]:
+    twice = [name for name, count in Counter(labels).items() if count > 1]
+    if twice and not quiet:
         lines = [number for number, label in enumerate(labels, 1) if label == twice[0]]
         more = f", and {len(twice) - 1} more names stand more than once" if len(twice) > 1 else ""
         _LOG.warning(

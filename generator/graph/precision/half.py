@@ -62,7 +62,7 @@ def to_fp16(model: onnx.ModelProto, kept: Iterable[str]) -> onnx.ModelProto:
             check_fp16_ready=False,
         )
     del converted.graph.value_info[:]
-    _restore_output(converted)
+    _restore_outputs(converted)
     _drop_round_trips(converted)
     return converted
 
@@ -128,22 +128,22 @@ def _own_constants(model: onnx.ModelProto, blocked: set[str]) -> None:
             node.input[:] = [copy.name if given == name else given for given in node.input]
 
 
-def _restore_output(model: onnx.ModelProto) -> None:
-    """Make the output FP32 again where its node stays in FP32: the converter casts it to FP16 all the same."""
+def _restore_outputs(model: onnx.ModelProto) -> None:
+    """Make outputs FP32 again whose nodes stay in FP32: the converter casts them to FP16 all the same."""
     import onnx
 
-    output = model.graph.output[0]
-    if output.type.tensor_type.elem_type != onnx.TensorProto.FLOAT16:
-        return
-    output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    view = GraphView.of(model)
-    cast = view.producers[output.name]
-    inner = cast.input[0]
-    maker = view.producers[inner]
-    maker.output[:] = [output.name if name == inner else name for name in maker.output]
-    model.graph.node.remove(cast)
-    for node in model.graph.node:
-        node.input[:] = [output.name if name == inner else name for name in node.input]
+    for output in model.graph.output:
+        if output.type.tensor_type.elem_type != onnx.TensorProto.FLOAT16:
+            continue
+        output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        view = GraphView.of(model)
+        cast = view.producers[output.name]
+        inner = cast.input[0]
+        maker = view.producers[inner]
+        maker.output[:] = [output.name if name == inner else name for name in maker.output]
+        model.graph.node.remove(cast)
+        for node in model.graph.node:
+            node.input[:] = [output.name if name == inner else name for name in node.input]
 
 
 def _drop_round_trips(model: onnx.ModelProto) -> None:

@@ -9,7 +9,8 @@ The rules are those of NVIDIA's "Q/DQ layer-placement recommendations":
 - pooling moves INT8 where its input is quantized, and MaxPool has the same scale in front and behind;
 - one Q per tensor, and one DQ for each node that reads it as INT8. Nodes in higher precision read the tensor itself.
 
-Not quantized: head and tail, the last layer (it decides between the classes and costs nothing), convolutions on 1x1
+Not quantized: head and tail, the last layer, of a detector the last ones (they decide between the classes, say where
+boxes are, and cost nothing), convolutions on 1x1
 maps behind a global pooling (squeeze-excitation: a millionth of the work), and what `keep` names.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from generator.graph.precision.view import GraphView, find_head, find_tail
+from generator.graph.precision.view import GraphView, find_head, find_last_layers, find_tail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -98,7 +99,8 @@ def _choose_weights(view: GraphView, spared: set[str], reasons: dict[str, str]) 
     import onnx
 
     weighted = [node for node in view.graph.node if node.op_type in _WEIGHTED and node.name not in spared]
-    last = weighted[-1].name if weighted else ""
+    several = len(view.graph.output) > 1
+    last = find_last_layers(view) if several else [node.name for node in weighted[-1:]]
     sites = []
     for node in weighted:
         if node.name in reasons:
@@ -109,7 +111,7 @@ def _choose_weights(view: GraphView, spared: set[str], reasons: dict[str, str]) 
             reasons[node.name] = "its weights are computed"
         elif len(tensor.dims) < 2:
             reasons[node.name] = "its weights are no matrix"
-        elif node.name == last:
+        elif node.name in last:
             reasons[node.name] = "the last layer"
         elif _behind_global_pool(view, node):
             reasons[node.name] = "works on 1x1 maps"

@@ -1,8 +1,8 @@
 """What both conversions need of an ONNX graph: unique names, who makes and who reads a tensor, head and tail.
 
-The head are the nodes from the UINT8 pixels to the normalised image, the tail is the Softmax or Sigmoid at the end.
-Both stay in FP32 whatever the precision: they cost nothing, and TensorRT takes UINT8 only where it is cast to a
-float at once.
+The head are the nodes from the UINT8 pixels to the normalised image, the tail is the Softmax or Sigmoid at the end, of
+a detector all that decodes its boxes. Both stay in FP32 whatever the precision: they cost nothing, TensorRT takes UINT8
+only where it is cast to a float at once, and FP16 has steps of 0.25 to 0.5 pixels above 512.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
     import onnx
 
-# What the head is made of: a cast, a transposition, and scale and shift with constants.
-_HEAD = frozenset({"Cast", "Transpose", "Mul", "Add", "Sub", "Div", "Identity"})
+# What the head is made of: a cast, a transposition, the order of the channels, and scale and shift with constants.
+_HEAD = frozenset({"Cast", "Transpose", "Gather", "Mul", "Add", "Sub", "Div", "Identity"})
 _TAIL = frozenset({"Softmax", "Sigmoid", "LogSoftmax", "Identity", "Cast"})
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# They hand a Softmax on to the convolution that takes the mean of a box's distances (YOLOv8).
+_MOVERS = frozenset({"Identity", "Reshape", "Transpose"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,13 +109,43 @@ def find_head(view: GraphView) -> list[str]:
 
 
 def find_tail(view: GraphView) -> list[str]:
-    """Return the names of the nodes behind the last layer: Softmax or Sigmoid, and what only copies."""
+    """Return the names of the nodes behind the last layer: Softmax or Sigmoid, and what only copies.
+
+    Of a graph with several outputs, as a detector is, it is all that no layer follows.
+    """
+    if len(view.graph.output) > 1:
+        followed = _find_followed(view)
+        return [node.name for node in view.graph.node if node.name not in followed and not _is_layer(view, node)]
     tail: list[str] = []
     node = view.producers.get(view.graph.output[0].name)
     while node is not None and node.op_type in _TAIL:
         tail.append(node.name)
         node = view.producers.get(node.input[0])
     return tail if any(view.nodes[name].op_type not in ("Identity", "Cast") for name in tail) else []
+
+
+def find_last_layers(view: GraphView) -> list[str]:
+    """Return the names of the layers that no other follows."""
+    followed = _find_followed(view)
+    return [node.name for node in view.graph.node if node.name not in followed and _is_layer(view, node)]
+
+
+def _find_followed(view: GraphView) -> set[str]:
+    """Return the names of the nodes that a layer follows, directly or not."""
+    followed: set[str] = set()
+    for node in reversed(view.graph.node):
+        readers = [reader for output in node.output for reader in view.readers(output)]
+        if any(reader.name in followed or _is_layer(view, reader) for reader in readers):
+            followed.add(node.name)
+    return followed
+
+
+def _is_layer(view: GraphView, node: Any) -> bool:
+    """Say whether a node is a layer; a convolution of a Softmax is the mean of a distribution and belongs to a head."""
+    maker = view.producers.get(node.input[0]) if node.op_type == "Conv" else None
+    while maker is not None and maker.op_type in _MOVERS:
+        maker = view.producers.get(maker.input[0])
+    return node.op_type in _LAYERS and (maker is None or maker.op_type != "Softmax")
 
 
 def find_kept(view: GraphView, patterns: Iterable[str]) -> list[str]:

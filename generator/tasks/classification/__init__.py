@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from generator.sources import Network
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
-    from generator.task import Stage, StageResult
+    from generator.task import Chosen, Stage, StageResult
     from generator.tasks.classification.activation import Head
     from generator.tensor import Tensor
     from generator.triton.config import Member
@@ -58,9 +58,11 @@ class Classification:
         return default_images()
 
     def guess_recipe(self, spec: ModelSpec, path: Path) -> None:
-        return None
+        from generator.tasks.classification.outputs import refuse_detector
 
-    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Sequence[Tensor]:
+        refuse_detector(path, spec.output_tensor)
+
+    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Chosen:
         from generator.tasks.classification.outputs import choose_outputs
 
         return choose_outputs(path, outputs, None if spec is None else spec.output_tensor)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from generator.errors import ExportError, SourceError
-from generator.graph.model import read_onnx
 from generator.graph.wrap import rename_tensors
+from generator.tasks.assumed import list_assumed_of_source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -236,31 +236,13 @@ def add_activation(proto: onnx.ModelProto, head: Head) -> None:
 
 
 def list_assumed(spec: ModelSpec, network: Network, head: Head) -> dict[str, str]:
-    """Say what nobody can prove here: the activation behind logits, a recipe that did not come with the weights.
-
-    And what was lost before the source came, where that is a graph of low precision itself.
-    """
-    from generator.spec.recipe import RecipeSpec
-
+    """Say what nobody can prove here: the activation behind logits, and what is taken on trust of any source."""
     assumed = {}
     if spec.activation == "auto" and head.output == "logits" and network.activation is None:
         several = "a model with several labels per image" if head.activation == "softmax" else "a regression"
         named = "" if network.graph is None else _named_otherwise(network.graph)
         assumed["activation"] = f"{head.activation}: the source answers logits{named}; {several} would look the same"
-    if spec.source in ("onnx", "factory", "pt2") or spec.recipe != RecipeSpec():
-        assumed["recipe"] = "as given, not proved; --labelled DIR measures it"
-    elif spec.source == "checkpoint":
-        assumed["recipe"] = f"that of {spec.registry_name}'s own weights, not proved; --labelled DIR measures it"
-    elif spec.source == "timm" and spec.weights_file is not None:
-        own = f"timm's of {spec.registry_name}, changed by the training arguments in the file where it has any"
-        assumed["recipe"] = f"{own}, not proved; --labelled DIR measures it"
-    held = read_onnx(network.onnx).low_precisions if network.onnx is not None else ()
-    if held:
-        what = f"the {'quantised' if held[0] in ('int8', 'fp8') else held[0].upper()} graph"
-        if "bf16" in held:
-            what = f"a copy of {what} in FP32, since onnxruntime has no BF16 on the CPU"
-        assumed["precision"] = f"compared with {what}, not with its original; --labelled DIR measures it"
-    return assumed
+    return {**assumed, **list_assumed_of_source(spec, network)}
 
 
 def _named_otherwise(graph: onnx.ModelProto) -> str:

@@ -7,6 +7,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from generator.errors import SourceError, near
+from generator.graph.model import describe_graph, load_proto
+from generator.graph.size_input import take_size_input
+from generator.task import Chosen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
 _FLOATS = ("float32", "float16", "float64", "bfloat16")
 
 
-def choose_outputs(path: Path, outputs: Sequence[Tensor], asked: str | None) -> list[Tensor]:
-    """Return the one with a score per class, as [batch, classes]: that of the name `asked`, or the only such one.
+def choose_outputs(path: Path, outputs: Sequence[Tensor], asked: str | None) -> Chosen:
+    """Choose the one with a score per class, as [batch, classes]: that of the name `asked`, or the only such one.
 
     Raises:
         SourceError: There is none, or there are several.
@@ -31,7 +34,8 @@ def choose_outputs(path: Path, outputs: Sequence[Tensor], asked: str | None) -> 
     offered = [tensor for tensor in outputs if asked in (None, tensor.name)]
     fitting = [tensor for tensor in offered if _holds_scores(tensor)]
     if len(fitting) == 1:
-        return [replace(fitting[0], shape=(-1, prod(fitting[0].shape[1:])))]
+        scores = replace(fitting[0], shape=(-1, prod(fitting[0].shape[1:])))
+        return Chosen(outputs=[scores], why="no other has the shape of scores")
     described = [f"{tensor.name} {tensor.data_type.numpy} {list(tensor.shape)}" for tensor in fitting or offered]
     if fitting:
         msg = f"{path} has several outputs with the shape of scores: {', '.join(described)}"
@@ -40,6 +44,23 @@ def choose_outputs(path: Path, outputs: Sequence[Tensor], asked: str | None) -> 
     several = "" if len(offered) == 1 else "s"
     msg = f"{path} has output{several} {', '.join(described)}: floating-point [batch, classes] was expected"
     raise SourceError(msg, hint="a classifier ends in one score per class; other heads are not served by trtgen")
+
+
+def refuse_detector(path: Path, asked: str | None) -> None:
+    """Refuse a file that answers boxes, before anything else is asked of the user.
+
+    Raises:
+        SourceError: It does.
+    """
+    model = load_proto(path, weights=False)
+    take_size_input(model)
+    outputs = describe_graph(model, path).outputs
+    boxes = any("box" in tensor.name.lower() or tensor.shape[2:] == (4,) for tensor in outputs)
+    rows = any(len(tensor.shape) == 3 and 1 not in tensor.shape[1:] for tensor in outputs)
+    if asked is None and (boxes or (rows and not any(map(_holds_scores, outputs)))):
+        described = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in outputs)
+        msg = f"{path} looks like a detector: it has output{'' if len(outputs) == 1 else 's'} {described}"
+        raise SourceError(msg, hint="set task: detection", fields={"task": "detection"})
 
 
 def _holds_scores(tensor: Tensor) -> bool:

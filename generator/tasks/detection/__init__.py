@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from generator.sources import Network
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
-    from generator.task import Stage, StageResult
+    from generator.task import Chosen, Stage, StageResult
     from generator.tasks.detection.reading import Reading
     from generator.tensor import Tensor
     from generator.triton.config import Member
@@ -61,11 +61,12 @@ class Detection:
         return default_images(recipe)
 
     def guess_recipe(self, spec: ModelSpec, path: Path) -> Recipe | None:
-        from generator.tasks.detection.reading import guess_recipe
+        from generator.tasks.detection.families import guess_recipe
 
-        return guess_recipe(spec, path)
+        found = guess_recipe(spec, path)
+        return None if found is None else found[0]
 
-    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Sequence[Tensor]:
+    def choose_outputs(self, path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Chosen:
         from generator.tasks.detection.reading import choose_outputs
 
         return choose_outputs(path, outputs, spec)

@@ -7,9 +7,11 @@ All of it is FP32. The number of rows is fixed, so that Triton can batch and spl
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.graph.model import default_opset
+from generator.graph.wrap import rename_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from generator.tasks.detection.reading import Reading
 
 BOXES, SCORES, CLASSES = "DET_BOXES", "DET_SCORES", "DET_CLASSES"
+BEST = "trtgen_best"  # the best score of each anchor
 
 
 class _Nodes:
@@ -28,12 +31,12 @@ class _Nodes:
         self.graph = model.graph
         self.opset = default_opset(model)
 
-    def constant(self, name: str, values: Sequence[int]) -> str:
-        """Return the name of a constant of INT64."""
+    def constant(self, name: str, values: Sequence[float], kind: str = "int64") -> str:
+        """Return the name of a constant."""
         import numpy as np
         from onnx import numpy_helper
 
-        self.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        self.graph.initializer.append(numpy_helper.from_array(np.array(values, kind), name))
         return name
 
     def add(self, operator: str, inputs: Sequence[str], output: str, *more: str, **attributes: Any) -> str:
@@ -42,6 +45,18 @@ class _Nodes:
 
         self.graph.node.append(helper.make_node(operator, inputs, [output, *more], name=output, **attributes))
         return output
+
+    def cut(self, values: str, start: int, end: int, output: str) -> str:
+        """Return the columns from `start` to `end` of [B, A, columns]."""
+        bounds = {"start": start, "end": end, "axis": 2}
+        return self.add(
+            "Slice", [values, *(self.constant(f"{output}_{key}", [at]) for key, at in bounds.items())], output
+        )
+
+    def column(self, values: str, place: int, output: str) -> str:
+        """Return one column of [B, A, columns]: [B, A]."""
+        one = self.cut(values, place, place + 1, f"{output}_column")
+        return self.add("Squeeze", [one, self.constant(f"{output}_squeezed", [2])], output)
 
     def maximum(self, values: str, axis: int, output: str) -> str:
         """Return the maximum along an axis, whose axes became an input with opset 18."""
@@ -58,15 +73,27 @@ class _Nodes:
         return self.add("GatherElements", [values, indices], output, axis=1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Dense:
+    """The tensors of all `anchors`: corners in pixels [B, A, 4], scores [B, A, C], or [B, A] with `classes` [B, A]."""
+
+    anchors: int
+    boxes: str
+    scores: str
+    classes: str = ""
+
+
 def add_head(model: onnx.ModelProto, reading: Reading, size: tuple[int, int]) -> None:
     """Put the head behind the graph in place; `size` is the network's height and width."""
     from onnx import TensorProto, helper
 
     graph = model.graph
-    anchors = graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    places = [[output.name for output in graph.output].index(name) for name in reading.tensors]
+    _free_names(graph)
     nodes = _Nodes(model)
-    boxes, scores = (nodes.add("Cast", [name], f"trtgen_{name}", to=TensorProto.FLOAT) for name in reading.tensors)
-    rows = _select(nodes, boxes, scores, anchors, reading)
+    outputs = [graph.output[place] for place in places]
+    dense = _decode(nodes, outputs, reading, size)
+    rows = _select(nodes, dense, reading)
     del graph.output[:]
     info = helper.make_tensor_value_info
     graph.output.extend(
@@ -78,26 +105,92 @@ def add_head(model: onnx.ModelProto, reading: Reading, size: tuple[int, int]) ->
     )
 
 
-def _select(nodes: _Nodes, boxes: str, scores: str, anchors: int, reading: Reading) -> int:
+def _free_names(graph: onnx.GraphProto) -> None:
+    """Rename what has the names of the head, as in a graph that was made by trtgen before."""
+    taken = {tensor.name for tensor in graph.initializer}.union(*(node.output for node in graph.node))
+    if not taken.isdisjoint({BOXES, SCORES, CLASSES}):
+        rename_tensors(graph, {name for name in taken if name.startswith(("trtgen_", "DET_"))})
+        for node in graph.node:
+            node.name = f"{node.name}_source" if node.name else ""
+
+
+def _decode(nodes: _Nodes, outputs: Sequence[Any], reading: Reading, size: tuple[int, int]) -> _Dense:
+    """Append what makes corners in pixels and scores of the outputs, which are boxes first where there are several."""
+    from onnx import TensorProto
+
+    first, *more = [
+        nodes.add("Cast", [output.name], f"trtgen_output_{place}", to=TensorProto.FLOAT)
+        for place, output in enumerate(outputs)
+    ]
+    _, anchors, columns = (dim.dim_value for dim in outputs[0].type.tensor_type.shape.dim)
+    if reading.layout == "raw":
+        anchors, columns = columns, anchors
+        first = nodes.add("Transpose", [first], "trtgen_anchors_first", perm=[0, 2, 1])
+    classes = ""
+    if more:
+        boxes, scores = first, more[0]
+    else:
+        boxes, scores = nodes.cut(first, 0, 4, "trtgen_read_boxes"), nodes.cut(first, 4, columns, "trtgen_read_scores")
+    if reading.layout == "objectness":
+        objectness = nodes.cut(scores, 0, 1, "trtgen_objectness")
+        of_classes = nodes.cut(scores, 1, columns - 4, "trtgen_of_classes")
+        scores = nodes.add("Mul", [objectness, of_classes], "trtgen_scores")
+    elif reading.layout == "end2end":
+        labels = more[1] if more else nodes.column(scores, 1, "trtgen_labels")
+        scores = scores if more else nodes.column(scores, 0, "trtgen_scores")
+        classes = nodes.add("Cast", [labels], "trtgen_classes", to=TensorProto.INT32)
+    elif reading.layout == "logits":
+        operator, options = ("Sigmoid", {}) if reading.background is None else ("Softmax", {"axis": 2})
+        scores = nodes.add(operator, [scores], "trtgen_scores", **options)
+    if reading.background is not None:
+        scores = _drop_background(nodes, scores, reading)
+    return _Dense(anchors=anchors, boxes=_find_corners(nodes, boxes, reading, size), scores=scores, classes=classes)
+
+
+def _drop_background(nodes: _Nodes, scores: str, reading: Reading) -> str:
+    """Append what leaves out the column of the background."""
+    assert reading.background is not None, "the caller looks"
+    before, behind = (0, reading.background), (reading.background + 1, reading.classes + 1)
+    parts = [
+        nodes.cut(scores, start, end, f"trtgen_classes_from_{start}") for start, end in (before, behind) if start < end
+    ]
+    return parts[0] if len(parts) == 1 else nodes.add("Concat", parts, "trtgen_without_background", axis=2)
+
+
+def _find_corners(nodes: _Nodes, boxes: str, reading: Reading, size: tuple[int, int]) -> str:
+    """Append what makes left, top, right and bottom in pixels."""
+    if reading.boxes == "cxcywh":
+        centre, extent = nodes.cut(boxes, 0, 2, "trtgen_centre"), nodes.cut(boxes, 2, 4, "trtgen_extent")
+        half = nodes.add("Mul", [extent, nodes.constant("trtgen_half", [0.5], "float32")], "trtgen_half_extent")
+        corners = [nodes.add(operator, [centre, half], f"trtgen_{operator.lower()}") for operator in ("Sub", "Add")]
+        boxes = nodes.add("Concat", corners, "trtgen_corners", axis=2)
+    if reading.units == "normalised":
+        height, width = size
+        edges = nodes.constant("trtgen_edges", [width, height, width, height], "float32")
+        boxes = nodes.add("Mul", [boxes, edges], "trtgen_boxes")
+    return boxes
+
+
+def _select(nodes: _Nodes, dense: _Dense, reading: Reading) -> int:
     """Append what takes the best rows; return how many.
 
     With several labels for an anchor, the best scores are all among those of the best anchors.
     """
     from onnx import TensorProto
 
-    kept = min(anchors, reading.candidates)
+    kept = min(dense.anchors, reading.candidates)
     rows = min(kept * reading.classes, reading.candidates) if reading.is_multi_label else kept
-    best = nodes.maximum(scores, 2, "trtgen_best")
+    best = dense.scores if dense.classes else nodes.maximum(dense.scores, 2, BEST)
     count = nodes.constant("trtgen_kept", [kept])
     if not reading.is_multi_label:
         nodes.add("TopK", [best, count], SCORES, "trtgen_anchors", axis=1)
-        nodes.gather_rows(boxes, "trtgen_anchors", 4, BOXES)
-        classes = nodes.add("ArgMax", [scores], "trtgen_classes", axis=2, keepdims=0)
+        nodes.gather_rows(dense.boxes, "trtgen_anchors", 4, BOXES)
+        classes = dense.classes or nodes.add("ArgMax", [dense.scores], "trtgen_classes", axis=2, keepdims=0)
         chosen = nodes.add("GatherElements", [classes, "trtgen_anchors"], "trtgen_chosen", axis=1)
         nodes.add("Cast", [chosen], CLASSES, to=TensorProto.INT32)
         return rows
     nodes.add("TopK", [best, count], "trtgen_best_kept", "trtgen_anchors", axis=1)
-    of_anchors = nodes.gather_rows(scores, "trtgen_anchors", reading.classes, "trtgen_kept_scores")
+    of_anchors = nodes.gather_rows(dense.scores, "trtgen_anchors", reading.classes, "trtgen_kept_scores")
     flat = nodes.add("Flatten", [of_anchors], "trtgen_flat", axis=1)
     nodes.add("TopK", [flat, nodes.constant("trtgen_rows", [rows])], SCORES, "trtgen_places", axis=1)
     width = nodes.constant("trtgen_width", [reading.classes])
@@ -106,5 +199,5 @@ def _select(nodes: _Nodes, boxes: str, scores: str, anchors: int, reading: Readi
     classes = nodes.add("Sub", ["trtgen_places", before], "trtgen_classes")
     nodes.add("Cast", [classes], CLASSES, to=TensorProto.INT32)
     anchors_of_rows = nodes.add("GatherElements", ["trtgen_anchors", order], "trtgen_anchors_of_rows", axis=1)
-    nodes.gather_rows(boxes, anchors_of_rows, 4, BOXES)
+    nodes.gather_rows(dense.boxes, anchors_of_rows, 4, BOXES)
     return rows

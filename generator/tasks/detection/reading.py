@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from generator.sources import Network
     from generator.spec.model import ModelSpec
-    from generator.spec.recipe import Recipe
+    from generator.task import Chosen
     from generator.tensor import Tensor
 
 # What torch modules are wrapped to return: corners in pixels of the network's input, and a score per class.
@@ -41,6 +41,18 @@ class Reading:
         """Say whether an anchor may have several classes, each with a row of its own."""
         return self.layout in ("scores", "logits")
 
+    def describe(self, shape: Sequence[int]) -> str:
+        """Say what it is; `shape` is that of the first of `tensors`."""
+        count = f"{self.classes} class{'es' if self.classes > 1 else ''}"
+        first, second = (str(size) for size in shape[1:])
+        background = "" if self.background is None else f", background {self.background}"
+        axes = {
+            "raw": f"4 + {count}, {second} anchors",
+            "objectness": f"{first} anchors, 5 + {count}",
+            "end2end": f"{first} rows, " + ("6" if len(self.tensors) == 1 else f"{count}"),
+        }.get(self.layout, f"{first} anchors, {count}{background}")
+        return f"{self.layout} [batch, {axes}], {self.boxes} {'in pixels' if self.units == 'pixels' else 'from 0 to 1'}"
+
     def choose_nms(self, options: DetectionOptions) -> Nms:
         """Return the spec's NMS, else the layout's: the end-to-end ones and DETR's need none."""
         return options.nms or ("none" if self.layout in ("end2end", "logits") else "per-class")
@@ -50,10 +62,10 @@ def find_reading(spec: ModelSpec, network: Network) -> Reading:
     """Return what the outputs of `network` mean.
 
     Raises:
-        SourceError: Nothing says it, or two readings fit.
+        SourceError: Nothing says it, or two readings fit, or its answers contradict the one that does.
     """
     assert spec.detection is not None, "the spec fills it in"
-    if network.module is not None:
+    if network.onnx is None:
         return Reading(
             layout="scores",
             boxes="xyxy",
@@ -63,27 +75,71 @@ def find_reading(spec: ModelSpec, network: Network) -> Reading:
             classes=len(network.labels),
             candidates=spec.detection.candidates,
         )
-    raise NotImplementedError
+    from generator.graph.model import describe_graph
+    from generator.tasks.detection.evidence import check_answers
+
+    assert network.graph is not None, "every file has one"
+    reading = _read(spec, network.onnx, describe_graph(network.graph, network.onnx).outputs)
+    check_answers(reading, network)
+    return reading
 
 
-def choose_outputs(path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Sequence[Tensor]:
-    """Return the outputs of an ONNX file that hold boxes, scores and classes."""
-    raise NotImplementedError
+def choose_outputs(path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None) -> Chosen:
+    """Choose the outputs of an ONNX file that hold boxes, scores and classes.
+
+    Raises:
+        SourceError: There are none, or nothing says what they mean.
+    """
+    from generator.task import Chosen
+    from generator.tasks.detection.file import DetectorFile
+    from generator.tasks.detection.guess import find_some_layout
+
+    why = "boxes, scores and classes are there"
+    if spec is None:
+        return Chosen(outputs=find_some_layout(DetectorFile.read(path), outputs).tensors, why=why)
+    reading = _read(spec, path, outputs)
+    shapes = {tensor.name: tensor for tensor in outputs}
+    chosen = [shapes[name] for name in reading.tensors]
+    verb = "is" if len(chosen) == 1 else "are"
+    said = f"{', '.join(reading.tensors)} {verb} read as {reading.describe(chosen[0].shape)}"
+    return Chosen(outputs=chosen, why=why, reading=said)
 
 
 def name_classes(spec: ModelSpec, path: Path, outputs: Sequence[Tensor]) -> tuple[str, ...]:
     """Return the names of the classes of an ONNX file: the spec's, else those of its metadata."""
-    raise NotImplementedError
+    from generator.tasks.detection.file import DetectorFile
+    from generator.tasks.labels import resolve_labels
+
+    return resolve_labels(spec, DetectorFile.read(path).names, _read(spec, path, outputs).classes)
 
 
-def guess_recipe(spec: ModelSpec, path: Path) -> Recipe | None:
-    """Return the recipe of the family that an ONNX file belongs to, where its metadata or its shapes say which."""
-    raise NotImplementedError
+def _read(spec: ModelSpec, path: Path, outputs: Sequence[Tensor]) -> Reading:
+    from generator.tasks.detection.file import DetectorFile
+    from generator.tasks.detection.guess import read_outputs
+
+    return read_outputs(spec, DetectorFile.read(path), outputs)
 
 
 def list_assumed(spec: ModelSpec, network: Network, reading: Reading) -> dict[str, str]:
     """Say what nobody can prove here: the reading of an ONNX file, and a recipe that did not come with the weights."""
-    raise NotImplementedError
+    from generator.tasks.assumed import list_assumed_of_source
+
+    if network.onnx is None or network.graph is None:
+        return list_assumed_of_source(spec, network)
+    from generator.graph.model import describe_graph
+    from generator.tasks.detection.families import guess_recipe
+
+    found = guess_recipe(spec, network.onnx)
+    guessed = "" if found is None else f"that of {found[1]}, as its outputs look"
+    shapes = {tensor.name: tensor.shape for tensor in describe_graph(network.graph, network.onnx).outputs}
+    given = spec.detection is not None and None not in (
+        spec.detection.layout,
+        spec.detection.boxes,
+        spec.detection.units,
+    )
+    how = "as given" if given else "as its metadata and shapes look"
+    reading_said = f"{reading.describe(shapes[reading.tensors[0]])}: {how}, not proved; --labelled DIR measures it"
+    return {"reading": reading_said, **list_assumed_of_source(spec, network, guessed=guessed)}
 
 
 def restore_reading(head: Mapping[str, Any] | None, reference: Path) -> Reading:
