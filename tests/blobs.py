@@ -44,9 +44,7 @@ def write_detector(path: Path) -> Path:
         return output
 
     # how much more of its colour a pixel has than of the others
-    planes = [
-        add("Slice", ["images", integers(at), integers(at + 1), integers(1)], f"plane_{at}") for at in range(3)
-    ]
+    planes = [add("Slice", ["images", integers(at), integers(at + 1), integers(1)], f"plane_{at}") for at in range(3)]
     masks = []
     for at, plane in enumerate(planes):
         other = add("Max", [one for one in planes if one != plane], f"other_{at}")
@@ -76,9 +74,7 @@ def write_detector(path: Path) -> Path:
     rows, columns = np.meshgrid(cells, cells, indexing="ij")
     grid = constant(np.stack([columns.ravel(), rows.ravel()])[None, None], "grid")
     centre = add("Add", [offset, grid], "centre")
-    corners = add(
-        "Concat", [add("Sub", [centre, half], "low"), add("Add", [centre, half], "high")], "corners", axis=2
-    )
+    corners = add("Concat", [add("Sub", [centre, half], "low"), add("Add", [centre, half], "high")], "corners", axis=2)
     flat = add("Transpose", [corners], "cells_last", perm=[0, 1, 3, 2])
     add("Reshape", [flat, integers(0, 3 * CELLS, 4)], "boxes")
     # full: the mask's mean over the box; central: near the cell's own centre

@@ -110,9 +110,9 @@ def compare(
     """Compare the boxes of each image, in pixels of the network's input.
 
     Those count whose score is clearly above its threshold on either side; the partner may be any box of the other.
-    `rows` are what both sides chose from, cut at the images' edges. Where they are given and the limit is exact, a box is not missed that the
-    other side has as a row and NMS dropped: of two boxes that overlap by just the limit, or whose scores are equal,
-    rounding chooses.
+    `rows` are what both sides chose from, cut at the images' edges. Where they are given and the limit is exact, a box
+    is not missed that the other side has as a row and NMS dropped: of two boxes that overlap by just the limit, or
+    whose scores are equal, rounding chooses.
     """
     import numpy as np
 
@@ -213,8 +213,8 @@ def cut_rows(rows: Rows, geometry: NDArray[np.float32]) -> Rows:
     return replace(rows, boxes=rows.boxes.clip(low, high))
 
 
-def compare_rows(expected: Rows, actual: Rows, limit: Limit) -> tuple[int, int]:
-    """Return how many rows of both sides can be compared, and how many of them have no partner.
+def compare_rows(expected: Rows, actual: Rows, limit: Limit, *, best: int = 200) -> tuple[int, int]:
+    """Return how many of the `best` rows of each image can be compared, of both sides, and how many have no partner.
 
     A row whose score is no more than a tie above the other side's last one may have been cut off there.
     """
@@ -222,25 +222,29 @@ def compare_rows(expected: Rows, actual: Rows, limit: Limit) -> tuple[int, int]:
 
     tie = _TIE * float(max(expected.scores.max(), actual.scores.max()))
     tolerance = tie if limit.agreement == 1 else float("inf")
+    same = (expected.classes == actual.classes) & (np.abs(expected.scores - actual.scores) <= tolerance)
+    same &= (np.abs(expected.boxes - actual.boxes) <= _NEAR).all(axis=2)
     counted = missed = 0
     for image in range(len(expected.scores)):
         one, other = of_image(expected, image), of_image(actual, image)
         for side, against in ((one, other), (other, one)):
-            rows = np.flatnonzero(side.scores > against.scores[-1] + tie)
+            rows = np.flatnonzero(side.scores > against.scores[-1] + tie)[:best]
             counted += len(rows)
-            alike = against.classes == side.classes[rows, None]
-            alike &= np.abs(against.scores - side.scores[rows, None]) <= tolerance
-            near = find_overlaps(side.boxes[rows], against.boxes) >= limit.iou
-            near |= (np.abs(side.boxes[rows, None] - against.boxes) <= _NEAR).all(axis=2)
+            rows = rows[~same[image, rows]]  # what stands at the same place is found
+            if not rows.size:
+                continue
+            last = int((against.scores >= side.scores[rows[-1]] / 2).sum())  # no precision halves a score
+            alike = against.classes[:last] == side.classes[rows, None]
+            alike &= np.abs(against.scores[:last] - side.scores[rows, None]) <= tolerance
+            near = find_overlaps(side.boxes[rows], against.boxes[:last]) >= limit.iou
+            near |= (np.abs(side.boxes[rows, None] - against.boxes[:last]) <= _NEAR).all(axis=2)
             missed += int((~(alike & near).any(axis=1)).sum())
     return counted, missed
 
 
-def shift_images(rows: Rows) -> Rows:
-    """Return each image with the rows of the next one."""
-    import numpy as np
-
-    return Rows(**{name: np.roll(getattr(rows, name), 1, axis=0) for name in ("boxes", "scores", "classes")})
+def take_images(rows: Rows, images: NDArray[np.intp]) -> Rows:
+    """Return the rows of these images, in this order."""
+    return Rows(boxes=rows.boxes[images], scores=rows.scores[images], classes=rows.classes[images])
 
 
 def find_different_rows(one: Rows, other: Rows, *, score: float, box: float) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from generator.gate import causes as pixel_causes
 from generator.task import StageResult
 from generator.tasks.detection import causes
-from generator.tasks.detection.compare import ENOUGH, compare, compare_rows, cut_rows, shift_images
+from generator.tasks.detection.compare import ENOUGH, compare, compare_rows, cut_rows, take_images
 from generator.tasks.detection.decode import Rows
 from generator.tasks.detection.head import BOXES, CLASSES, SCORES
 from generator.tasks.detection.naive import Settings, detect_all, network_geometry, settings_of
@@ -67,6 +67,8 @@ def judge_rows(gate: Gate, stage: str, rows: Rows, limit: Limit, cause: Callable
 
     `cause` is called for the likely cause of a failure.
     """
+    import numpy as np
+
     if broken := find_broken(gate, stage, rows):
         return broken
     geometry = gate.geometry
@@ -78,7 +80,8 @@ def judge_rows(gate: Gate, stage: str, rows: Rows, limit: Limit, cause: Callable
     if result.status != "not proved":
         return result
     counted, missed = compare_rows(gate.source, rows, limit)
-    of_others = compare_rows(shift_images(gate.source), rows, limit)
+    others = np.roll(np.arange(len(rows.scores)), 1)
+    of_others = compare_rows(take_images(gate.source, others), rows, limit)
     if counted < ENOUGH or of_others[1] < of_others[0] / 2:
         return result
     agreement = 1 - missed / counted

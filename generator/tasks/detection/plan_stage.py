@@ -10,8 +10,7 @@ from generator.gate.run import why_no_plan_runs
 from generator.graph.batches import batch_sizes
 from generator.images.sets import extreme_pixels
 from generator.task import StageResult, not_proved
-from generator.tasks.detection.compare import ENOUGH, compare
-from generator.tasks.detection.decode import Rows
+from generator.tasks.detection.compare import ENOUGH, compare, take_images
 from generator.tasks.detection.judge import judge_rows, read_rows
 from generator.tasks.detection.naive import detect_all
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from generator.gate.candidate import Candidate
+    from generator.tasks.detection.decode import Rows
     from generator.tasks.detection.judge import Gate
 
 STAGE = "plan"
@@ -84,8 +84,8 @@ def check_rows(
         if not np.isfinite(answers.boxes).all() or not np.isfinite(answers.scores).all():
             reason = f"NaN or infinity in a batch of {size}"
             return StageResult(stage=STAGE, status="failed", reason=reason, cause=pixel_causes.NAN)
-        expected = Rows(boxes=rows.boxes[chosen], scores=rows.scores[chosen], classes=rows.classes[chosen])
-        one, other = (detect_all(side, gate.geometry[chosen], gate.settings) for side in (expected, answers))
+        sides = (take_images(rows, chosen), answers)
+        one, other = (detect_all(side, gate.geometry[chosen], gate.settings) for side in sides)
         comparison = compare(one, other, gate.settings, gate.limit)
         allowed = (1 - gate.limit.agreement) * max(comparison.judged, ENOUGH)
         if comparison.missed > allowed + 1e-9:

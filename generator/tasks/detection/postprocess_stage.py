@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from generator.images.geometry import measure_geometry
@@ -41,7 +42,7 @@ def check_postprocessing(gate: Gate, served: ServedModel) -> StageResult:
     The rows are the source's, and drawn ones: with each threshold, boxes that overlap within a class and across, more
     boxes than are answered, boxes beyond the edges, every class, and none at all.
     """
-    from generator.tasks.detection.stages import find_wrong_answers
+    from generator.tasks.detection.stages import find_wrong_form, find_wrong_labels
 
     recipe, labels = gate.candidate.artifact.recipe, gate.candidate.artifact.labels
     geometry = measure_geometry(recipe, gate.reference.files)
@@ -49,6 +50,8 @@ def check_postprocessing(gate: Gate, served: ServedModel) -> StageResult:
     drawn = draw_sample(gate.settings, gate.source.scores.shape[1], len(labels), recipe.crop)
     both = _join(own, drawn)
     answers = _ask(served, both)
+    if wrong := find_wrong_form(answers):
+        return StageResult(stage=STAGE, status="failed", reason=wrong[0], cause=wrong[1])
     expected, actual = detect_all(both.rows, both.geometry, gate.settings), list(unpad(answers))
     different = [index for index, pair in enumerate(zip(expected, actual, strict=True)) if not _equal(*pair)]
     if different:
@@ -56,7 +59,7 @@ def check_postprocessing(gate: Gate, served: ServedModel) -> StageResult:
         reason = f"{_describe(expected[different[0]], actual[different[0]])} for {names[different[0]]}, "
         reason += f"{len(different)} of {len(expected)} images differ from a plain loop over the same rows"
         return StageResult(stage=STAGE, status="failed", reason=reason, cause=find_cause(gate, both, actual))
-    if wrong := find_wrong_answers(answers, labels):
+    if wrong := find_wrong_labels(answers, labels):
         return StageResult(stage=STAGE, status="failed", reason=wrong[0], cause=wrong[1])
     known, rows = place_boxes(geometry, min(gate.settings.most, gate.source.scores.shape[1], 4), gate.source)
     back = list(unpad(_ask(served, Sample(rows=rows, geometry=geometry))))
@@ -118,7 +121,7 @@ def draw_sample(settings: Settings, count: int, classes: int, size: tuple[int, i
 
     rng = np.random.default_rng(_SEED)
     images = [
-        *(_draw_crowd(rng, count, classes, size) for _ in range(6)),
+        *(_draw_crowd(rng, count, classes, size) for _ in range(3)),
         _draw_crowd(rng, count, classes, size, best=0.9 * min(settings.thresholds)),  # nothing to answer
         *_draw_grids(count, classes, size, settings.most),
     ]
@@ -190,8 +193,10 @@ def place_boxes(geometry: NDArray[np.float32], count: int, like: Rows) -> tuple[
 
 def find_cause(gate: Gate, sample: Sample, actual: Sequence[Found]) -> str:
     """Say which of the usual mistakes makes of these rows what the served step made of them."""
-    for mistake, expected in _make_mistakes(gate, sample):
-        if all(_near(*pair) for pair in zip(expected, actual, strict=True)):
+    rows = sample.rows
+    images = list(zip(rows.boxes, rows.scores, rows.classes, sample.geometry, strict=True))
+    for mistake, make in _make_mistakes(gate):
+        if all(_near(make(*image), found) for image, found in zip(images, actual, strict=True)):
             return mistake
     return "the step's model.py differs from the one that trtgen writes"
 
@@ -207,45 +212,62 @@ def _near(one: Found, other: Found) -> bool:
     )
 
 
-def _make_mistakes(gate: Gate, sample: Sample) -> Iterator[tuple[str, list[Found]]]:
-    """Yield each mistake with what it makes of the rows."""
-    import numpy as np
-
-    settings, rows, geometry = gate.settings, sample.rows, sample.geometry
+def _make_mistakes(gate: Gate) -> Iterator[tuple[str, Callable[..., Found]]]:
+    """Yield each mistake with what makes it: boxes, scores, classes and geometry of an image to what is answered."""
+    settings = gate.settings
     options = gate.candidate.spec.detection
     assert options is not None, "the spec fills it in"
     asked = settings_of(gate.candidate.spec, gate.candidate.artifact)
-    yield "thresholds of the spec, not those of config.pbtxt: load the model again", detect_all(rows, geometry, asked)
-    yield "NMS is missing", detect_all(rows, geometry, replace(settings, nms="none"))
-    yield "NMS compares boxes across classes (agnostic)", detect_all(rows, geometry, replace(settings, nms="agnostic"))
-    yield "NMS compares boxes within a class only", detect_all(rows, geometry, replace(settings, nms="per-class"))
-    lowest = replace(settings, thresholds=(options.score,) * len(settings.thresholds))
-    yield "the thresholds of single classes (class_scores) are not applied", detect_all(rows, geometry, lowest)
-
-    def with_geometry(**changes: Any) -> list[Found]:
-        fields = dict(zip(("scale_x", "scale_y", "left", "top", "width", "height"), geometry.T, strict=True))
-        changed = {name: change(fields) if callable(change) else change for name, change in changes.items()}
-        columns = [np.broadcast_to(value, len(geometry)) for value in {**fields, **changed}.values()]
-        return detect_all(rows, np.stack(columns, axis=1).astype(np.float32), settings)
-
-    yield "the offset of the image in its padding is not undone", with_geometry(left=0, top=0)
-    for step in (1, -1):
-        moved = with_geometry(left=lambda f, s=step: f["left"] + s, top=lambda f, s=step: f["top"] + s)
-        yield "the offset is off by one pixel", moved
-    yield "the scale is not undone", with_geometry(scale_x=1, scale_y=1)
-    yield "one scale is taken for both axes", with_geometry(scale_y=lambda f: f["scale_x"])
-    yield "one scale is taken for both axes", with_geometry(scale_x=lambda f: f["scale_y"])
-    found = detect_all(rows, geometry, settings)
+    alike = (options.score,) * len(settings.thresholds)
+    for mistake, others in {
+        "these are the thresholds of the spec, not those of config.pbtxt: load the model again": asked,
+        "NMS is missing": replace(settings, nms="none"),
+        "NMS compares boxes across classes (agnostic)": replace(settings, nms="agnostic"),
+        "NMS compares boxes within a class only": replace(settings, nms="per-class"),
+        "the thresholds of single classes (class_scores) are not applied": replace(settings, thresholds=alike),
+    }.items():
+        yield mistake, partial(detect, settings=others)
+    for mistake, factors, summands in _MISPLACED:
+        yield mistake, partial(_misplace, settings=settings, factors=factors, summands=summands)
+    yield "one scale is taken for both axes", partial(_with_one_scale, settings=settings, axis=0)
+    yield "one scale is taken for both axes", partial(_with_one_scale, settings=settings, axis=1)
+    yield "boxes are not cut at the edges of the image", partial(_without_edges, settings=settings)
     for mistake, change in _CHANGES.items():
-        yield mistake, [change(image) for image in found]
-    unbounded = []
-    for boxes, scores, classes, place in zip(rows.boxes, rows.scores, rows.classes, geometry, strict=True):
-        # without edges on either side: moved far from zero, and back
-        far = np.float32(1e4)
-        wide = np.concatenate([place[:2], place[2:4] - far * place[:2], [np.inf, np.inf]])
-        image = detect(boxes, scores, classes, wide, settings)
-        unbounded.append(image._replace(boxes=image.boxes - far))
-    yield "boxes are not cut at the edges of the image", unbounded
+        yield mistake, lambda *image, change=change: change(detect(*image, settings))
+
+
+# What is done to scale and offset: multiplied by, and added.
+_MISPLACED = (
+    ("the offset of the image in its padding is not undone", (1, 1, 0, 0, 1, 1), 0),
+    ("the offset is off by one pixel", (1,) * 6, (0, 0, 1, 1, 0, 0)),
+    ("the offset is off by one pixel", (1,) * 6, (0, 0, -1, -1, 0, 0)),
+    ("the scale is not undone", (0, 0, 1, 1, 1, 1), (1, 1, 0, 0, 0, 0)),
+)
+
+
+def _misplace(*image: Any, settings: Settings, factors: Any, summands: Any) -> Found:
+    import numpy as np
+
+    *rows, geometry = image
+    return detect(*rows, geometry * np.array(factors) + np.array(summands), settings)
+
+
+def _with_one_scale(*image: Any, settings: Settings, axis: int) -> Found:
+    *rows, geometry = image
+    changed = geometry.copy()
+    changed[:2] = geometry[axis]
+    return detect(*rows, changed, settings)
+
+
+def _without_edges(*image: Any, settings: Settings) -> Found:
+    """Move the boxes far from any edge, and back."""
+    import numpy as np
+
+    *rows, geometry = image
+    far = 1e4
+    place = np.concatenate([geometry[:2], geometry[2:4] - far * geometry[:2], [np.inf, np.inf]])
+    found = detect(*rows, place, settings)
+    return found._replace(boxes=found.boxes.astype(np.float64) - far)
 
 
 def _swap(found: Found) -> Found:

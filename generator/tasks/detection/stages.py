@@ -256,7 +256,7 @@ def check_ensemble(gate: Gate, served: ServedModel) -> StageResult:
     stage, files = "served ensemble", gate.reference.files
     geometry = measure_geometry(gate.candidate.artifact.recipe, files)
     answers = served.ask("ensemble", as_bytes(files))
-    if wrong := find_wrong_answers(answers, gate.candidate.artifact.labels):
+    if wrong := find_wrong_form(answers) or find_wrong_labels(answers, gate.candidate.artifact.labels):
         return StageResult(stage=stage, status="failed", reason=wrong[0], cause=wrong[1])
     own = detect_all(gate.source, geometry, gate.settings)
     limit, lost = _loosen_for_pixels(gate)
@@ -290,27 +290,26 @@ def _loosen_for_pixels(gate: Gate) -> tuple[Limit, str]:
     return loosen(gate.limit, agreement), f"; its pixels alone make {1 - agreement:.2%} other"
 
 
-def find_wrong_answers(answers: Mapping[str, NDArray[Any]], labels: Sequence[str]) -> tuple[str, str] | None:
-    """Return what is wrong with the form of boxes that were answered, and its likely cause: padding, NaN, labels."""
+def find_wrong_form(answers: Mapping[str, NDArray[Any]]) -> tuple[str, str] | None:
+    """Return what is wrong with the form of boxes that were answered, and its likely cause: NaN, padding."""
     import numpy as np
 
     classes, numbers = answers["CLASSES"], answers["NUM_DETECTIONS"]
-    is_padding = np.arange(classes.shape[1]) >= numbers
     if not np.isfinite(answers["BOXES"]).all() or not np.isfinite(answers["SCORES"]).all():
         return "NaN or infinity in what is served", pixel_causes.NAN
     padded = (classes == -1) & (answers["SCORES"] == 0) & (answers["BOXES"] == 0).all(axis=2)
     padded &= answers["LABELS"] == b""
-    if (padded != is_padding).any():
-        reason = "rows beyond NUM_DETECTIONS are not padding (0, class -1, no label), or rows before it are"
-        return reason, "NUM_DETECTIONS or the padding of the post-processing step is wrong"
-    if not is_padding.all() and not 0 <= classes[~is_padding].min() <= classes.max() < len(labels):
-        return f"class {classes.max()} is served, there are {len(labels)} labels", causes.LABELS
-    wrong = [
-        (int(index), text.decode())
-        for index, text in zip(classes[~is_padding], answers["LABELS"][~is_padding], strict=True)
-        if text.decode() != labels[index]
-    ]
-    if not wrong:
+    if (padded == (np.arange(classes.shape[1]) >= numbers)).all():
         return None
-    index, text = wrong[0]
-    return f"class {index} is served as {text!r}, the source calls it {labels[index]!r}", causes.LABELS
+    reason = "rows behind NUM_DETECTIONS are not padding (0, class -1, no label), or rows before it are"
+    return reason, "NUM_DETECTIONS or the padding of the post-processing step is wrong"
+
+
+def find_wrong_labels(answers: Mapping[str, NDArray[Any]], labels: Sequence[str]) -> tuple[str, str] | None:
+    """Return which class is called otherwise than by the source, and the likely cause."""
+    for index, text in zip(answers["CLASSES"].ravel(), answers["LABELS"].ravel(), strict=True):
+        name = "" if index == -1 else labels[index] if 0 <= index < len(labels) else None
+        if text.decode() != name:
+            called = f"the source calls it {name!r}" if name is not None else f"there are {len(labels)} labels"
+            return f"class {index} is served as {text.decode()!r}, {called}", causes.LABELS
+    return None
