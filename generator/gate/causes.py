@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from generator.spec.recipe import Interpolation
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -18,39 +20,53 @@ NAN = "an overflow, a division by zero, or broken weights"
 
 
 def of_pixels(candidate: Candidate, reference: Reference, pixels: NDArray[np.uint8]) -> str:
-    """Say why pixels differ: channel order, place, padding, interpolation, EXIF rotation."""
-    import numpy as np
-
-    from generator.images.training_pixels import prepare
-
+    """Say why pixels differ: channel order, place, padding, interpolation, EXIF rotation, fit."""
     recipe = candidate.artifact.recipe
-
-    def levels(one: NDArray[np.uint8], other: NDArray[np.uint8] = pixels) -> int:
-        return int(np.abs(one.astype(np.int16) - other.astype(np.int16)).max())
-
-    if levels(reference.pixels[..., ::-1]) <= 1:
-        return "the channels are in BGR order, the source takes RGB"
-    inner = slice(2, -2)
-    for down, right in ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1)):
-        moved = np.roll(reference.pixels, (down, right), (1, 2))
-        if levels(moved[:, inner, inner], pixels[:, inner, inner]) <= 1:
-            return f"the image is placed off by one pixel ({right:+d} to the right, {down:+d} down)"
+    if moved := _find_shift(reference.pixels, pixels):
+        return moved
     if recipe.fit.startswith("letterbox") and (fill := _other_fill(recipe, reference, pixels)):
         return f"the padding is {fill}, the recipe says {recipe.fill}"
+    for mistake, made in _make_mistakes(recipe, reference):
+        if _levels(made, pixels) <= 1:
+            return mistake
+    return "resize, crop, antialiasing or the decoder differ from the source's transforms"
+
+
+def _levels(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
+    import numpy as np
+
+    return int(np.abs(one.astype(np.int16) - other.astype(np.int16)).max())
+
+
+def _make_mistakes(recipe: Recipe, reference: Reference) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield what the usual mistakes are, each with the pixels that it makes."""
+    from generator.images.training_pixels import prepare
+
+    def with_recipe(**changes: Any) -> NDArray[np.uint8]:
+        return prepare(recipe.model_copy(update=changes), reference.files)
+
+    yield "the channels are in BGR order, the source takes RGB", reference.pixels[..., ::-1]
     for other in get_args(Interpolation):
         if other != recipe.interpolation:
-            changed = recipe.model_copy(update={"interpolation": other})
-            if levels(prepare(changed, reference.files)) <= 1:
-                return f"interpolation is {other}, the source was trained with {recipe.interpolation}"
+            mistake = f"interpolation is {other}, the source was trained with {recipe.interpolation}"
+            yield mistake, with_recipe(interpolation=other)
     exif = "apply" if recipe.exif == "ignore" else "ignore"
-    if levels(prepare(recipe.model_copy(update={"exif": exif}), reference.files)) <= 1:
-        return f"EXIF orientation is handled as {exif!r}, the recipe says {recipe.exif!r}"
+    yield f"EXIF orientation is handled as {exif!r}, the recipe says {recipe.exif!r}", with_recipe(exif=exif)
     for fit in ("stretch", "letterbox", "letterbox-corner"):
         if fit != recipe.fit and not isinstance(recipe.resize, int):
-            changed = recipe.model_copy(update={"fit": fit})
-            if levels(prepare(changed, reference.files)) <= 1:
-                return f"the image is fitted as by fit: {fit}, the recipe says {recipe.fit}"
-    return "resize, crop, antialiasing or the decoder differ from the source's transforms"
+            yield f"the image is fitted as by fit: {fit}, the recipe says {recipe.fit}", with_recipe(fit=fit)
+
+
+def _find_shift(own: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> str:
+    """Say where the image is placed if that is one pixel off; empty where something else differs."""
+    import numpy as np
+
+    inner = slice(2, -2)
+    for down, right in ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1)):
+        moved = np.roll(own, (down, right), (1, 2))
+        if _levels(moved[:, inner, inner], pixels[:, inner, inner]) <= 1:
+            return f"the image is placed off by one pixel ({right:+d} to the right, {down:+d} down)"
+    return ""
 
 
 def _other_fill(recipe: Recipe, reference: Reference, pixels: NDArray[np.uint8]) -> tuple[int, ...] | None:
@@ -79,21 +95,25 @@ def of_geometry(geometry: NDArray[np.float32], expected: NDArray[np.float32]) ->
     def alike(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
         return bool(np.allclose(one, other, rtol=1e-6, atol=1e-6))
 
-    if not alike(geometry[:, 4:], expected[:, 4:]):
-        turned = alike(geometry[:, 4:], expected[:, [5, 4]])
+    (scale, offset, size), (own_scale, own_offset, own_size) = (
+        np.split(one, 3, axis=1) for one in (geometry, expected)
+    )
+    if not alike(size, own_size):
+        turned = alike(size, own_size[:, ::-1])
         return "width and height are swapped" if turned else "the size is not that of the upright image"
-    if not alike(geometry[:, :2], expected[:, :2]):
-        if alike(geometry[:, :2], expected[:, [1, 0]]):
-            return "the scale of x and that of y are swapped"
-        if alike(geometry[:, :2], 1 / expected[:, :2]):
-            return "the scale is from the network's pixels to the original's, it must be the other way round"
-        return "the scale is not that of the resized image: each axis is rounded for itself"
-    off = geometry[:, 2:4] - expected[:, 2:4]
-    if alike(geometry[:, 2:4], expected[:, [3, 2]]):
-        return "the offsets left and top are swapped"
-    if alike(geometry[:, 2:4], np.zeros_like(off)):
-        return "the offset of the image in its padding is missing"
-    return f"the offset of the image is off by up to {np.abs(off).max():g} pixels"
+    if not alike(scale, own_scale):
+        mistakes = {
+            "the scale of x and that of y are swapped": own_scale[:, ::-1],
+            "the scale is from the network's pixels to the original's, the other way round was expected": 1 / own_scale,
+        }
+        other = "the scale is not that of the resized image: each axis is rounded for itself"
+        return next((mistake for mistake, made in mistakes.items() if alike(scale, made)), other)
+    mistakes = {
+        "the offset of the image in its padding is missing": np.zeros_like(own_offset),
+        "the offsets left and top are swapped": own_offset[:, ::-1],
+    }
+    other = f"the offset of the image is off by up to {np.abs(offset - own_offset).max():g} pixels"
+    return next((mistake for mistake, made in mistakes.items() if alike(offset, made)), other)
 
 
 def of_normalisation(candidate: Candidate, proto: object) -> str:

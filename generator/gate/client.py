@@ -68,7 +68,7 @@ class ServedModel:
         self._client.close()
 
     def ask(self, key: str, values: NDArray[Any] | Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return the outputs of the member with this role for any number of rows of its only input, or of each by name."""
+        """Return the outputs of the member with this role for any number of rows of its input, or inputs by name."""
         import numpy as np
 
         model = self._layout.members[key]

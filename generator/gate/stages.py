@@ -94,7 +94,7 @@ def _judge_geometry(
         stage="served pixels",
         status="failed",
         measured=measured,
-        reason=f"the pixels are right, but GEOMETRY is wrong for {int(wrong.any(axis=1).sum())} of {len(wrong)} images, "
+        reason=f"the pixels fit, but GEOMETRY is wrong for {int(wrong.any(axis=1).sum())} of {len(wrong)} images, "
         f"{reference.names[image]} has {differing}",
         cause=causes.of_geometry(geometry, expected),
     )

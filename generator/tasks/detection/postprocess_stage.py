@@ -227,13 +227,13 @@ def _make_mistakes(gate: Gate) -> Iterator[tuple[str, Callable[..., Found]]]:
         "the thresholds of single classes (class_scores) are not applied": replace(settings, thresholds=alike),
     }.items():
         yield mistake, partial(detect, settings=others)
-    for mistake, factors, summands in _MISPLACED:
-        yield mistake, partial(_misplace, settings=settings, factors=factors, summands=summands)
+    for mistake, times, plus in _MISPLACED:
+        yield mistake, partial(_misplace, settings=settings, times=times, plus=plus)
     yield "one scale is taken for both axes", partial(_with_one_scale, settings=settings, axis=0)
     yield "one scale is taken for both axes", partial(_with_one_scale, settings=settings, axis=1)
     yield "boxes are not cut at the edges of the image", partial(_without_edges, settings=settings)
     for mistake, change in _CHANGES.items():
-        yield mistake, lambda *image, change=change: change(detect(*image, settings))
+        yield mistake, partial(_change, settings=settings, change=change)
 
 
 # What is done to scale and offset: multiplied by, and added.
@@ -245,29 +245,32 @@ _MISPLACED = (
 )
 
 
-def _misplace(*image: Any, settings: Settings, factors: Any, summands: Any) -> Found:
+def _misplace(boxes: Any, scores: Any, classes: Any, place: Any, *, settings: Settings, times: Any, plus: Any) -> Found:
     import numpy as np
 
-    *rows, geometry = image
-    return detect(*rows, geometry * np.array(factors) + np.array(summands), settings)
+    return detect(boxes, scores, classes, place * np.array(times) + np.array(plus), settings)
 
 
-def _with_one_scale(*image: Any, settings: Settings, axis: int) -> Found:
-    *rows, geometry = image
-    changed = geometry.copy()
-    changed[:2] = geometry[axis]
-    return detect(*rows, changed, settings)
+def _with_one_scale(boxes: Any, scores: Any, classes: Any, place: Any, *, settings: Settings, axis: int) -> Found:
+    changed = place.copy()
+    changed[:2] = place[axis]
+    return detect(boxes, scores, classes, changed, settings)
 
 
-def _without_edges(*image: Any, settings: Settings) -> Found:
+def _without_edges(boxes: Any, scores: Any, classes: Any, place: Any, *, settings: Settings) -> Found:
     """Move the boxes far from any edge, and back."""
     import numpy as np
 
-    *rows, geometry = image
     far = 1e4
-    place = np.concatenate([geometry[:2], geometry[2:4] - far * geometry[:2], [np.inf, np.inf]])
-    found = detect(*rows, place, settings)
+    elsewhere = np.concatenate([place[:2], place[2:4] - far * place[:2], [np.inf, np.inf]])
+    found = detect(boxes, scores, classes, elsewhere, settings)
     return found._replace(boxes=found.boxes.astype(np.float64) - far)
+
+
+def _change(
+    boxes: Any, scores: Any, classes: Any, place: Any, *, settings: Settings, change: Callable[[Found], Found]
+) -> Found:
+    return change(detect(boxes, scores, classes, place, settings))
 
 
 def _swap(found: Found) -> Found:

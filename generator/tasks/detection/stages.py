@@ -64,7 +64,7 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
     gate = Gate(
         candidate=candidate,
         reference=reference,
-        settings=_read_settings(candidate),
+        settings=find_settings(candidate),
         limit=plan_limit(candidate.precision) if candidate.plan else LIMITS[candidate.precision],
         source=Rows(**{name: reference.answers[name] for name in ("boxes", "scores", "classes")}),
     )
@@ -87,7 +87,7 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
     ]
 
 
-def _read_settings(candidate: Candidate) -> Settings:
+def find_settings(candidate: Candidate) -> Settings:
     """Return what the post-processing step is told; of an export, which has none yet, what the spec asks for."""
     path = candidate.repository / candidate.layout.members["postprocess"] / "config.pbtxt"
     if not path.is_file():
