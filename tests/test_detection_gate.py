@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -16,21 +17,22 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
+from PIL import Image
 
 from generator.cli import main
-from generator.errors import VerificationError
+from generator.errors import MissingDependencyError, VerificationError
 from generator.gate.candidate import Candidate
 from generator.gate.client import as_bytes
 from generator.gate.published import read_candidate, verify_published
 from generator.gate.stages import judge_pixels
-from generator.images.geometry import measure_geometry
 from generator.images.reference import Reference, load_reference
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record
 from generator.spec.file import make_spec
 from generator.spec.recipe import Recipe
 from generator.task import StageResult
+from generator.tasks.detection.annotations import Truth
 from generator.tasks.detection.answers import default_images, make_answers
 from generator.tasks.detection.compare import (
     LIMITS,
@@ -41,9 +43,12 @@ from generator.tasks.detection.compare import (
     measure_spread,
 )
 from generator.tasks.detection.decode import Rows
-from generator.tasks.detection.naive import Found, Settings, detect
-from generator.tasks.detection.stages import check_detector, make_stages
-from tests import blobs
+from generator.tasks.detection.judge import Gate
+from generator.tasks.detection.labelled import measure_labelled, score_boxes
+from generator.tasks.detection.naive import Found, Settings, detect, read_settings
+from generator.tasks.detection.plan_stage import check_rows
+from generator.tasks.detection.stages import make_stages
+from tests import blobs, detectors
 
 Edit = Callable[[Path, str, str], None]
 STAGES = ["batches", "onnx", "served pixels", "served detector", "served postprocessing", "served ensemble"]
@@ -76,15 +81,15 @@ def root(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "model_repository"))
 
 
-def look_up(root: Path) -> tuple[Candidate, Reference]:
-    record = read_record(root, "blobs")
+def look_up(root: Path, name: str = "blobs") -> tuple[Candidate, Reference]:
+    record = read_record(root, name)
     assert record is not None
     candidate = read_candidate(root, record)
     return candidate, load_reference(root / candidate.layout.reference)
 
 
-def run_stage(root: Path, name: str, served: Any = None) -> StageResult:
-    (stage,) = [stage for stage in make_stages(*look_up(root)) if stage.name == name]
+def run_stage(root: Path, stage_name: str, served: Any = None, *, name: str = "blobs") -> StageResult:
+    (stage,) = [stage for stage in make_stages(*look_up(root, name)) if stage.name == stage_name]
     return stage.run(served)
 
 
@@ -93,7 +98,7 @@ def run_stage(root: Path, name: str, served: Any = None) -> StageResult:
 
 @pytest.mark.server
 def test_a_running_server_is_verified_and_edited_thresholds_are_said(
-    root: Path, edit: Edit, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, edit: Edit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is in config.pbtxt is what the step is judged by: it may be changed there."""
     from generator.server.embedded import EmbeddedServer
@@ -110,6 +115,10 @@ def test_a_running_server_is_verified_and_edited_thresholds_are_said(
                 "thresholds and iou as config.pbtxt says, which is not what the spec asks" in stages[name]["measured"]
             )
         assert stages["served ensemble"]["agreement"] == 1
+        write_coco(tmp_path / "labelled", tmp_path / "instances.json", 6)
+        served = measure_stages(root, tmp_path / "labelled", server.grpc_url)
+        assert list(served) == ["labelled source", "labelled onnx", "labelled served"]
+        assert served["labelled served"].figures == served["labelled onnx"].figures
         # a server that still has the old thresholds is found out
         edit(root / "blobs_postprocess/config.pbtxt", '"0.3"', '"0.45"')
         (report,) = verify_published(root, ["blobs"], grpc_url=server.grpc_url)
@@ -160,8 +169,8 @@ def fewer_rows(model: onnx.ModelProto) -> None:
     for output in ("DET_BOXES", "DET_SCORES", "DET_CLASSES"):
         ends = {f"{output}_start": np.array([0]), f"{output}_end": np.array([10]), f"{output}_axis": np.array([1])}
         behind(output, "Slice", *ends, constants=ends)(model)
-    for output in model.graph.output:
-        output.type.tensor_type.shape.dim[1].dim_value = 10
+    for end in model.graph.output:
+        end.type.tensor_type.shape.dim[1].dim_value = 10
 
 
 def centre_and_size(model: onnx.ModelProto) -> None:
@@ -272,10 +281,11 @@ class Steps:
 
     def ask(self, key: str, values: Any) -> dict[str, NDArray[Any]]:
         folder = self._root / f"blobs_{key}"
-        module, triton = ModuleType("step"), ModuleType("triton_python_backend_utils")
+        module = ModuleType("step")
+        triton: Any = ModuleType("triton_python_backend_utils")
         triton.get_input_tensor_by_name = lambda request, name: SimpleNamespace(as_numpy=lambda: request[name])
         triton.Tensor = lambda name, rows: (name, rows)
-        triton.InferenceResponse = lambda tensors=(), error=None: dict(tensors)
+        triton.InferenceResponse = dict
         triton.Logger = SimpleNamespace(log_warn=print)
         self._monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
         exec(compile((folder / "1/model.py").read_text(), str(folder / "1/model.py"), "exec"), vars(module))
@@ -407,20 +417,54 @@ def test_a_real_server_fails_with_its_part(
 
 def test_another_file_on_the_server_is_found(root: Path) -> None:
     """Rows that differ, all of them or one, at the right place or among equal scores."""
-    candidate, reference = look_up(root)
+    _, reference = look_up(root)
 
-    def ask(change: Callable[[dict[str, NDArray[Any]]], None]) -> StageResult:
+    def ask(change: Callable[[dict[str, Any]], Any]) -> StageResult:
         rows = {f"DET_{name.upper()}": reference.answers[name].copy() for name in ("boxes", "scores", "classes")}
         change(rows)
-        return run_stage(root, "served detector", SimpleNamespace(ask=lambda key, pixels: rows))
+        return run_stage(root, "served detector", SimpleNamespace(ask=lambda *_: rows))
 
-    assert ask(lambda rows: None).status == "proved"
+    assert ask(lambda _: None).status == "proved"
     for index in (0, 3):
         result = ask(
             lambda rows, at=index: rows["DET_BOXES"].__setitem__((5, at, 2), rows["DET_BOXES"][5, at, 2] + 0.1)
         )
         assert (result.status, result.cause) == ("failed", "the server runs another file or version")
     assert ask(lambda rows: rows["DET_SCORES"].__isub__(0.001)).status == "failed"
+
+
+def test_another_kernel_of_the_plan_must_find_the_same(root: Path) -> None:
+    """What a plan answers in the batches that are served is the measure for its other batches."""
+    candidate, reference = look_up(root)
+    rows = Rows(**{name: reference.answers[name] for name in ("boxes", "scores", "classes")})
+    settings = read_settings(root / "blobs_postprocess/config.pbtxt", blobs.LABELS)
+    gate = Gate(candidate=candidate, reference=reference, settings=settings, limit=LIMITS["fp16"], source=rows)
+    passed = StageResult(stage="plan", status="proved")
+
+    def check(change: Callable[[dict[str, Any]], Any] = lambda _: None) -> StageResult:
+        def run(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+            places = [
+                next((at for at, own in enumerate(reference.pixels) if np.array_equal(own, image)), 0)
+                for image in pixels
+            ]
+            answers = {f"DET_{name.upper()}": getattr(rows, name)[places] for name in ("boxes", "scores", "classes")}
+            if len(pixels) == 3:
+                change(answers)
+            return answers
+
+        return check_rows(passed, gate, run, rows, sizes=[1, 2, 3, 8])
+
+    assert check() is passed
+    mixed = check(lambda answers: np.copyto(answers["DET_BOXES"], answers["DET_BOXES"][::-1].copy()))
+    assert "in a batch of 3" in mixed.reason
+    assert "a layer mixes the rows of a batch" in mixed.cause
+    assert check(lambda answers: answers["DET_SCORES"].fill(np.nan)).reason == "NaN or infinity in a batch of 3"
+
+
+def test_a_post_processing_step_that_says_nothing_is_named(root: Path, edit: Edit) -> None:
+    edit(root / "blobs_postprocess/config.pbtxt", '"iou"', '"iuo"')
+    with pytest.raises(VerificationError, match=r"does not say which boxes are answered: KeyError: 'iou'"):
+        make_stages(*look_up(root))
 
 
 # --- images and answers --------------------------------------------------------------------------------------------
@@ -437,8 +481,8 @@ def test_images_that_do_not_discriminate(root: Path) -> None:
 
 
 def test_answers_that_prove_nothing_are_refused(root: Path) -> None:
-    candidate, reference = look_up(root)
-    network = SimpleNamespace(module=object(), labels=blobs.LABELS, recipe=candidate.artifact.recipe)
+    candidate, _ = look_up(root)
+    network = SimpleNamespace(onnx=None, labels=blobs.LABELS, recipe=candidate.artifact.recipe)
     calls = []
 
     def run(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -474,6 +518,140 @@ def test_the_default_images_are_fewer_for_large_networks() -> None:
     assert {"black.png", "noise.png", "china.jpg"} <= set(few.names) <= set(many.names)
 
 
+@pytest.mark.parametrize("layout", ["raw", "objectness", "end2end", "scores", "logits", "sized"])
+def test_every_layout_is_compared(tmp_path: Path, layout: str) -> None:
+    """With weights by chance: boxes, or rows by box and class, and before these single anchors where there are any."""
+    path = getattr(detectors, f"write_{layout}")(tmp_path / "net.onnx")
+    (tmp_path / "labels.txt").write_text("".join(f"{name}\n" for name in detectors.NAMES))
+    spec = make_spec(
+        [str(path)],
+        task="detection",
+        labels=str(tmp_path / "labels.txt"),
+        recipe={**blobs.RECIPE, "resize": [64, 64], "crop": [64, 64]},
+        detection={"boxes": "xyxy"} if layout == "end2end" else {},
+    )[0]
+    options = BuildOptions(verify=False, images=blobs.write_scenes(tmp_path / "scenes", 12))
+    build_repository(spec, tmp_path / "repository", options)
+    result = run_stage(tmp_path / "repository", "onnx", name="net")
+    assert result.status == "proved", result
+    assert ("single anchors within" in result.measured) == (layout not in ("end2end", "sized"))
+
+
+# --- labelled images -----------------------------------------------------------------------------------------------
+
+
+def write_coco(folder: Path, file: Path, count: int, *, names: Sequence[str] = blobs.LABELS) -> dict[str, Any]:
+    """Write scenes and their annotations in COCO's form, and return these."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    blobs.write_scenes(folder, count)
+    for number in range(count):
+        images.append({"id": 10 + number, "file_name": f"scene-{number:02d}.jpg"})
+        _, boxes, classes = blobs.draw_scene(number)
+        for (left, top, right, bottom), index in zip(boxes.tolist(), classes.tolist(), strict=True):
+            box = [left, top, right - left, bottom - top]
+            annotations.append({"id": len(annotations) + 1, "image_id": 10 + number, "category_id": 5 + index,
+                                "bbox": box, "area": box[2] * box[3], "iscrowd": 0})  # fmt: skip
+    categories = [{"id": 5 + index, "name": name} for index, name in enumerate(names)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    file.write_text(json.dumps(content))
+    return content
+
+
+def measure_stages(root: Path, folder: Path, url: str | None = None) -> dict[str, StageResult]:
+    candidate, _ = look_up(root)
+    return {result.stage: result for result in measure_labelled(candidate, folder, url)}
+
+
+def test_labelled_images_give_the_ap_of_each_stage(built: Path, root: Path, tmp_path: Path) -> None:
+    write_coco(tmp_path / "images", tmp_path / "instances.json", 32)
+    results = measure_stages(built, tmp_path / "images")
+    assert list(results) == ["labelled source", "labelled onnx"]
+    assert all(result.status == "measured" for result in results.values())
+    ap50, average = (results["labelled source"].figures[name] for name in ("ap50", "map"))
+    assert 0.8 < average < ap50
+    assert results["labelled onnx"].figures == results["labelled source"].figures
+    assert "AP50 +0.0000 to source" in results["labelled onnx"].measured
+    # YOLO's form says the same
+    (tmp_path / "instances.json").unlink()
+    (tmp_path / "labels").mkdir()
+    for number in range(32):
+        data, boxes, classes = blobs.draw_scene(number)
+        width, height = Image.open(io.BytesIO(data)).size
+        lines = [
+            f"{index} {(left + right) / 2 / width} {(top + bottom) / 2 / height} {(right - left) / width} "
+            f"{(bottom - top) / height}"
+            for (left, top, right, bottom), index in zip(boxes, classes, strict=True)
+        ]
+        (tmp_path / f"labels/scene-{number:02d}.txt").write_text("\n".join(lines))
+    assert measure_stages(built, tmp_path / "images")["labelled onnx"].figures == pytest.approx(
+        {"ap50": ap50, "map": average}, abs=1e-6
+    )
+    # a graph that finds fewer
+    change_graph(root, with_constant("width", lambda value: (value * 30).astype(np.float32)))
+    worse = measure_stages(root, tmp_path / "images")["labelled onnx"]
+    assert worse.status == "failed"
+    assert "limit -0.02" in worse.reason
+    assert "keep the last layers in FP32" in worse.cause
+
+
+def test_average_precision_on_an_example_by_hand() -> None:
+    truths = [[Truth(box=(0, 0, 10, 10), index=0), Truth(box=(50, 50, 20, 20), index=1)], []]
+    right = Found(np.array([[0, 0, 10, 10], [50, 50, 70, 70]], np.float32), np.array([0.9, 0.8], np.float32),
+                  np.array([0, 1], np.int32))  # fmt: skip
+    nothing = Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+    assert score_boxes(truths, [right, nothing], 2) == pytest.approx((1, 1))
+    assert score_boxes(truths, [nothing, nothing], 2) == (0, 0)
+    # IoU .6: right from .5 to .6
+    loose = right._replace(boxes=np.array([[0, 0, 10, 6], [50, 50, 70, 62]], np.float32))
+    assert score_boxes(truths, [loose, nothing], 2) == pytest.approx((1, 0.3), abs=0.051)
+    crowd = [[*truths[0], Truth(box=(100, 100, 50, 50), index=0, is_crowd=True)], []]
+    assert score_boxes(crowd, [right, nothing], 2) == pytest.approx((1, 1))
+
+
+def test_annotations_that_cannot_be_used(built: Path, tmp_path: Path) -> None:
+    images, file = tmp_path / "images", tmp_path / "a.json"
+
+    def refused(match: str) -> None:
+        with pytest.raises(VerificationError, match=match) as caught:
+            measure_stages(built, images)
+        assert caught.value.hint
+
+    blobs.write_scenes(images, 3)
+    refused("has images, but no annotations: COCO annotations")
+    write_coco(images, file, 3, names=("red", "gren", "blue"))
+    refused("the category 'gren' is none of the model's labels; 'green' is like it")
+    content = write_coco(images, file, 3)
+    (images / "scene-01.jpg").unlink()
+    refused(r"tells of 3 images, 1 are not there: .*scene-01\.jpg first")
+    blobs.write_scenes(images, 3)
+    file.write_text(json.dumps({**content, "annotations": [{"image_id": 10, "category_id": 5}]}))
+    refused("is not what COCO's format says: KeyError: 'bbox'")
+    (tmp_path / "b.json").write_text(file.read_text())
+    refused("holds several files of COCO annotations: a.json, b.json")
+    (images / "broken.json").write_text("{")
+    refused("broken.json cannot be read")
+    for path in (images / "broken.json", file, tmp_path / "b.json"):
+        path.unlink()
+    text = images / "scene-00.txt"
+    for line, match in (
+        ("3 0.5 0.5 0.1 0.1", r"line 1: class 3, but the model has the classes 0 to 2"),
+        ("0 0.5 0.5 0.1", "class and four numbers"),
+        ("0 0.1 0.1 0.2 0.1 0.2 0.2", "class and four numbers"),
+        ("red 0.5 0.5 0.1 0.1", "class and four numbers"),
+        ("0 100 50 20 20", "shares of the image from 0 to 1"),
+    ):
+        text.write_text(f"{line}\n")
+        refused(match)
+
+
+def test_without_the_package_for_map_it_is_named(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(MissingDependencyError, match="faster-coco-eval is not installed") as caught:
+        measure_stages(built, tmp_path)
+    assert caught.value.hint == "in trtgen's checkout: pip install -e '.[detection]'"
+
+
 # --- arithmetic ----------------------------------------------------------------------------------------------------
 
 SETTINGS = Settings(thresholds=(0.25, 0.25, 0.25), iou=0.45, nms="per-class", most=100)
@@ -495,7 +673,7 @@ def measure(change: Callable[[Found], Found], precision: str) -> str:
 
 
 def drop(count: int) -> Callable[[Found], Found]:
-    return lambda found: Found(*(values[count:] for values in found))
+    return lambda found: Found(found.boxes[count:], found.scores[count:], found.classes[count:])
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def judge_rows(gate: Gate, stage: str, rows: Rows, limit: Limit, cause: Callable
         return result
     counted, missed = compare_rows(gate.source, rows, limit)
     others = np.roll(np.arange(len(rows.scores)), 1)
-    of_others = compare_rows(take_images(gate.source, others), rows, limit)
+    of_others = compare_rows(take_images(gate.source, others), rows, limit, best=50)
     if counted < ENOUGH or of_others[1] < of_others[0] / 2:
         return result
     agreement = 1 - missed / counted

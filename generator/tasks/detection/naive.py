@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from generator.errors import VerificationError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
@@ -45,18 +47,24 @@ def read_settings(path: Path, labels: Sequence[str]) -> Settings:
 
     Raises:
         ConfigError: It is no model configuration.
+        VerificationError: It does not say what the step needs.
     """
     from generator.triton.check import parse_config
 
     config = parse_config(path.parent.name, path.read_text(encoding="utf-8"))
     values = {name: parameter.string_value for name, parameter in config.parameters.items()}
-    own = json.loads(values.get("class_scores", "{}"))
-    return Settings(
-        thresholds=tuple(float(own.get(label, values["score"])) for label in labels),
-        iou=float(values["iou"]),
-        nms=cast("Nms", values["nms"]),
-        most=next(int(output.dims[0]) for output in config.output if output.name == "BOXES"),
-    )
+    try:
+        own = json.loads(values.get("class_scores", "{}"))
+        return Settings(
+            thresholds=tuple(float(own.get(label, values["score"])) for label in labels),
+            iou=float(values["iou"]),
+            nms=cast("Nms", values["nms"]),
+            most={output.name: int(output.dims[0]) for output in config.output}["BOXES"],
+        )
+    except (KeyError, ValueError, AttributeError) as error:
+        msg = f"{path} does not say which boxes are answered: {type(error).__name__}: {error}"
+        hint = "give score, iou and nms as parameters, and class_scores as a JSON object, or build the model again"
+        raise VerificationError(msg, hint=hint) from error
 
 
 def settings_of(spec: ModelSpec, artifact: Artifact) -> Settings:
@@ -86,11 +94,10 @@ def detect(
     import numpy as np
 
     kept: list[int] = []
-    for row in sorted(range(len(scores)), key=lambda row: -float(scores[row])):
+    sure = np.flatnonzero(scores >= np.array(settings.thresholds)[classes])
+    for row in sorted(sure.tolist(), key=lambda row: -float(scores[row])):
         if len(kept) == settings.most:
             break
-        if float(scores[row]) < settings.thresholds[classes[row]]:
-            continue
         rivals = [other for other in kept if settings.nms == "agnostic" or classes[other] == classes[row]]
         if settings.nms == "none" or not _overlaps(boxes[row], boxes[rivals], settings.iou):
             kept.append(row)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STAGE = "served postprocessing"
 _SEED = 15
+_CROWD = 250  # rows with a score
 # What comes back of a box that was put into the network's pixels, in pixels of the original.
 _ROUND_TRIP = 1e-3
 
@@ -148,7 +149,8 @@ def _draw_crowd(
     half = extents[chosen] * rng.uniform(0.8, 1.25, (count, 2)) / 2
     few = rng.integers(0, classes, 3)
     kinds = np.where(rng.random(count) < 0.7, few[chosen % 3], rng.integers(0, classes, count))
-    scores = np.sort(rng.uniform(0, best, count))[::-1]
+    scores = np.zeros(count)
+    scores[:_CROWD] = np.sort(rng.uniform(0, best, min(count, _CROWD)))[::-1]
     return (
         np.hstack([centre - half, centre + half]).astype(np.float32),
         scores.astype(np.float32),
