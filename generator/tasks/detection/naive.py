@@ -93,35 +93,35 @@ def detect(
     """
     import numpy as np
 
-    kept: list[int] = []
     sure = np.flatnonzero(scores >= np.array(settings.thresholds)[classes])
-    for row in sorted(sure.tolist(), key=lambda row: -float(scores[row])):
+    rows = [
+        (int(row), int(classes[row]), tuple(boxes[row].tolist()))
+        for row in sure[np.argsort(-scores[sure], kind="stable")]
+    ]
+    kept: list[tuple[int, int, tuple[float, ...]]] = []
+    for row, index, box in rows:
         if len(kept) == settings.most:
             break
-        rivals = [other for other in kept if settings.nms == "agnostic" or classes[other] == classes[row]]
-        if settings.nms == "none" or not _overlaps(boxes[row], boxes[rivals], settings.iou):
-            kept.append(row)
+        rivals = [other for _, kind, other in kept if kind == index or settings.nms == "agnostic"]
+        if settings.nms == "none" or not any(_overlap(box, other, settings.iou) for other in rivals):
+            kept.append((row, index, box))
+    places = [row for row, _, _ in kept]
     scale_x, scale_y, left, top, width, height = (float(value) for value in geometry)
-    corners = boxes[kept].astype(np.float64)
+    corners = boxes[places].astype(np.float64)
     edges = [
         ((corners[:, axis] - offset) / scale).clip(0, size)
         for axis, (offset, scale, size) in enumerate([(left, scale_x, width), (top, scale_y, height)] * 2)
     ]
-    return Found(np.stack(edges, axis=1).astype(np.float32), scores[kept], classes[kept])
+    return Found(np.stack(edges, axis=1).astype(np.float32), scores[places], classes[places])
 
 
-def _overlaps(box: NDArray[np.float32], others: NDArray[np.float32], most: float) -> bool:
-    """Say whether the IoU of the box with one of the others is above `most`."""
-    import numpy as np
-
-    left, top, right, bottom = (float(edge) for edge in box)
-    lefts, tops, rights, bottoms = others.astype(np.float64).T
-    wide = np.minimum(right, rights) - np.maximum(left, lefts)
-    high = np.minimum(bottom, bottoms) - np.maximum(top, tops)
-    shared = np.maximum(wide, 0) * np.maximum(high, 0)
-    area = max(right - left, 0) * max(bottom - top, 0)
-    areas = np.maximum(rights - lefts, 0) * np.maximum(bottoms - tops, 0)
-    return bool((shared > most * (area + areas - shared)).any())
+def _overlap(one: tuple[float, ...], other: tuple[float, ...], most: float) -> bool:
+    """Say whether the IoU of two boxes is above `most`."""
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    high = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(wide, 0.0) * max(high, 0.0)
+    areas = [max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0) for box in (one, other)]
+    return shared > most * (areas[0] + areas[1] - shared)
 
 
 def detect_all(rows: Rows, geometry: NDArray[np.float32], settings: Settings) -> list[Found]:
