@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -67,8 +67,8 @@ class ServedModel:
     ) -> None:
         self._client.close()
 
-    def ask(self, key: str, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the outputs of the member with this role for any number of rows of its only input."""
+    def ask(self, key: str, values: NDArray[Any] | Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the outputs of the member with this role for any number of rows of its input, or inputs by name."""
         import numpy as np
 
         model = self._layout.members[key]
@@ -82,16 +82,21 @@ class ServedModel:
         rows = [item.decode("utf-8").split(":", 2) for item in ranked.reshape(-1)]
         return [(int(row[1]), row[2] if len(row) == 3 else "") for row in rows]
 
-    def _infer(self, model: str, values: NDArray[Any], class_count: int) -> dict[str, NDArray[Any]]:
+    def _infer(
+        self, model: str, values: NDArray[Any] | Mapping[str, NDArray[Any]], class_count: int
+    ) -> dict[str, NDArray[Any]]:
+        import numpy as np
         from tritonclient.grpc import InferInput, InferRequestedOutput
         from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
         try:
-            name, outputs = self._tensor_names(model)
-            tensor = InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
-            tensor.set_data_from_numpy(values)
+            only_input, outputs = self._tensor_names(model)
+            tensors = []
+            for name, rows in ({only_input: values} if isinstance(values, np.ndarray) else values).items():
+                tensors.append(InferInput(name, list(rows.shape), np_to_triton_dtype(rows.dtype)))
+                tensors[-1].set_data_from_numpy(rows)
             asked = [InferRequestedOutput(output, class_count=class_count) for output in outputs]
-            result = self._client.infer(model, [tensor], outputs=asked, client_timeout=_TIMEOUT_S)
+            result = self._client.infer(model, tensors, outputs=asked, client_timeout=_TIMEOUT_S)
         except InferenceServerException as error:
             msg = f"{model} did not answer: {error.message()}"
             raise ServerError(msg, hint="look at the server's log") from error
@@ -114,5 +119,12 @@ def as_bytes(files: Sequence[bytes]) -> NDArray[np.object_]:
     return array
 
 
-def _split(values: NDArray[Any], size: int) -> Iterable[NDArray[Any]]:
-    return (values[start : start + size] for start in range(0, len(values), size))
+def _split(
+    values: NDArray[Any] | Mapping[str, NDArray[Any]], size: int
+) -> Iterable[NDArray[Any] | dict[str, NDArray[Any]]]:
+    import numpy as np
+
+    if isinstance(values, np.ndarray):
+        return (values[start : start + size] for start in range(0, len(values), size))
+    count = len(next(iter(values.values())))
+    return ({name: rows[at : at + size] for name, rows in values.items()} for at in range(0, count, size))

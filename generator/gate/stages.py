@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from generator.errors import ExportError, SourceError
 from generator.gate import causes
@@ -10,9 +10,15 @@ from generator.gate.client import PREPROCESS_KEY, as_bytes
 from generator.graph.batches import ROW_TOLERANCES, batch_sizes, prove_dynamic_batch
 from generator.graph.model import read_onnx
 from generator.graph.names import DYNAMIC_HINT, NAN_HINT
+from generator.images.geometry import FIELDS, measure_geometry
 from generator.task import StageResult
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
     from generator.gate.candidate import Candidate
     from generator.gate.client import ServedModel
     from generator.images.reference import Reference
@@ -40,9 +46,14 @@ def check_batches(candidate: Candidate, reference: Reference) -> StageResult:
 
 def check_pixels(served: ServedModel, candidate: Candidate, reference: Reference) -> StageResult:
     """The served preprocessing makes the pixels that training would have made, within one level of 255."""
+    return judge_pixels(served.ask(PREPROCESS_KEY, as_bytes(reference.files)), candidate, reference)
+
+
+def judge_pixels(answers: Mapping[str, NDArray[Any]], candidate: Candidate, reference: Reference) -> StageResult:
+    """Compare what the served preprocessing answers with the reference: pixels, and where it tells it, geometry."""
     import numpy as np
 
-    pixels = served.ask(PREPROCESS_KEY, as_bytes(reference.files))["PIXELS"]
+    pixels = answers["PIXELS"]
     if pixels.shape != reference.pixels.shape:
         reason = f"pixels have shape {list(pixels.shape)}, {list(reference.pixels.shape)} was expected"
         return StageResult(stage="served pixels", status="failed", reason=reason, cause="crop or resize differs")
@@ -50,7 +61,9 @@ def check_pixels(served: ServedModel, candidate: Candidate, reference: Reference
     worst = int(levels.argmax())
     if levels[worst] <= 1:
         measured = f"within {levels[worst]}/255" if levels[worst] else "identical"
-        return StageResult(stage="served pixels", status="proved", measured=measured)
+        if "GEOMETRY" not in answers:
+            return StageResult(stage="served pixels", status="proved", measured=measured)
+        return _judge_geometry(answers["GEOMETRY"], candidate, reference, measured)
     return StageResult(
         stage="served pixels",
         status="failed",
@@ -58,6 +71,32 @@ def check_pixels(served: ServedModel, candidate: Candidate, reference: Reference
         reason=f"{int((levels > 1).sum())} of {len(levels)} images differ by more than 1 level of 255, "
         f"{reference.names[worst]} by {levels[worst]}",
         cause=causes.of_pixels(candidate, reference, pixels),
+    )
+
+
+def _judge_geometry(
+    geometry: NDArray[np.float32], candidate: Candidate, reference: Reference, measured: str
+) -> StageResult:
+    """Compare with where torchvision's transforms put each image: it is how boxes get back to the original's pixels."""
+    import numpy as np
+
+    expected = measure_geometry(candidate.artifact.recipe, reference.files)
+    wrong = ~np.isclose(geometry, expected, rtol=1e-6, atol=0)
+    if not wrong.any():
+        return StageResult(stage="served pixels", status="proved", measured=f"{measured}, geometry equal")
+    image = int(wrong.any(axis=1).argmax())
+    differing = ", ".join(
+        f"{name} {got:.7g} for {wanted:.7g}"
+        for name, got, wanted, is_wrong in zip(FIELDS, geometry[image], expected[image], wrong[image], strict=True)
+        if is_wrong
+    )
+    return StageResult(
+        stage="served pixels",
+        status="failed",
+        measured=measured,
+        reason=f"the pixels fit, but GEOMETRY is wrong for {int(wrong.any(axis=1).sum())} of {len(wrong)} images, "
+        f"{reference.names[image]} has {differing}",
+        cause=causes.of_geometry(geometry, expected),
     )
 
 

@@ -11,7 +11,7 @@ from generator.files import ONNX, hash_file, name_kind
 from generator.tensor import Tensor, from_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -218,11 +218,16 @@ def default_opset(model: onnx.ModelProto) -> int:
 
 
 def open_onnx(
-    path: Path, *, as_served: bool = False, more_inputs: Mapping[str, NDArray[Any]] | None = None
+    path: Path,
+    *,
+    as_served: bool = False,
+    more_inputs: Mapping[str, NDArray[Any]] | None = None,
+    tensors: Sequence[str] = (),
 ) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
     """Return a function that runs the only input through the graph on the CPU and returns the outputs by name.
 
-    `more_inputs` are what further inputs get for each image.
+    `more_inputs` are what further inputs get for each image. With `tensors` a copy in memory is run that answers these
+    inner ones, too.
 
     Q/DQ are computed as they stand, which TensorRT comes nearest to; `as_served` computes in integers as a server does.
     Of a BF16 graph a copy cast to FP32 is run: onnxruntime has no BF16 convolutions on the CPU.
@@ -242,7 +247,7 @@ def open_onnx(
     if not as_served:  # else onnxruntime quantizes the biases of convolutions too, which TensorRT leaves in float
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        session = onnxruntime.InferenceSession(_runnable(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(_runnable(path, tensors), options, providers=["CPUExecutionProvider"])
     except failures as error:
         if unknown := _UNKNOWN_OPERATOR.search(str(error)):
             domain, operator = unknown.groups()
@@ -269,13 +274,20 @@ def open_onnx(
     return run
 
 
-def _runnable(path: Path) -> str | bytes:
-    """Return what onnxruntime is given: the file, or a copy in FP32 of what it has no kernels for."""
-    if "bf16" not in find_low_precisions(load_proto(path, weights=False)):
-        return str(path)
-    from generator.graph.as_is import cast_to_fp32
+def _runnable(path: Path, tensors: Sequence[str]) -> str | bytes:
+    """Return what onnxruntime is given: the file, or a copy, in FP32 where it has no kernels, or with more outputs."""
+    from onnx import ValueInfoProto
 
-    return cast_to_fp32(load_proto(path)).SerializeToString()
+    has_bf16 = "bf16" in find_low_precisions(load_proto(path, weights=False))
+    if not has_bf16 and not tensors:
+        return str(path)
+    proto = load_proto(path)
+    if has_bf16:
+        from generator.graph.as_is import cast_to_fp32
+
+        proto = cast_to_fp32(proto)
+    proto.graph.output.extend(ValueInfoProto(name=name) for name in tensors)
+    return proto.SerializeToString()
 
 
 def _find_node(model: onnx.ModelProto, domain: str, operator: str) -> str:

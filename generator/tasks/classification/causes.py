@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from generator.gate.causes import of_normalisation
 from generator.graph.model import OnnxModel, load_proto, run_graph
 from generator.tasks.classification.activation import last_node
 from generator.tasks.classification.compare import Comparison, comparable, compare
@@ -35,7 +36,7 @@ def of_graph(candidate: Candidate, model: OnnxModel, reference: Reference) -> st
     as_they_are = with_pixels(reference.pixels)
     if with_pixels(reference.pixels[..., ::-1]).worst_cosine > max(0.999, as_they_are.worst_cosine):
         return "the channels are in BGR order, the source takes RGB"
-    if wrong := _normalisation(candidate, proto):
+    if wrong := of_normalisation(candidate, proto):
         return wrong
     return "the weights or the graph differ from the source"
 
@@ -49,28 +50,3 @@ def _two_activations(proto: onnx.ModelProto, output: str) -> str:
     if last.op_type == before.op_type:
         return f"{last.op_type} twice: the network ends in one and another was put behind it"
     return f"a {last.op_type} behind a {before.op_type}: the network ends in an activation already"
-
-
-def _normalisation(candidate: Candidate, proto: object) -> str:
-    """Compare the constants of the first multiplication and addition with the recipe."""
-    import numpy as np
-    from onnx import numpy_helper
-
-    weights = {tensor.name: tensor for tensor in proto.graph.initializer}  # type: ignore[attr-defined]
-    found: dict[str, NDArray[np.float32]] = {}
-    for node in proto.graph.node[:8]:  # type: ignore[attr-defined]
-        constants = [numpy_helper.to_array(weights[name]) for name in node.input if name in weights]
-        if node.op_type in ("Mul", "Add") and constants and constants[0].size == 3:
-            found.setdefault(node.op_type, constants[0].reshape(3))
-    if set(found) != {"Mul", "Add"}:
-        return ""
-    std = 1 / (255 * found["Mul"])
-    mean = -found["Add"] * std
-    for name, inside, recipe in (
-        ("std", std, candidate.artifact.recipe.std),
-        ("mean", mean, candidate.artifact.recipe.mean),
-    ):
-        if not np.allclose(inside, recipe, atol=1e-3):
-            numbers = ", ".join(f"{value:.3f}" for value in inside)
-            return f"wrong {name}: the graph normalises with [{numbers}], the recipe says {list(recipe)}"
-    return ""
