@@ -236,8 +236,9 @@ def serve(run: Run, repository: Path, served: str) -> None:
 
 def soak(run: Run, repository: Path, served: str, *, requests: int) -> None:
     """Ask the ensemble so many times; every answer is compared with the plan run directly on that image alone."""
-    from generator.demo.scenes import draw_scenes
     from tritonclient.grpc import InferenceServerClient, InferInput
+
+    from generator.demo.scenes import draw_scenes
 
     record = read_record(repository, served)
     assert record is not None, f"{repository} holds no {served}"

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from generator.demo.scenes import draw_scenes
 from torch import nn
 from torch.nn import functional
 
+from generator.demo.scenes import draw_scenes
 from generator.images.training_pixels import prepare
 from generator.spec.recipe import RECIPES
 

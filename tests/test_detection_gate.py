@@ -420,7 +420,7 @@ def test_another_file_on_the_server_is_found(root: Path) -> None:
     _, reference = look_up(root)
 
     def ask(change: Callable[[dict[str, Any]], Any]) -> StageResult:
-        rows = {f"DET_{name.upper()}": reference.answers[name].copy() for name in ("boxes", "scores", "classes")}
+        rows: dict[str, Any] = {f"DET_{name.upper()}": reference.answers[name].copy() for name in ("boxes", "scores", "classes")}
         change(rows)
         return run_stage(root, "served detector", SimpleNamespace(ask=lambda *_: rows))
 

@@ -63,7 +63,8 @@ def verify(
 
 def _print_table(report: GateReport) -> None:
     say(f"{report.model}: {report.images} images")
+    width = max((len(result.stage) for result in report.results), default=0)
     for result in report.results:
         accuracy = f"accuracy {result.figures['accuracy']:.1%}" if "accuracy" in result.figures else ""
         text = "  ".join(part for part in (result.measured, accuracy) if part) or result.reason
-        print(f"{report.model}  {result.stage:18} {result.status:11} {text}")
+        print(f"{report.model}  {result.stage:{width}}  {result.status:11} {text}")

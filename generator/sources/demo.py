@@ -64,8 +64,8 @@ def _detector_recipe() -> Recipe:
     return Recipe.model_validate(
         {
             "fit": "letterbox",
-            "resize": detector.SIZE,
-            "crop": detector.SIZE,
+            "resize": detector.SIDE,
+            "crop": detector.SIDE,
             "interpolation": detector.INTERPOLATION,
             "fill": detector.FILL,
             "mean": detector.MEAN,
