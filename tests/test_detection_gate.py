@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -420,15 +421,19 @@ def test_another_file_on_the_server_is_found(root: Path) -> None:
     _, reference = look_up(root)
 
     def ask(change: Callable[[dict[str, Any]], Any]) -> StageResult:
-        rows: dict[str, Any] = {f"DET_{name.upper()}": reference.answers[name].copy() for name in ("boxes", "scores", "classes")}
+        rows: dict[str, Any] = {
+            f"DET_{name.upper()}": reference.answers[name].copy() for name in ("boxes", "scores", "classes")
+        }
         change(rows)
         return run_stage(root, "served detector", SimpleNamespace(ask=lambda *_: rows))
 
     assert ask(lambda _: None).status == "proved"
+
+    def move(rows: dict[str, Any], index: int) -> None:
+        rows["DET_BOXES"][5, index, 2] += 0.1
+
     for index in (0, 3):
-        result = ask(
-            lambda rows, at=index: rows["DET_BOXES"].__setitem__((5, at, 2), rows["DET_BOXES"][5, at, 2] + 0.1)
-        )
+        result = ask(partial(move, index=index))
         assert (result.status, result.cause) == ("failed", "the server runs another file or version")
     assert ask(lambda rows: rows["DET_SCORES"].__isub__(0.001)).status == "failed"
 
