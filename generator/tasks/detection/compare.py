@@ -340,8 +340,3 @@ def pick_anchors(dense: Dense, boxes: NDArray[np.float32], scores: NDArray[np.fl
                 dense.scores[image, found],
             )
     return picked
-
-
-def loosen(limit: Limit, agreement: float) -> Limit:
-    """Return the limit where so large a share of boxes is lost already by pixels that differ by one level."""
-    return replace(limit, agreement=limit.agreement - (1 - agreement), score=float("inf"), box=float("inf"))
