@@ -368,7 +368,7 @@ BOX_FAULTS = [
     ),
     ("scores[kept], classes[kept]\n", "scores[kept], classes[kept] + 1\n", "classes are off by one: one too high"),
     ("np.clip(corners, 0, size)", "corners", "boxes are not cut at the edges"),
-    ("of_class.get(label, self.score)", "self.score", "the thresholds of single classes (class_scores) are not applied"),
+    ("of_class.get(label, self.score)", "self.score", "the thresholds of single classes (class_scores) are not a"),
     ("len(kept) == options.most", "len(kept) == 5", "model.py differs from the one that trtgen writes"),
     ('return self.labels[index] if', 'return self.labels[index - 1] if', "labels.txt has its lines in another order"),
     (
