@@ -196,13 +196,17 @@ def of_image(rows: Rows, image: int) -> Rows:
 
 
 def _has_row(side: Found, index: int, rows: Rows, image: int, limit: Limit) -> bool:
-    """Say whether a box is among the other side's rows for the image, as near as the limit asks."""
+    """Say whether a box is among the other side's rows for the image, as near as the limit asks.
+
+    Or was cut off there: its score is no better than that of the last row, as far as the limit tells.
+    """
     import numpy as np
 
     alike = rows.classes[image] == side.classes[index]
     alike &= np.abs(rows.scores[image] - side.scores[index]) <= limit.score
     alike &= (np.abs(rows.boxes[image] - side.boxes[index]) <= limit.box).all(axis=1)
-    return bool(alike.any())
+    was_cut = side.scores[index] <= rows.scores[image, -1] + limit.score
+    return bool(alike.any() or was_cut)
 
 
 def cut_rows(rows: Rows, geometry: NDArray[np.float32]) -> Rows:
@@ -340,8 +344,3 @@ def pick_anchors(dense: Dense, boxes: NDArray[np.float32], scores: NDArray[np.fl
                 dense.scores[image, found],
             )
     return picked
-
-
-def loosen(limit: Limit, agreement: float) -> Limit:
-    """Return the limit where so large a share of boxes is lost already by pixels that differ by one level."""
-    return replace(limit, agreement=limit.agreement - (1 - agreement), score=float("inf"), box=float("inf"))

@@ -93,7 +93,7 @@ def detect(
     """
     import numpy as np
 
-    sure = np.flatnonzero(scores >= np.array(settings.thresholds)[classes])
+    sure = np.flatnonzero(scores >= np.array(settings.thresholds, np.float32)[classes])
     rows = [
         (int(row), int(classes[row]), tuple(boxes[row].tolist()))
         for row in sure[np.argsort(-scores[sure], kind="stable")]

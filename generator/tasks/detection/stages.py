@@ -19,7 +19,6 @@ from generator.tasks.detection.compare import (
     compare,
     cut_rows,
     find_different_rows,
-    loosen,
     measure_spread,
     pick_anchors,
     plan_limit,
@@ -258,36 +257,33 @@ def check_ensemble(gate: Gate, served: ServedModel) -> StageResult:
     answers = served.ask("ensemble", as_bytes(files))
     if wrong := find_wrong_form(answers) or find_wrong_labels(answers, gate.candidate.artifact.labels):
         return StageResult(stage=stage, status="failed", reason=wrong[0], cause=wrong[1])
-    own = detect_all(gate.source, geometry, gate.settings)
-    limit, lost = _loosen_for_pixels(gate)
-    rows = None if gate.direct is None else (cut_rows(gate.source, geometry), cut_rows(gate.direct, geometry))
+    own, note = _find_expected_rows(gate)
+    rows = (cut_rows(own, geometry), cut_rows(own if note or gate.direct is None else gate.direct, geometry))
     expected, actual = (
         [to_network(found, place) for found, place in zip(side, geometry, strict=True)]
-        for side in (own, unpad(answers))
+        for side in (detect_all(own, geometry, gate.settings), unpad(answers))
     )
-    comparison = compare(expected, actual, gate.settings, limit, rows=rows)
+    comparison = compare(expected, actual, gate.settings, gate.limit, rows=rows)
     if comparison.ties > gate.ties + max(2, comparison.judged // 100):  # NMS has no more to choose than it had here
         comparison = replace(comparison, missed=comparison.missed + comparison.ties, ties=0)
-    result = decide(gate, stage, comparison, limit, lambda: causes.UPSTREAM)
-    said = (", labels equal" if result.status == "proved" else "") + lost + gate.edits
+    result = decide(gate, stage, comparison, gate.limit, lambda: causes.UPSTREAM)
+    said = (", labels equal" if result.status == "proved" else "") + note + gate.edits
     return replace(result, measured=result.measured + said) if result.measured else result
 
 
-def _loosen_for_pixels(gate: Gate) -> tuple[Limit, str]:
-    """Return the limit less what the served pixels, which may differ by one level, do to the boxes, and how much."""
+def _find_expected_rows(gate: Gate) -> tuple[Rows, str]:
+    """Return the rows that the ensemble's boxes follow from, and whose they are where they are not the source's.
+
+    Where the served pixels differ, by the level that they may, they are what the graph answers to these: a level alone
+    moves boxes by more than an exact limit allows. The graph itself and the pixels are proved by their own stages.
+    """
     import numpy as np
 
-    if gate.pixels is None or np.array_equal(gate.pixels, gate.reference.pixels):
-        return gate.limit, ""
-    model = read_onnx(gate.candidate.onnx)
-    expected, actual = (
-        detect_all(read_rows(run_graph(model, pixels)), gate.geometry, gate.settings)
-        for pixels in (gate.reference.pixels, gate.pixels)
-    )
-    agreement = compare(expected, actual, gate.settings, gate.limit).agreement
-    if np.isnan(agreement):
-        return gate.limit, ""
-    return loosen(gate.limit, agreement), f"; its pixels alone make {1 - agreement:.2%} other"
+    pixels = gate.pixels
+    if pixels is None or pixels.shape != gate.reference.pixels.shape or np.array_equal(pixels, gate.reference.pixels):
+        return gate.source, ""
+    rows = read_rows(run_graph(read_onnx(gate.candidate.onnx), pixels))
+    return rows, "; compared with what the graph answers to the served pixels"
 
 
 def find_wrong_form(answers: Mapping[str, NDArray[Any]]) -> tuple[str, str] | None:
