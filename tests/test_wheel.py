@@ -34,6 +34,7 @@ def test_what_is_in_the_wheel(installed: Path) -> None:
         "generator/templates/backends/onnxruntime/model.py",
         "generator/templates/models.yaml",
         "generator/demo/weights.safetensors",
+        "generator/demo/detector.safetensors",
         "generator/assets/china.jpg",
     ):
         assert needed in names

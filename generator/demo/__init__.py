@@ -1,5 +1,5 @@
-"""The project's own demo model: drawn images, a small network trained on them, and its weights.
+"""The project's own demo models: drawn images, two small networks trained on them, and their weights.
 
-`draw` needs numpy and Pillow only; `network` and `train` need torch. Nothing is imported here, so that
-drawing an image set never loads torch.
+`draw` and `scenes` need numpy and Pillow only; `network`, `detector` and their training need torch. Nothing is imported
+here, so that drawing an image set never loads torch.
 """

@@ -140,25 +140,23 @@ def draw_image(rng: np.random.Generator, label: int, *, width: int, height: int)
     Returns:
         An RGB image of `width` x `height` pixels.
     """
-    image = _draw_background(rng, width, height)
+    image = draw_background(rng, width, height)
     side = min(width, height) * KEPT_FRACTION
     radius = side * rng.uniform(0.22, 0.42)
     reach = side / 2 - radius
     centre_x = width / 2 + rng.uniform(-reach, reach)
     centre_y = height / 2 + rng.uniform(-reach, reach)
-    _paste_shape(image, rng, label, radius=radius, left=round(centre_x - radius), top=round(centre_y - radius))
-    return _add_noise(image, rng)
+    paste_shape(image, rng, label, radius=radius, left=round(centre_x - radius), top=round(centre_y - radius))
+    return add_noise(image, rng)
 
 
 def draw_numbered(seed: int, number: int) -> DrawnImage:
     """Draw image `number` of the set of `seed`: label `number` modulo 10, size and everything else from the seed."""
     label = number % len(LABELS)
-    rng = _make_rng(seed, number)
-    longer = int(rng.integers(SHORTEST_PX, LONGEST_PX + 1))
-    shorter = max(SHORTEST_PX, round(longer * rng.uniform(0.6, 1.0)))
-    width, height = (longer, shorter) if rng.random() < 0.6 else (shorter, longer)
+    rng = make_rng(seed, number)
+    width, height = draw_size(rng)
     image = draw_image(rng, label, width=width, height=height)
-    return DrawnImage(name=f"{number:03d}-{LABELS[label]}", label=label, jpeg=_encode_jpeg(image))
+    return DrawnImage(name=f"{number:03d}-{LABELS[label]}", label=label, jpeg=encode_jpeg(image))
 
 
 def draw_set(count: int, *, seed: int = 2024) -> list[DrawnImage]:
@@ -174,20 +172,29 @@ def write_samples(folder: Path) -> list[Path]:
     width, height = SAMPLE_SIZE_PX
     paths = []
     for name, seed in SAMPLE_SEEDS.items():
-        image = draw_image(_make_rng(seed, 0), LABELS.index(name), width=width, height=height)
+        image = draw_image(make_rng(seed, 0), LABELS.index(name), width=width, height=height)
         path = folder / f"{name}.jpg"
-        path.write_bytes(_encode_jpeg(image))
+        path.write_bytes(encode_jpeg(image))
         paths.append(path)
     return paths
 
 
-def _make_rng(seed: int, number: int) -> np.random.Generator:
+def make_rng(*seed: int) -> np.random.Generator:
+    """Return the generator of these numbers: the same values everywhere."""
     import numpy as np
 
-    return np.random.Generator(np.random.PCG64([seed, number]))
+    return np.random.Generator(np.random.PCG64(seed))
 
 
-def _encode_jpeg(image: Image.Image) -> bytes:
+def draw_size(rng: np.random.Generator) -> tuple[int, int]:
+    """Return a width and a height between 160 and 640 pixels, landscape more often than portrait."""
+    longer = int(rng.integers(SHORTEST_PX, LONGEST_PX + 1))
+    shorter = max(SHORTEST_PX, round(longer * rng.uniform(0.6, 1.0)))
+    return (longer, shorter) if rng.random() < 0.6 else (shorter, longer)
+
+
+def encode_jpeg(image: Image.Image) -> bytes:
+    """Return the image as the bytes of a JPEG file."""
     import io
 
     stream = io.BytesIO()
@@ -200,7 +207,7 @@ def _random_colour(rng: np.random.Generator, hue: float, saturation: Point, valu
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _draw_background(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+def draw_background(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """Smooth colour fields with lines and small blobs.
 
     Drawn at half size and enlarged: soft like something out of focus, and four times cheaper.
@@ -230,14 +237,18 @@ def _draw_background(rng: np.random.Generator, width: int, height: int) -> Image
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _paste_shape(
+def paste_shape(
     image: Image.Image, rng: np.random.Generator, label: int, *, radius: float, left: int, top: int
-) -> None:
-    """Paste the shape with its circumscribed square's corner at (`left`, `top`) into `image`."""
+) -> tuple[float, float, float, float]:
+    """Paste the shape with its circumscribed square's corner at (`left`, `top`) into `image`.
+
+    Returns:
+        The box around what is seen of it: left, top, right, bottom in quarters of a pixel.
+    """
     from PIL import Image
 
     make_outlines, favourite_hue = _SHAPES[LABELS[label]]
-    mask = _draw_mask(rng, make_outlines(rng.random()), radius)
+    mask, seen = _draw_mask(rng, make_outlines(rng.random()), radius)
     box = (left, top, left + mask.width, top + mask.height)
     behind = image.resize((1, 1), Image.Resampling.BOX, box=_inside(box, image.size)).getpixel((0, 0))
     assert isinstance(behind, tuple)
@@ -247,10 +258,13 @@ def _paste_shape(
     shading = rng.integers(-22, 23, size=(2, 2, 1)) + colour
     fill = Image.fromarray(shading.clip(0, 255).astype("uint8")).resize(mask.size, Image.Resampling.BILINEAR)
     image.paste(fill, box, mask)
+    return left + seen[0], top + seen[1], left + seen[2], top + seen[3]
 
 
-def _draw_mask(rng: np.random.Generator, outlines: list[Outline], radius: float) -> Image.Image:
-    """Rotate and slightly stretch the outlines; returns the antialiased mask, 2 x `radius` pixels a side."""
+def _draw_mask(
+    rng: np.random.Generator, outlines: list[Outline], radius: float
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """Rotate and slightly stretch the outlines; returns the antialiased mask, 2 x `radius` a side, and its box."""
     from PIL import Image, ImageDraw
 
     side = max(1, math.ceil(2 * radius))
@@ -266,9 +280,12 @@ def _draw_mask(rng: np.random.Generator, outlines: list[Outline], radius: float)
     if rng.random() < 0.3:  # a thin thing in front of the shape
         ends = rng.uniform(0, mask.width, size=4)
         pen.line([float(end) for end in ends], fill=0, width=max(1, round(0.06 * scale)))
+    edges = mask.getbbox()
+    assert edges is not None
     mask = mask.reduce(SUPERSAMPLE)
     opacity = rng.uniform(0.85, 1.0)
-    return mask.point([round(opacity * level) for level in range(256)])
+    left, top, right, bottom = (edge / SUPERSAMPLE for edge in edges)
+    return mask.point([round(opacity * level) for level in range(256)]), (left, top, right, bottom)
 
 
 def _turn(outline: Outline, angle: float) -> Outline:
@@ -297,7 +314,7 @@ def _brightness(colour: tuple[float, ...]) -> float:
     return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
 
 
-def _add_noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def add_noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Add brightness noise, triangular between plus and minus 4 to 20 levels, like a sensor's."""
     import numpy as np
     from PIL import Image
