@@ -1,7 +1,7 @@
 """Train the demo detector: `python -m generator.demo.train_detector --output detector.safetensors`.
 
 Draws its scenes in two processes, trains on one CPU thread, prints the average precision on scenes of a seed that
-training never saw, and writes the weights; less than 15 minutes on two cores. Every choice comes from a seed; the
+training never saw, and writes the weights; about 15 minutes on two cores. Every choice comes from a seed; the
 weights still depend on the versions of torch and Pillow and on the kind of processor.
 """
 
