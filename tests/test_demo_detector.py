@@ -128,7 +128,7 @@ def test_preprocessing_is_that_of_the_recipe(size: tuple[int, int]) -> None:
 def test_average_precision_of_known_answers() -> None:
     """Worked out by hand: three shapes of class 0; found: right, wrong, right, the first once more."""
     boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], np.float32)
-    truth = [train_detector.Shapes(boxes, np.zeros(3, np.int64))]
+    truth = [train_detector.Shapes(boxes, np.zeros(3, np.int64), np.ones(3, np.float32))]
     answers = np.array([[0, 0, 10, 10], [60, 0, 70, 10], [20, 0, 30, 9], [0, 0, 10, 9]], np.float32)
     scores = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
     found = [train_detector.Shapes(answers, np.zeros(4, np.int64), scores)]
@@ -164,6 +164,17 @@ def test_fresh_scenes_are_found(
     found = train_detector.detect(demo_detector, pixels)
     assert train_detector.measure_ap(found, truth, iou=0.5).mean() >= 0.9
     assert train_detector.measure_ap(found, truth, iou=0.9).mean() >= 0.4
+
+
+def test_scores_tell_how_likely_a_box_is_right(
+    demo_detector: torch.nn.Module, fresh: tuple[NDArray[np.uint8], list[train_detector.Shapes]]
+) -> None:
+    """At the usual threshold hardly a box is wrong, and the detector is as sure as it is right."""
+    found = train_detector.detect(demo_detector, fresh[0], lowest_score=0.25)
+    right = np.concatenate([train_detector._match(*pair, iou=0.5) for pair in zip(found, fresh[1], strict=True)])
+    assert right.sum() >= 0.9 * sum(len(shapes.boxes) for shapes in fresh[1])
+    assert right.mean() >= 0.9
+    assert abs(np.concatenate([answer.scores for answer in found]).mean() - right.mean()) < 0.05
 
 
 class PixelsInFront(torch.nn.Module):
