@@ -50,8 +50,8 @@ MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "yolo": (("{yolo}", "--task", "detection", "--labels", "index"), ("fp16", "int8")),
     "demo": (("demo-detector",), ("fp32", "fp16", "int8")),
 }
-PROFILES = [{"min": 1, "opt": 1, "max": 8}, {"min": 1, "opt": 32, "max": 64}]
-BATCHES = (1, 8, 32, 64)
+PROFILES = [{"min": 1, "opt": 1, "max": 8}, {"min": 1, "opt": 32, "max": 32}]
+BATCHES = (1, 8, 32)
 HELD_OUT, HELD_OUT_SEED = 1000, 3
 SIZE = (500, 375)
 # A box of a direct run and of the server are the same: plans round otherwise in batches of another size.
@@ -70,7 +70,7 @@ def export(run: Run, target: str, only: Sequence[str]) -> None:
         for precision in precisions:
             folder = run.work / "exported" / f"{name}_{precision}"
             words = [word.replace("{yolo}", str(yolo)) for word in source]
-            arguments = ["export", *words, "--target", target, "--precision", precision, "--max-batch", "64"]
+            arguments = ["export", *words, "--target", target, "--precision", precision, "--max-batch", "32"]
             log = (run.work / f"export-{name}-{precision}.log").open("w")
             child = subprocess.Popen(
                 [run.torch_python, "-m", "generator", *arguments, "--output", str(folder)],
@@ -93,7 +93,7 @@ def build(run: Run, repository: Path, only: Sequence[str]) -> None:
                 "task": "detection",
                 "source": "export",
                 "onnx": str(run.work / "exported" / served / "model.onnx"),
-                "batch": {"max": 64},
+                "batch": {"max": 32},
                 "plan": {"profiles": PROFILES},
             }
             spec = run.work / f"{served}.yaml"
