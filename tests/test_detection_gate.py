@@ -33,6 +33,7 @@ from generator.repository import read_record
 from generator.spec.file import make_spec
 from generator.spec.recipe import Recipe
 from generator.task import StageResult
+from generator.tasks.detection.anchors import measure_spread
 from generator.tasks.detection.annotations import Truth
 from generator.tasks.detection.answers import default_images, make_answers
 from generator.tasks.detection.compare import (
@@ -41,7 +42,6 @@ from generator.tasks.detection.compare import (
     compare_rows,
     find_different_rows,
     find_overlaps,
-    measure_spread,
 )
 from generator.tasks.detection.decode import Rows
 from generator.tasks.detection.judge import Gate

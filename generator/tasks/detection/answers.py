@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import VerificationError
 from generator.images.reference import RANDOM_HINT
 from generator.images.sets import ImageSet, extreme_images, photographs
-from generator.tasks.detection.compare import sample_anchors
+from generator.tasks.detection.anchors import sample_anchors
 from generator.tasks.detection.decode import decode, select_rows
 from generator.tasks.detection.reading import find_reading
 

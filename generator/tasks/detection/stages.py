@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from generator.errors import SourceError, VerificationError
@@ -13,14 +13,13 @@ from generator.graph.model import load_proto, open_onnx, read_onnx, run_graph
 from generator.images.geometry import measure_geometry
 from generator.task import Stage, StageResult, not_proved
 from generator.tasks.detection import causes
+from generator.tasks.detection.anchors import AnchorErrors, measure_errors, measure_spread, pick_anchors
 from generator.tasks.detection.compare import (
     AS_IS,
     LIMITS,
     compare,
     cut_rows,
     find_different_rows,
-    measure_spread,
-    pick_anchors,
     plan_limit,
 )
 from generator.tasks.detection.decode import Dense, Rows
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from generator.gate.candidate import Candidate
@@ -112,25 +110,6 @@ def require_discrimination(name: str, reference: Reference) -> None:
 # --- the graph -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnchorErrors:
-    """How far single anchors are from the source's: at most, and as a share of how much they vary between images."""
-
-    box: float
-    score: float
-    box_share: float
-    score_share: float
-
-    def meets(self, limit: Limit) -> bool:
-        """Say whether they are within the limit."""
-        return max(self.box_share, self.score_share) <= limit.error and (
-            self.box <= limit.box and self.score <= limit.score
-        )
-
-    def __str__(self) -> str:
-        return f"single anchors within {self.score:.1g} and {self.box:.1g} px"
-
-
 def check_onnx(gate: Gate) -> StageResult:
     """The graph, run directly, answers like the source: its best rows, and single anchors before these are taken."""
     candidate, reference = gate.candidate, gate.reference
@@ -188,21 +167,6 @@ def _run_with_anchors(
     if not picked:
         return rows, None
     return rows, measure_errors(boxes, scores, picked)
-
-
-def measure_errors(boxes: NDArray[np.float32], scores: NDArray[np.float32], picked: Sequence[Dense]) -> AnchorErrors:
-    """Compare the source's sampled anchors, (N, S, 4) and (N, S, C), with those picked of a candidate."""
-    import numpy as np
-
-    spread = measure_spread(boxes, scores)
-    off_boxes = np.concatenate([part.boxes for part in picked]).astype(np.float64) - boxes
-    off_scores = np.concatenate([part.scores for part in picked]).astype(np.float64) - scores
-    return AnchorErrors(
-        box=float(np.abs(off_boxes).max()),
-        score=float(np.abs(off_scores).max()),
-        box_share=float(np.sqrt((off_boxes**2).mean())) / spread.box if spread.has_boxes else 0.0,
-        score_share=float(np.sqrt((off_scores**2).mean())) / spread.score if spread.has_scores else 0.0,
-    )
 
 
 def _find_anchors(model: OnnxModel) -> tuple[str, ...]:
