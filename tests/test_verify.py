@@ -90,7 +90,7 @@ def test_labelled_images_give_the_accuracy_of_each_stage(built_demo: Path, tmp_p
 
 
 def bgr_step(root: Path, edit: Edit) -> None:
-    edit(root / "demo_preprocess/1/model.py", "return recipe.cropped(image)", "return recipe.cropped(image)[..., ::-1]")
+    edit(root / "demo_preprocess/1/model.py", "self.recipe.cropped(image)", "self.recipe.cropped(image)[..., ::-1]")
 
 
 def bicubic_step(root: Path, edit: Edit) -> None:
