@@ -286,6 +286,16 @@ def test_a_plan_of_another_shape_than_the_graph_says(rtx: Adapter, tmp_path: Pat
         build.compile_graph(rtx, make_request(tmp_path / "tiny.onnx"))
 
 
+def test_a_plan_may_order_its_outputs_anew(tmp_path: Path) -> None:
+    """As TensorRT 8.6 does with those of a detector."""
+    found = read_onnx(write_tiny_onnx(tmp_path / "tiny.onnx"))
+    more = replace(found.output, name="more")
+    several = replace(found, outputs=(found.output, more))
+    build._check_tensors(several, found.inputs, (more, found.output))
+    with pytest.raises(PlanError, match=r"outputs \['more'\]; the graph has scores, more"):
+        build._check_tensors(several, found.inputs, (more,))
+
+
 @pytest.mark.parametrize(
     ("version", "graph", "precision", "options", "opset", "message", "hint"),
     [

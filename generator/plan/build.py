@@ -225,14 +225,19 @@ def _check_tensors(
     *,
     only_batch: int | None = None,
 ) -> None:
-    """Compare inputs and outputs with the graph's. Where the graph leaves an axis open, TensorRT may know more."""
+    """Compare inputs and outputs with the graph's, by name: TensorRT 8.6 may order outputs anew.
+
+    Where the graph leaves an axis open, TensorRT may know more.
+    """
     problems = []
     for word, own, found in (("input", onnx.inputs, inputs), ("output", onnx.outputs, outputs)):
-        if [one.name for one in found] != [tensor.name for tensor in own]:
+        of_plan = {one.name: one for one in found}
+        if of_plan.keys() != {tensor.name for tensor in own}:
             names = ", ".join(tensor.name for tensor in own)
-            problems.append(f"{word}s {[one.name for one in found]}; the graph has {names}")
+            problems.append(f"{word}s {list(of_plan)}; the graph has {names}")
             continue
-        for tensor, one in zip(own, found, strict=True):
+        for tensor in own:
+            one = of_plan[tensor.name]
             if one.data_type != tensor.data_type:
                 kinds = one.data_type.triton, tensor.data_type.triton
                 problems.append(f"{word} {tensor.name} is {kinds[0]}; the graph has {kinds[1]}")

@@ -222,8 +222,9 @@ def size_global_pools(model: onnx.ModelProto) -> list[str]:
         info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in infer_graph(model).value_info
     }
     for node in model.graph.node:
-        maker = makers.get(node.input[0]) if node.op_type == "GlobalAveragePool" else None
-        edges = shapes.get(node.input[0], [])[2:]
+        if node.op_type != "GlobalAveragePool":
+            continue
+        maker, edges = makers.get(node.input[0]), shapes.get(node.input[0], [])[2:]
         if maker is not None and maker.op_type == "DequantizeLinear" and edges and all(edges):
             node.op_type = "AveragePool"
             node.attribute.append(onnx.helper.make_attribute("kernel_shape", edges))
