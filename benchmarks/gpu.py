@@ -54,7 +54,8 @@ class Run:
         self.failed = False
         self.failures: list[str] = []
         self.torch_python = torch_python
-        self.environment = {**os.environ, "PYTHONPATH": str(TREE), "XDG_CACHE_HOME": str(work / "cache")}
+        paths = os.pathsep.join(filter(None, (str(TREE), os.environ.get("PYTHONPATH"))))
+        self.environment = {**os.environ, "PYTHONPATH": paths, "XDG_CACHE_HOME": str(work / "cache")}
         self.torch_environment = dict(self.environment)
         if torch_python != sys.executable:  # another Python must not see this one's libraries
             for name in ("PYTHONHOME", "LD_LIBRARY_PATH"):

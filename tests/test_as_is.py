@@ -355,7 +355,7 @@ def test_a_graph_that_was_changed_on_the_way_is_found(tmp_path: Path, kind: str)
     (tmp_path / "exported" / "export.json").write_text(json.dumps(record))
     report = run_gate_on(make(path.parent.parent / "own.onnx", target="tensorrt-10"), tmp_path / "exported")
     assert report["onnx"].status == "failed"
-    assert "wrong std" in report["onnx"].cause
+    assert "wrong scale" in report["onnx"].cause
 
 
 def test_the_copy_of_a_bf16_graph_has_its_values(tmp_path: Path) -> None:

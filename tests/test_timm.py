@@ -100,7 +100,7 @@ def test_a_network_of_timm_is_measured_by_timms_transform_and_normalisation() ->
     opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
     with torch.inference_mode():
         wanted = network.module(torch.stack([transform(image) for image in opened])).numpy()
-    answers = network.run(prepare(network.recipe, files, network.pixels))["scores"]
+    answers = network.run(prepare(network.recipe, files, network.pixels))["LOGITS"]
     assert np.abs(answers - wanted).max() < 1e-4
     assert len(set(answers.argmax(axis=1).tolist())) > 1
     changed = load_network(spec_of(TINY, weights="random", recipe={"interpolation": "bicubic"}))
@@ -126,7 +126,7 @@ def test_pretrained_weights_are_evaluated_as_timm_does_and_other_sizes_as_asked(
 @pytest.mark.parametrize("name", ["timm/test_vit.r160_in1k", "timm/deit_tiny_distilled_patch16_224"])
 def test_another_image_size_where_the_model_is_built_for_one(name: str) -> None:
     network = load_network(spec_of(name, weights="random", image_size=64, classes=7, labels="index"))
-    scores = network.run(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))["scores"]
+    scores = network.run(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))["LOGITS"]
     assert scores.shape == (3, 7)
     assert scores.std(axis=0).min() > 0
 
@@ -135,10 +135,10 @@ def test_another_image_size_where_the_model_is_built_for_one(name: str) -> None:
 def test_random_weights_discriminate_and_are_calm(name: str) -> None:
     network = load_network(spec_of(name, weights="random", image_size=96))
     pixels = prepare(network.recipe, images(), network.pixels)
-    scores = network.run(pixels)["scores"]
+    scores = network.run(pixels)["LOGITS"]
     assert len(set(scores.argmax(axis=1).tolist())) > 2
     lighter = pixels + (np.random.default_rng(0).random(pixels.shape) < 0.005).astype(np.uint8) * (pixels < 255)
-    moved = network.run(lighter)["scores"]
+    moved = network.run(lighter)["LOGITS"]
     centred, other = (values - values.mean(axis=1, keepdims=True) for values in (scores, moved))
     lengths = np.linalg.norm(centred, axis=1) * np.linalg.norm(other, axis=1)
     assert ((centred * other).sum(axis=1) / lengths).min() > 0.999
@@ -150,7 +150,7 @@ def test_attention_that_the_exporter_does_not_take_when_it_is_fused() -> None:
     session = onnxruntime.InferenceSession(make_graph(spec, network)[0].SerializeToString())
     pixels = prepare(network.recipe, images()[:3], network.pixels)
     (scores,) = session.run(None, {"PIXELS": pixels})
-    assert np.abs(scores - network.run(pixels)["scores"]).max() < 1e-3
+    assert np.abs(scores - network.run(pixels)["LOGITS"]).max() < 1e-3
 
 
 # --- weights -------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_a_checkpoint_of_grey_images(tmp_path: Path) -> None:
     own, served = prepare(network.recipe, files, network.pixels), prepare_without_torch(network.recipe, files)
     assert own.shape[1:] == (96, 96, 1)
     assert np.abs(served.astype(int) - own).max() <= 1
-    assert network.run(own)["scores"].shape == (len(files), 5)
+    assert network.run(own)["LOGITS"].shape == (len(files), 5)
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_pretrained_weights_come_from_the_hub_at_a_commit_that_is_said(hub: Path
         normal = torch.from_numpy(network.recipe.normalise(pixels))
         with torch.inference_mode():
             wanted = module.eval()(normal).numpy()
-        answers[commit] = network.run(pixels)["scores"]
+        answers[commit] = network.run(pixels)["LOGITS"]
         assert np.allclose(answers[commit], wanted, atol=1e-5)
     assert np.abs(answers[COMMIT] - answers[OTHER_COMMIT]).max() > 1e-3
 

@@ -5,6 +5,7 @@ It is written beside the ONNX file at export, so that a host without torch and w
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +53,16 @@ def save_reference(reference: Reference, path: Path) -> None:
     """Write the reference as reference.npz; the same reference always gives the same bytes."""
     import numpy as np
 
+    stream = io.BytesIO()  # where the disk is full, a half-written archive would complain once more as it is dropped
     np.savez_compressed(
-        path,
+        stream,
         names=np.array(reference.names),
         file_bytes=np.frombuffer(b"".join(reference.files), np.uint8),
         file_sizes=np.array([len(data) for data in reference.files]),
         pixels=reference.pixels,
         **reference.answers,
     )
+    path.write_bytes(stream.getvalue())
 
 
 def load_reference(path: Path) -> Reference:

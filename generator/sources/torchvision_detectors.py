@@ -104,6 +104,8 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
         centres: torch.Tensor
         sizes: torch.Tensor
         limits: torch.Tensor
+        moved: torch.Tensor
+        resized: torch.Tensor
 
         def __init__(self) -> None:
             super().__init__()
@@ -116,6 +118,10 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
             self.register_buffer("sizes", high - low)
             height, width = size
             self.register_buffer("limits", torch.tensor([width, height, width, height], dtype=torch.float32))
+            coder = model.box_coder
+            if not isinstance(model, FCOS):
+                self.register_buffer("moved", torch.tensor(coder.weights[:2], dtype=torch.float32))
+                self.register_buffer("resized", torch.tensor(coder.weights[2:], dtype=torch.float32))
 
         def features(self, images: torch.Tensor) -> list[torch.Tensor]:
             return list(self.model.backbone(images).values())
@@ -127,9 +133,8 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
             if isinstance(model, FCOS):
                 unit = self.sizes if coder.normalize_by_size else 1.0
                 return torch.cat([self.centres - first * unit, self.centres + last * unit], dim=2)
-            moved, resized = (first.new_tensor(one) for one in (coder.weights[:2], coder.weights[2:]))
-            centres = first / moved * self.sizes + self.centres
-            halves = (last / resized).clamp(max=coder.bbox_xform_clip).exp() * self.sizes / 2
+            centres = first / self.moved * self.sizes + self.centres
+            halves = (last / self.resized).clamp(max=coder.bbox_xform_clip).exp() * self.sizes / 2
             return torch.cat([centres - halves, centres + halves], dim=2)
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from generator.spec.model import usable_cores
 from generator.task import Role
 from generator.tasks.members import PREPROCESS, network_instances
 
@@ -38,11 +39,18 @@ _DETECTOR = Role(
     about_instances="Detector instances; default 1, with a plan 4.",
 )
 _OF_THE_SPEC = "it is a field of detection"
+
+
+def _postprocess_instances(is_tensorrt: bool) -> int:
+    """Beside a plan several: on an H100 with 16 cores requests waited for one process (docs/benchmarks.md)."""
+    return max(1, usable_cores() // 4) if is_tensorrt else 1
+
+
 _POSTPROCESS = Role(
     key="postprocess",
     suffix="_postprocess",
-    default_instances=lambda _: 1,
-    about_instances="Post-processing processes; default 1.",
+    default_instances=_postprocess_instances,
+    about_instances="Post-processing processes; default 1, with a plan a quarter of the usable cores.",
     own_parameters=dict.fromkeys(("score", "class_scores", "iou", "nms"), _OF_THE_SPEC),
 )
 _ENSEMBLE = Role(key="ensemble", suffix="", own_parameters={"labels": "they are those of the model"})

@@ -53,7 +53,9 @@ class OnnxruntimeRunner:
 
     def scores(self) -> NDArray[np.float32]:
         answers = self._session.run(None, {self._name: self._sets[0]})
-        result: NDArray[np.float32] = next(one for one in answers if one.ndim == 2 and one.dtype.kind == "f")
+        result: NDArray[np.float32] = next(
+            (one for one in answers if one.ndim == 2 and one.dtype.kind == "f"), answers[0]
+        )
         return result
 
     def release(self) -> None:
