@@ -250,6 +250,19 @@ def count_right(run: Run, repository: Path) -> None:
                 run.save("held-out", found)
 
 
+def open_run(arguments: argparse.Namespace) -> tuple[Run, str]:
+    """Return a run with `--work`, `--torch-python` and `--torch-path`, and the target of the TensorRT that is here."""
+    from generator.plan.library import installed_version
+
+    version = installed_version()
+    if version is None:
+        raise SystemExit("TensorRT is not installed: pip install -e '.[tensorrt]'")
+    work = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    python = shutil.which(arguments.torch_python) or arguments.torch_python
+    return Run(work, python, arguments.torch_path), version.target
+
+
 def main() -> None:
     """Run the steps that are asked for, all by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -260,19 +273,12 @@ def main() -> None:
     steps = ("export", "build", "rebuild", "inspect", "bench", "held-out")
     parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
     arguments = parser.parse_args()
-    work = arguments.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    run = Run(work, shutil.which(arguments.torch_python) or arguments.torch_python, arguments.torch_path)
-    repository = work / "model_repository"
-    from generator.plan.library import installed_version
-
-    version = installed_version()
-    if version is None:
-        raise SystemExit("TensorRT is not installed: pip install -e '.[tensorrt]'")
+    run, target = open_run(arguments)
+    repository = run.work / "model_repository"
     for step in arguments.steps:
         print(f"## {step}", flush=True)
         if step == "export":
-            export(run, version.target, arguments.only)
+            export(run, target, arguments.only)
         elif step == "build":
             build(run, repository, arguments.only)
         elif step == "rebuild":

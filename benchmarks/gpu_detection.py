@@ -15,7 +15,6 @@ import argparse
 import io
 import json
 import multiprocessing
-import shutil
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from benchmarks.gpu import TREE, Run
+from benchmarks.gpu import TREE, Run, open_run
 from benchmarks.gpu_serving import measure_plan, perf
 from benchmarks.preprocess import make_jpegs
 from generator.images.served_pixels import load_step, prepare_one
@@ -37,6 +36,7 @@ from generator.repository import read_record
 from generator.server.embedded import EmbeddedServer
 from generator.spec.model import usable_cores
 from generator.spec.recipe import Recipe
+from generator.tasks.detection.compare import find_overlaps
 from generator.tasks.detection.head import BOXES, CLASSES, SCORES
 from generator.tasks.detection.postprocess import Postprocess
 
@@ -288,16 +288,8 @@ def compare(expected: Any, found: Any, threshold: float, counts: dict[str, int])
     for one, other in ((expected, found), (found, expected)):
         for box, score, index in zip(*one, strict=True):
             same = (other[2] == index) & (np.abs(other[1] - score) <= SCORE_TOLERANCE)
-            if not (same & (overlaps(box, other[0]) >= LEAST_IOU)).any():
+            if not (same & (find_overlaps(box[None], other[0])[0] >= LEAST_IOU)).any():
                 counts["at the threshold" if abs(score - threshold) <= SCORE_TOLERANCE else "differ"] += 1
-
-
-def overlaps(box: Any, boxes: Any) -> Any:
-    """Return the IoU of a box with each of several."""
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    shared = np.maximum(high - low, 0).prod(axis=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
-    return shared / np.maximum(areas - shared, 1e-9)
 
 
 def main() -> None:
@@ -312,19 +304,12 @@ def main() -> None:
     steps = ("export", "build", "measure", "held-out", "serve", "soak")
     parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
     arguments = parser.parse_args()
-    work = arguments.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    run = Run(work, shutil.which(arguments.torch_python) or arguments.torch_python, arguments.torch_path)
-    repository = work / "model_repository"
-    from generator.plan.library import installed_version
-
-    version = installed_version()
-    if version is None:
-        raise SystemExit("TensorRT is not installed: pip install -e '.[tensorrt]'")
+    run, target = open_run(arguments)
+    repository = run.work / "model_repository"
     for step in arguments.steps:
         print(f"## {step}", flush=True)
         if step == "export":
-            export(run, version.target, arguments.only)
+            export(run, target, arguments.only)
         elif step == "build":
             build(run, repository, arguments.only)
         elif step == "measure":
@@ -335,8 +320,8 @@ def main() -> None:
             serve(run, repository, arguments.serve)
         else:
             soak(run, repository, arguments.serve, requests=arguments.requests)
-    for failure in run.failures:
-        print(f"failed: {failure}")
+    if run.failures:
+        raise SystemExit("\n".join(f"failed: {failure}" for failure in run.failures))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,7 @@ def detect_plan(
     from generator.repository.model_info import find_model_info
     from generator.tasks.detection.head import BOXES, CLASSES, SCORES
     from generator.tasks.detection.postprocess import Postprocess
+    from generator.tasks.detection.rows import make_rows
 
     read_header(plan)
     info = find_model_info(plan)
@@ -47,6 +49,10 @@ def detect_plan(
             msg, hint="use classify-plan", command=("classify-plan", *map(str, images), "--plan", str(plan))
         )
     names = read_names(labels) if labels is not None else info.labels
+    if names is not None and len(names) != len(info.labels):
+        msg = f"there are {len(names)} labels, the plan has {len(info.labels)} classes"
+        hint = "set labels to a file with one name a line, in the order of the network's classes"
+        raise PlanError(msg, hint=hint, fields={"labels": None})
     postprocess = Postprocess.of_record(info.spec, info.head, info.labels, score=score)
     failed = 0
     with open_engine(plan) as engine:
@@ -56,29 +62,29 @@ def detect_plan(
             if not ready:
                 continue
             outputs = engine.run_outputs(np.stack([pixels for _, pixels, _ in ready]))
-            rows = zip(*(outputs[name] for name in (BOXES, SCORES, CLASSES)), strict=True)
-            for (path, _, geometry), (boxes, scores, classes) in zip(ready, rows, strict=True):
+            images_rows = zip(*(outputs[name] for name in (BOXES, SCORES, CLASSES)), strict=True)
+            for (path, _, geometry), (boxes, scores, classes) in zip(ready, images_rows, strict=True):
                 found = postprocess.detect(boxes, scores, classes, geometry)
-                _print_result(path, found, names, as_json=as_json)
+                answer = {"NUM_DETECTIONS": np.array([[len(found[1])]])}
+                answer |= {name: part[None] for name, part in zip(("BOXES", "SCORES", "CLASSES"), found, strict=True)}
+                (rows,) = make_rows(answer, names, len(found[1]))
+                _print_result(path, rows, as_json=as_json)
     if failed:
         raise typer.Exit(1)
 
 
-def _print_result(path: Path, found: Any, labels: tuple[str, ...] | None, *, as_json: bool) -> None:
+def _print_result(path: Path, rows: list[dict[str, Any]], *, as_json: bool) -> None:
     """Print one image's boxes, best first, as clients/detect.py does."""
-    rows: list[dict[str, Any]] = [
-        {
-            "label": None if labels is None else labels[index],
-            "index": int(index),
-            "score": float(score),
-            "box": [round(float(edge), 2) for edge in box],
-        }
-        for box, score, index in zip(*found, strict=True)
-    ]
     if as_json:
-        print(json.dumps({"file": str(path), "detections": rows}), flush=True)
+        rounded = [
+            {**row, "score": round(row["score"], 6), "box": [round(edge, 2) for edge in row["box"]]} for row in rows
+        ]
+        print(json.dumps({"file": str(path), "detections": rounded}), flush=True)
         return
     print(path)
     for row in rows:
         edges = " ".join(f"{edge:.0f}" for edge in row["box"])
-        print(f"  {row['score']:.4f}  {row['label'] or 'class ' + str(row['index'])}  {edges}", flush=True)
+        print(f"  {row['score']:.4f}  {row['label'] or 'class ' + str(row['index'])}  {edges}")
+    if not rows:
+        print("  no object")
+    sys.stdout.flush()

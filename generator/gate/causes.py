@@ -140,3 +140,18 @@ def of_normalisation(candidate: Candidate, proto: object) -> str:
             numbers = ", ".join(f"{value:.3f}" for value in given)
             return f"wrong {name}: the graph normalises with [{numbers}], the recipe says {list(getattr(recipe, name))}"
     return ""
+
+
+def of_precision(candidate: Candidate) -> str:
+    """Say why a plan answers otherwise than its graph, which passed: only TensorRT's arithmetic is left."""
+    precision = candidate.precision
+    if candidate.spec.is_as_is and precision != "fp32":
+        return f"TensorRT rounds this {precision.upper()} graph otherwise than onnxruntime: give the FP32 graph instead"
+    if precision == "fp32":
+        return "TF32 rounds to 10 bits: try plan.tf32: false"
+    if precision == "int8":
+        return (
+            "scales that do not fit these images: give calibration images of your own, or keep the first layers or the "
+            "heads in FP32 (keep)"
+        )
+    return f"{precision} overflows or rounds too much: name the nodes to keep in FP32 (keep), or take fp32"

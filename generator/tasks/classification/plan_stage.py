@@ -52,7 +52,7 @@ def check_plan(
                     for at in range(0, len(reference.pixels), maximum)
                 ]
             )
-            result = judge(STAGE, candidate, reference, scores, limit, lambda: _cause(candidate))
+            result = judge(STAGE, candidate, reference, scores, limit, lambda: causes.of_precision(candidate))
             if result.status == "proved":
                 optima = {profile[engine.input.name].opt[0] for profile in engine.all_profiles}
                 sizes = {*batch_sizes(maximum), *(min(size, maximum) for size in optima)}
@@ -99,15 +99,3 @@ def check_rows(
             cause = "a layer mixes the rows of a batch, or the kernels of another profile round too much"
             return StageResult(stage=STAGE, status="failed", reason=reason, cause=cause)
     return result
-
-
-def _cause(candidate: Candidate) -> str:
-    """The graph passed with its own limit, so that only TensorRT's arithmetic is left."""
-    precision = candidate.precision
-    if candidate.spec.is_as_is and precision != "fp32":
-        return f"TensorRT rounds this {precision.upper()} graph otherwise than onnxruntime: give the FP32 graph instead"
-    if precision == "fp32":
-        return "TF32 rounds to 10 bits: try plan.tf32: false"
-    if precision == "int8":
-        return "scales that do not fit these images: give calibration images of your own, or keep the first layers"
-    return f"{precision} overflows or rounds too much: name the nodes to keep in FP32 (keep), or take fp32"

@@ -85,7 +85,7 @@ class Detection:
         return name_classes(spec, path, outputs)
 
     def resolve_labels(self, spec: ModelSpec, own: Sequence[str] | None, count: int) -> tuple[str, ...]:
-        from generator.tasks.labels import resolve_labels
+        from generator.tasks.detection.reading import resolve_labels
 
         return resolve_labels(spec, own, count)
 

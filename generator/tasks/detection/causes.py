@@ -107,6 +107,8 @@ def _of_places(source: Rows, rows: Rows) -> str:
     if is_moved.mean() >= _SURE:
         shifts = np.unique(np.abs(moved[is_moved][:, :2]).round(1))
         steps = ", ".join(f"{shift:g}" for shift in shifts[:5])
+        if not shifts.any():
+            return ""
         if (np.abs(shifts - 1) < 0.05).all():
             return "the boxes are off by one pixel"
         return f"the boxes are displaced by {steps} pixels, as where the cells of a grid are half a cell off"

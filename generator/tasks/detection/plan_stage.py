@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from generator.gate.candidate import Candidate
     from generator.tasks.detection.decode import Rows
     from generator.tasks.detection.judge import Gate
 
@@ -48,7 +47,7 @@ def check_plan(gate: Gate) -> StageResult:
             # as the server is asked, so that the same kernels answer
             parts = [engine.run_outputs(pixels[at : at + maximum]) for at in range(0, len(pixels), maximum)]
             rows = read_rows({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-            result = judge_rows(gate, STAGE, rows, gate.limit, lambda: _cause(gate.candidate))
+            result = judge_rows(gate, STAGE, rows, gate.limit, lambda: pixel_causes.of_precision(gate.candidate))
             if result.status != "failed":
                 gate.direct = rows
                 optima = {profile[engine.input.name].opt[0] for profile in engine.all_profiles}
@@ -96,15 +95,3 @@ def check_rows(
             cause = "a layer mixes the rows of a batch, or the kernels of another profile round too much"
             return StageResult(stage=STAGE, status="failed", reason=reason, cause=cause)
     return result
-
-
-def _cause(candidate: Candidate) -> str:
-    """The graph passed with its own limit, so that only TensorRT's arithmetic is left."""
-    precision = candidate.precision
-    if candidate.spec.is_as_is and precision != "fp32":
-        return f"TensorRT rounds this {precision.upper()} graph otherwise than onnxruntime: give the FP32 graph instead"
-    if precision == "fp32":
-        return "TF32 rounds to 10 bits: try plan.tf32: false"
-    if precision == "int8":
-        return "scales that do not fit these images: give calibration images of your own, or keep the heads in FP32"
-    return f"{precision} overflows or rounds too much: name the nodes to keep in FP32 (keep), or take fp32"

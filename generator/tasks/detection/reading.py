@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from generator.errors import SourceError
+from generator.errors import SourceError, near
 from generator.spec.detection import Boxes, DetectionOptions, Layout, Nms, Units
 
 if TYPE_CHECKING:
@@ -108,9 +108,26 @@ def choose_outputs(path: Path, outputs: Sequence[Tensor], spec: ModelSpec | None
 def name_classes(spec: ModelSpec, path: Path, outputs: Sequence[Tensor]) -> tuple[str, ...]:
     """Return the names of the classes of an ONNX file: the spec's, else those of its metadata."""
     from generator.tasks.detection.file import DetectorFile
-    from generator.tasks.labels import resolve_labels
 
     return resolve_labels(spec, DetectorFile.read(path).names, _read(spec, path, outputs).classes)
+
+
+def resolve_labels(spec: ModelSpec, own: Sequence[str] | None, classes: int) -> tuple[str, ...]:
+    """Return one name per class; the thresholds of single classes must be for some of them.
+
+    Raises:
+        SourceError: No names, or `class_scores` has one that is none of them.
+    """
+    from generator.tasks import labels
+
+    assert spec.detection is not None, "the spec fills it in"
+    names = labels.resolve_labels(spec, own, classes)
+    if unknown := [name for name in spec.detection.class_scores if name not in names]:
+        similar = near(unknown[0], names)
+        listed = f"did you mean {', '.join(similar)}?" if similar else f"they begin with {', '.join(names[:5])}"
+        msg = f"{spec.name}: detection.class_scores has {unknown[0]!r}, which is none of the labels; {listed}"
+        raise SourceError(msg, hint="give thresholds by the labels as they are written", fields={"detection": None})
+    return names
 
 
 def _read(spec: ModelSpec, path: Path, outputs: Sequence[Tensor]) -> Reading:
