@@ -2,8 +2,8 @@
 
     python -m benchmarks.torch_detector ssd300_vgg16 --batches 1,8,32
 
-UINT8 NHWC pixels on the device, cast, normalised and permuted there, the network with its decoding (FP16), the best 1000
-scores of every image and their boxes, FP32 out. Prints JSON: images per second by batch, the median of the rounds.
+UINT8 NHWC pixels on the device, cast, normalised and permuted there, the network with its decoding (FP16), the best
+1000 scores of every image and their boxes, FP32 out. Prints JSON: images per second by batch, the median of the rounds.
 """
 
 from __future__ import annotations
