@@ -24,7 +24,8 @@ from typing import Any
 
 from benchmarks.gpu_serving import measure_barely, perf
 from benchmarks.machine import describe_machine
-from benchmarks.preprocess import load_step, make_jpegs
+from benchmarks.preprocess import make_jpegs
+from generator.images.served_pixels import load_step
 from generator.pipeline import BuildOptions, build_repository
 from generator.server.embedded import EmbeddedServer
 from generator.spec.file import make_spec
@@ -39,7 +40,7 @@ TARGET = 1.1
 
 def measure_alone(folder: str, *, keep: bool, seconds: float = 2.0) -> dict[str, float]:
     """Return ms of one core and page faults per image, and the memory of this process afterwards in MiB."""
-    step = load_step()
+    step = load_step("preprocess")
     if keep:
         step.keep_freed_memory()
     recipe = step.Recipe({name: {"string_value": value} for name, value in IMAGENET.parameters().items()})

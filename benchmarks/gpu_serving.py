@@ -30,7 +30,8 @@ import numpy as np
 from benchmarks.gpu import plan_of
 from benchmarks.gpu_load import MODEL, find_faults, harm, soak, with_instances
 from benchmarks.gpu_targets import describe, of_serving
-from benchmarks.preprocess import load_step, make_jpegs
+from benchmarks.preprocess import make_jpegs
+from generator.images.served_pixels import load_step
 from generator.plan.local import open_engine
 from generator.server.embedded import EmbeddedServer
 from generator.spec.model import usable_cores
@@ -48,7 +49,7 @@ SIZE = (500, 375)
 
 def decode_barely(files: list[bytes], seconds: float, ready: Barrier, results: Any) -> None:
     """Decode, resize and crop in a loop; put the images per second into `results`."""
-    step = load_step()
+    step = load_step("preprocess")
     recipe = step.Recipe({name: {"string_value": value} for name, value in IMAGENET.parameters().items()})
     pixels = np.empty((224, 224, 3), np.uint8)
     pixels[:] = step.decode(files[0], recipe)

@@ -195,19 +195,20 @@ class Load:
             ...
         load.answers
 
-    Leaving the context waits until all questions are answered, or, after `stop`, those under way. A client that fails
-    otherwise than by an answer ends the load with its error: a load of which a part was never sent proves nothing.
+    `served` goes to `Client`. Leaving the context waits until all questions are answered, or, after `stop`, those under
+    way. A client that fails otherwise than by an answer ends the load with its error: a load of which a part was never
+    sent proves nothing.
     """
 
     def __init__(
-        self, protocol: str, url: str, questions: Iterable[Question], *, concurrency: int, model: str = "demo"
+        self, protocol: str, url: str, questions: Iterable[Question], *, concurrency: int, **served: str
     ) -> None:
         self.answers: list[Answer] = []
         self._questions = iter(questions)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._failure: Exception | None = None
-        self._protocol, self._url, self._model = protocol, url, model
+        self._protocol, self._url, self._served = protocol, url, served
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(concurrency)]
 
     def __enter__(self) -> Self:
@@ -235,7 +236,7 @@ class Load:
             self.stop()
 
     def _ask_on(self) -> None:
-        with Client(self._protocol, self._url, model=self._model) as client:
+        with Client(self._protocol, self._url, **self._served) as client:
             while not self._stopped.is_set():
                 with self._lock:
                     question = next(self._questions, None)

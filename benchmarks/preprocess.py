@@ -19,19 +19,17 @@ models of an ensemble cost; the rest of the work is then in the network, where i
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import statistics
 import sys
 import time
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.machine import describe_machine
+from generator.images.served_pixels import load_step
 from generator.images.sets import photographs
-from generator.render import template_root
 from generator.spec.recipe import IMAGENET
 
 if TYPE_CHECKING:
@@ -46,17 +44,6 @@ _MEAN = np.array(IMAGENET.mean, np.float32)
 _STD = np.array(IMAGENET.std, np.float32)
 _SCALE = (1 / (255 * _STD))[:, None, None]
 _SHIFT = (-_MEAN / _STD)[:, None, None]
-
-
-def load_step() -> Any:
-    """Return the module templates/preprocess/1/model.py; what only Triton has is left empty."""
-    sys.modules.setdefault("triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
-    spec = importlib.util.spec_from_file_location("preprocess_step", template_root() / "preprocess" / "1" / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def make_jpegs(width: int, height: int) -> list[bytes]:
@@ -139,7 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
-    step = load_step()
+    step = load_step("preprocess")
     recipe = step.Recipe({name: {"string_value": value} for name, value in IMAGENET.parameters().items()})
     pixels = np.empty((224, 224, 3), np.uint8)
 

@@ -259,9 +259,10 @@ def test_the_memory_of_one_image_serves_the_next() -> None:
     code = """
 import json, resource, sys
 from types import SimpleNamespace
-from benchmarks.preprocess import load_step, make_jpegs
+from benchmarks.preprocess import make_jpegs
+from generator.images.served_pixels import load_step
 from generator.spec.recipe import IMAGENET
-step = load_step()
+step = load_step("preprocess")
 step.pb_utils.Logger = SimpleNamespace(log_warn=print)
 config = {
     "input": [{"name": "IMAGE"}],
