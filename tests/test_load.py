@@ -58,15 +58,17 @@ def test_everyone_gets_the_own_answer(server: EmbeddedServer, good: list[Questio
     """Good and bad requests share executions; each answer is that of the image alone, each refusal names its cause."""
     questions = mix(good, make_bad_questions(), 240, bad_share=0.25, seed=1)
     url = server.grpc_url if protocol == "grpc" else server.http_url
-    with Load(protocol, url, questions, concurrency=8) as load:
-        pass
-    tally = Tally()
-    tally.count(load.answers)
-    assert tally.problems == []
-    assert (tally.right, tally.refused) == (180, 60)
-    # Else no batch was formed and nothing could have been mixed up.
-    executions = read_metric(server.metrics_url, "nv_inference_exec_count", "demo_classifier")
-    assert executions < read_metric(server.metrics_url, "nv_inference_count", "demo_classifier")
+    for _ in range(5):  # on a busy machine the requests of one load may come one by one
+        with Load(protocol, url, questions, concurrency=8) as load:
+            pass
+        tally = Tally()
+        tally.count(load.answers)
+        assert tally.problems == []
+        assert (tally.right, tally.refused) == (180, 60)
+        executions = read_metric(server.metrics_url, "nv_inference_exec_count", "demo_classifier")
+        if executions < read_metric(server.metrics_url, "nv_inference_count", "demo_classifier"):
+            return
+    pytest.fail("no batch was formed, so nothing could have been mixed up")
 
 
 def test_a_short_soak(built_demo: Path) -> None:
