@@ -508,7 +508,7 @@ def test_command_goes_on_from_a_journal_and_writes_the_spec(
     assert describe_settings(best) in chosen
     assert chosen.endswith("(200.0 images/s against 100.0 images/s: +100%, spread 0%)")
     assert "3 candidates, 11 servers one after the other: about 3 min, or more" in said.err
-    assert "goes on from 11 measurements in tune" in said.err
+    assert "goes on from tune (measurements there: 11)" in said.err
     assert "build it: trtgen build-repo --spec models.tuned.yaml" in said.err
     assert load_spec(Path("models.tuned.yaml")) == [apply_settings(load_spec(built)[0], best)]
     assert "# to be tuned" in Path("models.tuned.yaml").read_text()
@@ -531,7 +531,7 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr(served.Candidates, "open", stop)
     assert main(["tune", "--candidates", "2", "--concurrency", "1"]) == 130
     said = capsys.readouterr().err
-    assert "0 measurements are in tune; the same command goes on from there" in said
+    assert "the same command goes on from tune (measurements there: 0)" in said
     assert "interrupted" in said
     assert not Path("models.tuned.yaml").exists()
 

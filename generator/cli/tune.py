@@ -130,12 +130,12 @@ def tune(
         f"{count} candidates, {schedule.count_servers(count)} servers one after the other: about {minutes} min, or more"
     )
     if done := len(tuning.journal.trials):
-        say(f"goes on from {done} measurements in {output}")
+        say(f"goes on from {output} (measurements there: {done})")
     try:
         with show_progress() as progress:
             outcome = Search(tuning.candidates, tuning.journal, goal, schedule, progress.draw).run(tuning.drawn)
     except KeyboardInterrupt:
-        say(f"{len(tuning.journal.trials)} measurements are in {output}; the same command goes on from there")
+        say(f"the same command goes on from {output} (measurements there: {len(tuning.journal.trials)})")
         raise
     finally:
         if tuning.journal.trials:

@@ -41,7 +41,7 @@ class Candidates:
     """The candidates of one published model.
 
     `spec` is that of `record`, or one with the same graph and plan. `folder` is where a candidate's repository is made
-    and removed again; on the file system of `root` it takes no space.
+    and removed again; on the file system of `root` it takes no space. The log of the last server lies beside it.
     """
 
     root: Path
@@ -63,7 +63,7 @@ class Candidates:
         """
         try:
             stage_candidate(apply_settings(self.spec, settings), self.root, self.folder, self.record)
-            with EmbeddedServer(self.folder) as server:
+            with EmbeddedServer(self.folder, log_path=self.folder.with_name("tritonserver.log")) as server:
                 why_ended = _watch(server)
                 try:
                     yield lambda concurrency, requests: self._measure(server, why_ended, concurrency, requests)

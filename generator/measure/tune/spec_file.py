@@ -112,7 +112,11 @@ def _list_edits(text: str, node: Any, changes: Mapping[str, Any]) -> Iterator[tu
     import yaml
 
     def dump(value: Any) -> str:
-        return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).removesuffix("...\n").strip()
+        return (
+            yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf)
+            .removesuffix("...\n")
+            .strip()
+        )
 
     new = []
     for key, value in changes.items():
