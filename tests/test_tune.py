@@ -152,6 +152,19 @@ def test_candidate_that_keeps_a_limit_the_spec_misses_wins(tmp_path: Path) -> No
     assert search(tmp_path, planted, Goal(objective="throughput", p99_ms=50)).chosen == BEST
 
 
+def test_winner_that_misses_the_limit_beside_the_spec_is_not_chosen(tmp_path: Path) -> None:
+    planted = Planted()
+
+    def plan(settings: Settings, concurrency: int) -> Figure:
+        late = planted.opened.count(BEST) > 4  # but for one of its turns
+        return Figure(infer_per_s=200 if settings == BEST else 100, p99_ms=60 if settings == BEST and late else 40)
+
+    planted.plan = plan
+    outcome = search(tmp_path, planted, Goal(objective="throughput", p99_ms=50))
+    assert (outcome.chosen, outcome.tried) == (SPEC, BEST)
+    assert "misses the limit" in outcome.why
+
+
 def test_load_is_found_by_doubling(tmp_path: Path) -> None:
     planted = Planted()
     outcome = search(tmp_path, planted, schedule=Schedule())
@@ -225,6 +238,15 @@ def test_three_failures_in_a_row_end_it_and_are_tried_again(tmp_path: Path) -> N
     planted.opened.clear()
     assert search(tmp_path, planted).chosen == BEST
     assert planted.opened[:3] == DRAWN[2:5]
+
+
+def test_failures_that_are_not_in_a_row_end_nothing(tmp_path: Path) -> None:
+    def plan(settings: Settings, concurrency: int) -> Figure:
+        if settings in (DRAWN[1], DRAWN[2], DRAWN[4], DRAWN[6]):
+            raise ServerError("no GPU memory", hint="free some")
+        return choose(settings, concurrency)
+
+    assert search(tmp_path, Planted(plan)).chosen == BEST
 
 
 # --- the journal

@@ -156,7 +156,9 @@ class Search:
         verdict = compare(self._goal, turns["winner"], turns["spec"])
         if not verdict.wins:
             self._check_limit(turns["spec"])
-            why = f"{describe_settings(winner)} does not win by more than the spread of its turns, so nothing changes"
+            kept = is_kept(self._goal, turns["winner"])
+            lack = "does not win by more than the spread of the turns" if kept else "misses the limit beside it"
+            why = f"{describe_settings(winner)} {lack}, so nothing changes"
             return Outcome(**stays, verdict=verdict, why=why)
         why = f"better than the spec as it is in {self._schedule.turns} turns side by side"
         return Outcome(chosen=winner, tried=winner, concurrency=load, verdict=verdict, why=why)

@@ -55,11 +55,9 @@ class Goal:
             return figure.p99_ms
         return figure.infer_per_s if self.objective == "throughput" else figure.images_per_joule or 0.0
 
-    def rank(self, figure: Figure) -> tuple[bool, float]:
-        """Return what sorts figures, the best last: within the limit by the objective, else by the latency."""
-        if not self.is_met(figure) or self.objective == "latency":
-            return self.is_met(figure), -figure.p99_ms
-        return True, self.read(figure)
+    def rank(self, figure: Figure) -> float:
+        """Return what sorts figures, the best last: what exceeds the limit comes first, and by its latency."""
+        return self.read(figure) if self.is_met(figure) and self.objective != "latency" else -figure.p99_ms
 
     def describe(self, value: float) -> str:
         """Return the number that decides with its unit."""
