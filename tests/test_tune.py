@@ -19,7 +19,7 @@ from generator.errors import PerfError, ServerError, SpecError, TrtgenError
 from generator.events import Doing, Done
 from generator.measure.tune import served
 from generator.measure.tune.journal import JOURNAL_FILE, Journal
-from generator.measure.tune.knobs import Settings, apply_settings, describe_settings, draw_candidates, find_knobs
+from generator.measure.tune.knobs import Knob, Settings, apply_settings, describe_settings, draw_candidates, find_knobs
 from generator.measure.tune.report import describe_outcome, format_table
 from generator.measure.tune.run import Request, prepare
 from generator.measure.tune.search import SPEC, Outcome, Schedule, Search
@@ -342,15 +342,17 @@ def test_values_follow_from_the_machine_and_the_spec() -> None:
 def test_candidates_are_seeded_bounded_and_different() -> None:
     spec = spec_of(instances={"preprocess": 3})
     knobs = find_knobs(spec, cores=16, p99_ms=None)
-    drawn = draw_candidates(knobs, count=12, seed=0)
+    drawn = draw_candidates(spec, knobs, count=12, seed=0)
     assert (len(drawn), drawn[0]) == (12, SPEC)
     assert len({describe_settings(one) for one in drawn}) == 12
-    assert drawn == draw_candidates(knobs, count=12, seed=0)
-    assert drawn != draw_candidates(knobs, count=12, seed=1)
-    everything = draw_candidates(knobs[1:2], count=12, seed=0)
+    assert drawn == draw_candidates(spec, knobs, count=12, seed=0)
+    assert drawn != draw_candidates(spec, knobs, count=12, seed=1)
+    everything = draw_candidates(spec, knobs[1:2], count=12, seed=0)
     assert sorted(map(describe_settings, everything)) == [
         *("instances.classifier: 2", "instances.classifier: 4", "the spec as it is")
     ]
+    wrong = Knob(field="plan.cuda_graphs", values=(True, [64], [32]))
+    assert draw_candidates(spec, [wrong], count=12, seed=0) == [SPEC, {"plan.cuda_graphs": [32]}]
     changed = apply_settings(spec, {"instances.classifier": 2, "max_queue_delay_microseconds": 0})
     assert changed.instance_counts() == {"preprocess": 3, "classifier": 2}
     assert changed.queue_delay_microseconds() == 0

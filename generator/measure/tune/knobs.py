@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from generator.errors import SpecError
 from generator.spec.config_text import given_fields
 from generator.spec.model import ModelSpec
 from generator.triton.config import graph_sizes
@@ -101,11 +103,21 @@ def describe_settings(settings: Settings) -> str:
     return ", ".join(f"{field}: {json.dumps(value)}" for field, value in settings.items()) or "the spec as it is"
 
 
-def draw_candidates(knobs: Sequence[Knob], *, count: int, seed: int) -> list[Settings]:
+def draw_candidates(spec: ModelSpec, knobs: Sequence[Knob], *, count: int, seed: int) -> list[Settings]:
     """Return up to `count` different settings, the spec as it is first; the others are drawn from all combinations."""
     total = math.prod(len(knob.values) for knob in knobs)
-    drawn = random.Random(seed).sample(range(1, total), min(total, count) - 1)  # noqa: S311 - nothing secret
-    return [_combine(knobs, index) for index in (0, *drawn)]
+    order = random.Random(seed).sample(range(1, total), total - 1)  # noqa: S311 - nothing secret
+    drawn = (_combine(knobs, index) for index in (0, *order))
+    return list(itertools.islice((settings for settings in drawn if _is_valid(spec, settings)), count))
+
+
+def _is_valid(spec: ModelSpec, settings: Settings) -> bool:
+    """Say whether the rules between the spec's fields allow the combination."""
+    try:
+        apply_settings(spec, settings)
+    except SpecError:
+        return False
+    return True
 
 
 def _combine(knobs: Sequence[Knob], index: int) -> Settings:

@@ -106,7 +106,7 @@ def prepare(request: Request) -> Tuning:
     if not knobs:
         msg = f"there is nothing to tune in {record.name}: config of its spec states it all"
         raise SpecError(msg, hint="leave instance_group, dynamic_batching and optimization out of config")
-    drawn = draw_candidates(knobs, count=request.candidates, seed=request.seed)
+    drawn = draw_candidates(spec, knobs, count=request.candidates, seed=request.seed)
     images = collect_images(request.images)
     about = describe_run(perf_analyzer=version)
     measured = {
