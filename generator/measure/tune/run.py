@@ -103,10 +103,10 @@ def prepare(request: Request) -> Tuning:
     program = analyzer.find_analyzer()
     version = analyzer.check_analyzer(program)
     knobs = find_knobs(spec, cores=usable_cores(), p99_ms=goal.p99_ms)
-    if not knobs:
+    drawn = draw_candidates(spec, knobs, count=request.candidates, seed=request.seed)
+    if len(drawn) == 1:
         msg = f"there is nothing to tune in {record.name}: config of its spec states it all"
         raise SpecError(msg, hint="leave instance_group, dynamic_batching and optimization out of config")
-    drawn = draw_candidates(spec, knobs, count=request.candidates, seed=request.seed)
     images = collect_images(request.images)
     about = describe_run(perf_analyzer=version)
     measured = {
