@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from generator.measure.perf import analyzer
 from generator.pipeline import BuildOptions, build_repository
 from generator.spec.file import make_spec
 
@@ -25,6 +26,13 @@ def built_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = build_repository(spec, root, BuildOptions(require_all=True)).report
     assert report is not None
     return root
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """perf_analyzer, installed by us; its libraries come with the extra `server`."""
+    pytest.importorskip("pytriton", reason="perf_analyzer's libraries come with the extra 'server'")
+    return analyzer.install_analyzer(tmp_path_factory.mktemp("prefix"))
 
 
 @pytest.fixture

@@ -317,6 +317,12 @@ def test_small_batches_share_cuda_graphs_and_large_ones_have_their_own() -> None
     assert graphs == [(1, 0), (2, 0), (4, 3), (8, 5), (16, 0), (20, 0)]
     without = rendered(with_plan((1, 8, 20)), target="tensorrt-10", batch={"max": 20}, plan={"cuda_graphs": False})
     assert not parsed(without, "net_classifier").HasField("optimization")
+    listed = rendered(with_plan((1, 8, 20)), target="tensorrt-10", batch={"max": 20}, plan={"cuda_graphs": [12, 4, 1]})
+    graphs = [
+        (spec.batch_size, spec.graph_lower_bound.batch_size)
+        for spec in parsed(listed, "net_classifier").optimization.cuda.graph_spec
+    ]
+    assert graphs == [(1, 0), (4, 2), (12, 0)]
 
 
 @pytest.mark.parametrize(

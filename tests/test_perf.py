@@ -48,13 +48,6 @@ server = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """perf_analyzer, installed by us; its libraries come with the extra `server`."""
-    pytest.importorskip("pytriton", reason="perf_analyzer's libraries come with the extra 'server'")
-    return analyzer.install_analyzer(tmp_path_factory.mktemp("prefix"))
-
-
-@pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with serve(build_tiny_repository(tmp_path_factory.mktemp("repository"))) as addresses:
         yield addresses

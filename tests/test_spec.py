@@ -221,6 +221,10 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
             "{name: a, plan: {cuda_graphs: false}, config: {classifier: 'optimization { cuda {} }'}}",
             "plan.cuda_graphs of the spec and optimization.cuda in config.classifier state the same",
         ),
+        (
+            "{name: a, plan: {cuda_graphs: [1, 64]}}",
+            "plan.cuda_graphs lists a batch of 64, but batch.max is 32",
+        ),
         ("{name: a, instances: {preprocess: 0}}", "models[0].instances.preprocess"),
     ],
 )

@@ -29,6 +29,7 @@ _COMMANDS = {
     "list": "list_models",
     "remove": "remove",
     "perf": "perf",
+    "tune": "tune",
     "export": "export",
     "check": "check",
     "build-plan": "build_plan",

@@ -1,1 +1,1 @@
-"""What measures and explains a model: bench, perf, inspect. Nothing else imports it."""
+"""What measures and explains a model: bench, perf, inspect, tune. Nothing else imports it."""

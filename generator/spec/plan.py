@@ -59,8 +59,10 @@ class PlanOptions(BaseModel):
     timing_cache: bool = Field(
         default=True, description="Keep measured kernel times between builds, by GPU, driver, CUDA and TensorRT."
     )
-    cuda_graphs: bool = Field(
-        default=True, description="Have Triton launch the plan as a CUDA graph for the profiles' batch sizes."
+    cuda_graphs: bool | Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)] = Field(
+        default=True,
+        description="Have Triton launch the plan as a CUDA graph: for the powers of two up to `batch.max`, or for the "
+        "batch sizes listed.",
     )
 
 

@@ -39,9 +39,7 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
     yield from _of_detection(spec)
     yield from _of_precision(spec)
     yield from _of_config(spec)
-    ranges = [(one.min, one.max) for one in spec.profile_batches()]
-    if gaps := uncovered_batches(ranges, spec.batch.max):
-        yield f"plan.profiles do not cover a batch of {gaps}: all from 1 to batch.max ({spec.batch.max}) are needed"
+    yield from _of_batches(spec)
 
 
 def _of_places(spec: ModelSpec) -> Iterable[str]:
@@ -102,5 +100,14 @@ def _of_config(spec: ModelSpec) -> Iterable[str]:
             continue
         if spec.max_queue_delay_microseconds is not None and "dynamic_batching" in given:
             yield f"max_queue_delay_microseconds {twice.format('dynamic_batching', role.key)}"
-        if not spec.plan.cuda_graphs and parse_text(text).optimization.HasField("cuda"):
+        if spec.plan.cuda_graphs is not True and parse_text(text).optimization.HasField("cuda"):
             yield f"plan.cuda_graphs {twice.format('optimization.cuda', role.key)}"
+
+
+def _of_batches(spec: ModelSpec) -> Iterable[str]:
+    sizes = spec.plan.cuda_graphs
+    if not isinstance(sizes, bool) and max(sizes) > spec.batch.max:
+        yield f"plan.cuda_graphs lists a batch of {max(sizes)}, but batch.max is {spec.batch.max}"
+    ranges = [(one.min, one.max) for one in spec.profile_batches()]
+    if gaps := uncovered_batches(ranges, spec.batch.max):
+        yield f"plan.profiles do not cover a batch of {gaps}: all from 1 to batch.max ({spec.batch.max}) are needed"

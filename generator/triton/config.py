@@ -170,17 +170,24 @@ def _engine(spec: ModelSpec, artifact: Artifact) -> dict[str, Any]:
         "instance_kind": "KIND_GPU",
         # each group lists all: requests are not routed by shape, any instance may get any batch
         "profiles": tuple(range(len(artifact.passport.profiles))),
-        "graphs": _graphs(spec.batch.max) if spec.plan.cuda_graphs else (),
+        "graphs": _graphs(graph_sizes(spec)),
     }
 
 
-def _graphs(maximum: int) -> tuple[GraphSpec, ...]:
-    """Return CUDA graphs for the powers of two and the maximum.
+def graph_sizes(spec: ModelSpec) -> tuple[int, ...]:
+    """Return the batch sizes that get a CUDA graph, sorted."""
+    if not isinstance(spec.plan.cuda_graphs, bool):
+        return tuple(sorted(set(spec.plan.cuda_graphs)))
+    powers = {size for power in range(11) if (size := 2**power) < spec.batch.max}
+    return tuple(sorted(powers | {spec.batch.max})) if spec.plan.cuda_graphs else ()
+
+
+def _graphs(sizes: tuple[int, ...]) -> tuple[GraphSpec, ...]:
+    """Return a CUDA graph for each of the sizes.
 
     Up to 8 a graph also takes the batches below it, padded: there the launches cost more than the rows. Above, a
     padded batch would cost more than the launches, so that only exact sizes use one.
     """
-    sizes = sorted({size for power in range(11) if (size := 2**power) < maximum} | {maximum})
     graphs = []
     for previous, size in zip([0, *sizes], sizes, strict=False):
         graphs.append(GraphSpec(batch_size=size, lower_bound=previous + 1 if size <= 8 else size))
