@@ -31,6 +31,14 @@ def read_static(name: str) -> bytes:
     return (template_root() / name).read_bytes()
 
 
+def read_runtime() -> dict[str, bytes]:
+    """Return the files of `generator.runtime`, and what it imports, as those of the package `trtgen_runtime`."""
+    package = Path(__file__).resolve().parent
+    paths = [package / "tensor.py", *sorted((package / "runtime").glob("*.py"))]
+    files = {f"trtgen_runtime/{path.relative_to(package).as_posix()}": path.read_bytes() for path in paths}
+    return {"trtgen_runtime/__init__.py": b"", **files}
+
+
 def pbtxt_quote(value: object) -> str:
     r"""Return `value` as a protobuf text string. JSON's escapes are a subset of protobuf's for what we write.
 

@@ -96,8 +96,18 @@ class Device:
         """Start a copy from pinned host memory to the GPU."""
         self.call("cuMemcpyHtoDAsync", target, source, size_bytes, self.stream)
 
+    def copy_within(self, target: int, source: int, size_bytes: int) -> None:
+        """Start a copy from one place on the GPU to another."""
+        self.call("cuMemcpyDtoDAsync", target, source, size_bytes, self.stream)
+
+    def follow(self, stream: int | None) -> None:
+        """Have what comes next on this stream wait for what is on another one; None: nothing is."""
+        if stream is not None:
+            self.call("cuEventRecord", self.event, stream)
+            self.call("cuStreamWaitEvent", self.stream, self.event, 0)
+
     def copy_out(self, target: int, source: int, size_bytes: int) -> None:
-        """Start a copy from the GPU to pinned host memory."""
+        """Start a copy from the GPU to host memory; unless that is pinned, it is done when this returns."""
         self.call("cuMemcpyDtoHAsync", target, source, size_bytes, self.stream)
 
     def record(self, work: Callable[[], None]) -> Any:

@@ -1,7 +1,7 @@
 """How the rows of several requests get through an engine.
 
 They are copied into pinned memory, piece by piece to the GPU, run as one batch (more than one only where they exceed
-the profiles), and come back in one copy.
+the profiles), and come back in one copy. Rows that lie on the GPU already are copied there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 
 from .device import EngineError
 from .engine import MOST_SHAPES
+from .gpu_array import GpuArray, is_on_gpu, read_gpu_array
 from .shapes import choose_profile, find_misfit, find_row_ranges, split_rows
 
 if TYPE_CHECKING:
@@ -76,11 +77,12 @@ class Rows:
             problem or f"no optimization profile of {self.engine.name} takes {', '.join(str(list(s)) for s in shapes)}"
         )
 
-    def run(self, feeds: Sequence[Sequence[NDArray[Any]]]) -> list[NDArray[Any]]:
+    def run(self, feeds: Sequence[Sequence[Any]]) -> list[NDArray[Any]]:
         """Run the rows of all feeds as one batch, or as more than one where they exceed the profiles.
 
         Args:
             feeds: An array per input each, all with rows of the same shape. Without a batch axis there is one feed.
+                A feed of arrays on the GPU (`__cuda_array_interface__`) is the only one.
 
         Returns:
             For each output the rows of all feeds, one after the other. They lie in the staging memory: the next run
@@ -91,6 +93,8 @@ class Rows:
             EngineError: TensorRT or CUDA fails.
         """
         batched = bool(self.most)
+        on_gpu = [read_gpu_array(array) for array in feeds[0]] if is_on_gpu(feeds[0][0]) else []
+        feeds = [on_gpu] if on_gpu else feeds
         rows = tuple(array.shape[1:] if batched else array.shape for array in feeds[0])
         counts = [arrays[0].shape[0] if batched else 1 for arrays in feeds]
         total = sum(counts)
@@ -101,16 +105,36 @@ class Rows:
                 for shape, one in zip(empty, self.engine.outputs, strict=True)
             ]
         chunks = self._split(total, rows)
-        inputs = [
-            self.engine.view(self.engine.host_inputs[number], (total, *row), tensor)
-            for number, (row, tensor) in enumerate(zip(rows, self.engine.inputs, strict=True))
-        ]
         outputs = self._stage_outputs(chunks, total)
         try:
-            self._feed(feeds, counts, inputs, chunks)
+            if on_gpu:
+                self._take(on_gpu, chunks)
+            else:
+                self._feed(feeds, counts, self._stage_inputs(rows, total), chunks)
         finally:
             self.engine.wait()
         return outputs
+
+    def _stage_inputs(self, rows: Shapes, total: int) -> list[NDArray[Any]]:
+        """Return the staging memory of each input as an array of so many rows."""
+        return [
+            self.engine.view(self.engine.host_inputs[number], (total, *row), tensor)
+            for number, (row, tensor) in enumerate(zip(rows, self.engine.inputs, strict=True))
+        ]
+
+    def _take(self, arrays: Sequence[GpuArray], chunks: Sequence[Chunk]) -> None:
+        """Run the rows of arrays that lie on the GPU."""
+        for tensor, array in zip(self.engine.inputs, arrays, strict=True):
+            if array.dtype != self.engine.dtypes[tensor.name]:
+                raise RequestError(f"input '{tensor.name}' of {self.engine.name} lies on the GPU as {array.dtype}")
+            self.engine.device.follow(array.stream)
+        for chunk in chunks:
+            count = chunk.stop - chunk.start
+            for number, array in enumerate(arrays):
+                size = array.nbytes // (array.shape[0] if self.most else 1)
+                self.engine.take(number, array.address + chunk.start * size, count * size)
+            self.engine.launch(chunk.context, chunk.shapes)
+            self.engine.receive(chunk.start, chunk.context, chunk.shapes)
 
     def _split(self, total: int, rows: Shapes) -> list[Chunk]:
         """Return the rows as chunks that the profiles take."""

@@ -12,9 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generator import tensor
 from generator.errors import ConfigError, ServerError
-from generator.render import template_root
+from generator.render import read_runtime, template_root
 from generator.repository import published_root, recover
 from generator.triton.check import parse_config
 
@@ -132,12 +131,10 @@ def assemble_backends(triton: EmbeddedTriton, directory: Path) -> Path:
 
 def copy_runtime(backend: Path) -> None:
     """Put `generator.runtime`, and what it imports, beside the backend's model.py as the package `trtgen_runtime`."""
-    package = backend / "trtgen_runtime"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    shutil.copy2(str(tensor.__file__), package)
-    runtime = Path(tensor.__file__).parent / "runtime"
-    shutil.copytree(runtime, package / runtime.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, content in read_runtime().items():
+        path = backend / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def assemble_python(triton: EmbeddedTriton, directory: Path) -> Path:
