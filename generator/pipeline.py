@@ -104,7 +104,7 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         changes = plan_changes(root, staged, layout, old, replace=replace)
         _refuse_edits(root, old, options)  # again: exporting and proving take minutes
         if not options.dry_run:
-            publish(root, layout, changes, replace=replace)
+            publish(root, layout, changes, replaced=Layout.of_record(old) if old and replace else None)
     return Built(name=spec.name, version=version, changes=tuple(changes), report=report, notes=artifact.notes)
 
 
@@ -184,6 +184,8 @@ def _contract(spec: ModelSpec, artifact: Artifact) -> dict[str, Any]:
         "preprocessing": artifact.recipe.pixel_fields(),
         **find_task(spec.task).make_contract(artifact),
         "backend": "onnxruntime" if artifact.passport is None else "tensorrt",
+        # its members are gone for who called them, and one config.pbtxt serves no versions of another layout
+        **({"layout": spec.layout} if spec.layout == "fused" else {}),
     }
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from generator.tensor import Tensor
     from generator.triton.config import Member
 
+# How a model is served: as an ensemble of members, or as one model that does all their work.
+ServingLayout = Literal["ensemble", "fused"]
 Status = Literal["proved", "failed", "not proved", "assumed", "measured"]
 
 
@@ -103,10 +105,12 @@ class Task(Protocol):
     Attributes:
         name: What the spec's field `task` calls it.
         roles: Its members in the order of publishing; the last one is what clients call.
+        fused: The one model of `layout: fused`, None for a task that has no such layout.
     """
 
     name: str
     roles: tuple[Role, ...]
+    fused: Role | None
 
     def default_images(self, recipe: Recipe) -> ImageSet:
         """Return the images that the gate compares on where the user gives none."""
@@ -149,7 +153,7 @@ class Task(Protocol):
         """Say by its name what was taken on trust, and why."""
 
     def make_members(self, spec: ModelSpec, artifact: Artifact) -> list[Member]:
-        """Return the configuration and the files of each member, in the order of `roles`."""
+        """Return the configuration and the files of each member, in the order of the spec's roles."""
 
     def make_contract(self, artifact: Artifact) -> dict[str, Any]:
         """Return what clients and older versions rely on besides the network's input and outputs."""
@@ -188,3 +192,17 @@ def find_task(name: str) -> Task:
         LookupError: There is none.
     """
     return TASKS.find(name)
+
+
+def find_roles(task: str, layout: str | None) -> tuple[Role, ...]:
+    """Return the members of a model of this task, in the order of publishing; no layout stands for the ensemble.
+
+    Raises:
+        LookupError: There is no such task, or it has no such layout.
+    """
+    found = find_task(task)
+    if layout != "fused":
+        return found.roles
+    if found.fused is None:
+        raise LookupError(f"a model of task {task!r} is served as an ensemble only")
+    return (found.fused,)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -67,23 +67,33 @@ class ServedModel:
     ) -> None:
         self._client.close()
 
-    def ask(self, key: str, values: NDArray[Any] | Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return the outputs of the member with this role for any number of rows of its input, or inputs by name."""
+    def ask(
+        self, key: str, values: NDArray[Any] | Mapping[str, NDArray[Any]], *, only: Collection[str] = ()
+    ) -> dict[str, NDArray[Any]]:
+        """Return the outputs of the member with this role for any number of rows of its input, or inputs by name.
+
+        `only` are the outputs to ask for, as far as it has them: of a fused model those that go from one of its parts
+        to the next, which it answers to who asks for nothing else.
+        """
         import numpy as np
 
-        model = self._layout.members[key]
-        parts = [self._infer(model, batch, 0) for batch in _split(values, self._batch)]
+        model = self._layout.find(key)
+        parts = [self._infer(model, batch, 0, only) for batch in _split(values, self._batch)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def rank(self, key: str, values: NDArray[Any]) -> list[tuple[int, str]]:
         """Return (index, label) of every class of the member's first output, best first, as the server ranks them."""
         # it ranks all classes when asked for more than there are
-        ranked = next(iter(self._infer(self._layout.members[key], values, 1_000_000).values()))
+        ranked = next(iter(self._infer(self._layout.find(key), values, 1_000_000).values()))
         rows = [item.decode("utf-8").split(":", 2) for item in ranked.reshape(-1)]
         return [(int(row[1]), row[2] if len(row) == 3 else "") for row in rows]
 
     def _infer(
-        self, model: str, values: NDArray[Any] | Mapping[str, NDArray[Any]], class_count: int
+        self,
+        model: str,
+        values: NDArray[Any] | Mapping[str, NDArray[Any]],
+        class_count: int,
+        only: Collection[str] = (),
     ) -> dict[str, NDArray[Any]]:
         import numpy as np
         from tritonclient.grpc import InferInput, InferRequestedOutput
@@ -95,12 +105,14 @@ class ServedModel:
             for name, rows in ({only_input: values} if isinstance(values, np.ndarray) else values).items():
                 tensors.append(InferInput(name, list(rows.shape), np_to_triton_dtype(rows.dtype)))
                 tensors[-1].set_data_from_numpy(rows)
+            outputs = tuple(output for output in outputs if output in only) or outputs
             asked = [InferRequestedOutput(output, class_count=class_count) for output in outputs]
             result = self._client.infer(model, tensors, outputs=asked, client_timeout=_TIMEOUT_S)
         except InferenceServerException as error:
             msg = f"{model} did not answer: {error.message()}"
             raise ServerError(msg, hint="look at the server's log") from error
-        return {output: result.as_numpy(output) for output in outputs}
+        answers = {output: result.as_numpy(output) for output in outputs}
+        return {output: values for output, values in answers.items() if values is not None}
 
     def _tensor_names(self, model: str) -> tuple[str, tuple[str, ...]]:
         if model not in self._names:

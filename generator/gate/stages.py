@@ -14,7 +14,7 @@ from generator.images.geometry import FIELDS, measure_geometry
 from generator.task import StageResult
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -44,13 +44,16 @@ def check_batches(candidate: Candidate, reference: Reference) -> StageResult:
     )
 
 
-def check_pixels(served: ServedModel, candidate: Candidate, reference: Reference) -> StageResult:
-    """The served preprocessing makes the pixels that training would have made, within one level of 255."""
-    return judge_pixels(served.ask(PREPROCESS_KEY, as_bytes(reference.files)), candidate, reference)
+def ask_pixels(served: ServedModel, files: Sequence[bytes]) -> dict[str, NDArray[Any]]:
+    """Return what the served preprocessing makes of encoded images: PIXELS, and where it tells it, GEOMETRY."""
+    return served.ask(PREPROCESS_KEY, as_bytes(files), only=("PIXELS", "GEOMETRY"))
 
 
 def judge_pixels(answers: Mapping[str, NDArray[Any]], candidate: Candidate, reference: Reference) -> StageResult:
-    """Compare what the served preprocessing answers with the reference: pixels, and where it tells it, geometry."""
+    """Compare what the served preprocessing answers with the reference: pixels, and where it tells it, geometry.
+
+    Pixels must be those that training would have made, within one level of 255.
+    """
     import numpy as np
 
     pixels = answers["PIXELS"]

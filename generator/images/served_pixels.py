@@ -16,6 +16,7 @@ from generator.render import template_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -70,18 +71,22 @@ def prepare_one(recipe: Recipe, data: bytes, name: str) -> tuple[NDArray[np.uint
 @functools.cache
 def load_step(name: str) -> Any:
     """Return the served step `preprocess` or `postprocess` as a module."""
+    # outside Triton its module does not exist, and nothing of it is used by what is called here
+    return load_code(template_root() / name / "1" / "model.py", ModuleType(_ONLY_IN_TRITON))
+
+
+def load_code(path: Path, triton: ModuleType) -> Any:
+    """Return a served step's file as a module, on `triton` in place of what there is in a server only."""
     from PIL import Image
 
-    path = template_root() / name / "1" / "model.py"
-    spec = importlib.util.spec_from_file_location(f"trtgen_{name}_step", path)
+    spec = importlib.util.spec_from_file_location(f"trtgen_{path.parent.parent.name}_step", path)
     assert spec is not None
     assert spec.loader is not None
     step = importlib.util.module_from_spec(spec)
     limit = Image.MAX_IMAGE_PIXELS
-    # outside Triton this module does not exist, and nothing of it is used by what is called here
     absent = _ONLY_IN_TRITON not in sys.modules
     if absent:
-        sys.modules[_ONLY_IN_TRITON] = ModuleType(_ONLY_IN_TRITON)
+        sys.modules[_ONLY_IN_TRITON] = triton
     try:
         spec.loader.exec_module(step)
     finally:

@@ -13,6 +13,7 @@ from generator.files import hash_file
 from generator.graph.model import external_data_files, load_proto
 from generator.packages import EXPORT_PACKAGES, installed_packages
 from generator.render import template_root
+from generator.triton.fused import read_fused_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,6 +41,8 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
     # what is not set is left out: a field that a later trtgen has does not build anything anew
     data = _drop_none(spec.model_dump(mode="json"))
     templates = {path.relative_to(template_root()).as_posix(): hash_file(path) for path in _template_files()}
+    if spec.layout != "fused":  # nothing of an ensemble follows from these
+        templates = {path: digest for path, digest in templates.items() if not path.startswith("fused/")}
     files = {field: _hash_input(path) for field, path in _input_files(spec)}
     packages = installed_packages()
     artifact = {
@@ -60,6 +63,9 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         reading = ("layout", "boxes", "units", "background", "candidates")
         artifact["detection"] = {field: data["detection"].get(field) for field in reading}
         artifact["postprocess"] = templates["postprocess/1/model.py"]
+    if spec.layout == "fused":
+        code = read_fused_files("tensorrt" if spec.is_tensorrt else "onnxruntime")
+        artifact["fused"] = {name: hashlib.sha256(content).hexdigest() for name, content in code.items()}
     if spec.is_tensorrt:
         artifact["plan"] = _plan_inputs(spec, data)
     configuration = {

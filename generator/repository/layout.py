@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from generator.errors import RepositoryError
-from generator.task import find_task
+from generator.task import find_roles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Layout:
     """The model directories of one served model, at one version.
 
     `members` maps each role's key to the model's name, in the order of publishing: clients see the last one last.
-    `network` is the one with the graph and the plan.
+    `network` is the one with the graph and the plan; where there is one model only, it is that.
     """
 
     members: Mapping[str, str]
@@ -46,7 +46,7 @@ class Layout:
             RepositoryError: Its task is not known here.
         """
         try:
-            roles = find_task(record.spec.get("task", "classification")).roles
+            roles = find_roles(record.spec.get("task", "classification"), record.spec.get("layout"))
         except LookupError as error:
             msg = f"{record.name} cannot be read: {error}"
             raise RepositoryError(msg, hint="install the package that brings this task") from error
@@ -63,6 +63,20 @@ class Layout:
     def entry(self) -> str:
         """What clients call."""
         return self.models[-1]
+
+    @property
+    def is_fused(self) -> bool:
+        """Say whether one model takes images and holds the network, too."""
+        return "fused" in self.members
+
+    @property
+    def entry_stage(self) -> str:
+        """What the gate calls its stage for what clients call."""
+        return "served model" if self.is_fused else "served ensemble"
+
+    def find(self, key: str) -> str:
+        """Return the model that does the work of the member with this key: that member, or a fused model."""
+        return self.entry if self.is_fused else self.members[key]
 
     @property
     def record(self) -> PurePosixPath:

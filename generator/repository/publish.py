@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from generator.repository.record import Record
 
+# What a contract says now, and what was the only way before.
+_BEFORE = {"layout": "ensemble"}
 Word = Literal["create", "identical", "update", "remove"]
 
 
@@ -42,10 +44,9 @@ def check_contract(old: Record | None, contract: Mapping[str, object], *, replac
     """
     if old is None or replace:
         return
+    before, after = {**_BEFORE, **old.contract}, {**_BEFORE, **contract}
     differences = [
-        f"{key}: {_short(old.contract.get(key))} -> {_short(contract[key])}"
-        for key in contract
-        if old.contract.get(key) != contract[key]
+        f"{key}: {_short(before.get(key))} -> {_short(after[key])}" for key in after if before.get(key) != after[key]
     ]
     if differences:
         msg = f"{old.name} is published with another contract:\n  " + "\n  ".join(differences)
@@ -57,10 +58,10 @@ def check_owner(root: Path, layout: Layout, old: Record | None) -> None:
     """Refuse to write into directories that trtgen did not make.
 
     Raises:
-        RepositoryError: One of the three exists, and no record says that it is ours.
+        RepositoryError: One of its directories exists, and no record says that it is ours.
     """
-    taken = [name for name in layout.models if (root / name).exists()]
-    if old is None and taken:
+    ours = Layout.of_record(old).models if old is not None else ()
+    if taken := [name for name in layout.models if name not in ours and (root / name).exists()]:
         msg = f"{root / taken[0]} exists, but trtgen did not make it and does not touch it"
         raise RepositoryError(msg, hint="give the model another name, or move that directory away")
 
@@ -86,7 +87,7 @@ def plan_changes(root: Path, staged: Path, layout: Layout, old: Record | None, *
         changes.append(Change(word=word, path=path))
     if replace and old is not None:
         staged_paths = {change.path for change in changes}
-        published = [path for name in layout.models for path in hash_tree_names(root, name)]
+        published = [path for name in Layout.of_record(old).models for path in hash_tree_names(root, name)]
         changes += [Change(word="remove", path=path) for path in published if path not in staged_paths]
     return changes
 
@@ -96,15 +97,16 @@ def hash_tree_names(root: Path, name: str) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in (root / name).rglob("*") if path.is_file())
 
 
-def publish(root: Path, layout: Layout, changes: Sequence[Change], *, replace: bool) -> None:
+def publish(root: Path, layout: Layout, changes: Sequence[Change], *, replaced: Layout | None) -> None:
     """Carry the changes out with a journal. Call inside `staging`, after the gate has passed.
 
-    The order keeps every moment in between right for a server that starts just then: with `replace` the ensemble
-    goes first and comes back last, so that for a moment there is no answer rather than a wrong one; otherwise a new
-    version directory appears in one rename, and the ensemble, which clients call, follows its members.
+    The order keeps every moment in between right for a server that starts just then: what is `replaced` goes with all
+    its members, the ensemble first, and the new one comes last, so that for a moment there is no answer rather than a
+    wrong one; otherwise a new version directory appears in one rename, and the ensemble, which clients call, follows
+    its members.
     """
-    if replace:
-        carry_out(root, [*_retirement(root, layout), *(Move(kind="publish", path=name) for name in layout.models)])
+    if replaced is not None:
+        carry_out(root, [*_retirement(root, replaced), *(Move(kind="publish", path=name) for name in layout.models)])
         return
     moves = []
     for name in layout.models:

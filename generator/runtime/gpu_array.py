@@ -18,7 +18,7 @@ _INTERFACE = "__cuda_array_interface__"
 
 
 class GpuArray(NamedTuple):
-    """An array on the GPU, its rows one after the other: where it lies, and the stream that writes it, None for none."""
+    """An array on the GPU, row after row: where it lies, and the stream that writes it, None for none."""
 
     address: int
     shape: tuple[int, ...]

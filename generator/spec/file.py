@@ -190,7 +190,8 @@ def _check_aliases(root: Any) -> None:
 def describe_errors(error: ValidationError, where: str) -> list[str]:
     """Return pydantic's findings in the words of models.yaml."""
     fields = {name for model in _MODELS for name in model.model_fields} | {"models"}
-    fields |= {role.key for task in TASKS.loaded() for role in task.roles}  # the others are in none of these specs
+    roles = [role for task in TASKS.loaded() for role in (*task.roles, task.fused) if role is not None]
+    fields |= {role.key for role in roles}  # the others are in none of these specs
     return describe_problems(where, error.errors(), fields)
 
 

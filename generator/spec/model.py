@@ -22,11 +22,11 @@ from pydantic import (
 from generator.errors import SpecError
 from generator.source import SOURCES
 from generator.spec.detection import DetectionOptions  # noqa: TC001 - pydantic reads the annotations
-from generator.spec.per_member import config_model, instances_model
+from generator.spec.per_member import config_model, instances_model, keep_own
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.recipe import Edge, RecipeSpec
 from generator.spec.rules import CHECKPOINT_SUFFIXES, disagreements
-from generator.task import TASKS, Role, find_task
+from generator.task import TASKS, Role, ServingLayout, find_roles
 
 Target = Literal["auto", "onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "as-is"]
@@ -183,6 +183,11 @@ class ModelSpec(BaseModel):
     detection: DetectionOptions | None = Field(
         default=None, description="With `task: detection`: what the outputs mean and which boxes are answered."
     )
+    layout: ServingLayout | None = Field(
+        default=None,
+        description="`ensemble`: a model each for preprocessing, network and, with detection, post-processing. "
+        "`fused`: one model, each process of which decodes and runs the network. Default: `ensemble`.",
+    )
     batch: Batch = Field(default_factory=Batch, description="Batch sizes.")
     instances: SerializeAsAny[BaseModel] = Field(
         default=None,
@@ -235,14 +240,27 @@ class ModelSpec(BaseModel):
             raise ValueError(str(error)) from error
         return value
 
+    @field_validator("layout")
+    @classmethod
+    def _is_one_of_the_task(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "task" in info.data:  # else refused for itself
+            try:
+                find_roles(info.data["task"], value)
+            except LookupError as error:
+                raise ValueError(str(error)) from error
+        return value
+
     @field_validator("instances", "config", mode="before")
     @classmethod
     def _follows_the_members(cls, value: Any, info: ValidationInfo) -> Any:
         make = instances_model if info.field_name == "instances" else config_model
-        if "task" not in info.data:  # refused for itself
+        if not {"task", "layout"} <= info.data.keys():  # refused for itself
             return value
+        task, layout = info.data["task"], info.data["layout"]
         given = value.model_dump() if isinstance(value, BaseModel) else value
-        return make(info.data["task"]).model_validate({} if given is None else given)
+        if isinstance(given, dict):
+            given = keep_own(given, task, layout)
+        return make(task, layout).model_validate({} if given is None else given)
 
     @model_validator(mode="before")
     @classmethod
@@ -302,7 +320,7 @@ class ModelSpec(BaseModel):
     @property
     def roles(self) -> tuple[Role, ...]:
         """The members of the served model."""
-        return find_task(self.task).roles
+        return find_roles(self.task, self.layout)
 
     @property
     def network_name(self) -> str:

@@ -12,6 +12,7 @@ from generator.spec.recipe import PARAMETERS
 from generator.task import Role
 from generator.triton.config import (
     EnsembleConfig,
+    FusedConfig,
     Member,
     NetworkConfig,
     PythonConfig,
@@ -20,6 +21,7 @@ from generator.triton.config import (
     common_fields,
     network_fields,
 )
+from generator.triton.fused import NETWORK_BACKEND, NETWORK_INPUT, read_fused_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,24 +65,45 @@ PREPROCESS = Role(
 )
 
 
+def make_fused_role(own_parameters: Mapping[str, str]) -> Role:
+    """Return the role of the one model of `layout: fused`; `own_parameters` are those of the task."""
+    follows = dict.fromkeys((NETWORK_BACKEND, NETWORK_INPUT), "it follows from what was built")
+    return Role(
+        key="fused",
+        suffix="",
+        holds_network=True,
+        default_instances=network_instances,
+        about_instances="Processes of a fused model, each with decoding and the network; default 1, with a plan 4.",
+        own_parameters={**PREPROCESS.own_parameters, **follows, **own_parameters},
+    )
+
+
 def make_preprocess(
     spec: ModelSpec, artifact: Artifact, role: Role = PREPROCESS, *, more_outputs: Sequence[TensorConfig] = ()
 ) -> Member:
     """Return the step from encoded images to the pixels that the network takes."""
     recipe = artifact.recipe
-    sample = read_static("preprocess/warmup/sample.jpg")
     config = PythonConfig(
         **common_fields(spec, role),
         inputs=(TensorConfig(name=IMAGE, data_type="TYPE_STRING", dims=(1,)),),
         outputs=(TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=recipe.shape), *more_outputs),
         instance_count=spec.instance_counts()[role.key],
         comment="The recipe: edges in pixels (height before width), limits per image.",
-        parameters={**recipe.parameters(), "pillow": installed_packages()["pillow"]},
+        parameters=_make_recipe_parameters(artifact),
         warmup_file=_WARMUP_FILE,
     )
-    # Triton's wire format for one element of a BYTES tensor: length, then content
-    files = {f"warmup/{_WARMUP_FILE}": struct.pack("<I", len(sample)) + sample}
-    return Member(config=config, files=files, version_files={"model.py": read_static("preprocess/1/model.py")})
+    step = read_static("preprocess/1/model.py")
+    return Member(config=config, files=_make_warmup(), version_files={"model.py": step})
+
+
+def _make_recipe_parameters(artifact: Artifact) -> dict[str, str]:
+    return {**artifact.recipe.parameters(), "pillow": installed_packages()["pillow"]}
+
+
+def _make_warmup() -> dict[str, bytes]:
+    """Return the image that a model is warmed up with, in Triton's wire format for one element: length, content."""
+    sample = read_static("preprocess/warmup/sample.jpg")
+    return {f"warmup/{_WARMUP_FILE}": struct.pack("<I", len(sample)) + sample}
 
 
 def make_network(
@@ -116,3 +139,42 @@ def make_ensemble(
         steps=tuple(steps),
     )
     return Member(config=config, files=files)
+
+
+def make_fused(
+    spec: ModelSpec,
+    artifact: Artifact,
+    role: Role,
+    outputs: Sequence[TensorConfig],
+    *,
+    inner: Sequence[TensorConfig] = (),
+    parameters: Mapping[str, str],
+    files: Mapping[str, bytes],
+    more_code: Mapping[str, bytes] | None = None,
+) -> Member:
+    """Return the one model of `layout: fused`: encoded images in, `outputs` out.
+
+    PIXELS and what else is `inner` goes from one part of it to the next and is answered to who asks for nothing else.
+    `more_code` lies beside what every fused model has.
+    """
+    backend = "onnxruntime" if artifact.passport is None else "tensorrt"
+    fields = network_fields(spec, artifact, role)
+    given = fields.pop("given_fields")
+    fields |= {"backend": "python", "default_model_filename": "model.py"}
+    pixels = TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=artifact.recipe.shape)
+    config = FusedConfig(
+        **fields,
+        given_fields=(*given, "model_warmup"),  # not a network's, which takes pixels
+        inputs=(TensorConfig(name=IMAGE, data_type="TYPE_STRING", dims=(1,)),),
+        outputs=(*outputs, pixels, *inner),
+        comment="The recipe: edges in pixels (height before width), limits per image; the network; what is answered.",
+        parameters={
+            **_make_recipe_parameters(artifact),
+            NETWORK_BACKEND: backend,
+            NETWORK_INPUT: artifact.inputs[0].name,
+            **parameters,
+        },
+        warmup_file=None if "model_warmup" in given else _WARMUP_FILE,
+    )
+    code = {**read_fused_files(backend), **(more_code or {})}
+    return Member(config=config, files={**files, **_make_warmup()}, version_files=code)

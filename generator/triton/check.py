@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import ConfigError
 from generator.spec.plan import uncovered_batches
+from generator.triton.fused import NETWORK_BACKEND, NETWORK_INPUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ def check_members(texts: Mapping[str, str], members: Sequence[Member], artifact:
         problems += [f"{name}: {problem}" for problem in _single(name, config)]
     for member in members:
         problems += [f"{member.config.name}: {problem}" for problem in _labels(parsed[member.config.name], member)]
-    for config in parsed.values():
+    for config in (_find_network(config, artifact) for config in parsed.values()):
         if config.backend in ("onnxruntime", "tensorrt"):
             problems += [f"{config.name}: {problem}" for problem in _against_artifact(config, artifact)]
         if config.backend == "tensorrt":
@@ -82,6 +83,25 @@ def _shapes(config: Any) -> Iterable[str]:
     for tensor in config.input:
         if tensor.format and len(tensor.dims) != 3:
             yield f"input {tensor.name} has a format, which needs 3 dims, and has {len(tensor.dims)}"
+
+
+def _find_network(config: Any, artifact: Artifact) -> Any:
+    """Return the configuration that the network of a fused model would have by itself, any other one as it is."""
+    if NETWORK_BACKEND not in config.parameters:
+        return config
+    network = type(config)()
+    network.CopyFrom(config)
+    network.backend = config.parameters[NETWORK_BACKEND].string_value
+    del network.input[:], network.output[:]
+    given = config.parameters[NETWORK_INPUT].string_value
+    network.input.extend(
+        type(config.input[0])(name=given, data_type=tensor.data_type, dims=tensor.dims)
+        for tensor in config.output
+        if tensor.name == "PIXELS"
+    )
+    made = {tensor.name for tensor in artifact.outputs}
+    network.output.extend(tensor for tensor in config.output if tensor.name in made)
+    return network
 
 
 def _labels(config: Any, member: Member) -> Iterable[str]:

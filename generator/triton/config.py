@@ -103,6 +103,17 @@ class NetworkConfig(ModelConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FusedConfig(NetworkConfig):
+    """A model that decodes, too: that of a network and what its model.py reads, with a warm-up of its own if any."""
+
+    template: ClassVar[str] = "fused/config.pbtxt.j2"
+
+    parameters: Mapping[str, str]
+    comment: str
+    warmup_file: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PythonConfig(ModelConfig):
     """A member of Triton's Python backend; `comment` stands above its parameters."""
 

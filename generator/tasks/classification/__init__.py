@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.task import Role
-from generator.tasks.members import PREPROCESS, network_instances
+from generator.tasks.members import PREPROCESS, make_fused_role, network_instances
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +42,7 @@ _ENSEMBLE = Role(
     suffix="",
     own_parameters={"negative_label": "it follows from the labels"},
 )
+_FUSED = make_fused_role(_ENSEMBLE.own_parameters)
 _LABELS_FILE = "labels.txt"
 
 
@@ -51,6 +52,7 @@ class Classification:
 
     name: str = "classification"
     roles: tuple[Role, ...] = (PREPROCESS, _CLASSIFIER, _ENSEMBLE)
+    fused: Role | None = _FUSED
 
     def default_images(self, recipe: Recipe) -> ImageSet:
         from generator.images.sets import default_images
@@ -104,16 +106,20 @@ class Classification:
 
     def make_members(self, spec: ModelSpec, artifact: Artifact) -> list[Member]:
         from generator.tasks.classification.labels import name_outputs
-        from generator.tasks.members import IMAGE, PIXELS, make_ensemble, make_network, make_preprocess
+        from generator.tasks.members import IMAGE, PIXELS, make_ensemble, make_fused, make_network, make_preprocess
         from generator.triton.config import Step, TensorConfig
 
         (pixels,), (scores,) = artifact.inputs, artifact.outputs
         labels = "".join(f"{label}\n" for label in name_outputs(artifact.labels, scores.shape[-1])).encode()
         files = {_LABELS_FILE: labels}
-        preprocess = make_preprocess(spec, artifact)
-        classifier = make_network(spec, artifact, _CLASSIFIER, label_files={scores.name: _LABELS_FILE}, files=files)
+        outputs = [TensorConfig.of(scores, label_filename=_LABELS_FILE)]
         # the client turns a probability below 0.5 into one of the other class; a logit has no such bound
         two_classes = scores.shape[1:] == (1,) and artifact.head.activation == "sigmoid"
+        parameters = {"negative_label": artifact.labels[0]} if two_classes else {}
+        if spec.layout == "fused":
+            return [make_fused(spec, artifact, _FUSED, outputs, parameters=parameters, files=files)]
+        preprocess = make_preprocess(spec, artifact)
+        classifier = make_network(spec, artifact, _CLASSIFIER, label_files={scores.name: _LABELS_FILE}, files=files)
         ensemble = make_ensemble(
             spec,
             _ENSEMBLE,
@@ -125,8 +131,8 @@ class Classification:
                     output_map={scores.name: scores.name},
                 ),
             ],
-            outputs=[TensorConfig.of(scores, label_filename=_LABELS_FILE)],
-            parameters={"negative_label": artifact.labels[0]} if two_classes else {},
+            outputs=outputs,
+            parameters=parameters,
             files=files,
         )
         return [preprocess, classifier, ensemble]

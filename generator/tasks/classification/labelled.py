@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from generator.gate.client import ServedModel, as_bytes
-from generator.gate.run import why_no_plan_runs, why_not_served
+from generator.gate.run import why_not_served
 from generator.graph.model import read_onnx, run_graph
 from generator.images.served_pixels import prepare_without_torch
 from generator.images.sets import read_labelled
@@ -14,6 +14,7 @@ from generator.images.training_pixels import prepare
 from generator.spec.recipe import IMAGENET, Recipe, RecipeSpec
 from generator.task import StageResult, not_proved
 from generator.tasks.classification.compare import comparable, first_classes
+from generator.tasks.classification.plan_stage import run_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -48,7 +49,7 @@ def measure_labelled(candidate: Candidate, folder: Path, grpc_url: str | None) -
     answers: dict[str, Callable[[], NDArray[np.floating[Any]] | str]] = {
         "labelled source": lambda: _ask_source(candidate, labelled),
         "labelled onnx": lambda: _run_onnx(candidate, pixels),
-        "labelled plan": lambda: _run_plan(candidate, pixels),
+        "labelled plan": lambda: run_plan(candidate, pixels),
         "labelled ensemble": lambda: _ask_server(candidate, labelled, grpc_url),
     }
     if candidate.plan is None:
@@ -155,16 +156,6 @@ def _ask_source(candidate: Candidate, labelled: LabelledImages) -> NDArray[np.fl
 
 def _run_onnx(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.float32] | str:
     return _only(run_graph(read_onnx(candidate.onnx), pixels))
-
-
-def _run_plan(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.float32] | str:
-    from generator.plan.local import open_engine
-
-    if reason := why_no_plan_runs():
-        return reason
-    assert candidate.plan is not None, "only plans come here"
-    with open_engine(candidate.plan) as engine:
-        return engine.run_rows(pixels)
 
 
 def _ask_server(candidate: Candidate, labelled: LabelledImages, grpc_url: str | None) -> NDArray[np.float32] | str:

@@ -64,6 +64,20 @@ def check_plan(
     return result, scores
 
 
+def run_plan(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.float32] | str:
+    """Return the plan's scores in batches as the server is asked, or why it cannot run here."""
+    import numpy as np
+
+    from generator.plan.local import open_engine
+
+    if reason := why_no_plan_runs():
+        return reason
+    assert candidate.plan is not None, "only plans come here"
+    maximum = candidate.spec.batch.max
+    with open_engine(candidate.plan) as engine:
+        return np.concatenate([engine.run_rows(pixels[at : at + maximum]) for at in range(0, len(pixels), maximum)])
+
+
 def check_rows(
     result: StageResult,
     candidate: Candidate,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import SourceError, VerificationError
 from generator.gate import causes as pixel_causes
 from generator.gate.client import as_bytes
-from generator.gate.stages import check_batches, check_pixels, describe_distance
+from generator.gate.stages import ask_pixels, check_batches, describe_distance, judge_pixels
 from generator.graph.model import read_onnx, run_graph
 from generator.task import Stage, StageResult, not_proved
 from generator.tasks.classification import causes
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 # A served graph is the same file in the same onnxruntime: only the order of summation in a batch may differ.
 _SERVED_TOLERANCE = 1e-4
+_CLASSIFIER = "served classifier"
 
 
 def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
@@ -65,12 +66,19 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
         direct.extend([] if scores is None else [scores])
         return result
 
-    def ask_pixels(served: ServedModel | None) -> StageResult:
+    pixels: list[NDArray[np.uint8]] = []  # the served ones
+
+    def check_pixels(served: ServedModel | None) -> StageResult:
         assert served is not None, "it needs the server"
-        return check_pixels(served, candidate, reference)
+        answers = ask_pixels(served, reference.files)
+        pixels.append(answers["PIXELS"])
+        return judge_pixels(answers, candidate, reference)
 
     def ask_classifier(served: ServedModel | None) -> StageResult:
         assert served is not None, "it needs the server"
+        if candidate.layout.is_fused:
+            fits = bool(pixels) and pixels[0].shape == reference.pixels.shape
+            return check_fused_classifier(served, candidate, reference, pixels[0] if fits else reference.pixels)
         return check_classifier(served, candidate, reference, direct[0] if direct else None)
 
     def ask_ensemble(served: ServedModel | None) -> StageResult:
@@ -81,9 +89,9 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
         Stage(name="batches", needs="graph", run=lambda _: check_batches(candidate, reference)),
         Stage(name="onnx", needs="graph", run=lambda _: check_onnx(candidate, reference)),
         *([Stage(name="plan", needs="plan", run=run_plan)] if candidate.plan else []),
-        Stage(name="served pixels", needs="server", run=ask_pixels),
+        Stage(name="served pixels", needs="server", run=check_pixels),
         Stage(name="served classifier", needs="server", run=ask_classifier),
-        Stage(name="served ensemble", needs="server", run=ask_ensemble),
+        Stage(name=candidate.layout.entry_stage, needs="server", run=ask_ensemble),
     ]
 
 
@@ -121,14 +129,36 @@ def check_classifier(
 
     `direct` holds these numbers for a plan; the graph is run here.
     """
-    import numpy as np
-
     if direct is None:
         if candidate.plan is not None:
-            return not_proved("served classifier", "the plan was not run directly, so there is nothing to compare with")
+            return not_proved(_CLASSIFIER, "the plan was not run directly, so there is nothing to compare with")
         direct = _scores(run_graph(read_onnx(candidate.onnx), reference.pixels, as_served=True))
-    scores = _scores(served.ask("classifier", reference.pixels))
-    stage = "served classifier"
+    return _compare_with_direct(served, candidate, reference.pixels, direct)
+
+
+def check_fused_classifier(
+    served: ServedModel, candidate: Candidate, reference: Reference, pixels: NDArray[np.uint8]
+) -> StageResult:
+    """The fused model's scores are those of the same file run directly on the `pixels` that it decodes."""
+    if candidate.plan is None:
+        direct: NDArray[np.float32] | str = _scores(run_graph(read_onnx(candidate.onnx), pixels, as_served=True))
+    else:
+        from generator.tasks.classification.plan_stage import run_plan
+
+        direct = run_plan(candidate, pixels)
+    if isinstance(direct, str):
+        return not_proved(_CLASSIFIER, direct)
+    return _compare_with_direct(served, candidate, as_bytes(reference.files), direct)
+
+
+def _compare_with_direct(
+    served: ServedModel, candidate: Candidate, values: NDArray[Any], direct: NDArray[np.float32]
+) -> StageResult:
+    """Ask the served network for these rows, and compare with the numbers of the same file run directly."""
+    import numpy as np
+
+    stage = _CLASSIFIER
+    scores = _scores(served.ask("classifier", values))
     if not np.isfinite(scores).all():
         return StageResult(
             stage=stage, status="failed", reason="NaN or infinity in the served scores", cause=pixel_causes.NAN
@@ -145,7 +175,7 @@ def check_classifier(
             reason=reason,
             cause="the server runs another file or version",
         )
-    if swapped := _wrong_labels(served.rank("classifier", reference.pixels[:1]), candidate.artifact.labels):
+    if swapped := _wrong_labels(served.rank("classifier", values[:1]), candidate.artifact.labels):
         return StageResult(stage=stage, status="failed", reason=swapped, cause=causes.LABELS)
     return StageResult(
         stage=stage, status="proved", figures={"top1": agreement}, measured=f"{describe_distance(worst)}, labels equal"
@@ -155,7 +185,9 @@ def check_classifier(
 def check_ensemble(served: ServedModel, candidate: Candidate, reference: Reference, limit: Limit) -> StageResult:
     """From the JPEG's bytes to the label, over the wire, like the source with its own transforms."""
     scores = _scores(served.ask("ensemble", as_bytes(reference.files)))
-    result = judge("served ensemble", candidate, reference, scores, ensemble_limit(limit), lambda: causes.UPSTREAM)
+    result = judge(
+        candidate.layout.entry_stage, candidate, reference, scores, ensemble_limit(limit), lambda: causes.UPSTREAM
+    )
     if result.status == "proved" and (
         swapped := _wrong_labels(served.rank("ensemble", as_bytes(reference.files[:1])), candidate.artifact.labels)
     ):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.spec.model import usable_cores
 from generator.task import Role
-from generator.tasks.members import PREPROCESS, network_instances
+from generator.tasks.members import PREPROCESS, make_fused_role, network_instances
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +54,7 @@ _POSTPROCESS = Role(
     own_parameters=dict.fromkeys(("score", "class_scores", "iou", "nms"), _OF_THE_SPEC),
 )
 _ENSEMBLE = Role(key="ensemble", suffix="", own_parameters={"labels": "they are those of the model"})
+_FUSED = make_fused_role({**_POSTPROCESS.own_parameters, **_ENSEMBLE.own_parameters})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Detection:
 
     name: str = "detection"
     roles: tuple[Role, ...] = (PREPROCESS, _DETECTOR, _POSTPROCESS, _ENSEMBLE)
+    fused: Role | None = _FUSED
 
     def default_images(self, recipe: Recipe) -> ImageSet:
         from generator.tasks.detection.answers import default_images
@@ -117,8 +119,10 @@ class Detection:
         return list_assumed(spec, network, head)
 
     def make_members(self, spec: ModelSpec, artifact: Artifact) -> list[Member]:
-        from generator.tasks.detection.members import make_members
+        from generator.tasks.detection.members import make_fused_detector, make_members
 
+        if spec.layout == "fused":
+            return [make_fused_detector(spec, artifact, _FUSED)]
         return make_members(spec, artifact, detector=_DETECTOR, postprocess=_POSTPROCESS, ensemble=_ENSEMBLE)
 
     def make_contract(self, artifact: Artifact) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class Gate:
     ties: int = 0
     pixels: NDArray[np.uint8] | None = None
 
+    def take_pixels(self) -> NDArray[np.uint8]:
+        """Return the served pixels, those of the reference where there are none of their form."""
+        expected = self.reference.pixels
+        return self.pixels if self.pixels is not None and self.pixels.shape == expected.shape else expected
+
     @property
     def geometry(self) -> NDArray[np.float32]:
         """That of pixels that are the network's input as they are."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import MissingDependencyError
-from generator.gate.client import PREPROCESS_KEY, ServedModel, as_bytes
+from generator.gate.client import ServedModel
 from generator.gate.run import why_no_plan_runs
 from generator.graph.model import open_onnx
 from generator.images.geometry import measure_geometry
@@ -20,7 +20,7 @@ from generator.tasks.detection.decode import Rows, decode, select_rows
 from generator.tasks.detection.judge import read_rows
 from generator.tasks.detection.naive import Found
 from generator.tasks.detection.postprocess import Postprocess
-from generator.tasks.detection.stages import find_settings
+from generator.tasks.detection.stages import ask_rows, find_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,7 +121,7 @@ def _open_stages(
         served = stack.enter_context(ServedModel(grpc_url, candidate.layout, max_batch_size=batch))
 
         def ask_server(_: NDArray[np.uint8], files: Sequence[bytes]) -> Rows:
-            return read_rows(served.ask("detector", served.ask(PREPROCESS_KEY, as_bytes(files))["PIXELS"]))
+            return ask_rows(served, candidate, ask_pixels(served, files)["PIXELS"], files)
 
         asked["labelled served"] = ask_server
     return asked

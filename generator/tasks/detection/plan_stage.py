@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from generator.gate.candidate import Candidate
     from generator.tasks.detection.decode import Rows
     from generator.tasks.detection.judge import Gate
 
@@ -56,6 +57,21 @@ def check_plan(gate: Gate) -> StageResult:
     except (PlanError, DeviceError) as error:
         return StageResult(stage=STAGE, status="failed", reason=error.message, cause=error.hint)
     return result
+
+
+def run_plan(candidate: Candidate, pixels: NDArray[np.uint8]) -> Rows | str:
+    """Return the plan's rows in batches as the server is asked, or why it cannot run here."""
+    import numpy as np
+
+    from generator.plan.local import open_engine
+
+    if reason := why_no_plan_runs():
+        return reason
+    assert candidate.plan is not None, "only plans come here"
+    maximum = candidate.spec.batch.max
+    with open_engine(candidate.plan) as engine:
+        parts = [engine.run_outputs(pixels[at : at + maximum]) for at in range(0, len(pixels), maximum)]
+    return read_rows({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def check_rows(

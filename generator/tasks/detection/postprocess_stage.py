@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from generator.images.geometry import measure_geometry
+from generator.images.served_pixels import load_code
 from generator.task import StageResult
 from generator.tasks.detection import causes
 from generator.tasks.detection.decode import Rows
 from generator.tasks.detection.head import BOXES, CLASSES, SCORES
+from generator.tasks.detection.members import POSTPROCESS_CODE
 from generator.tasks.detection.naive import Found, Settings, detect, detect_all, settings_of, unpad
+from generator.triton.check import parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from generator.tasks.detection.judge import Gate
 
 STAGE = "served postprocessing"
+CODE_STAGE = "postprocessing"
 _SEED = 15
 _CROWD = 250  # rows with a score
 # What comes back of a box that was put into the network's pixels, in pixels of the original.
@@ -37,40 +43,44 @@ class Sample:
     geometry: NDArray[np.float32]
 
 
-def check_postprocessing(gate: Gate, served: ServedModel) -> StageResult:
-    """The served step makes of rows exactly what a plain loop makes of them, and undoes the geometry.
+def check_postprocessing(gate: Gate, served: ServedModel | None) -> StageResult:
+    """The step makes of rows exactly what a plain loop makes of them, and undoes the geometry.
+
+    It is that of the server; of a fused model, where it is no model of its own, its code runs here.
 
     The rows are the source's, and drawn ones: with each threshold, boxes that overlap within a class and across, more
     boxes than are answered, boxes beyond the edges, every class, and none at all.
     """
     from generator.tasks.detection.stages import find_wrong_form, find_wrong_labels
 
+    stage = STAGE if served is not None else CODE_STAGE
+    ask = partial(_ask, served) if served is not None else partial(run_code, gate)
     recipe, labels = gate.candidate.artifact.recipe, gate.candidate.artifact.labels
     geometry = measure_geometry(recipe, gate.reference.files)
     own = Sample(rows=gate.source, geometry=geometry)
     drawn = draw_sample(gate.settings, gate.source.scores.shape[1], len(labels), recipe.crop)
     both = _join(own, drawn)
-    answers = _ask(served, both)
+    answers = ask(both)
     if wrong := find_wrong_form(answers):
-        return StageResult(stage=STAGE, status="failed", reason=wrong[0], cause=wrong[1])
+        return StageResult(stage=stage, status="failed", reason=wrong[0], cause=wrong[1])
     expected, actual = detect_all(both.rows, both.geometry, gate.settings), list(unpad(answers))
     different = [index for index, pair in enumerate(zip(expected, actual, strict=True)) if not _equal(*pair)]
     if different:
         names = [*gate.reference.names, *(f"drawn rows {number}" for number in range(len(drawn.geometry)))]
         reason = f"{_describe(expected[different[0]], actual[different[0]])} for {names[different[0]]}, "
         reason += f"{len(different)} of {len(expected)} images differ from a plain loop over the same rows"
-        return StageResult(stage=STAGE, status="failed", reason=reason, cause=find_cause(gate, both, actual))
+        return StageResult(stage=stage, status="failed", reason=reason, cause=find_cause(gate, both, actual))
     if wrong := find_wrong_labels(answers, labels):
-        return StageResult(stage=STAGE, status="failed", reason=wrong[0], cause=wrong[1])
+        return StageResult(stage=stage, status="failed", reason=wrong[0], cause=wrong[1])
     known, rows = place_boxes(geometry, min(gate.settings.most, gate.source.scores.shape[1], 4), gate.source)
-    back = list(unpad(_ask(served, Sample(rows=rows, geometry=geometry))))
+    back = list(unpad(ask(Sample(rows=rows, geometry=geometry))))
     distance = max(_distance(found.boxes, boxes) for found, boxes in zip(back, known, strict=True))
     if not distance <= _ROUND_TRIP:
         reason = f"boxes come back {distance:.3g} pixels from where they were put, {_ROUND_TRIP:g} is the limit"
-        return StageResult(stage=STAGE, status="failed", reason=reason, cause=causes.UNDO)
+        return StageResult(stage=stage, status="failed", reason=reason, cause=causes.UNDO)
     count = sum(len(found.scores) for found in expected)
     measured = f"{count} boxes of {len(expected)} images identical, round trip within {distance:.1g} px, labels equal"
-    return StageResult(stage=STAGE, status="proved", measured=measured + gate.edits)
+    return StageResult(stage=stage, status="proved", measured=measured + gate.edits)
 
 
 def _distance(found: NDArray[np.floating[Any]], known: NDArray[np.floating[Any]]) -> float:
@@ -81,9 +91,48 @@ def _distance(found: NDArray[np.floating[Any]], known: NDArray[np.floating[Any]]
 
 
 def _ask(served: ServedModel, sample: Sample) -> dict[str, NDArray[Any]]:
+    return served.ask("postprocess", _feeds(sample))
+
+
+def _feeds(sample: Sample) -> dict[str, NDArray[Any]]:
     rows = sample.rows
-    feeds = {BOXES: rows.boxes, SCORES: rows.scores, CLASSES: rows.classes, "GEOMETRY": sample.geometry}
-    return served.ask("postprocess", feeds)
+    return {BOXES: rows.boxes, SCORES: rows.scores, CLASSES: rows.classes, "GEOMETRY": sample.geometry}
+
+
+def run_code(gate: Gate, sample: Sample) -> dict[str, NDArray[Any]]:
+    """Return what the code in the version directory of a fused model answers to rows, as in a server."""
+    from google.protobuf import json_format
+
+    candidate = gate.candidate
+    folder = candidate.repository / candidate.layout.entry
+    config = parse_config(folder.name, (folder / "config.pbtxt").read_text(encoding="utf-8"))
+    code = load_code(folder / str(candidate.layout.version) / POSTPROCESS_CODE, _make_triton())
+    step = code.TritonPythonModel()
+    told = json.dumps(json_format.MessageToDict(config, preserving_proto_field_name=True))
+    step.initialize({"model_config": told, "model_repository": str(folder)})
+    (answer,) = step.execute([[_Tensor(name, values) for name, values in _feeds(sample).items()]])
+    return {tensor.name: tensor.values for tensor in answer}
+
+
+class _Tensor(NamedTuple):
+    """A tensor as the step sees it in a server."""
+
+    name: str
+    values: NDArray[Any]
+
+    def as_numpy(self) -> NDArray[Any]:
+        return self.values
+
+
+def _make_triton() -> ModuleType:
+    """Return what the step uses of Triton's module; requests and responses are lists of tensors."""
+    triton = ModuleType("triton_python_backend_utils")
+    triton.__dict__.update(
+        Tensor=_Tensor,
+        InferenceResponse=lambda tensors: tensors,
+        get_input_tensor_by_name=lambda request, name: next(tensor for tensor in request if tensor.name == name),
+    )
+    return triton
 
 
 def _join(one: Sample, other: Sample) -> Sample:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from generator.errors import SourceError, VerificationError
 from generator.gate import causes as pixel_causes
-from generator.gate.client import PREPROCESS_KEY, as_bytes
-from generator.gate.stages import check_batches, describe_distance, judge_pixels
+from generator.gate.client import as_bytes
+from generator.gate.stages import ask_pixels, check_batches, describe_distance, judge_pixels
 from generator.graph.model import load_proto, open_onnx, read_onnx, run_graph
 from generator.images.geometry import measure_geometry
 from generator.task import Stage, StageResult, not_proved
@@ -55,7 +55,7 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
         ConfigError: The post-processing step's config.pbtxt cannot be read.
     """
     from generator.tasks.detection.plan_stage import check_plan
-    from generator.tasks.detection.postprocess_stage import check_postprocessing
+    from generator.tasks.detection.postprocess_stage import CODE_STAGE, STAGE, check_postprocessing
 
     require_discrimination(candidate.spec.name, reference)
     gate = Gate(
@@ -73,20 +73,23 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
 
         return run
 
+    postprocessing = Stage(name=STAGE, needs="server", run=served(check_postprocessing))
+    if candidate.layout.is_fused:
+        postprocessing = Stage(name=CODE_STAGE, needs="graph", run=lambda _: check_postprocessing(gate, None))
     return [
         Stage(name="batches", needs="graph", run=lambda _: check_batches(candidate, reference)),
         Stage(name="onnx", needs="graph", run=lambda _: check_onnx(gate)),
         *([Stage(name="plan", needs="plan", run=lambda _: check_plan(gate))] if candidate.plan else []),
         Stage(name="served pixels", needs="server", run=served(check_pixels)),
         Stage(name="served detector", needs="server", run=served(check_detector)),
-        Stage(name="served postprocessing", needs="server", run=served(check_postprocessing)),
-        Stage(name="served ensemble", needs="server", run=served(check_ensemble)),
+        postprocessing,
+        Stage(name=candidate.layout.entry_stage, needs="server", run=served(check_ensemble)),
     ]
 
 
 def find_settings(candidate: Candidate) -> Settings:
     """Return what the post-processing step is told; of an export, which has none yet, what the spec asks for."""
-    path = candidate.repository / candidate.layout.members["postprocess"] / "config.pbtxt"
+    path = candidate.repository / candidate.layout.find("postprocess") / "config.pbtxt"
     if not path.is_file():
         return settings_of(candidate.spec, candidate.artifact)
     return read_settings(path, candidate.artifact.labels)
@@ -183,23 +186,22 @@ def _find_anchors(model: OnnxModel) -> tuple[str, ...]:
 
 def check_pixels(gate: Gate, served: ServedModel) -> StageResult:
     """The served preprocessing makes the source's pixels, and tells where in them each image lies."""
-    answers = served.ask(PREPROCESS_KEY, as_bytes(gate.reference.files))
+    answers = ask_pixels(served, gate.reference.files)
     gate.pixels = answers["PIXELS"]
     return judge_pixels(answers, gate.candidate, gate.reference)
 
 
 def check_detector(gate: Gate, served: ServedModel) -> StageResult:
     """The served network gives the rows of the same file run directly."""
-    stage, pixels = "served detector", gate.reference.pixels
-    if gate.direct is None:
-        if gate.candidate.plan is not None:
-            return not_proved(stage, "the plan was not run directly, so there is nothing to compare with")
-        gate.direct = read_rows(run_graph(read_onnx(gate.candidate.onnx), pixels, as_served=True))
-    rows = read_rows(served.ask("detector", pixels))
+    stage = "served detector"
+    direct = _find_direct(gate)
+    if isinstance(direct, str):
+        return not_proved(stage, direct)
+    rows = ask_rows(served, gate.candidate, gate.reference.pixels, gate.reference.files)
     if broken := find_broken(gate, stage, rows):
         return broken
     box = _SERVED_TOLERANCE * max(gate.candidate.artifact.recipe.crop)
-    different, worst = find_different_rows(gate.direct, rows, score=_SERVED_TOLERANCE, box=box)
+    different, worst = find_different_rows(direct, rows, score=_SERVED_TOLERANCE, box=box)
     if different:
         reason = (
             f"{different} rows are not those of the same file run directly, most on {gate.reference.names[worst]}: "
@@ -209,14 +211,44 @@ def check_detector(gate: Gate, served: ServedModel) -> StageResult:
         return StageResult(stage=stage, status="failed", reason=reason, cause=cause)
     import numpy as np
 
-    distance = float(np.abs(rows.scores - gate.direct.scores).max())
+    distance = float(np.abs(rows.scores - direct.scores).max())
     measured = f"{rows.scores.size} rows, scores {describe_distance(distance)}"
     return StageResult(stage=stage, status="proved", measured=measured)
 
 
+def _find_direct(gate: Gate) -> Rows | str:
+    """Return the rows of the served file, run here on what the served network gets; or why there are none.
+
+    A fused model's network gets what that decodes, which may differ from the reference by the level that it may.
+    """
+    candidate, pixels = gate.candidate, gate.reference.pixels
+    if candidate.layout.is_fused:
+        gate.direct, pixels = None, gate.take_pixels()
+    if gate.direct is not None:
+        return gate.direct
+    if candidate.plan is None:
+        gate.direct = read_rows(run_graph(read_onnx(candidate.onnx), pixels, as_served=True))
+    elif candidate.layout.is_fused:
+        from generator.tasks.detection.plan_stage import run_plan
+
+        found = run_plan(candidate, pixels)
+        if isinstance(found, str):
+            return found
+        gate.direct = found
+    else:
+        return "the plan was not run directly, so there is nothing to compare with"
+    return gate.direct
+
+
+def ask_rows(served: ServedModel, candidate: Candidate, pixels: NDArray[Any], files: Sequence[bytes]) -> Rows:
+    """Return the rows of the served network: for these pixels, of a fused model for the encoded images."""
+    values = as_bytes(files) if candidate.layout.is_fused else pixels
+    return read_rows(served.ask("detector", values, only=(BOXES, SCORES, CLASSES)))
+
+
 def check_ensemble(gate: Gate, served: ServedModel) -> StageResult:
     """From the JPEG's bytes to the boxes, over the wire, like the source with its own transforms and a plain loop."""
-    stage, files = "served ensemble", gate.reference.files
+    stage, files = gate.candidate.layout.entry_stage, gate.reference.files
     geometry = measure_geometry(gate.candidate.artifact.recipe, files)
     answers = served.ask("ensemble", as_bytes(files))
     if wrong := find_wrong_form(answers) or find_wrong_labels(answers, gate.candidate.artifact.labels):
