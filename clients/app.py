@@ -72,9 +72,9 @@ def ask(server: Connection, name: str, data: bytes) -> Answer:
 
 
 def read_work(server: Connection, model: Model) -> dict[str, Work]:
-    """Return what each member has done so far; nothing where the server does not say it."""
+    """Return what each member, or a fused model, has done so far; nothing where the server does not say it."""
     try:
-        return {name: server.read_work(name) for name in model.members}
+        return {name: server.read_work(name) for name in model.members or (model.name,)}
     except HiddenError:
         return {}
 

@@ -32,6 +32,8 @@ _T = TypeVar("_T")
 PROBE_TIMEOUT_S = 2.0
 # What a detector answers, and perhaps LABELS; it is told from a classifier by them.
 _DETECTION_OUTPUTS = ("NUM_DETECTIONS", "BOXES", "SCORES", "CLASSES")
+# What preprocessing makes of an image. A fused model, which does everything by itself, can tell it, too.
+_PREPROCESSED = {"PIXELS", "GEOMETRY"}
 # An answer with one of these speaks about the request, so a smaller request may succeed. gRPC's names, HTTP's numbers.
 _REFUSALS = {"StatusCode.INVALID_ARGUMENT", "StatusCode.INTERNAL", "StatusCode.UNKNOWN", "400", "500"}
 
@@ -147,7 +149,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         self._client.close()
 
     def find_model(self, name: str | None = None, task: str = "classification") -> Model:
-        """Return the served model `name`, or the one ensemble for `task` when no name is given."""
+        """Return the served model `name`, or the one ensemble or fused model for `task` when no name is given."""
         ready = self._list_ready(name)
         if name is None:
             name = self._choose_ensemble(ready, task)
@@ -170,7 +172,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         return self._describe(metadata, task)
 
     def list_models(self) -> list[Model]:
-        """Return every ensemble that takes images, for whatever task."""
+        """Return every ensemble and fused model that takes images, for whatever task."""
         known = self._read_ensembles(self._list_ready())
         return [self._describe(metadata, task) for metadata, task in known.values()]
 
@@ -275,12 +277,12 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         return [name for name, (_, its_task) in self._read_ensembles(ready).items() if its_task == task]
 
     def _read_ensembles(self, ready: list[str]) -> dict[str, tuple[dict[str, Any], str]]:
-        """Return the metadata and the task of each ensemble that takes images."""
+        """Return the metadata and the task of each ensemble and fused model that takes images."""
         known = {name: self._ask("get_model_metadata", name) for name in ready}
         return {
             name: (it, task)
             for name, it in known.items()
-            if it.get("platform") == "ensemble" and (task := _find_task(it)) is not None
+            if (task := _find_task(it)) is not None and (it.get("platform") == "ensemble" or _is_fused(it))
         }
 
     def _describe(self, metadata: dict[str, Any], task: str) -> Model:
@@ -290,7 +292,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         if task == "detection":
             outputs = (*_DETECTION_OUTPUTS, *(one for one in ("LABELS",) if types.get(one) == "BYTES"))
         else:
-            outputs = tuple(one for one in types if types[one] in {"FP32", "FP64"})
+            outputs = tuple(_find_scores(types))
         config = self._read_config(name)
         members = tuple(step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", []))
         # with a batch axis of unknown length, one image fits
@@ -298,7 +300,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         if task == "classification":
             negative = _parameter(config, "negative_label")
             return Model(name, task, image["name"], outputs, limit, members, negative_label=negative)
-        configs = [self._read_config(member) for member in members]
+        configs = [config, *(self._read_config(member) for member in members)]
         exif = any(_parameter(one, "exif") == "apply" for one in configs)
         thresholds = [one for config in configs for one in _read_thresholds(config)]
         threshold = min(thresholds, default=None)
@@ -366,10 +368,21 @@ def _find_task(metadata: dict[str, Any]) -> str | None:
     inputs, outputs = metadata.get("inputs", []), metadata.get("outputs", [])
     if len(inputs) != 1 or inputs[0]["datatype"] != "BYTES":
         return None
-    if {tensor["name"] for tensor in outputs}.issuperset(_DETECTION_OUTPUTS):
+    types = {tensor["name"]: tensor["datatype"] for tensor in outputs}
+    if types.keys() >= {*_DETECTION_OUTPUTS}:
         return "detection"
-    types = [tensor["datatype"] for tensor in outputs]
-    return "classification" if types.count("FP32") + types.count("FP64") == 1 and "UINT8" not in types else None
+    others = {datatype for name, datatype in types.items() if name not in _PREPROCESSED}
+    return "classification" if len(_find_scores(types)) == 1 and "UINT8" not in others else None
+
+
+def _find_scores(types: dict[str, str]) -> list[str]:
+    """Return the outputs that may be a classifier's scores."""
+    return [name for name, datatype in types.items() if datatype in {"FP32", "FP64"} and name not in _PREPROCESSED]
+
+
+def _is_fused(metadata: dict[str, Any]) -> bool:
+    """Say whether a model with a task also tells what it decoded: then it is no member of an ensemble."""
+    return "PIXELS" in {tensor["name"] for tensor in metadata["outputs"]}
 
 
 def _parameter(config: dict[str, Any], name: str) -> str | None:

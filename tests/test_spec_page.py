@@ -26,10 +26,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "spec.md"
 MODELS: dict[str, type[BaseModel]] = {
     "A model": ModelSpec,
     "batch": Batch,
-    "instances": instances_model("classification"),
-    "config": config_model("classification"),
+    "instances": instances_model("classification", None),
+    "config": config_model("classification", None),
     "detection": DetectionOptions,
-    "instances of a detector": instances_model("detection"),
+    "instances of a detector": instances_model("detection", None),
     "recipe": RecipeSpec,
     "plan": PlanOptions,
     "plan.profiles": BatchProfile,

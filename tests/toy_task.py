@@ -127,6 +127,7 @@ class Toy:
     report = Role(key="report", suffix="_report", default_instances=lambda _: 1, about_instances="Reporters.")
     entry = Role(key="ensemble", suffix="")
     roles: tuple[Role, ...] = (PREPROCESS, network, report, entry)
+    fused: Role | None = None
     limit = 1e-3
 
     def default_images(self, recipe: Recipe) -> ImageSet:

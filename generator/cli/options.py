@@ -129,6 +129,12 @@ MODEL_PARAMETERS: dict[str, Any] = {
         "as-is for such a file, else fp16 with TensorRT, fp32 without]",
         TARGET,
     ),
+    "layout": _option(
+        str,
+        "NAME",
+        "`ensemble`, or `fused`: one model decodes and runs the network. [default: ensemble]",
+        TARGET,
+    ),
     "calibration": _option(Path, "DIR", "Images that int8 scales are taken from; means int8. [default: drawn]", TARGET),
 }
 

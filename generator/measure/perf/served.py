@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import PerfError
 from generator.triton.check import parse_config
+from generator.triton.fused import NETWORK_BACKEND
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,7 +26,8 @@ class MeasuredModel:
 
     `image_input` is the name of its one BYTES input, None for a model that takes tensors. `members` are the models an
     ensemble calls, in its order; empty for a plain model. `max_batch_size` is 0 for a model without a batch axis,
-    `has_open_outputs` whether its configuration leaves the size of an output open (strings, dims of -1).
+    `has_open_outputs` whether its configuration leaves the size of an output open (strings, dims of -1), `is_fused`
+    whether it is a fused model of trtgen's, which decodes and runs the network by itself.
     """
 
     name: str
@@ -34,6 +36,7 @@ class MeasuredModel:
     max_batch_size: int = 0
     has_open_outputs: bool = False
     on_cpu: bool = False
+    is_fused: bool = False
 
 
 def find_address(url: str) -> str:
@@ -147,7 +150,7 @@ def _choose(
 ) -> list[MeasuredModel]:
     """Return the model `name`, or the one ensemble, and its members."""
     if name is None:
-        ensembles = [model.name for model in map(read, present) if model.members]
+        ensembles = [model.name for model in map(read, present) if model.members or model.is_fused]
         if len(ensembles) != 1:
             names = ", ".join(ensembles or present) or "nothing at all"
             raise PerfError(
@@ -176,4 +179,5 @@ def _read_config(config: dict[str, Any]) -> MeasuredModel:
             for output in config["output"]
         ),
         on_cpu={group.get("kind") for group in config.get("instance_group", [])} == {"KIND_CPU"},
+        is_fused=NETWORK_BACKEND in config.get("parameters", {}),
     )

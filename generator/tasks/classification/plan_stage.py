@@ -75,7 +75,9 @@ def run_plan(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.floa
     assert candidate.plan is not None, "only plans come here"
     maximum = candidate.spec.batch.max
     with open_engine(candidate.plan) as engine:
-        return np.concatenate([engine.run_rows(pixels[at : at + maximum]) for at in range(0, len(pixels), maximum)])
+        parts = [engine.run_rows(pixels[at : at + maximum]) for at in range(0, len(pixels), maximum)]
+    scores: NDArray[np.float32] = np.concatenate(parts)
+    return scores
 
 
 def check_rows(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import MissingDependencyError
 from generator.gate.client import ServedModel
 from generator.gate.run import why_no_plan_runs
+from generator.gate.stages import ask_pixels
 from generator.graph.model import open_onnx
 from generator.images.geometry import measure_geometry
 from generator.images.sets import read_image
