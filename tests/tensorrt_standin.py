@@ -48,13 +48,13 @@ def write_backend(folder: Path) -> Path:
 
 
 def load_backend(model: Path, pb_utils: ModuleType) -> Any:
-    """Return the backend's module, on `pb_utils` in place of Triton's."""
+    """Return the module of a backend, or of a fused model, on `pb_utils` in place of Triton's."""
     spec = importlib.util.spec_from_file_location("tensorrt_backend", model)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "trtgen_runtime"]:
+        for name in [name for name in sys.modules if name.startswith("trtgen_")]:
             patch.delitem(sys.modules, name)  # of another test's folder
         patch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
         patch.syspath_prepend(str(model.parent))
@@ -102,6 +102,8 @@ class Driver:
         self.open = 0  # streams, events and contexts not yet closed
         self.launched_graphs: list[int] = []
         self.piece_bytes: list[int] = []
+        self.awaited: list[int] = []  # streams whose work was waited for
+        self.recorded_on = 0
         self._numbers = itertools.count(1)
 
     def _used(self) -> int:
@@ -156,7 +158,8 @@ class Driver:
         self.open += 1
         return 0, 8
 
-    def cuEventRecord(self, _event: int, _stream: int) -> tuple[int]:
+    def cuEventRecord(self, _event: int, stream: int) -> tuple[int]:
+        self.recorded_on = stream
         return (0,)
 
     def cuEventSynchronize(self, _event: int) -> tuple[int]:
@@ -214,6 +217,21 @@ class Driver:
     def cuMemcpyHtoDAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:
         self.piece_bytes.append(size)
         return self._copy(target, source, size)
+
+    def cuMemcpyDtoH(self, target: int, source: int, size: int) -> tuple[int]:
+        assert not self.queue, "work was pending when its result was copied"
+        self._check(source, size)
+        ctypes.memmove(target, source, size)
+        return (0,)
+
+    def cuMemcpyDtoDAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:
+        assert {target, source} & self.on_gpu, "neither lies on the GPU"
+        return self._copy(target, source, size)
+
+    def cuStreamWaitEvent(self, _stream: int, _event: int, _flags: int) -> tuple[int]:
+        """The other stream is done: its work was put into the one queue before."""
+        self.awaited.append(self.recorded_on)
+        return (0,)
 
     def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:
         return self._copy(target, source, size)

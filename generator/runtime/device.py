@@ -107,7 +107,7 @@ class Device:
             self.call("cuStreamWaitEvent", self.stream, self.event, 0)
 
     def copy_out(self, target: int, source: int, size_bytes: int) -> None:
-        """Start a copy from the GPU to host memory; unless that is pinned, it is done when this returns."""
+        """Start a copy from the GPU to pinned host memory."""
         self.call("cuMemcpyDtoHAsync", target, source, size_bytes, self.stream)
 
     def record(self, work: Callable[[], None]) -> Any:

@@ -64,7 +64,7 @@ def to_host(device: Device, array: Any) -> NDArray[Any]:
     """
     source = read_gpu_array(array)
     device.follow(source.stream)
-    copy = np.empty(source.shape, source.dtype)
-    device.copy_out(copy.ctypes.data, source.address, source.nbytes)
     device.wait()
+    copy = np.empty(source.shape, source.dtype)
+    device.call("cuMemcpyDtoH", copy.ctypes.data, source.address, source.nbytes)
     return copy
