@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from generator.server.container import DEFAULT_IMAGE, STOCK_IMAGE, Container
+from generator.server.container import DEFAULT_IMAGE, FUSED_IMAGE, STOCK_IMAGE, Container
 from generator.server.embedded import EmbeddedServer
 from generator.server.ports import Ports
 from tests.tiny_repository import build_tiny_repository
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "compose.yaml"
-SERVERS = ("triton", "triton-cpu")
+SERVERS = ("triton", "triton-cpu", "triton-fused")
 SERVICES = (*SERVERS, "build", "sdk")
 
 
@@ -60,10 +60,10 @@ def test_servers_run_what_trtgen_serve_runs(services: dict[str, Any], name: str)
     """Flags, image, ports, user and rights are those of `docker run` in generator/server/container.py."""
     service = services[name]
     ports = Ports(http=8000, grpc=8001, metrics=8002)
-    argv = Container(ROOT / "model_repository", ports=ports, gpus=name == "triton").argv
+    argv = Container(ROOT / "model_repository", ports=ports, gpus=name != "triton-cpu").argv
     image = argv.index(DEFAULT_IMAGE)
     options = argv[2:image]
-    assert service["image"] == DEFAULT_IMAGE
+    assert service["image"] == (FUSED_IMAGE if name == "triton-fused" else DEFAULT_IMAGE)
     assert service["command"] == argv[image + 1 :]
     assert [f"--publish={port}" for port in service["ports"]] == [one for one in options if one.startswith("--publish")]
     assert {f"--user={service['user']}", f"--shm-size={service['shm_size']}"} <= set(options)
@@ -104,6 +104,8 @@ def test_only_the_first_server_asks_for_gpus_and_starts_by_default(services: dic
     assert "profiles" not in services["triton"]  # `docker compose build` makes the image of both
     assert services["triton-cpu"]["profiles"] == ["cpu"]
     assert services["sdk"]["profiles"] == ["sdk"]
+    assert services["triton-fused"]["profiles"] == ["fused"]
+    assert services["triton-fused"]["deploy"] == services["triton"]["deploy"]
     assert services["build"]["profiles"] == ["build"]
     assert services["build"]["deploy"] == services["triton"]["deploy"]
     for name in ("triton-cpu", "sdk"):
@@ -179,3 +181,12 @@ def test_the_health_check_tells_ready_from_absent(services: dict[str, Any], tmp_
     with HTTPServer(("127.0.0.1", 0), NotReady) as not_ready:
         threading.Thread(target=not_ready.handle_request, daemon=True).start()
         assert check(not_ready.server_port) != 0
+
+
+def test_the_image_of_fused_models_has_the_bindings_of_its_libnvinfer(services: dict[str, Any]) -> None:
+    lines = services["triton-fused"]["build"]["dockerfile_inline"].splitlines()
+    assert lines[0] == f"FROM {STOCK_IMAGE}"
+    bindings = '"tensorrt-cu13-bindings==$${TRT_VERSION%%+*}.*"'  # as the build image, from the image's own variable
+    assert lines[-1].endswith(f"--no-deps {bindings}")
+    assert bindings in services["build"]["build"]["dockerfile_inline"]
+    assert "-c /tmp/constraints.txt cuda-python numpy onnxruntime pillow" in lines[-2]  # Pillow as the gate's

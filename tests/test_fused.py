@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from generator.demo.draw import draw_set
 from generator.demo.scenes import draw_scenes
-from generator.errors import RepositoryError, SpecError
+from generator.errors import RepositoryError, ServerError, SpecError
 from generator.exporting import export_folder
 from generator.gate.client import as_bytes
 from generator.gate.published import verify_published
@@ -30,7 +30,9 @@ from generator.measure.perf.served import read_models
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import read_record
 from generator.repository.publish import hash_tree
+from generator.server.container import FUSED_IMAGE, Container
 from generator.server.embedded import EmbeddedServer
+from generator.server.ports import Ports
 from generator.spec.exported import ExportRecord, write_export
 from generator.spec.file import make_spec
 from tests.test_repository import QUICK, tiny, words
@@ -319,6 +321,11 @@ def test_a_fused_model_is_one_folder_with_all_that_it_runs(tmp_path: Path) -> No
     assert record is not None
     assert set(record.files) == set(hash_tree(repository)) - {"tiny/trtgen.json"}
     assert set(words(tmp_path, spec).values()) == {"identical"}
+    ports = Ports(http=8000, grpc=8001, metrics=8002)
+    with pytest.raises(ServerError, match="tiny is a fused model, and trtgen-serving") as caught:
+        Container(repository, ports=ports, gpus=False).check()
+    assert caught.value.fields == {"image": FUSED_IMAGE}
+    Container(repository, ports=ports, gpus=False, image=FUSED_IMAGE).check()
 
 
 def test_other_code_is_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tritonclient import grpc
 
 from generator.gpu import load_driver, why_no_gpu
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.skipif(bool(WITHOUT), reason=f"needs a GPU and TensorRT
 class OnGpu:
     """A copy of an array in the GPU's memory, written on the default stream."""
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: NDArray[Any]) -> None:
         self.driver = load_driver()
         self.address = int(call(self.driver, "cuMemAlloc", array.nbytes))
         call(self.driver, "cuMemcpyHtoD", self.address, array.ctypes.data, array.nbytes)
@@ -67,8 +69,7 @@ def test_rows_that_lie_on_the_gpu(tmp_path: Path, rows: int) -> None:
 def test_it_is_proved_and_answers_as_the_ensemble(tmp_path: Path, name: str) -> None:
     root = tmp_path / "model_repository"
     for layout, suffix in (("fused", "-fused"), ("ensemble", "")):
-        own = {"source": "demo", **({"task": "detection"} if name == "demo-detector" else {})} if suffix else {}
-        (spec,) = make_spec([name], name=name + suffix, layout=layout, batch={"max": 8}, precision="fp32", **own)
+        (spec,) = make_spec([name], name=name + suffix, layout=layout, batch={"max": 8}, precision="fp32")
         report = build_repository(spec, root, BuildOptions(require_all=True)).report
         assert report is not None
         assert "plan" in [result.stage for result in report.results]

@@ -30,6 +30,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "config": config_model("classification", None),
     "detection": DetectionOptions,
     "instances of a detector": instances_model("detection", None),
+    "instances of a fused model": instances_model("classification", "fused"),
     "recipe": RecipeSpec,
     "plan": PlanOptions,
     "plan.profiles": BatchProfile,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
 from generator.server.failures import explain_end, find_failures, tail
-from generator.server.launch import STOP_TIMEOUT_S, create_log, tritonserver_options
+from generator.server.launch import STOP_TIMEOUT_S, create_log, find_fused, tritonserver_options
 from generator.server.plans import check_container_plans, find_plans, has_version_compatible
 from generator.server.ports import ANY_ADDRESS, LOOPBACK, Ports
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 STOCK_IMAGE = "nvcr.io/nvidia/tritonserver:26.10-py3"
 DEFAULT_IMAGE = "trtgen-serving:26.10"  # the stock image with the Pillow that the preprocessing step needs
+FUSED_IMAGE = "trtgen-serving-fused:26.10"  # that with what a fused model runs its network with
 
 _INSIDE = (8000, 8001, 8002)  # tritonserver's own ports
 _USER = 1000  # triton-server in the stock image
@@ -115,12 +116,16 @@ class Container:
         """Refuse what would fail in the container; docker itself is not needed.
 
         Raises:
-            ServerError: A file cannot be read in there.
+            ServerError: A file cannot be read in there, or the image lacks what a fused model needs.
             PlanError: A plan was built for another TensorRT or GPU.
             DeviceError: There is a plan, but the container gets no GPU.
         """
         check_container_plans(find_plans(self.repository), self.image, gpus=self.gpus)
         check_readable(self.repository)
+        if self.image in (DEFAULT_IMAGE, STOCK_IMAGE) and (fused := find_fused(self.repository)):
+            msg = f"{fused[0]} is a fused model, and {self.image} lacks the packages that run its network"
+            hint = "build the image that has them (docker compose build triton-fused) and serve with it"
+            raise ServerError(msg, hint=hint, fields={"image": FUSED_IMAGE})
 
     def run(self, *, show: Callable[[str], None], log_path: Path) -> None:
         """Run until the server ends, after `check`; every line of its log goes to `show` and to `log_path`.

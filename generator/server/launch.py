@@ -16,6 +16,7 @@ from generator.errors import ConfigError, ServerError
 from generator.render import read_runtime, template_root
 from generator.repository import published_root, recover
 from generator.triton.check import parse_config
+from generator.triton.fused import NETWORK_BACKEND
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,12 +65,22 @@ def name_rebuild(repository: Path, model: str, **fields: object) -> dict[str, An
 
 def find_ensembles(repository: Path) -> dict[str, str]:
     """Return the ensemble, whose name is the public one, of each model that is a member of one."""
-    found: dict[str, str] = {}
+    configs = _read_configs(repository)
+    return {step.model_name: name for name, config in configs.items() for step in config.ensemble_scheduling.step}
+
+
+def find_fused(repository: Path) -> list[str]:
+    """Return the models that decode and run their network in one process."""
+    return [name for name, config in _read_configs(repository).items() if NETWORK_BACKEND in config.parameters]
+
+
+def _read_configs(repository: Path) -> dict[str, Any]:
+    """Return the configurations that can be read."""
+    configs = {}
     for path in sorted(repository.glob("*/config.pbtxt")):
         with contextlib.suppress(OSError, UnicodeDecodeError, ConfigError):
-            config = parse_config(path.parent.name, path.read_text(encoding="utf-8"))
-            found |= {step.model_name: path.parent.name for step in config.ensemble_scheduling.step}
-    return found
+            configs[path.parent.name] = parse_config(path.parent.name, path.read_text(encoding="utf-8"))
+    return configs
 
 
 def create_log(path: Path) -> None:
