@@ -1,0 +1,194 @@
+"""Encoded images become pixels on the GPU where that gives Pillow's pixels within one level, all others on the CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .decoded import Decoded
+from .engine import Pinned
+from .gpu_chain import ERRORS, FILTERS, DeviceArray, GpuChain, Task, import_libraries, split_tasks
+from .jpeg import read_jpeg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from .cpu_images import CpuImages
+    from .device import Device
+
+# The preprocessing step resizes a strip in a way of its own: no more than so many times the crop's pixels.
+_MOST_WASTE = 16
+# Of the GPU's memory one call takes at most this share, and no more than 1 GiB; a larger image goes to the CPU.
+_SHARE, _MOST_BYTES = 32, 1 << 30
+_FLOAT_BYTES = 4  # CV-CUDA resizes rows first, into floats
+
+
+def why_on_cpu(recipe: Any) -> str:
+    """Return why images of this recipe (`generator.spec.recipe.Recipe`) are not decoded on the GPU; empty if they are.
+
+    What is covered was measured to be within one level of Pillow.
+    """
+    if recipe.interpolation.upper() not in FILTERS:
+        return f"interpolation {recipe.interpolation} is done by Pillow only"
+    if recipe.fit not in ("crop", "stretch"):
+        return f"fit {recipe.fit} is done by Pillow only"
+    if recipe.channels == "grey":
+        return "grey pixels are made by Pillow only"
+    if recipe.exif == "apply":
+        return "images are turned as EXIF says by Pillow only"
+    return ""
+
+
+class GpuImages:
+    """Decodes, resizes and crops whole batches. It belongs to the thread that made it.
+
+    Args:
+        recipe: The preprocessing step's `Recipe`.
+        on_cpu: What decodes the files that the GPU does not: odd ones, enlarged ones, strips, what is no JPEG or broken.
+        device: The GPU.
+        warn: Called once with a sentence when the GPU fails, such as for lack of memory; the CPU does the work then.
+        to_host: Bring the pixels into host memory.
+        libraries: nvImageCodec and CV-CUDA.
+        chain: More arguments of GpuChain.
+
+    Raises:
+        EngineError: The libraries are absent or do not work here.
+    """
+
+    def __init__(
+        self,
+        recipe: Any,
+        on_cpu: CpuImages,
+        device: Device,
+        *,
+        warn: Callable[[str], object],
+        to_host: bool = True,
+        libraries: tuple[Any, Any] | None = None,
+        **chain: Any,
+    ) -> None:
+        self._recipe, self._on_cpu, self._device = recipe, on_cpu, device
+        self._warn, self._has_warned, self._to_host = warn, False, to_host
+        _, total = device.free_memory()
+        self._most_bytes = min(total // _SHARE, _MOST_BYTES)
+        self._chain = GpuChain(
+            device,
+            libraries or import_libraries(),
+            crop=recipe.crop,
+            resample=recipe.filter.name,
+            cache_bytes=self._most_bytes,
+            **chain,
+        )
+        self._row_bytes = int(np.prod(recipe.shape))
+        self._memory = {"made": (0, 0), "ordered": (0, 0)}  # address and bytes on the GPU
+        self._staging = Pinned(device)
+        self.on_gpu = 0  # how many images of the last call the GPU decoded
+
+    def decode(self, files: Sequence[bytes]) -> Decoded:
+        """Return the pixels of encoded images; one that is bad costs only its own.
+
+        They lie in memory that the next call writes over.
+        """
+        routed = {index: task for index, data in enumerate(files) if (task := self._route(data)) is not None}
+        try:
+            made, at = self._run(routed)
+        except ERRORS as error:
+            self._warn_once(f"the GPU decodes no images, the CPU does instead: {error}")
+            made, at = [], 0
+        self.on_gpu = len(made)
+        rest = sorted(set(range(len(files))) - set(made))
+        found = self._on_cpu.decode([files[index] for index in rest])
+        geometry: list[Sequence[float]] = [()] * len(files)
+        errors: list[str | None] = [None] * len(files)
+        for place, index in enumerate(rest):
+            geometry[index], errors[index] = found.geometry[place], found.errors[place]
+        for index in made:
+            geometry[index] = self._recipe.geometry(*routed[index][1])
+        pixels = self._join(made, at, rest, found.pixels)
+        return Decoded(pixels=pixels, geometry=geometry, errors=errors)
+
+    def _route(self, data: bytes) -> tuple[Task, tuple[int, int], int] | None:
+        """Return an image's task, its size and the bytes that it takes on the GPU; None where it is the CPU's."""
+        recipe = self._recipe
+        if len(data) > recipe.max_bytes or (jpeg := read_jpeg(data)) is None:
+            return None
+        size = width, height = jpeg.width, jpeg.height
+        if width * height > recipe.max_pixels:
+            return None
+        resized = recipe.resized(width, height)
+        crop_height, crop_width = recipe.crop
+        if resized[0] > width or resized[1] > height or resized[0] * resized[1] > _MOST_WASTE * crop_height * crop_width:
+            return None
+        cost = 3 * (width * height + resized[0] * (height * _FLOAT_BYTES + resized[1]))
+        if cost > self._most_bytes:
+            return None
+        corner = recipe.corner(resized[0] - crop_width), recipe.corner(resized[1] - crop_height)
+        return Task(data if jpeg.end == len(data) else data[: jpeg.end], resized, corner), size, cost
+
+    def _run(self, routed: dict[int, tuple[Task, tuple[int, int], int]]) -> tuple[list[int], int]:
+        """Return the images that the GPU made, in the order of their rows at the address that is returned, too."""
+        if not routed:
+            return [], 0
+        indices, tasks = list(routed), [task for task, _, _ in routed.values()]
+        start = self._reserve("made", len(tasks))
+        made: list[int] = []
+        try:
+            for part in split_tasks(tasks, [cost for _, _, cost in routed.values()], self._most_bytes):
+                taken = self._chain.run(tasks[part], start + len(made) * self._row_bytes)
+                made += [indices[part][place] for place in taken]
+                if part.stop < len(tasks):
+                    self._device.wait()  # before its images are written again
+        finally:
+            self._device.wait()
+        return made, start
+
+    def _join(self, made: list[int], start: int, rest: list[int], pixels: NDArray[np.uint8]) -> Any:
+        """Return the pixels of all images in their order."""
+        shape = (len(made) + len(rest), *self._recipe.shape)
+        if not made:
+            return pixels
+        if self._to_host:
+            rows = self._staging.reserve(len(made) * self._row_bytes).reshape(len(made), *self._recipe.shape)
+            self._device.copy_out(self._staging.address, start, rows.nbytes)
+            self._device.wait()
+            if not rest:
+                return rows
+            joined = np.empty(shape, np.uint8)
+            joined[made], joined[rest] = rows, pixels
+            return joined
+        if rest:
+            target = self._reserve("ordered", shape[0])
+            for row, index in enumerate(made):
+                self._device.copy_within(target + index * self._row_bytes, start + row * self._row_bytes, self._row_bytes)
+            for row, index in enumerate(rest):
+                self._device.copy_in(target + index * self._row_bytes, pixels[row].ctypes.data, self._row_bytes)
+            self._device.wait()
+            start = target
+        return DeviceArray(start, shape)
+
+    def _reserve(self, name: str, rows: int) -> int:
+        """Return the address of memory on the GPU for so many rows."""
+        address, size_bytes = self._memory[name]
+        wanted = rows * self._row_bytes
+        if wanted > size_bytes:
+            self._memory[name] = (0, 0)
+            if address:
+                self._device.release("cuMemFree", address)
+            self._memory[name] = (self._device.allocate(wanted), wanted)
+        return self._memory[name][0]
+
+    def _warn_once(self, words: str) -> None:
+        if not self._has_warned:
+            self._warn(words)
+        self._has_warned = True
+
+    def close(self) -> None:
+        """Give everything back but the device."""
+        self._chain.close()
+        self._staging.close()
+        for address, _ in self._memory.values():
+            if address:
+                self._device.release("cuMemFree", address)
+        self._on_cpu.close()
