@@ -1,4 +1,4 @@
-"""JPEG files -> crops on the GPU: nvImageCodec decodes, CV-CUDA resizes as Pillow does and crops; a call per batch each.
+"""JPEG files become crops on the GPU: nvImageCodec decodes, CV-CUDA resizes as Pillow does and crops, whole batches.
 
 No torch: what the libraries pass each other says where it lies (`__cuda_array_interface__`).
 """
@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .device import EngineError
+from .engine import Pinned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from .device import Device
 
@@ -25,6 +28,7 @@ FILTERS = {"BILINEAR": "LINEAR", "BICUBIC": "CUBIC"}
 ERRORS = (EngineError, RuntimeError, MemoryError, ValueError)
 _FANCY = ":fancy_upsampling=1"  # chroma interpolated as libjpeg does it; else up to 21 levels off
 _NO_FLIP = 2
+_BOX_BYTES = 16
 _REUSED_BYTES = 8 << 20  # a larger image's memory is given back
 _NO_WAIT = -1  # to CV-CUDA: nothing writes there that it does not know of
 
@@ -38,7 +42,7 @@ class DeviceArray(NamedTuple):
     stream: int | None = None
 
     @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:  # noqa: PLW3201 - numba's name
+    def __cuda_array_interface__(self) -> dict[str, Any]:
         """What it is, and where."""
         data = (self.address, False)
         return {"shape": self.shape, "typestr": self.typestr, "data": data, "strides": None, "version": 3} | (
@@ -108,9 +112,9 @@ class GpuChain:
             raise EngineError(f"nvImageCodec or CV-CUDA does not start on this GPU: {error}") from error
         self._filter = getattr(cvcuda.Interp, FILTERS[resample])
         self._images: list[Any] = []  # whose memory is written again
-        self._boxes = np.empty((0, 4), np.int32)  # those that lie on the GPU
-        self._capacity = self._numbers = 0
-        self._base = self._scale = None
+        # for each image a box and whether to flip it, then what is subtracted from levels, and what they are times
+        self._numbers, self._capacity = Pinned(device), 0
+        self._address = 0  # of the same on the GPU
 
     def run(self, tasks: Sequence[Task], target: int) -> list[int]:
         """Write the crops at the address `target`, one behind the other; return which of the images these are.
@@ -136,12 +140,12 @@ class GpuChain:
             batch = self._cvcuda.pillowresize(batch, sizes, self._filter, stream=self._stream)
         with self._on_step("crop"):
             height, width = self._crop
-            boxes = np.array([(*tasks[index].corner, width, height) for index in taken], np.int32)
+            boxes = [(*tasks[index].corner, width, height) for index in taken]
             self._cvcuda.crop_flip_normalize_reformat_into(
                 self._wrap(target, (len(taken), height, width, 3)),
                 batch,
-                rect=self._place(boxes),
-                flip_code=self._wrap(self._numbers + self._capacity * 16, (len(taken), 1), "<i4", "NC"),
+                rect=self._place(np.array(boxes, np.int32)),
+                flip_code=self._wrap(self._address + self._capacity * _BOX_BYTES, (len(taken), 1), "<i4", "NC"),
                 base=self._base,
                 scale=self._scale,
                 stream=self._stream,
@@ -162,44 +166,51 @@ class GpuChain:
                 kept[index] = image if image.height * image.width * 3 <= _REUSED_BYTES else None
         self._images = kept
 
-    def _place(self, boxes: np.ndarray[Any, Any]) -> Any:
-        """Return the boxes on the GPU (left, top, width, height); they are copied where they differ from the last."""
+    def _place(self, boxes: NDArray[np.int32]) -> Any:
+        """Return the boxes (left, top, width, height) on the GPU; they are copied where they differ from the last."""
         if len(boxes) > self._capacity:
             self._grow(max(len(boxes), 2 * self._capacity))
-        if not np.array_equal(boxes, self._boxes[: len(boxes)]):
-            self._boxes = boxes
-            self._device.copy_in(self._numbers, boxes.ctypes.data, boxes.nbytes)
-        return self._wrap(self._numbers, (len(boxes), 1, 1, 4), "<i4")
+        held = self._numbers.array[: boxes.nbytes].view(np.int32).reshape(boxes.shape)
+        if not np.array_equal(held, boxes):
+            held[...] = boxes
+            self._device.copy_in(self._address, self._numbers.address, boxes.nbytes)
+        return self._wrap(self._address, (len(boxes), 1, 1, 4), "<i4")
 
     def _grow(self, capacity: int) -> None:
-        """Take memory for so many boxes, behind them whether to flip (no), what to subtract (0) and to multiply by."""
+        """Take memory for so many images."""
         self._device.wait()
         self.close()
-        self._numbers = self._device.allocate(capacity * 20 + 8)
-        self._capacity, self._boxes = capacity, np.empty((0, 4), np.int32)
-        constants = np.array([_NO_FLIP] * capacity + [0], np.int32).tobytes() + np.float32(1).tobytes()
-        self._device.copy_in(self._numbers + capacity * 16, np.frombuffer(constants, np.uint8).ctypes.data, len(constants))
-        self._device.wait()
-        self._base = self._wrap(self._numbers + capacity * 20, (1, 1, 1, 1), "<f4")
-        self._scale = self._wrap(self._numbers + capacity * 20 + 4, (1, 1, 1, 1), "<f4")
+        behind = capacity * (_BOX_BYTES + 4)
+        numbers = self._numbers.reserve(behind + 8).view(np.int32)
+        numbers[:-2], numbers[-2] = _NO_FLIP, 0
+        numbers[-1:].view(np.float32)[:] = 1
+        self._address = self._device.allocate(numbers.nbytes)
+        self._capacity = capacity
+        self._device.copy_in(self._address, self._numbers.address, numbers.nbytes)
+        self._base = self._wrap(self._address + behind, (1, 1, 1, 1), "<f4")
+        self._scale = self._wrap(self._address + behind + 4, (1, 1, 1, 1), "<f4")
 
     def _wrap(self, address: int, shape: tuple[int, ...], typestr: str = "|u1", layout: str = "NHWC") -> Any:
         return self._cvcuda.as_tensor(DeviceArray(address, shape, typestr, _NO_WAIT), layout)
 
     def close(self) -> None:
         """Give the memory back."""
-        if self._numbers:
-            self._device.release("cuMemFree", self._numbers)
-        self._numbers = self._capacity = 0
+        self._numbers.close()
+        if self._address:
+            self._device.release("cuMemFree", self._address)
+        self._address = self._capacity = 0
 
 
-def split_tasks(tasks: Sequence[Task], costs: Sequence[int], most: int) -> Iterator[slice]:
-    """Yield the tasks in parts, one after the other, whose costs together are at most `most` where possible."""
-    start, total = 0, 0
-    for index in range(len(tasks)):
-        if index > start and total + costs[index] > most:
+def split_tasks(costs: Sequence[int], most: int) -> Iterator[slice]:
+    """Yield parts, one after the other, that take at most `most` together, or which are one task.
+
+    In a part each takes what the largest does: CV-CUDA's memory in between is as high and wide as any of its images.
+    """
+    start, largest = 0, 0
+    for index, cost in enumerate(costs):
+        largest = max(largest, cost)
+        if index > start and largest * (index - start + 1) > most:
             yield slice(start, index)
-            start, total = index, 0
-        total += costs[index]
-    if tasks:
-        yield slice(start, len(tasks))
+            start, largest = index, cost
+    if costs:
+        yield slice(start, len(costs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -42,14 +42,23 @@ def why_on_cpu(recipe: Any) -> str:
     return ""
 
 
+class _Route(NamedTuple):
+    """A file for the GPU, its size (width, height) and about how many bytes it takes there."""
+
+    task: Task
+    size: tuple[int, int]
+    cost: int
+
+
 class GpuImages:
     """Decodes, resizes and crops whole batches. It belongs to the thread that made it.
 
     Args:
         recipe: The preprocessing step's `Recipe`.
-        on_cpu: What decodes the files that the GPU does not: odd ones, enlarged ones, strips, what is no JPEG or broken.
+        on_cpu: What decodes the other files: odd ones, enlarged ones, strips, what is broken or no JPEG.
         device: The GPU.
-        warn: Called once with a sentence when the GPU fails, such as for lack of memory; the CPU does the work then.
+        warn: Called with a sentence when the GPU first fails, such as for lack of memory, and when it first does not
+            take an image; the CPU does the work then.
         to_host: Bring the pixels into host memory.
         libraries: nvImageCodec and CV-CUDA.
         chain: More arguments of GpuChain.
@@ -70,7 +79,8 @@ class GpuImages:
         **chain: Any,
     ) -> None:
         self._recipe, self._on_cpu, self._device = recipe, on_cpu, device
-        self._warn, self._has_warned, self._to_host = warn, False, to_host
+        self._warn, self._to_host = warn, to_host
+        self._warned: set[str] = set()
         _, total = device.free_memory()
         self._most_bytes = min(total // _SHARE, _MOST_BYTES)
         self._chain = GpuChain(
@@ -91,51 +101,59 @@ class GpuImages:
 
         They lie in memory that the next call writes over.
         """
-        routed = {index: task for index, data in enumerate(files) if (task := self._route(data)) is not None}
         try:
-            made, at = self._run(routed)
+            return self._decode(files)
         except ERRORS as error:
-            self._warn_once(f"the GPU decodes no images, the CPU does instead: {error}")
-            made, at = [], 0
+            self._warn_once("failure", f"the GPU decodes no images, the CPU does instead: {error}")
+        self.on_gpu = 0
+        return self._on_cpu.decode(files)
+
+    def _decode(self, files: Sequence[bytes]) -> Decoded:
+        routes = {index: route for index, data in enumerate(files) if (route := self._route(data)) is not None}
+        made, start = self._run(routes)
         self.on_gpu = len(made)
         rest = sorted(set(range(len(files))) - set(made))
+        if refused := sorted(set(routes) - set(made)):
+            width, height = routes[refused[0]].size
+            self._warn_once("refused", f"the GPU did not take a JPEG of {width}x{height}, the CPU decodes such images")
         found = self._on_cpu.decode([files[index] for index in rest])
         geometry: list[Sequence[float]] = [()] * len(files)
         errors: list[str | None] = [None] * len(files)
         for place, index in enumerate(rest):
             geometry[index], errors[index] = found.geometry[place], found.errors[place]
         for index in made:
-            geometry[index] = self._recipe.geometry(*routed[index][1])
-        pixels = self._join(made, at, rest, found.pixels)
-        return Decoded(pixels=pixels, geometry=geometry, errors=errors)
+            geometry[index] = self._recipe.geometry(*routes[index].size)
+        return Decoded(pixels=self._join(made, start, rest, found.pixels), geometry=geometry, errors=errors)
 
-    def _route(self, data: bytes) -> tuple[Task, tuple[int, int], int] | None:
-        """Return an image's task, its size and the bytes that it takes on the GPU; None where it is the CPU's."""
+    def _route(self, data: bytes) -> _Route | None:
+        """Return what the GPU is to do with a file; None where it is the CPU's."""
         recipe = self._recipe
         if len(data) > recipe.max_bytes or (jpeg := read_jpeg(data)) is None:
             return None
-        size = width, height = jpeg.width, jpeg.height
+        width, height, end = jpeg
         if width * height > recipe.max_pixels:
             return None
         resized = recipe.resized(width, height)
         crop_height, crop_width = recipe.crop
-        if resized[0] > width or resized[1] > height or resized[0] * resized[1] > _MOST_WASTE * crop_height * crop_width:
+        is_strip = resized[0] * resized[1] > _MOST_WASTE * crop_height * crop_width
+        if is_strip or resized[0] > width or resized[1] > height:
             return None
         cost = 3 * (width * height + resized[0] * (height * _FLOAT_BYTES + resized[1]))
         if cost > self._most_bytes:
             return None
         corner = recipe.corner(resized[0] - crop_width), recipe.corner(resized[1] - crop_height)
-        return Task(data if jpeg.end == len(data) else data[: jpeg.end], resized, corner), size, cost
+        task = Task(data if end == len(data) else data[:end], resized, corner)
+        return _Route(task, (width, height), cost)
 
-    def _run(self, routed: dict[int, tuple[Task, tuple[int, int], int]]) -> tuple[list[int], int]:
+    def _run(self, routes: dict[int, _Route]) -> tuple[list[int], int]:
         """Return the images that the GPU made, in the order of their rows at the address that is returned, too."""
-        if not routed:
+        if not routes:
             return [], 0
-        indices, tasks = list(routed), [task for task, _, _ in routed.values()]
+        indices, tasks = list(routes), [route.task for route in routes.values()]
         start = self._reserve("made", len(tasks))
         made: list[int] = []
         try:
-            for part in split_tasks(tasks, [cost for _, _, cost in routed.values()], self._most_bytes):
+            for part in split_tasks([route.cost for route in routes.values()], self._most_bytes):
                 taken = self._chain.run(tasks[part], start + len(made) * self._row_bytes)
                 made += [indices[part][place] for place in taken]
                 if part.stop < len(tasks):
@@ -145,28 +163,30 @@ class GpuImages:
         return made, start
 
     def _join(self, made: list[int], start: int, rest: list[int], pixels: NDArray[np.uint8]) -> Any:
-        """Return the pixels of all images in their order."""
-        shape = (len(made) + len(rest), *self._recipe.shape)
+        """Return the pixels of all images in their order: the rows at `start`, and those that the CPU made."""
         if not made:
             return pixels
+        count, size = len(made) + len(rest), self._row_bytes
+        shape = (count, *self._recipe.shape)
+        rows = self._staging.reserve(count * size).reshape(shape)
         if self._to_host:
-            rows = self._staging.reserve(len(made) * self._row_bytes).reshape(len(made), *self._recipe.shape)
-            self._device.copy_out(self._staging.address, start, rows.nbytes)
+            self._device.copy_out(self._staging.address, start, len(made) * size)
             self._device.wait()
             if not rest:
                 return rows
             joined = np.empty(shape, np.uint8)
-            joined[made], joined[rest] = rows, pixels
+            joined[made], joined[rest] = rows[: len(made)], pixels
             return joined
-        if rest:
-            target = self._reserve("ordered", shape[0])
-            for row, index in enumerate(made):
-                self._device.copy_within(target + index * self._row_bytes, start + row * self._row_bytes, self._row_bytes)
-            for row, index in enumerate(rest):
-                self._device.copy_in(target + index * self._row_bytes, pixels[row].ctypes.data, self._row_bytes)
-            self._device.wait()
-            start = target
-        return DeviceArray(start, shape)
+        if not rest:
+            return DeviceArray(start, shape)
+        rows[rest] = pixels
+        target = self._reserve("ordered", count)
+        for row, index in enumerate(made):
+            self._device.copy_within(target + index * size, start + row * size, size)
+        for index in rest:
+            self._device.copy_in(target + index * size, self._staging.address + index * size, size)
+        self._device.wait()
+        return DeviceArray(target, shape)
 
     def _reserve(self, name: str, rows: int) -> int:
         """Return the address of memory on the GPU for so many rows."""
@@ -179,10 +199,10 @@ class GpuImages:
             self._memory[name] = (self._device.allocate(wanted), wanted)
         return self._memory[name][0]
 
-    def _warn_once(self, words: str) -> None:
-        if not self._has_warned:
+    def _warn_once(self, kind: str, words: str) -> None:
+        if kind not in self._warned:
             self._warn(words)
-        self._has_warned = True
+        self._warned.add(kind)
 
     def close(self) -> None:
         """Give everything back but the device."""

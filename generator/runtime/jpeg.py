@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import struct
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 _APP0, _APP2, _APP13, _APP14, _APP15, _COMMENT = 0xE0, 0xE2, 0xED, 0xEE, 0xEF, 0xFE
@@ -55,40 +56,59 @@ def read_jpeg(data: bytes) -> Jpeg | None:
 def _read(data: bytes) -> Jpeg | None:
     if not data.startswith(b"\xff\xd8\xff"):
         return None
-    place, interval, adobe = 2, 0, False
-    frame: _Frame | None = None
-    quantization: set[int] = set()
-    huffman: set[int] = set()
+    header, place = _Header(), 2
     while True:
         mark, kind, length = struct.unpack_from(">BBH", data, place)
         segment = data[place + 4 : place + 2 + length]
         place += 2 + length
         if mark != 0xFF or length < 2 or place > len(data):
             return None
-        if _APP0 <= kind <= _APP15 or kind == _COMMENT:
-            if not _is_harmless(kind, segment):
-                return None
-            adobe = adobe or kind == _APP14
-        elif kind in (_DQT, _DHT):
-            found = (_find_quantization if kind == _DQT else _find_huffman)(segment)
-            if not found:
-                return None
-            (quantization if kind == _DQT else huffman).update(found)
-        elif kind == _DRI and length == 4:
-            (interval,) = struct.unpack(">H", segment)
-        elif kind == _SOF0 and frame is None:
-            frame = _read_frame(segment)
-            if frame is None:
-                return None
-        elif kind == _SOS and frame is not None:
+        if kind == _SOS:
             break
-        else:
+        if not header.take(kind, segment):
             return None
-    grey = len(frame.samplings) == 1
-    if (grey and adobe) or not frame.tables <= quantization or not _is_scan_of_all(segment, frame, huffman):
+    frame = header.frame
+    if frame is None or not header.fits(frame, segment):
         return None
-    end = _find_end(data, place, frame.count_units(), interval)
+    end = _find_end(data, place, frame.count_units(), header.interval)
     return Jpeg(frame.width, frame.height, end) if end else None
+
+
+@dataclass(slots=True)
+class _Header:
+    """What the segments before the pixels say."""
+
+    frame: _Frame | None = None
+    interval: int = 0
+    has_adobe: bool = False
+    quantization: set[int] = field(default_factory=set)
+    huffman: set[int] = field(default_factory=set)
+
+    def take(self, kind: int, segment: bytes) -> bool:
+        """Take in a segment, and say whether every decoder reads it alike."""
+        if _APP0 <= kind <= _APP15 or kind == _COMMENT:
+            self.has_adobe = self.has_adobe or kind == _APP14
+            return _is_harmless(kind, segment)
+        if kind in (_DQT, _DHT):
+            found = _find_quantization(segment) if kind == _DQT else _find_huffman(segment)
+            (self.quantization if kind == _DQT else self.huffman).update(found)
+            return bool(found)
+        if kind == _DRI:
+            self.interval = int.from_bytes(segment, "big")
+            return len(segment) == 2
+        if kind != _SOF0 or self.frame is not None:
+            return False
+        self.frame = _read_frame(segment)
+        return self.frame is not None
+
+    def fits(self, frame: _Frame, scan: bytes) -> bool:
+        """Say whether the scan is of all components of the frame, in its order, with tables that there are."""
+        count = len(frame.numbers)
+        if len(scan) != 4 + 2 * count or scan[0] != count or scan[1:-3:2] != frame.numbers or scan[-3:] != _SPECTRUM:
+            return False
+        if (count == 1 and self.has_adobe) or not frame.tables <= self.quantization:
+            return False
+        return all(table >> 4 in self.huffman and table & 15 | 16 in self.huffman for table in scan[2:-3:2])
 
 
 def _is_harmless(kind: int, segment: bytes) -> bool:
@@ -114,15 +134,6 @@ def _read_frame(segment: bytes) -> _Frame | None:
     if samplings not in _SAMPLINGS or (count == 3 and numbers != b"\x01\x02\x03"):
         return None
     return _Frame(width, height, numbers, samplings, frozenset(segment[8::3]))
-
-
-def _is_scan_of_all(segment: bytes, frame: _Frame, huffman: set[int]) -> bool:
-    count = len(frame.samplings)
-    if len(segment) != 4 + 2 * count or segment[0] != count or segment[-3:] != _SPECTRUM:
-        return False
-    return segment[1:-3:2] == frame.numbers and all(
-        table >> 4 in huffman and table & 15 | 16 in huffman for table in segment[2:-3:2]
-    )
 
 
 @functools.lru_cache(maxsize=256)
