@@ -67,7 +67,8 @@ def import_libraries() -> tuple[Any, Any]:
     try:
         codec, cvcuda = (importlib.import_module(name) for name in PACKAGES)
     except ImportError as error:
-        raise EngineError(f"decoding on the GPU needs nvImageCodec and CV-CUDA: {error}") from error
+        msg = f"decoding on the GPU needs nvImageCodec and CV-CUDA for the driver's CUDA: {error}"
+        raise EngineError(msg) from error
     return codec, cvcuda
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .cpu_images import CpuImages
 from .decoded import Decoded
+from .device import Device, EngineError, call
 from .engine import Pinned
 from .gpu_chain import ERRORS, FILTERS, DeviceArray, GpuChain, Task, import_libraries, split_tasks
 from .jpeg import read_jpeg
@@ -15,9 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
-
-    from .cpu_images import CpuImages
-    from .device import Device
 
 # The preprocessing step resizes a strip in a way of its own: no more than so many times the crop's pixels.
 _MOST_WASTE = 16
@@ -40,6 +40,25 @@ def why_on_cpu(recipe: Any) -> str:
     if recipe.exif == "apply":
         return "images are turned as EXIF says by Pillow only"
     return ""
+
+
+def open_gpu_images(
+    step: Any, recipe: Any, *, ordinal: int, threads: int, warn: Callable[[str], object], to_host: bool = True
+) -> GpuImages:
+    """Return the decoder on a GPU of its own, for the step's module and its `Recipe`; see GpuImages and CpuImages.
+
+    Raises:
+        EngineError: No GPU, or the packages are absent or do not work here.
+    """
+    libraries = import_libraries()
+    try:
+        driver: Any = importlib.import_module("cuda.bindings.driver")
+        call(driver, "cuInit", 0)
+    except (ImportError, RuntimeError) as error:  # what cuda-python raises where it finds no libcuda
+        raise EngineError(f"decoding on the GPU needs cuda-python and NVIDIA's driver: {error}") from error
+    on_cpu = CpuImages(step, recipe, threads=threads)
+    device = Device(driver, ordinal)
+    return GpuImages(recipe, on_cpu, device, warn=warn, to_host=to_host, libraries=libraries)
 
 
 class _Route(NamedTuple):
