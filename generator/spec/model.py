@@ -352,11 +352,10 @@ class ModelSpec(BaseModel):
         return self.precision in ("as-is", "bf16")
 
     def as_record(self) -> dict[str, Any]:
-        """Return the fields as JSON; how images were decoded before there was a choice is not said."""
+        """Return the fields as JSON, but for later ones that say what was the only way before."""
+        usual = {"decode": ("auto", "cpu"), "layout": (None,)}
         fields = self.model_dump(mode="json")
-        if self.decode != "gpu":
-            del fields["decode"]
-        return fields
+        return {name: value for name, value in fields.items() if name not in usual or value not in usual[name]}
 
     def profile_batches(self) -> tuple[BatchProfile, ...]:
         """The optimization profiles: those of the spec, or one from the range of batches."""
