@@ -91,9 +91,8 @@ def _choose_layout(spec: ModelSpec, published: Record | None) -> str:
 
     stated = [*spec.instances.model_dump().values(), *spec.config.model_dump().values()]
     was_ensemble = published is not None and published.spec.get("layout") != "fused"
-    if was_ensemble or find_task(spec.task).fused is None or any(value is not None for value in stated):
-        return "ensemble"
-    return "fused"
+    can_be_fused = spec.is_tensorrt and find_task(spec.task).fused is not None
+    return "fused" if can_be_fused and not was_ensemble and stated.count(None) == len(stated) else "ensemble"
 
 
 def _probe() -> str:
