@@ -9,9 +9,11 @@
     speed    images per second and CPU time per image, by batch, processes and size: the bare chain of decode,
              resize and crop that a server is compared with
 
-Each runs in a process of its own. It ends with 1 where a file is more than one level off, a picture is there that Pillow
-refuses, or a neighbour changed. Needs a GPU with a JPEG engine and the extra gpu-decode.
+Each runs in a process of its own. It ends with 1 where a file is more than one level off, a picture is there that
+Pillow refuses, or a neighbour changed. Needs a GPU with a JPEG engine and the extra gpu-decode.
 """
+
+# ruff: noqa: S311, SLF001 - chance is meant to come again, and steps are looked into
 
 from __future__ import annotations
 
@@ -42,6 +44,8 @@ from generator.spec.recipe import IMAGENET, RECIPES, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
 
 ASSETS = Path(__file__).resolve().parent.parent / "generator" / "assets"
 CHECKS = {
@@ -130,7 +134,7 @@ class Both:
             self.recipe, self.on_cpu, self.device, warn=self.warnings.append, to_host=on_host, **chain
         )
 
-    def decode(self, files: Sequence[bytes]) -> tuple[Any, Sequence[str | None], int]:
+    def decode(self, files: Sequence[bytes]) -> tuple[NDArray[np.uint8], Sequence[str | None], int]:
         """Return pixels in host memory, errors, and how many images the GPU decoded."""
         found = self.images.decode(files)
         pixels = found.pixels if isinstance(found.pixels, np.ndarray) else to_host(self.device, found.pixels)
@@ -142,7 +146,7 @@ def measure_levels(one: Any, other: Any) -> int:
     return int(np.abs(one.astype(int) - other.astype(int)).max())
 
 
-def check_levels(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def check_levels(_arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Compare every kind with every recipe, one by one and all in one batch, in host memory and on the GPU."""
     kinds = make_kinds()
     for name, recipe in CHECKS.items():
@@ -172,7 +176,7 @@ def check_levels(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
-def check_cuts(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def check_cuts(_arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Cut a photograph at every 97th byte, and at each of the first 700 and the last 40."""
     both, bad = Both(IMAGENET), []
     for options in ({}, {"restart_marker_blocks": 4}, {"optimize": True}):
@@ -240,8 +244,8 @@ class Clock:
 
     def __init__(self, device: Device | None = None) -> None:
         self.device = device
-        self.wall: collections.Counter[str] = collections.Counter()
-        self.cpu: collections.Counter[str] = collections.Counter()
+        self.wall: collections.defaultdict[str, float] = collections.defaultdict(float)
+        self.cpu: collections.defaultdict[str, float] = collections.defaultdict(float)
 
     @contextlib.contextmanager
     def __call__(self, step: str) -> Iterator[None]:
@@ -386,10 +390,10 @@ def main() -> int:
         lines = []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
-            for line in child.stdout:
-                if line.startswith("{"):  # the libraries write there, too
-                    lines.append(json.loads(line))
-                    print(line, end="", flush=True)
+            for text in child.stdout:
+                if text.startswith("{"):  # the libraries write there, too
+                    lines.append(json.loads(text))
+                    print(text, end="", flush=True)
         failed = failed or child.returncode != 0 or any(line.get("bad") for line in lines)
         everything[name] = {"exit code": child.returncode, "lines": lines}
         if arguments.out is not None:

@@ -120,7 +120,7 @@ def test_what_is_published(tmp_path: Path) -> None:
     onnx = tmp_path / "colours.onnx"
     onnx.write_bytes(make_colour_classifier())
     root = tmp_path / "models"
-    fields = {"raw": True, "labels": "index", "recipe": {"base": "imagenet", "resize": 9, "crop": 8}}
+    fields: dict[str, Any] = {"raw": True, "labels": "index", "recipe": {"base": "imagenet", "resize": 9, "crop": 8}}
     built = api.build(str(onnx), root, verify=False, target="onnxruntime", decode="gpu", **fields)
     again = api.build(str(onnx), root, verify=False, target="onnxruntime", decode="gpu", **fields)
     assert {change.word for change in built.changes} == {"create"}
@@ -247,7 +247,7 @@ def test_a_probe_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'no such symbol' >&2\nkill -SEGV $$\n")
     python.chmod(0o755)
-    monkeypatch.setattr(decoding.sys, "executable", str(python))
+    monkeypatch.setattr(sys, "executable", str(python))
     assert decoding._probe() == "the process that tried it ended with -11: no such symbol"
 
 
