@@ -160,15 +160,15 @@ def check_levels(_arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 levels = max(measure_levels(one, wanted.pixels[index]) for one in (batch[index], alone[0]))
                 same_words = errors[index] == alone_errors[0] == wanted.errors[index]
                 off[kind] = {"levels": levels, "gpu": bool(on_gpu), "same_errors": same_words}
-            levels = [one["levels"] for one in off.values()]
+            all_levels = [one["levels"] for one in off.values()]
             damaged = {kind for kind in kinds if kind.endswith("with an end")}  # what decoders make of it is their own
             bad = {k: v for k, v in off.items() if k not in damaged and (v["levels"] > 1 or not v["same_errors"])}
             yield {
                 "recipe": name,
                 "in": "host" if on_host else "GPU",
-                "exact": levels.count(0),
-                "one": levels.count(1),
-                "of": len(levels),
+                "exact": all_levels.count(0),
+                "one": all_levels.count(1),
+                "of": len(all_levels),
                 "on_gpu": sum(one["gpu"] for one in off.values()),
                 "damaged": {kind: off[kind] for kind in damaged},
                 "bad": bad,

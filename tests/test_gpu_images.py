@@ -49,6 +49,8 @@ PLAIN = save(SMALL, quality=90)
 RESTARTS = save(SMALL, quality=90, restart_marker_blocks=3)
 ORIENTATION = Image.Exif()
 ORIENTATION[0x0112] = 6
+RESOLUTION = Image.Exif()
+RESOLUTION[0x011A] = 72.0
 ADOBE = b"Adobe\0\x64\0\0\0\0"
 PHOTOSHOP = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\x04abcd"
 TAKEN = {
@@ -60,6 +62,7 @@ TAKEN = {
     "restarts": RESTARTS,
     "optimised": save(SMALL, optimize=True),
     "EXIF": save(SMALL, exif=ORIENTATION.tobytes()),
+    "EXIF with a resolution": save(SMALL, exif=RESOLUTION.tobytes()),
     "profile": save(SMALL, icc_profile=b"x" * 70_000),
     "comment": save(SMALL, comment=b"\xff\xd9"),
     "junk behind": PLAIN + b"\0" * 1000,
@@ -75,6 +78,11 @@ LEFT = {
     "Adobe RGB": segment(PLAIN, 0xEE, ADOBE + b"\0"),
     "Adobe grey": segment(TAKEN["grey"], 0xEE, ADOBE + b"\x01"),
     "CMYK": save(SMALL.convert("CMYK")),
+    "EXIF with an odd resolution": set_byte(
+        save(SMALL, exif=RESOLUTION.tobytes()), b"Exif", RESOLUTION.tobytes().index(b"\x01\x1a") + 3, 4
+    ),
+    "EXIF that is none": segment(PLAIN, 0xE1, b"Exif\0\0none"),
+    "EXIF that is cut": segment(PLAIN, 0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01"),
     "several pictures": segment(PLAIN, 0xE2, b"MPF\0" + bytes(30)),
     "a profile too short": segment(PLAIN, 0xE2, b"ICC_PROFILE\0"),
     "Photoshop, cut": segment(PLAIN, 0xED, PHOTOSHOP + b"8BIM\x04\x04"),

@@ -12,14 +12,16 @@ import struct
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-_APP0, _APP2, _APP13, _APP14, _APP15, _COMMENT = 0xE0, 0xE2, 0xED, 0xEE, 0xEF, 0xFE
+import numpy as np
+
+_APP0, _APP1, _APP2, _APP13, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xEF, 0xFE
+_X_RESOLUTION, _RATIONAL = 0x011A, 5
 _DHT, _DQT, _DRI, _SOF0, _SOS = 0xC4, 0xDB, 0xDD, 0xC0, 0xDA
 _SPECTRUM = b"\x00\x3f\x00"  # all coefficients at once, as a baseline scan says
 _MOST_CODES, _MOST_DC_BITS = 256, 11
 # The first byte of each component's sampling, the brightness's first: 4:4:4, 4:2:2, 4:2:0, 4:4:0
 _SAMPLINGS = ((0x11, 0x11, 0x11), (0x21, 0x11, 0x11), (0x22, 0x11, 0x11), (0x12, 0x11, 0x11), (0x11,))
 # In the coded pixels 0xFF is followed by 0, or by the number of a restart.
-_MARKER = re.compile(rb"\xff[^\x00]")
 _MARKER_BUT_RESTART = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 
@@ -115,15 +117,26 @@ def _is_harmless(kind: int, segment: bytes) -> bool:
     """Say whether what somebody's program wrote there neither changes the colours nor makes Pillow stumble."""
     if kind == _APP0 and segment.startswith(b"JFIF"):
         return len(segment) >= 7
-    if kind == _APP2 and segment.startswith(b"ICC_PROFILE\0"):
-        return len(segment) >= 14
-    if kind == _APP2 and segment.startswith(b"MPF\0"):  # more pictures follow, as Pillow reads it
-        return False
+    if kind == _APP1 and segment.startswith(b"Exif\0\0"):
+        return _has_plain_resolution(segment[6:])
+    if kind == _APP2 and segment.startswith((b"ICC_PROFILE\0", b"MPF\0")):  # with MPF more pictures follow
+        return segment.startswith(b"ICC") and len(segment) >= 14
     if kind == _APP13 and segment.startswith(b"Photoshop 3.0\0"):
         return segment[-6:-2] != b"8BIM"
     if kind == _APP14:
         return segment.startswith(b"Adobe") and len(segment) >= 12 and segment[11] == 1  # YCbCr
     return True
+
+
+def _has_plain_resolution(tiff: bytes) -> bool:
+    """Say whether EXIF's resolution is one fraction, or none: Pillow reads it, and refuses a file with another."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return False
+    (offset,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (count,) = struct.unpack_from(f"{order}H", tiff, offset)
+    entries = [struct.unpack_from(f"{order}HHI", tiff, offset + 2 + 12 * number) for number in range(count)]
+    return all(entry[1:] == (_RATIONAL, 1) for entry in entries if entry[0] == _X_RESOLUTION)
 
 
 def _read_frame(segment: bytes) -> _Frame | None:
@@ -177,11 +190,23 @@ def _find_end(data: bytes, start: int, units: int, interval: int) -> int:
 
     Pillow refuses a file that stops without that marker, and reads on, and may refuse, behind any other.
     """
-    found = (_MARKER_BUT_RESTART if interval else _MARKER).search(data, start)
-    if found is None or found[0] != b"\xff\xd9":
-        return 0
     if interval:
-        restarts = b"".join(_RESTART.findall(data, start, found.start()))
+        found = _MARKER_BUT_RESTART.search(data, start)
+        place = found.start() if found else -1
+        restarts = b"".join(_RESTART.findall(data, start, max(place, start)))
         if restarts != bytes(0xD0 + number % 8 for number in range(-(-units // interval) - 1)):
             return 0
-    return found.end()
+    else:
+        place = _find_marker(data, start)
+    return place + 2 if place >= 0 and data[place : place + 2] == b"\xff\xd9" else 0
+
+
+def _find_marker(data: bytes, start: int) -> int:
+    """Return where the first 0xFF is that no 0 follows, -1 where there is none; in half the time of a pattern's."""
+    if len(data) - start < 2:
+        return -1
+    codes = np.frombuffer(data, np.uint8, offset=start)
+    marks = codes[:-1] == 0xFF
+    marks &= codes[1:] != 0
+    place = int(marks.argmax())
+    return start + place if marks[place] else -1
