@@ -26,10 +26,13 @@ from generator.spec.model import ModelSpec
 from generator.spec.recipe import IMAGENET, Recipe
 from generator.triton.check import parse_config
 from generator.triton.fused import read_decoder_files
-from tests.gpu_images_standin import GpuDriver, Libraries
+from tests.gpu_images_standin import Libraries
+from tests.tensorrt_standin import Driver
+from tests.test_fused_plan import FILES, Load, ask, double, load
 from tests.test_gpu_images import LEFT, PHOTO, TALL, WIDE, open_recipe, save
 from tests.tiny_repository import make_colour_classifier
 
+__all__ = ["load"]  # a fixture
 PLAN: dict[str, Any] = {"name": "resnet18", "weights": "random", "target": "tensorrt-10"}
 LINEAR = Recipe.model_validate({**IMAGENET.model_dump(), "interpolation": "linear"})
 
@@ -166,7 +169,7 @@ def step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     pb_utils.Tensor = lambda name, values: (name, values)
     pb_utils.InferenceResponse = lambda answers=(), error=None: error or {name: v.copy() for name, v in answers}
     pb_utils.get_input_tensor_by_name = lambda request, _: request
-    gpu = GpuDriver()
+    gpu = Driver()
     libraries = Libraries(gpu)
     modules = {
         "triton_python_backend_utils": pb_utils,
@@ -255,3 +258,28 @@ def test_small_images_are_no_matter_of_the_gpu(step: Any) -> None:
     model = open_step(step)
     assert len(model.execute([Request([save(PHOTO.resize((30, 20)))])])) == 1
     assert step.libraries.batches == []
+
+
+def test_a_fused_model_decodes_on_the_gpu_of_its_plan(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = Libraries(Driver())
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", libraries.codec)
+    monkeypatch.setitem(sys.modules, "cvcuda", libraries.cvcuda)
+    model = load(on_gpu=False, decode="gpu")
+    libraries.gpu = model.driver
+    gif = save(PHOTO.resize((60, 40)), "GIF")
+    requests = [FILES[:2], [gif, FILES[2]], [b"no image"]]
+    for _ in range(2):
+        first, mixed, refused = ask(model, *requests)
+        assert np.array_equal(first["Y"], double(requests[0]))
+        assert np.array_equal(mixed["Y"], double(requests[1]))
+        assert refused.startswith("IMAGE[0] of 1: not an image")
+    assert libraries.batches == [3, 3]
+    (answer,) = ask(model, requests[1], outputs=("PIXELS",))
+    assert np.array_equal(answer["PIXELS"] * 2, double(requests[1]))
+
+
+def test_a_fused_model_says_what_is_missing(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cvcuda", None)
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", ModuleType("nvidia.nvimgcodec"))
+    with pytest.raises(Exception, match="decoding on the GPU needs nvImageCodec and CV-CUDA"):
+        load(on_gpu=False, decode="gpu")

@@ -22,7 +22,8 @@ from generator.runtime.gpu_chain import split_tasks
 from generator.runtime.gpu_images import GpuImages, why_on_cpu
 from generator.runtime.jpeg import Jpeg, read_jpeg
 from generator.spec.recipe import IMAGENET, RECIPES, Recipe
-from tests.gpu_images_standin import GpuDriver, Libraries
+from tests.gpu_images_standin import Libraries, read_memory
+from tests.tensorrt_standin import Driver
 
 PHOTO = Image.open("generator/assets/flower.jpg").convert("RGB")
 SMALL = PHOTO.resize((96, 64))
@@ -164,7 +165,7 @@ class Bench:
     """A decoder on stand-ins, and the CPU's for the same recipe."""
 
     def __init__(self, recipe: Any, *, to_host: bool = True, memory_bytes: int = 1 << 30) -> None:
-        self.gpu = GpuDriver(memory_bytes=memory_bytes)
+        self.gpu = Driver(memory_bytes=memory_bytes)
         self.libraries = Libraries(self.gpu)
         self.device = Device(self.gpu)
         self.warnings: list[str] = []
@@ -185,7 +186,7 @@ class Bench:
         pixels = found.pixels
         if not isinstance(pixels, np.ndarray):
             interface = pixels.__cuda_array_interface__
-            pixels = self.gpu.read(interface["data"][0], interface["shape"])
+            pixels = read_memory(self.gpu, interface["data"][0], interface["shape"])
         assert np.array_equal(pixels, wanted.pixels)
         assert list(found.geometry) == list(wanted.geometry)
         assert found.errors == wanted.errors
