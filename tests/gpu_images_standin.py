@@ -83,6 +83,7 @@ class Libraries:
         assert images is None or len(images) == len(files)
         found = []
         for data, image in zip(files, images or [None] * len(files), strict=True):
+            assert data.endswith(b"\xff\xd9"), "more than a JPEG"
             self.reused += image is not None
             picture = image or Picture()
             found.append(None if data in self.refused else picture)
