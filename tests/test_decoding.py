@@ -229,7 +229,7 @@ def test_the_step_says_what_is_missing(step: Any, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RefusedError, match="unable to load model 'x_preprocess': cuInit failed: CUDA_ERROR_NO_DEVICE"):
         open_step(step)
     monkeypatch.setitem(sys.modules, "cvcuda", None)
-    with pytest.raises(RefusedError, match="decoding on the GPU needs nvImageCodec and CV-CUDA"):
+    with pytest.raises(RefusedError, match="decoding on the GPU needs cvcuda, which is not installed; install trtgen"):
         open_step(step)
 
 
@@ -281,5 +281,5 @@ def test_a_fused_model_decodes_on_the_gpu_of_its_plan(load: Load, monkeypatch: p
 def test_a_fused_model_says_what_is_missing(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cvcuda", None)
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", ModuleType("nvidia.nvimgcodec"))
-    with pytest.raises(Exception, match="decoding on the GPU needs nvImageCodec and CV-CUDA"):
+    with pytest.raises(Exception, match="decoding on the GPU needs cvcuda, which is not installed; install trtgen"):
         load(on_gpu=False, decode="gpu")

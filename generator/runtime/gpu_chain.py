@@ -64,11 +64,17 @@ def import_libraries() -> tuple[Any, Any]:
     Raises:
         EngineError: One is not installed, or is for another CUDA than the driver's.
     """
-    try:
-        codec, cvcuda = (importlib.import_module(name) for name in PACKAGES)
-    except ImportError as error:
-        msg = f"decoding on the GPU needs nvImageCodec and CV-CUDA for the driver's CUDA: {error}"
-        raise EngineError(msg) from error
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(importlib.import_module(name))
+        except ImportError as error:
+            absent = isinstance(error, ModuleNotFoundError)
+            msg = (
+                f"decoding on the GPU needs {name}, which {'is not installed' if absent else f'does not load: {error}'}"
+            )
+            raise EngineError(f"{msg}; install trtgen's extra 'gpu-decode', or rebuild with decode: cpu") from error
+    codec, cvcuda = found
     return codec, cvcuda
 
 
