@@ -257,7 +257,7 @@ def export_folder(
                 notes=list(artifact.notes),
                 keep=list(artifact.keep),
                 repairs=list(artifact.repairs),
-                spec=spec.model_dump(mode="json"),
+                spec=spec.as_record(),
                 packages=installed_packages(),
                 files=hash_tree(new),
             )

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from generator.decoding import choose_decode
 from generator.errors import SpecError
 from generator.events import Done, OnEvent, ignore
 from generator.packages import installed_packages, made_by
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from generator.artifact import Artifact
     from generator.gate import GateReport
     from generator.spec.model import ModelSpec
+    from generator.spec.recipe import Recipe
 
 _LOG = logging.getLogger(__name__)
 # The proof of a model that was published with --no-verify.
@@ -68,11 +70,12 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         msg = f"{spec.name}: its images were settled when the graph was exported: its reference.npz holds the answers"
         raise SpecError(msg, hint="leave images out, or export again with them")
     spec, reason = choose_target(spec)
-    inputs = fingerprint(spec)
     if not options.dry_run:
         for line in recover(root):
             _LOG.warning("%s", line)
     old = read_record(root, spec.name)
+    spec, where = choose_decode(spec, _find_recipe, old)
+    inputs = fingerprint(spec)
     if old is not None and old.inputs == inputs and _proof_suffices(old, options) and not _damaged(root, old.files):
         return Built(
             name=spec.name,
@@ -82,6 +85,8 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         )
     if reason:
         options.on_event(Done(step="target", detail=reason))
+    if where:
+        options.on_event(Done(step="decode", detail=where))
     check_target(spec)
     with _staging(root, dry_run=options.dry_run) as staged:
         old = read_record(root, spec.name)  # again, now that nobody else can write
@@ -106,6 +111,12 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
         if not options.dry_run:
             publish(root, layout, changes, replaced=Layout.of_record(old) if old and replace else None)
     return Built(name=spec.name, version=version, changes=tuple(changes), report=report, notes=artifact.notes)
+
+
+def _find_recipe(spec: ModelSpec) -> Recipe:
+    from generator.sources import describe_source
+
+    return describe_source(spec)[0]
 
 
 def _refuse_edits(root: Path, old: Record | None, options: BuildOptions) -> None:
@@ -224,7 +235,7 @@ def _record(
         name=spec.name,
         version=layout.version,
         description=artifact.description,
-        spec=spec.model_dump(mode="json"),
+        spec=spec.as_record(),
         inputs=inputs,
         packages=installed_packages(),
         recipe=artifact.recipe,

@@ -38,7 +38,7 @@ def choose_target(spec: ModelSpec) -> tuple[ModelSpec, str]:
     precision = _choose_precision(spec, target, held)
     if precision == "as-is" and spec.precision != "as-is":
         reasons.append(f"{spec.onnx} holds {_HELD[held[0]]} and is taken as it is")
-    settled = _settle(spec, {"target": target, "precision": precision})
+    settled = settle(spec, {"target": target, "precision": precision})
     return settled, f"{target}, {precision}: {'; '.join(reasons)}" if reasons else ""
 
 
@@ -79,10 +79,10 @@ def _agree_with_export(spec: ModelSpec) -> ModelSpec:
         if getattr(spec, field) not in (default, value):
             msg = f"{spec.name}: {field} is {getattr(spec, field)}, but {spec.onnx} was exported for {value}"
             raise PlanError(msg, hint=f"leave {field} out, or export again with {field}: {getattr(spec, field)}")
-    return _settle(spec, settled)
+    return settle(spec, settled)
 
 
-def _settle(spec: ModelSpec, settled: dict[str, str]) -> ModelSpec:
+def settle(spec: ModelSpec, settled: dict[str, str]) -> ModelSpec:
     """Return the spec with what `auto` became, validated anew: that must agree with the other fields.
 
     Raises:

@@ -225,7 +225,8 @@ class Driver:
         return (0,)
 
     def cuMemcpyDtoDAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:
-        assert {target, source} & self.on_gpu, "neither lies on the GPU"
+        blocks = [(start, start + len(self.memory[start])) for start in self.on_gpu]
+        assert any(start <= one < end for one in (target, source) for start, end in blocks), "neither lies on the GPU"
         return self._copy(target, source, size)
 
     def cuStreamWaitEvent(self, _stream: int, _event: int, _flags: int) -> tuple[int]:

@@ -129,10 +129,17 @@ MODEL_PARAMETERS: dict[str, Any] = {
         "as-is for such a file, else fp16 with TensorRT, fp32 without]",
         TARGET,
     ),
+    "decode": _option(
+        str,
+        "NAME",
+        "Where images are decoded: `cpu` or `gpu`. [default: gpu beside a plan where it makes the same pixels]",
+        TARGET,
+    ),
     "layout": _option(
         str,
         "NAME",
-        "`ensemble`, or `fused`: one model decodes and runs the network. [default: ensemble]",
+        "`ensemble`, or `fused`: one model decodes and runs the network. [default: ensemble; fused for a "
+        "new model with decode gpu]",
         TARGET,
     ),
     "calibration": _option(Path, "DIR", "Images that int8 scales are taken from; means int8. [default: drawn]", TARGET),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,6 +28,7 @@ def show(
     """
     import yaml
 
+    from generator.decoding import choose_decode
     from generator.sources import describe_source
     from generator.spec.config_text import given_fields
     from generator.target import choose_target
@@ -38,6 +40,9 @@ def show(
         if reason:
             say(f"* target    {model.name}: {reason}")
         resolved, categories = describe_source(model)
+        model, reason = choose_decode(model, partial(_keep, resolved), None)
+        if reason:
+            say(f"* decode    {model.name}: {reason}")
         data = model.model_dump(mode="json")
         data["batch"]["opt"] = model.batch.optimum
         # a default holds where `config` does not state the same
@@ -85,3 +90,7 @@ def describe_steps(recipe: Recipe) -> list[str]:
 
 def _list(values: tuple[float, ...]) -> str:
     return f"{values[0]:g}" if len(set(values)) == 1 else f"({', '.join(f'{value:g}' for value in values)})"
+
+
+def _keep(recipe: Recipe, _: ModelSpec) -> Recipe:
+    return recipe

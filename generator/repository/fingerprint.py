@@ -13,7 +13,7 @@ from generator.files import hash_file
 from generator.graph.model import external_data_files, load_proto
 from generator.packages import EXPORT_PACKAGES, installed_packages
 from generator.render import template_root
-from generator.triton.fused import read_fused_files
+from generator.triton.fused import read_decoder_files, read_fused_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,10 +39,11 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
         SourceError: A file that the spec names cannot be read.
     """
     # what is not set is left out: a field that a later trtgen has does not build anything anew
-    data = _drop_none(spec.model_dump(mode="json"))
+    data = _drop_none(spec.as_record())
     templates = {path.relative_to(template_root()).as_posix(): hash_file(path) for path in _template_files()}
-    if spec.layout != "fused":  # nothing of an ensemble follows from these
-        templates = {path: digest for path, digest in templates.items() if not path.startswith("fused/")}
+    # nothing of others follows from these
+    unused = ("fused/",) * (spec.layout != "fused") + ("preprocess_gpu/",) * (spec.decode != "gpu")
+    templates = {path: digest for path, digest in templates.items() if not path.startswith(unused)}
     files = {field: _hash_input(path) for field, path in _input_files(spec)}
     packages = installed_packages()
     artifact = {
@@ -66,6 +67,9 @@ def fingerprint(spec: ModelSpec) -> dict[str, str]:
     if spec.layout == "fused":
         code = read_fused_files("tensorrt" if spec.is_tensorrt else "onnxruntime")
         artifact["fused"] = {name: hashlib.sha256(content).hexdigest() for name, content in code.items()}
+    elif spec.decode == "gpu":
+        code = read_decoder_files()
+        artifact["decode"] = {name: hashlib.sha256(content).hexdigest() for name, content in code.items()}
     if spec.is_tensorrt:
         artifact["plan"] = _plan_inputs(spec, data)
     configuration = {

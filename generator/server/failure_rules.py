@@ -98,7 +98,7 @@ RULES = (
     (
         r"kind KIND_GPU but no GPUs are available",
         "its instance_group asks for a GPU (KIND_GPU), and none is available here",
-        "serve it where the GPU is, or set kind: KIND_CPU in {model}/config.pbtxt (target: onnxruntime for a plan)",
+        "serve where the GPU is, or set kind: KIND_CPU in {model}/config.pbtxt (or target: onnxruntime, decode: cpu)",
     ),
     (
         r"no GPU for model '[^']*' \((?P<detail>.*?)\): a TensorRT plan runs on an NVIDIA GPU only",

@@ -31,6 +31,7 @@ from generator.task import TASKS, Role, ServingLayout, find_roles
 Target = Literal["auto", "onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "as-is"]
 Activation = Literal["auto", "softmax", "sigmoid", "none"]
+Decode = Literal["auto", "cpu", "gpu"]
 Version = Annotated[int, Field(ge=1, le=1_000_000)]
 
 # The families of torchvision's detectors, those that are refused among them; no classifier's name begins so.
@@ -183,10 +184,18 @@ class ModelSpec(BaseModel):
     detection: DetectionOptions | None = Field(
         default=None, description="With `task: detection`: what the outputs mean and which boxes are answered."
     )
+    decode: Decode = Field(
+        default="auto",
+        description="Where images are decoded, resized and cropped: `cpu` with Pillow, `gpu` with nvImageCodec and "
+        "CV-CUDA, within one level of it. `auto` is `gpu` beside a plan where the packages of the extra `gpu-decode` "
+        "and a GPU with a JPEG engine are there and the recipe is one that they do; it is settled when the model is "
+        "built.",
+    )
     layout: ServingLayout | None = Field(
         default=None,
         description="`ensemble`: a model each for preprocessing, network and, with detection, post-processing. "
-        "`fused`: one model, each process of which decodes and runs the network. Default: `ensemble`.",
+        "`fused`: one model, each process of which decodes and runs the network. Default: `fused` for a new model that "
+        "is decoded on the GPU, else `ensemble`.",
     )
     batch: Batch = Field(default_factory=Batch, description="Batch sizes.")
     instances: SerializeAsAny[BaseModel] = Field(
@@ -342,6 +351,12 @@ class ModelSpec(BaseModel):
         """Say whether an ONNX file is taken in the precision that it came in."""
         return self.precision in ("as-is", "bf16")
 
+    def as_record(self) -> dict[str, Any]:
+        """Return the fields as JSON, but for later ones that say what was the only way before."""
+        usual = {"decode": ("auto", "cpu"), "layout": (None,)}
+        fields = self.model_dump(mode="json")
+        return {name: value for name, value in fields.items() if name not in usual or value not in usual[name]}
+
     def profile_batches(self) -> tuple[BatchProfile, ...]:
         """The optimization profiles: those of the spec, or one from the range of batches."""
         default = BatchProfile(min=self.batch.min, opt=self.batch.optimum, max=self.batch.max)
@@ -350,7 +365,9 @@ class ModelSpec(BaseModel):
     def instance_counts(self) -> dict[str, int]:
         """How many instances each member has, by the role's key, with the defaults filled in."""
         return {
-            role.key: getattr(self.instances, role.key) or role.default_instances(self.is_tensorrt)
+            role.key: getattr(self.instances, role.key)
+            or (self.decode == "gpu" and role.decoder_instances)
+            or role.default_instances(self.is_tensorrt)
             for role in self.roles
             if role.default_instances is not None
         }

@@ -37,6 +37,8 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
         if getattr(spec, field) and spec.source != "onnx":
             yield f"{field} goes with source: onnx only"
     yield from _of_detection(spec)
+    if spec.decode == "gpu" and spec.layout == "fused" and spec.target == "onnxruntime":
+        yield "decode: gpu with layout: fused needs a TensorRT target: pixels stay on the plan's GPU"
     yield from _of_precision(spec)
     yield from _of_config(spec)
     yield from _of_batches(spec)

@@ -21,7 +21,7 @@ from generator.triton.config import (
     common_fields,
     network_fields,
 )
-from generator.triton.fused import NETWORK_BACKEND, NETWORK_INPUT, read_fused_files
+from generator.triton.fused import DECODE, NETWORK_BACKEND, NETWORK_INPUT, read_decoder_files, read_fused_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,7 +57,9 @@ PREPROCESS = Role(
     suffix="_preprocess",
     default_instances=_preprocess_instances,
     most_instances=256,
-    about_instances="Preprocessing processes; default half of the usable cores, beside a GPU all.",
+    decoder_instances=4,
+    about_instances="Preprocessing processes; default half of the usable cores, beside a GPU all, with `decode: gpu` 4 "
+    "for each GPU.",
     own_parameters={
         **dict.fromkeys((*PARAMETERS, "pillow"), _PROVED),
         "EXECUTION_ENV_PATH": "another Python would make other pixels than those that were proved",
@@ -67,7 +69,7 @@ PREPROCESS = Role(
 
 def make_fused_role(own_parameters: Mapping[str, str]) -> Role:
     """Return the role of the one model of `layout: fused`; `own_parameters` are those of the task."""
-    follows = dict.fromkeys((NETWORK_BACKEND, NETWORK_INPUT), "it follows from what was built")
+    follows = dict.fromkeys((NETWORK_BACKEND, NETWORK_INPUT, DECODE), "it follows from what was built")
     return Role(
         key="fused",
         suffix="",
@@ -82,18 +84,20 @@ def make_preprocess(
     spec: ModelSpec, artifact: Artifact, role: Role = PREPROCESS, *, more_outputs: Sequence[TensorConfig] = ()
 ) -> Member:
     """Return the step from encoded images to the pixels that the network takes."""
-    recipe = artifact.recipe
+    recipe, on_gpu = artifact.recipe, spec.decode == "gpu"
     config = PythonConfig(
         **common_fields(spec, role),
         inputs=(TensorConfig(name=IMAGE, data_type="TYPE_STRING", dims=(1,)),),
         outputs=(TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=recipe.shape), *more_outputs),
+        instance_kind="KIND_GPU" if on_gpu else "KIND_CPU",
         instance_count=spec.instance_counts()[role.key],
+        max_queue_delay_microseconds=0 if on_gpu and spec.batch.max > 1 else None,
         comment="The recipe: edges in pixels (height before width), limits per image.",
         parameters=_make_recipe_parameters(artifact),
         warmup_file=_WARMUP_FILE,
     )
-    step = read_static("preprocess/1/model.py")
-    return Member(config=config, files=_make_warmup(), version_files={"model.py": step})
+    step = {"model.py": read_static("preprocess/1/model.py")}
+    return Member(config=config, files=_make_warmup(), version_files=read_decoder_files() if on_gpu else step)
 
 
 def _make_recipe_parameters(artifact: Artifact) -> dict[str, str]:
@@ -172,6 +176,7 @@ def make_fused(
             **_make_recipe_parameters(artifact),
             NETWORK_BACKEND: backend,
             NETWORK_INPUT: artifact.inputs[0].name,
+            **({DECODE: "gpu"} if spec.decode == "gpu" else {}),
             **parameters,
         },
         warmup_file=None if "model_warmup" in given else _WARMUP_FILE,

@@ -115,11 +115,16 @@ class FusedConfig(NetworkConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonConfig(ModelConfig):
-    """A member of Triton's Python backend; `comment` stands above its parameters."""
+    """A member of Triton's Python backend; `comment` stands above its parameters.
+
+    With a queue delay, even of 0, requests that wait are run together.
+    """
 
     template: ClassVar[str] = "python/config.pbtxt.j2"
 
     instance_count: int
+    instance_kind: str = "KIND_CPU"
+    max_queue_delay_microseconds: int | None = None
     parameters: Mapping[str, str]
     comment: str = ""
     warmup_file: str | None = None

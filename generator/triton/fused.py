@@ -6,6 +6,7 @@ from generator.render import read_runtime, read_static
 
 # What the model reads to know its network, besides its own tensors; its model.py says more.
 NETWORK_BACKEND, NETWORK_INPUT = "network_backend", "network_input"
+DECODE = "decode"  # gpu, where it decodes there
 
 
 def read_fused_files(backend: str) -> dict[str, bytes]:
@@ -18,5 +19,14 @@ def read_fused_files(backend: str) -> dict[str, bytes]:
         "model.py": read_static("fused/1/model.py"),
         "trtgen_preprocess.py": read_static("preprocess/1/model.py"),
         f"trtgen_{backend}.py": read_static(f"backends/{backend}/model.py"),
+        **read_runtime(),
+    }
+
+
+def read_decoder_files() -> dict[str, bytes]:
+    """Return the code of a preprocessing step that decodes on the GPU, by its name."""
+    return {
+        "model.py": read_static("preprocess_gpu/1/model.py"),
+        "trtgen_preprocess.py": read_static("preprocess/1/model.py"),
         **read_runtime(),
     }

@@ -11,8 +11,8 @@ files lie beside this one, each a copy of what serves an ensemble:
     trtgen_runtime                  decoding in threads; a plan on a GPU
 
 Read from config.pbtxt: what these files read there; `network_backend`, and `network_input`, what the network calls its
-input; `decode_threads`, how many images an instance decodes at once: without it, the usable cores shared out among the
-instances.
+input; `decode`, gpu where images are decoded on the GPU of the plan; `decode_threads`, how many images an instance
+decodes at once on the CPU: without it, the usable cores shared out among the instances.
 
 What passes from decoding to the network, PIXELS and GEOMETRY, and before post-processing the network's rows, can be
 asked for, too: `trtgen verify` does. It is answered to requests that ask for nothing else.
@@ -21,6 +21,7 @@ Each request is answered for itself: one with an image that cannot be decoded ge
 and the reason, the others of the same execution get their answers.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -99,10 +100,13 @@ class TritonPythonModel:
         step = trtgen_preprocess.TritonPythonModel()
         step.initialize(args)
         self.input = step.input
-        self.decoder = CpuImages(trtgen_preprocess, step.recipe, threads=threads)
         self.finish = open_postprocessing(args)
         network = make_network_config(config, self.finish)
         self.network = NETWORKS[read_text(config, "network_backend")]({**args, "model_config": json.dumps(network)})
+        self.decoder = CpuImages(trtgen_preprocess, step.recipe, threads=threads)
+        if read_text(config, "decode", "cpu") == "gpu":
+            warn = functools.partial(log_warning, args["model_instance_name"])
+            self.decoder = open_gpu_decoder(self.network, step.recipe, self.decoder, warn)
         rows = [tensor["name"] for tensor in network["output"]] if self.finish else []
         self.inner = {PIXELS, GEOMETRY, *rows}
         pb_utils.Logger.log_info(f"{args['model_instance_name']}: images are decoded in {threads} threads")
@@ -157,6 +161,20 @@ class TritonPythonModel:
         if self.finish:
             return self.finish.execute([Rows(tensors)])[0]
         return pb_utils.InferenceResponse([tensor for tensor in tensors if tensor.name() != GEOMETRY])
+
+
+def open_gpu_decoder(network, recipe, on_cpu, warn):
+    """Return what decodes on the GPU of the plan, whose stream it shares: pixels go from one to the other there."""
+    gpu_images = importlib.import_module("trtgen_runtime.runtime.gpu_images")
+    try:
+        return gpu_images.GpuImages(recipe, on_cpu, network.model.device, warn=warn, to_host=False)
+    except network.errors as error:
+        raise pb_utils.TritonModelException(f"unable to open the decoder: {error}") from error
+
+
+def log_warning(instance, words):
+    """Write a warning into the server's log."""
+    pb_utils.Logger.log_warn(f"{instance}: {words}")
 
 
 def open_postprocessing(args):

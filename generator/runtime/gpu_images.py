@@ -1,0 +1,233 @@
+"""Encoded images become pixels on the GPU where that gives Pillow's pixels within one level, all others on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .cpu_images import CpuImages
+from .decoded import Decoded
+from .device import Device, EngineError, call
+from .engine import Pinned
+from .gpu_chain import ERRORS, FILTERS, DeviceArray, GpuChain, Task, import_libraries, split_tasks
+from .jpeg import read_jpeg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+# The preprocessing step resizes a strip in a way of its own: no more than so many times the crop's pixels.
+_MOST_WASTE = 16
+# Of the GPU's memory one call takes at most this share, and no more than 1 GiB; a larger image goes to the CPU.
+_SHARE, _MOST_BYTES = 32, 1 << 30
+_FLOAT_BYTES = 4  # CV-CUDA resizes rows first, into floats
+
+
+def why_on_cpu(recipe: Any) -> str:
+    """Return why images of this recipe (`generator.spec.recipe.Recipe`) are not decoded on the GPU; empty if they are.
+
+    What is covered was measured to be within one level of Pillow.
+    """
+    if recipe.interpolation.upper() not in FILTERS:
+        return f"interpolation {recipe.interpolation} is done by Pillow only"
+    if recipe.fit not in ("crop", "stretch"):
+        return f"fit {recipe.fit} is done by Pillow only"
+    if recipe.channels == "grey":
+        return "grey pixels are made by Pillow only"
+    if recipe.exif == "apply":
+        return "images are turned as EXIF says by Pillow only"
+    return ""
+
+
+def open_gpu_images(
+    step: Any, recipe: Any, *, ordinal: int, threads: int, warn: Callable[[str], object], to_host: bool = True
+) -> GpuImages:
+    """Return the decoder on a GPU of its own, for the step's module and its `Recipe`; see GpuImages and CpuImages.
+
+    Raises:
+        EngineError: No GPU, or the packages are absent or do not work here.
+    """
+    libraries = import_libraries()
+    try:
+        driver: Any = importlib.import_module("cuda.bindings.driver")
+        call(driver, "cuInit", 0)
+    except (ImportError, RuntimeError) as error:  # what cuda-python raises where it finds no libcuda
+        raise EngineError(f"decoding on the GPU needs cuda-python and NVIDIA's driver: {error}") from error
+    on_cpu = CpuImages(step, recipe, threads=threads)
+    device = Device(driver, ordinal)
+    return GpuImages(recipe, on_cpu, device, warn=warn, to_host=to_host, libraries=libraries)
+
+
+class _Route(NamedTuple):
+    """A file for the GPU, its size (width, height) and about how many bytes it takes there."""
+
+    task: Task
+    size: tuple[int, int]
+    cost: int
+
+
+class GpuImages:
+    """Decodes, resizes and crops whole batches. It belongs to the thread that made it.
+
+    Args:
+        recipe: The preprocessing step's `Recipe`.
+        on_cpu: What decodes the other files: odd ones, enlarged ones, strips, what is broken or no JPEG.
+        device: The GPU.
+        warn: Called with a sentence when the GPU first fails, such as for lack of memory, and when it first does not
+            take an image; the CPU does the work then.
+        to_host: Bring the pixels into host memory.
+        libraries: nvImageCodec and CV-CUDA.
+        chain: More arguments of GpuChain.
+
+    Raises:
+        EngineError: The libraries are absent or do not work here.
+    """
+
+    def __init__(
+        self,
+        recipe: Any,
+        on_cpu: CpuImages,
+        device: Device,
+        *,
+        warn: Callable[[str], object],
+        to_host: bool = True,
+        libraries: tuple[Any, Any] | None = None,
+        **chain: Any,
+    ) -> None:
+        self._recipe, self._on_cpu, self._device = recipe, on_cpu, device
+        self._warn, self._to_host = warn, to_host
+        self._warned: set[str] = set()
+        _, total = device.free_memory()
+        self._most_bytes = min(total // _SHARE, _MOST_BYTES)
+        self._chain = GpuChain(
+            device,
+            libraries or import_libraries(),
+            crop=recipe.crop,
+            resample=recipe.filter.name,
+            cache_bytes=self._most_bytes,
+            **chain,
+        )
+        self._row_bytes = int(np.prod(recipe.shape))
+        self._memory = {"made": (0, 0), "ordered": (0, 0)}  # address and bytes on the GPU
+        self._staging = Pinned(device)
+        self.on_gpu = 0  # how many images of the last call the GPU decoded
+
+    def decode(self, files: Sequence[bytes]) -> Decoded:
+        """Return the pixels of encoded images; one that is bad costs only its own.
+
+        They lie in memory that the next call writes over.
+        """
+        try:
+            return self._decode(files)
+        except ERRORS as error:
+            self._warn_once("failure", f"the GPU decodes no images, the CPU does instead: {error}")
+        self.on_gpu = 0
+        return self._on_cpu.decode(files)
+
+    def _decode(self, files: Sequence[bytes]) -> Decoded:
+        routes = {index: route for index, data in enumerate(files) if (route := self._route(data)) is not None}
+        made, start = self._run(routes)
+        self.on_gpu = len(made)
+        rest = sorted(set(range(len(files))) - set(made))
+        if refused := sorted(set(routes) - set(made)):
+            width, height = routes[refused[0]].size
+            self._warn_once("refused", f"the GPU did not take a JPEG of {width}x{height}, the CPU decodes such images")
+        found = self._on_cpu.decode([files[index] for index in rest])
+        geometry: list[Sequence[float]] = [()] * len(files)
+        errors: list[str | None] = [None] * len(files)
+        for place, index in enumerate(rest):
+            geometry[index], errors[index] = found.geometry[place], found.errors[place]
+        for index in made:
+            geometry[index] = self._recipe.geometry(*routes[index].size)
+        return Decoded(pixels=self._join(made, start, rest, found.pixels), geometry=geometry, errors=errors)
+
+    def _route(self, data: bytes) -> _Route | None:
+        """Return what the GPU is to do with a file; None where it is the CPU's."""
+        recipe = self._recipe
+        if len(data) > recipe.max_bytes or (jpeg := read_jpeg(data)) is None:
+            return None
+        width, height, end = jpeg
+        if width * height > recipe.max_pixels:
+            return None
+        resized = recipe.resized(width, height)
+        crop_height, crop_width = recipe.crop
+        is_strip = resized[0] * resized[1] > _MOST_WASTE * crop_height * crop_width
+        if is_strip or resized[0] > width or resized[1] > height:
+            return None
+        cost = 3 * (width * height + resized[0] * (height * _FLOAT_BYTES + resized[1]))
+        if cost > self._most_bytes:
+            return None
+        corner = recipe.corner(resized[0] - crop_width), recipe.corner(resized[1] - crop_height)
+        task = Task(data if end == len(data) else data[:end], resized, corner)
+        return _Route(task, (width, height), cost)
+
+    def _run(self, routes: dict[int, _Route]) -> tuple[list[int], int]:
+        """Return the images that the GPU made, in the order of their rows at the address that is returned, too."""
+        if not routes:
+            return [], 0
+        indices, tasks = list(routes), [route.task for route in routes.values()]
+        start = self._reserve("made", len(tasks))
+        made: list[int] = []
+        try:
+            for part in split_tasks([route.cost for route in routes.values()], self._most_bytes):
+                taken = self._chain.run(tasks[part], start + len(made) * self._row_bytes)
+                made += [indices[part][place] for place in taken]
+                if part.stop < len(tasks):
+                    self._device.wait()  # before its images are written again
+        finally:
+            self._device.wait()
+        return made, start
+
+    def _join(self, made: list[int], start: int, rest: list[int], pixels: NDArray[np.uint8]) -> Any:
+        """Return the pixels of all images in their order: the rows at `start`, and those that the CPU made."""
+        if not made:
+            return pixels
+        count, size = len(made) + len(rest), self._row_bytes
+        shape = (count, *self._recipe.shape)
+        rows = self._staging.reserve(count * size).reshape(shape)
+        if self._to_host:
+            self._device.copy_out(self._staging.address, start, len(made) * size)
+            self._device.wait()
+            if not rest:
+                return rows
+            joined = np.empty(shape, np.uint8)
+            joined[made], joined[rest] = rows[: len(made)], pixels
+            return joined
+        if not rest:
+            return DeviceArray(start, shape)
+        rows[rest] = pixels
+        target = self._reserve("ordered", count)
+        for row, index in enumerate(made):
+            self._device.copy_within(target + index * size, start + row * size, size)
+        for index in rest:
+            self._device.copy_in(target + index * size, self._staging.address + index * size, size)
+        self._device.wait()
+        return DeviceArray(target, shape)
+
+    def _reserve(self, name: str, rows: int) -> int:
+        """Return the address of memory on the GPU for so many rows."""
+        address, size_bytes = self._memory[name]
+        wanted = rows * self._row_bytes
+        if wanted > size_bytes:
+            self._memory[name] = (0, 0)
+            if address:
+                self._device.release("cuMemFree", address)
+            self._memory[name] = (self._device.allocate(wanted), wanted)
+        return self._memory[name][0]
+
+    def _warn_once(self, kind: str, words: str) -> None:
+        if kind not in self._warned:
+            self._warn(words)
+        self._warned.add(kind)
+
+    def close(self) -> None:
+        """Give everything back but the device."""
+        self._chain.close()
+        self._staging.close()
+        for address, _ in self._memory.values():
+            if address:
+                self._device.release("cuMemFree", address)
+        self._on_cpu.close()

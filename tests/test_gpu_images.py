@@ -1,0 +1,309 @@
+"""Decoding on the GPU, as far as it shows without one: which files go there, and that all come back in order.
+
+The libraries are stand-ins (tests/gpu_images_standin.py). The real ones are in tests/test_gpu_images_gpu.py.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from generator.images.served_pixels import load_step
+from generator.render import read_static
+from generator.runtime.cpu_images import CpuImages
+from generator.runtime.device import Device
+from generator.runtime.gpu_chain import split_tasks
+from generator.runtime.gpu_images import GpuImages, why_on_cpu
+from generator.runtime.jpeg import Jpeg, read_jpeg
+from generator.spec.recipe import IMAGENET, RECIPES, Recipe
+from tests.gpu_images_standin import Libraries, read_memory
+from tests.tensorrt_standin import Driver
+
+PHOTO = Image.open("generator/assets/flower.jpg").convert("RGB")
+SMALL = PHOTO.resize((96, 64))
+
+
+def save(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def segment(data: bytes, kind: int, content: bytes, *, without_jfif: bool = False) -> bytes:
+    """Return the JPEG with one more segment in front."""
+    rest = data[20:] if without_jfif else data[2:]
+    return data[:2] + bytes((0xFF, kind)) + (len(content) + 2).to_bytes(2, "big") + content + rest
+
+
+def set_byte(data: bytes, marker: bytes, offset: int, value: int) -> bytes:
+    place = data.index(marker) + offset
+    return data[:place] + bytes((value,)) + data[place + 1 :]
+
+
+PLAIN = save(SMALL, quality=90)
+RESTARTS = save(SMALL, quality=90, restart_marker_blocks=3)
+ORIENTATION = Image.Exif()
+ORIENTATION[0x0112] = 6
+RESOLUTION = Image.Exif()
+RESOLUTION[0x011A] = 72.0
+ADOBE = b"Adobe\0\x64\0\0\0\0"
+PHOTOSHOP = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\x04abcd"
+TAKEN = {
+    "4:2:0": PLAIN,
+    "4:4:4": save(SMALL, subsampling=0),
+    "4:2:2": save(SMALL, subsampling=1),
+    "grey": save(SMALL.convert("L")),
+    "odd": save(PHOTO.resize((333, 251))),
+    "restarts": RESTARTS,
+    "optimised": save(SMALL, optimize=True),
+    "EXIF": save(SMALL, exif=ORIENTATION.tobytes()),
+    "EXIF with a resolution": save(SMALL, exif=RESOLUTION.tobytes()),
+    "profile": save(SMALL, icc_profile=b"x" * 70_000),
+    "comment": save(SMALL, comment=b"\xff\xd9"),
+    "junk behind": PLAIN + b"\0" * 1000,
+    "Adobe YCbCr": segment(PLAIN, 0xEE, ADOBE + b"\x01", without_jfif=True),
+    "Photoshop": segment(PLAIN, 0xED, PHOTOSHOP),
+}
+LEFT = {
+    "empty": b"",
+    "no image": b"no image at all" * 20,
+    "PNG": save(SMALL, "PNG"),
+    "progressive": save(SMALL, progressive=True),
+    "RGB": save(SMALL, keep_rgb=True),
+    "Adobe RGB": segment(PLAIN, 0xEE, ADOBE + b"\0"),
+    "Adobe grey": segment(TAKEN["grey"], 0xEE, ADOBE + b"\x01"),
+    "CMYK": save(SMALL.convert("CMYK")),
+    "EXIF with an odd resolution": set_byte(
+        save(SMALL, exif=RESOLUTION.tobytes()), b"Exif", RESOLUTION.tobytes().index(b"\x01\x1a") + 3, 4
+    ),
+    "EXIF that is none": segment(PLAIN, 0xE1, b"Exif\0\0none"),
+    "EXIF that is cut": segment(PLAIN, 0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01"),
+    "several pictures": segment(PLAIN, 0xE2, b"MPF\0" + bytes(30)),
+    "a profile too short": segment(PLAIN, 0xE2, b"ICC_PROFILE\0"),
+    "Photoshop, cut": segment(PLAIN, 0xED, PHOTOSHOP + b"8BIM\x04\x04"),
+    "arithmetic": set_byte(PLAIN, b"\xff\xc0", 1, 0xC9),
+    "extended": set_byte(PLAIN, b"\xff\xc0", 1, 0xC1),
+    "12 bit": set_byte(PLAIN, b"\xff\xc0", 4, 12),
+    "no height": set_byte(set_byte(PLAIN, b"\xff\xc0", 5, 0), b"\xff\xc0", 6, 0),
+    "4:1:1": set_byte(PLAIN, b"\xff\xc0", 11, 0x41),
+    "a table of 0": set_byte(PLAIN, b"\xff\xdb", 9, 0),
+    "no such table": set_byte(PLAIN, b"\xff\xc0", 12, 3),
+    "too many codes": set_byte(PLAIN, b"\xff\xc4", 5, 3),
+    "another component": set_byte(PLAIN, b"\xff\xda", 5, 9),
+    "part of the spectrum": set_byte(PLAIN, b"\xff\xda", 12, 5),
+    "no end": PLAIN[:-2],
+    "cut": PLAIN[: len(PLAIN) * 2 // 3],
+    "cut in the header": PLAIN[:200],
+    "another marker before the end": PLAIN[:-2] + b"\xff\xc4\0\x05abc\xff\xd9",
+    "a restart too few": RESTARTS.replace(b"\xff\xd3", b"", 1),
+    "restarts out of turn": RESTARTS.replace(b"\xff\xd3", b"\xff\xd5", 1),
+    "restarts unannounced": RESTARTS.replace(b"\xff\xdd\0\x04\0\x03", b"\xff\xdd\0\x04\0\0", 1),
+}
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_the_gpu_gets(kind: str) -> None:
+    found = read_jpeg(TAKEN[kind])
+    assert found is not None
+    assert (found.width, found.height) == Image.open(io.BytesIO(TAKEN[kind])).size
+
+
+@pytest.mark.parametrize("kind", LEFT)
+def test_the_cpu_keeps(kind: str) -> None:
+    assert read_jpeg(LEFT[kind]) is None
+
+
+def test_what_follows_the_end_is_left_out() -> None:
+    assert read_jpeg(TAKEN["junk behind"]) == Jpeg(96, 64, len(PLAIN))
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    changed, way = bytearray(data), chance.random()
+    if way < 0.15:
+        del changed[chance.randrange(2, len(data)) :]
+    elif way < 0.25:
+        changed[chance.randrange(len(data)) :] = b"\xff\xd9"
+    elif way < 0.35:
+        start = chance.randrange(len(data))
+        del changed[start : start + chance.randrange(1, 2000)]
+    elif way < 0.4:
+        start = chance.randrange(len(data))
+        changed[start:start] = chance.randbytes(chance.randrange(1, 30))
+    else:
+        reach = min(700, len(data)) if way < 0.8 else len(data)
+        for _ in range(chance.randrange(1, 6)):
+            changed[chance.randrange(reach)] = chance.choice((chance.randrange(256), 0, 1, 255))
+    return bytes(changed)
+
+
+def test_no_mutated_file_goes_to_the_gpu_that_pillow_refuses() -> None:
+    step, chance, taken = load_step("preprocess"), random.Random(16), 0
+    recipe = open_recipe()
+    kinds = [data for data in (*TAKEN.values(), LEFT["progressive"], LEFT["CMYK"], LEFT["RGB"]) if len(data) < 10_000]
+    for number in range(5000):
+        data = mutate(chance.choice(kinds), chance)
+        found = read_jpeg(data)
+        if found is not None:
+            taken += 1
+            image = step.open_image(data, recipe)  # raises where it refuses
+            assert image.size == (found.width, found.height), number
+    assert taken > 1000
+
+
+def open_recipe(recipe: Recipe = IMAGENET, **limits: int) -> Any:
+    parameters = recipe.parameters() | {name: str(value) for name, value in limits.items()}
+    return load_step("preprocess").Recipe({name: {"string_value": value} for name, value in parameters.items()})
+
+
+class Bench:
+    """A decoder on stand-ins, and the CPU's for the same recipe."""
+
+    def __init__(self, recipe: Any, *, to_host: bool = True, memory_bytes: int = 1 << 30) -> None:
+        self.gpu = Driver(memory_bytes=memory_bytes)
+        self.libraries = Libraries(self.gpu)
+        self.device = Device(self.gpu)
+        self.warnings: list[str] = []
+        self.on_cpu = CpuImages(load_step("preprocess"), recipe, threads=2)
+        self.images = GpuImages(
+            recipe,
+            self.on_cpu,
+            self.device,
+            warn=self.warnings.append,
+            to_host=to_host,
+            libraries=self.libraries.both,
+        )
+
+    def check(self, files: list[bytes], *, on_gpu: int) -> None:
+        """Decode the files and compare everything with what the CPU makes of them."""
+        found = self.images.decode(files)
+        wanted = self.on_cpu.decode(files)
+        pixels = found.pixels
+        if not isinstance(pixels, np.ndarray):
+            interface = pixels.__cuda_array_interface__
+            pixels = read_memory(self.gpu, interface["data"][0], interface["shape"])
+        assert np.array_equal(pixels, wanted.pixels)
+        assert list(found.geometry) == list(wanted.geometry)
+        assert found.errors == wanted.errors
+        assert self.images.on_gpu == on_gpu
+
+
+@pytest.fixture(params=[True, False], ids=["to host", "on the GPU"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    one = Bench(open_recipe(max_pixels=900_000), to_host=request.param)
+    yield one
+    one.images.close()
+    one.device.close()
+    assert not one.gpu.on_gpu
+    assert not one.gpu.memory
+    assert one.gpu.open == 0
+
+
+WIDE, TALL = save(PHOTO.resize((500, 375))), save(PHOTO.resize((375, 500)), subsampling=0)
+MIXED = [
+    PLAIN,  # would be enlarged
+    WIDE,
+    save(PHOTO.resize((500, 375)), progressive=True),
+    TALL,
+    WIDE[:9000],
+    save(PHOTO.resize((400, 300)), "PNG"),
+    save(PHOTO.resize((300, 700))),
+    save(PHOTO.resize((9, 3000))),  # both
+    save(PHOTO.resize((260, 3300))),  # a strip
+    WIDE + bytes(1000),
+    save(PHOTO.resize((1000, 1000))),  # too many pixels
+    b"",
+    save(PHOTO.resize((333, 256)).convert("L")),
+]
+
+
+def test_a_batch_of_all_kinds(bench: Bench) -> None:
+    bench.check(MIXED, on_gpu=5)
+    bench.check(MIXED[::-1], on_gpu=5)
+    bench.check([WIDE] * 3, on_gpu=3)
+    bench.check([TALL], on_gpu=1)
+    bench.check([PLAIN, b""], on_gpu=0)
+    bench.check([], on_gpu=0)
+    bench.check([TALL, WIDE] * 5, on_gpu=10)
+    assert bench.libraries.batches == [5, 5, 3, 1, 10]
+    assert bench.libraries.reused == 14
+    assert bench.warnings == []
+
+
+def test_parts_that_fit_into_its_memory(bench: Bench) -> None:
+    bench.images._most_bytes = 3 * bench.images._route(WIDE).cost  # type: ignore[union-attr]
+    bench.check([WIDE, TALL, TALL, WIDE] * 2, on_gpu=8)
+    assert bench.libraries.batches == [2, 2, 2, 2]
+    bench.images._most_bytes = 1_000_000
+    bench.check([WIDE, TALL], on_gpu=0)
+
+
+def test_what_the_engine_refuses_the_cpu_decodes(bench: Bench) -> None:
+    bench.libraries.refused = {TALL}
+    for _ in range(2):
+        bench.check([WIDE, TALL, WIDE], on_gpu=2)
+        bench.check([TALL], on_gpu=0)
+    assert bench.warnings == ["the GPU did not take a JPEG of 375x500, the CPU decodes such images"]
+
+
+def test_a_fault_is_told_once_and_the_cpu_goes_on(bench: Bench) -> None:
+    bench.check([WIDE], on_gpu=1)
+    bench.libraries.fault = "CUDA_ERROR_OUT_OF_MEMORY"
+    for _ in range(2):
+        bench.check(MIXED, on_gpu=0)
+    bench.libraries.fault = ""
+    bench.check(MIXED, on_gpu=5)
+    assert bench.warnings == ["the GPU decodes no images, the CPU does instead: CUDA_ERROR_OUT_OF_MEMORY"]
+
+
+def test_gpu_memory_that_is_full(bench: Bench) -> None:
+    bench.gpu.memory_bytes = 0
+    bench.check(MIXED, on_gpu=0)
+    bench.gpu.memory_bytes = 1 << 30
+    bench.check(MIXED, on_gpu=5)
+    (warning,) = bench.warnings
+    assert "cuMemAlloc failed: CUDA_ERROR_OUT_OF_MEMORY" in warning
+
+
+def test_bicubic_and_both_edges() -> None:
+    recipe = Recipe.model_validate(
+        {**IMAGENET.model_dump(), "interpolation": "bicubic", "resize": (240, 300), "fit": "stretch"}
+    )
+    assert why_on_cpu(recipe) == ""
+    bench = Bench(open_recipe(recipe))
+    bench.check([WIDE, TALL, save(PHOTO.resize((299, 700))), save(PHOTO.resize((500, 239)))], on_gpu=2)
+    assert bench.libraries.cache_bytes == (1 << 30) // 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"interpolation": "linear"}, "interpolation linear"),
+        ({"interpolation": "lanczos"}, "interpolation lanczos"),
+        ({"interpolation": "box"}, "interpolation box"),
+        ({"interpolation": "nearest"}, "interpolation nearest"),
+        ({"exif": "apply"}, "EXIF"),
+        ({"fit": "letterbox", "resize": (224, 224)}, "fit letterbox"),
+        ({"channels": "grey", "mean": (0.5,), "std": (0.5,)}, "grey"),
+    ],
+)
+def test_recipes_of_the_cpu(changes: dict[str, Any], words: str) -> None:
+    assert words in why_on_cpu(Recipe.model_validate({**IMAGENET.model_dump(), **changes}))
+
+
+def test_recipes_of_the_gpu() -> None:
+    assert {name for name, recipe in RECIPES.items() if not why_on_cpu(recipe)} == {"imagenet", "inception", "clip"}
+
+
+def test_parts() -> None:
+    assert list(split_tasks([5, 5, 5, 20, 1, 1], 10)) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 6)]
+    assert list(split_tasks([], 10)) == []
+
+
+def test_the_warm_up_image_is_one_for_the_gpu() -> None:
+    assert read_jpeg(read_static("preprocess/warmup/sample.jpg")) is not None
