@@ -322,9 +322,10 @@ def test_values_follow_from_the_machine_and_the_spec() -> None:
     assert knobs["instances.preprocess"][0] == now
     assert knobs["instances.classifier"] == (1, 2, 4)
     assert knobs["max_queue_delay_microseconds"] == (500, 0, 100)  # the others alone would exceed the limit
-    assert "plan.cuda_graphs" not in knobs
+    assert knobs["layout"] == ("ensemble", "fused")
+    assert not {"plan.cuda_graphs", "decode"} & knobs.keys()
     for knob in find_knobs(spec_of(instances={"preprocess": 1, "classifier": 1}), cores=1, p99_ms=None):
-        assert knob.field == "max_queue_delay_microseconds"
+        assert knob.field in ("max_queue_delay_microseconds", "layout")
     plan = spec_of(target="tensorrt-10", precision="fp16", plan={"cuda_graphs": [1, 2]})
     knobs = {knob.field: knob.values for knob in find_knobs(plan, cores=2, p99_ms=None)}
     assert knobs["plan.cuda_graphs"] == ([1, 2], True, [1, 2, 4, 8], False)
@@ -332,16 +333,19 @@ def test_values_follow_from_the_machine_and_the_spec() -> None:
     given = spec_of(
         config={"classifier": "instance_group { count: 1 } dynamic_batching {}", "preprocess": "instance_group []"}
     )
-    assert find_knobs(given, cores=8, p99_ms=None) == []
+    drawn = draw_candidates(given, find_knobs(given, cores=8, p99_ms=None), count=12, seed=0)
+    assert drawn == [SPEC]  # a fused model would take what config states for the members from them
     detector = ModelSpec(name="demo-detector", instances={"postprocess": 1}, batch={"max": 1}, target="onnxruntime")
     assert {knob.field for knob in find_knobs(detector, cores=4, p99_ms=None)} == {
-        *("instances.preprocess", "instances.detector", "instances.postprocess")
+        *("instances.preprocess", "instances.detector", "instances.postprocess", "instances.fused", "layout")
     }
 
 
 def test_candidates_are_seeded_bounded_and_different() -> None:
     spec = spec_of(instances={"preprocess": 3})
-    knobs = find_knobs(spec, cores=16, p99_ms=None)
+    knobs = [
+        knob for knob in find_knobs(spec, cores=16, p99_ms=None) if knob.field not in ("layout", "instances.fused")
+    ]
     drawn = draw_candidates(spec, knobs, count=12, seed=0)
     assert (len(drawn), drawn[0]) == (12, SPEC)
     assert len({describe_settings(one) for one in drawn}) == 12
@@ -567,12 +571,13 @@ def test_real_server_is_tuned_and_the_written_spec_is_served(
     """The spec as it is has planted figures, those of a slow model; the other candidate is measured for real."""
     monkeypatch.setenv("PERF_ANALYZER", str(program))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("generator.measure.tune.knobs._DELAYS_US", (500, 0))
-    monkeypatch.setattr("generator.measure.tune.run.usable_cores", lambda: 1)  # the delay is all that can change
+    monkeypatch.setattr("generator.measure.tune.knobs._DELAYS_US", ())
+    monkeypatch.setattr("generator.measure.tune.run.usable_cores", lambda: 1)  # the layout is all that can change
+    Path("models.yaml").write_text("models: [{name: demo, batch: {max: 8}}]")
     before = hash_tree(demo)
     schedule = Schedule(concurrencies=(2,), requests=5, turns=1)
-    tuning = prepare(ask(repository=demo, spec=None, schedule=schedule))
-    assert tuning.drawn == [SPEC, {"max_queue_delay_microseconds": 0}]
+    tuning = prepare(ask(repository=demo, schedule=schedule))
+    assert tuning.drawn == [SPEC, {"layout": "fused"}]
     for stage in ("round 1", "turn 1"):
         slow = Figure(infer_per_s=0.1, p99_ms=9000)
         tuning.journal.add(Trial(stage=stage, settings=SPEC, concurrency=2, figure=slow))
@@ -581,10 +586,10 @@ def test_real_server_is_tuned_and_the_written_spec_is_served(
     measured = tuning.journal.trials[2].figure
     assert measured is not None
     assert 0.1 < measured.infer_per_s <= 2 * 1000 / 0.5  # two in flight, half a millisecond at the very least
-    assert set(measured.shares) == {"demo_preprocess", "demo_classifier"}
+    assert measured.shares == {}  # it has no members
 
     # a process of its server is killed
-    with tuning.candidates.open(outcome.chosen) as probe:
+    with tuning.candidates.open({"max_queue_delay_microseconds": 0}) as probe:
         config = (tuning.candidates.folder / "demo_classifier" / "config.pbtxt").read_text()
         assert "dynamic_batching { max_queue_delay_microseconds: 0 }" in config
         linked = tuning.candidates.folder / "demo_classifier" / "1" / "model.onnx"
@@ -596,9 +601,11 @@ def test_real_server_is_tuned_and_the_written_spec_is_served(
     assert not tuning.candidates.folder.exists()
     assert hash_tree(demo) == before
 
-    write_text(tuning.make_spec(ask(spec=None), outcome.chosen), tuning.written)
-    assert main(["build-repo", "--spec", "tune/demo.yaml", "--repository", str(demo), "--require", "all"]) == 0
+    write_text(tuning.make_spec(ask(), outcome.chosen), tuning.written)
+    built = main(
+        ["build-repo", "--spec", "models.tuned.yaml", "--repository", str(demo), "--require", "all", "--replace"]
+    )
     said = capsys.readouterr().err
+    assert built == 0, said
     assert re.search(r"verified +demo  (\d) of \1 stages", said), said  # served ones among them
-    assert "demo version 1" in said  # no other version
-    assert "max_queue_delay_microseconds: 0" in (demo / "demo_classifier" / "config.pbtxt").read_text()
+    assert {path.name for path in demo.iterdir()} == {"demo"}

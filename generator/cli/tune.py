@@ -91,7 +91,7 @@ def tune(
         ),
     ] = None,
 ) -> None:
-    """Find the instances, queue delay and CUDA graphs that serve a model best here, and write them into a spec.
+    """Find the layout, instances, queue delay and CUDA graphs that serve a model best here, and write them into a spec.
 
     Example: trtgen tune resnet50 --p99-ms 50
     """
@@ -147,5 +147,6 @@ def tune(
     if outcome.chosen:
         write_text(tuning.make_spec(request, outcome.chosen), tuning.written)
         print(tuning.written)
-        fields = {"spec": tuning.written, "repository": repository}
+        replaced = {"replace": True} if "layout" in outcome.chosen else {}  # clients of its members find them no more
+        fields = {"spec": tuning.written, "repository": repository, **replaced}
         say(f"build it: {write_command(('build-repo',), fields)}")

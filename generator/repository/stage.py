@@ -24,7 +24,7 @@ def take_over(root: Path, staged: Path, old: Record, spec: ModelSpec, layout: La
     """Stage the published graph and plan as they are: only the configuration changed."""
     for name in layout.models:
         source, target = root / name / str(old.version), staged / name / str(old.version)
-        shutil.copytree(source, target, copy_function=_link)
+        shutil.copytree(source, target, copy_function=link)
     return read_published(staged, old, spec, layout)
 
 
@@ -46,7 +46,8 @@ def read_published(folder: Path, record: Record, spec: ModelSpec, layout: Layout
     )
 
 
-def _link(source: str, target: str) -> None:
+def link(source: str, target: str) -> None:
+    """Give a file a second name, or copy it to another file system."""
     try:
         os.link(source, target)
     except OSError:  # another file system, as in a dry run
@@ -93,5 +94,5 @@ def stage_listed_versions(spec: ModelSpec, root: Path, staged: Path, layout: Lay
         raise RepositoryError(msg, hint="list versions that exist, or leave versions out to serve the newest")
     for version in set(spec.versions) - {layout.version}:
         source = root / layout.network / str(version)
-        shutil.copytree(source, staged / layout.network / str(version), copy_function=_link, dirs_exist_ok=True)
+        shutil.copytree(source, staged / layout.network / str(version), copy_function=link, dirs_exist_ok=True)
     return Layout.of(spec, max(spec.versions))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from generator.errors import SpecError
 from generator.spec.config_text import given_fields
 from generator.spec.model import ModelSpec
+from generator.task import find_roles, find_task
 from generator.triton.config import graph_sizes
 
 if TYPE_CHECKING:
@@ -48,15 +49,23 @@ def find_knobs(spec: ModelSpec, *, cores: int, p99_ms: float | None) -> list[Kno
 
 def _list_fields(spec: ModelSpec, cores: int, p99_us: float) -> Iterator[tuple[str, Any, Sequence[Any]]]:
     """Yield each field that applies, its value now and those worth trying: another field is one more line here."""
-    counts = spec.instance_counts()
-    for role in spec.roles:
-        given = given_fields(getattr(spec.config, role.key))  # the spec's own text, which takes the place of ours
-        if role.key in counts and "instance_group" not in given:
-            yield f"instances.{role.key}", counts[role.key], _count_instances(role, spec.is_tensorrt, cores)
-        if role.holds_network and spec.batch.max > 1 and "dynamic_batching" not in given:
+    counts, fused = spec.instance_counts(), find_task(spec.task).fused
+    if fused is not None:
+        yield "layout", spec.layout or "ensemble", ("ensemble", "fused")
+    if spec.decode == "gpu":  # which `auto` becomes wherever it can be
+        yield "decode", "gpu", ("cpu",)
+    # Combinations of a member with the layout that lacks it are refused by the spec, and not drawn.
+    for role in (*find_roles(spec.task, "ensemble"), *([fused] if fused else [])):
+        given = given_fields(getattr(spec.config, role.key, None))  # the spec's own text, which takes the place of ours
+        if role.default_instances is not None and "instance_group" not in given:
+            now = counts.get(role.key) or role.default_instances(spec.is_tensorrt)
+            yield f"instances.{role.key}", now, _count_instances(role, spec.is_tensorrt, cores)
+        if role not in spec.roles or not role.holds_network:
+            continue
+        if spec.batch.max > 1 and "dynamic_batching" not in given:
             delays = [delay for delay in _DELAYS_US if delay < p99_us]
             yield "max_queue_delay_microseconds", spec.queue_delay_microseconds(), delays
-        if role.holds_network and spec.is_tensorrt and "optimization" not in given:
+        if spec.is_tensorrt and "optimization" not in given:
             yield "plan.cuda_graphs", _to_json(spec.plan.cuda_graphs), _list_graphs(spec)
 
 

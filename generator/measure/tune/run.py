@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from generator.decoding import choose_decode
 from generator.errors import PerfError, SpecError
 from generator.measure.about import describe_run
 from generator.measure.perf import analyzer, served
@@ -18,6 +19,7 @@ from generator.repository.edits import check_edits
 from generator.repository.fingerprint import fingerprint
 from generator.repository.record import find_records
 from generator.server.launch import open_repository
+from generator.sources import describe_source
 from generator.spec.file import load_spec
 from generator.spec.model import usable_cores
 from generator.target import choose_target
@@ -89,7 +91,7 @@ def prepare(request: Request) -> Tuning:
     record = _find_record(root, request.name)
     check_edits(root, record, removing=False)
     asked = _read_spec(request.spec or root / record.name / "trtgen.json", record.name)
-    spec, _ = choose_target(asked)
+    spec, _ = choose_decode(choose_target(asked)[0], lambda one: describe_source(one)[0], record)
     inputs = fingerprint(spec)
     if request.spec is not None and inputs["artifact"] != record.inputs["artifact"]:
         raise SpecError(

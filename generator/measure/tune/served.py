@@ -14,13 +14,14 @@ from generator.measure.perf.measurement import Unsettled
 from generator.measure.tune.knobs import apply_settings
 from generator.measure.tune.trial import Figure
 from generator.repository import Layout
-from generator.repository.stage import stage_files, stage_listed_versions, take_over
+from generator.repository.stage import link, read_published, stage_files, stage_listed_versions, take_over
 from generator.server.embedded import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from generator.artifact import Artifact
     from generator.measure.perf.images import RequestImages
     from generator.measure.tune.knobs import Settings
     from generator.repository import Record
@@ -113,12 +114,31 @@ def stage_candidate(spec: ModelSpec, root: Path, folder: Path, record: Record) -
     layout = Layout.of(spec, record.version)
     try:
         shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
-        artifact = take_over(root, folder, record, spec, layout)
+        if (spec.layout or "ensemble", spec.decode) == _read_code(record):
+            artifact = take_over(root, folder, record, spec, layout)
+        else:
+            artifact = _link_graph(root, folder, record, spec, layout)
         stage_files(spec, folder, layout, artifact, dict(record.inputs))
         stage_listed_versions(spec, root, folder, layout)
     except OSError as error:  # shutil.Error is one
         msg = f"a copy of {record.name} cannot be made in {folder}: {error.strerror or error}"
         raise RepositoryError(msg, hint="free disk space there; is the model still in its repository?") from error
+
+
+def _read_code(record: Record) -> tuple[str, str]:
+    """Return what the code in the published version directories follows from: layout and decode."""
+    return record.spec.get("layout", "ensemble"), record.spec.get("decode", "cpu")
+
+
+def _link_graph(root: Path, folder: Path, record: Record, spec: ModelSpec, layout: Layout) -> Artifact:
+    """Stage graph and plan alone, for members that have other code than the published ones."""
+    source = root / Layout.of_record(record).network / str(record.version)
+    target = (folder / layout.onnx).parent
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.is_file() and path.suffix != ".py" and path.name != "version.json":
+            link(str(path), str(target / path.name))
+    return read_published(folder, record, spec, layout)
 
 
 def _watch(server: EmbeddedServer) -> Callable[[], ServerError | None]:
