@@ -61,7 +61,7 @@ class Journal:
             try:
                 self.trials.append(Trial.model_validate_json(line))
             except ValidationError as error:
-                raise PerfError(f"line {number} of {path} is not a measurement of trtgen tune", **_OTHER) from error
+                raise PerfError(f"line {number} of {path} is not a measurement", **_OTHER) from error
         while self.trials and self.trials[-1].figure is None:
             self.trials.pop()
 
@@ -109,7 +109,7 @@ def _check_about(path: Path, line: bytes, about: dict[str, Any]) -> None:
     except ValueError:
         found = None
     if not isinstance(found, dict) or found.get("format") != about["format"]:
-        raise PerfError(f"{path} is not a journal of this version of trtgen tune", **_OTHER)
+        raise PerfError(f"{path} is not the journal of a tuning by this version", **_OTHER)
     different = [
         f"{name} is another"
         if isinstance(about.get(name), dict)
