@@ -25,7 +25,8 @@ class MeasuredModel:
 
     `image_input` is the name of its one BYTES input, None for a model that takes tensors. `members` are the models an
     ensemble calls, in its order; empty for a plain model. `max_batch_size` is 0 for a model without a batch axis,
-    `has_open_outputs` whether its configuration leaves the size of an output open (strings, dims of -1).
+    `has_open_outputs` whether its configuration leaves the size of an output open (strings, dims of -1). `instances`
+    are those on all of its GPUs. `queue_delay_us` is how long a request may wait for others to fill a batch.
     """
 
     name: str
@@ -34,6 +35,8 @@ class MeasuredModel:
     max_batch_size: int = 0
     has_open_outputs: bool = False
     on_cpu: bool = False
+    instances: int = 1
+    queue_delay_us: int = 0
 
 
 def find_address(url: str) -> str:
@@ -166,6 +169,7 @@ def _read_config(config: dict[str, Any]) -> MeasuredModel:
     inputs = config["input"]
     is_image = len(inputs) == 1 and inputs[0]["data_type"] == "TYPE_STRING"
     steps = config.get("ensemble_scheduling", {}).get("step", [])
+    groups = config.get("instance_group", [])
     return MeasuredModel(
         name=config["name"],
         image_input=inputs[0]["name"] if is_image else None,
@@ -175,5 +179,7 @@ def _read_config(config: dict[str, Any]) -> MeasuredModel:
             output["data_type"] == "TYPE_STRING" or any(int(dim) < 0 for dim in output["dims"])
             for output in config["output"]
         ),
-        on_cpu={group.get("kind") for group in config.get("instance_group", [])} == {"KIND_CPU"},
+        on_cpu={group.get("kind") for group in groups} == {"KIND_CPU"},
+        instances=sum(int(group.get("count", 1)) * max(len(group.get("gpus", [])), 1) for group in groups) or 1,
+        queue_delay_us=int(config.get("dynamic_batching", {}).get("max_queue_delay_microseconds", 0)),
     )
