@@ -101,11 +101,14 @@ class Load:
         return closed + [Level(request_rate=value) for value in self.request_rates]
 
 
-def measure(models: Sequence[MeasuredModel], images: RequestImages, load: Load) -> Iterator[Measurement | Unsettled]:
+def measure(
+    models: Sequence[MeasuredModel], images: RequestImages, load: Load, *, parts: Sequence[MeasuredModel] = ()
+) -> Iterator[Measurement | Unsettled]:
     """Yield a Measurement per model and level of the load as soon as it is there, or what did not settle.
 
     A model that takes encoded images gets `images` in turn, `batch_size` of them per request. One that takes tensors
-    gets random bytes: what a network costs does not depend on the values.
+    gets random bytes: what a network costs does not depend on the values. How busy members were is known of those that
+    are among `models` or `parts`.
 
     Raises:
         PerfError: A run that failed, measured nothing or did not end in time; with the last lines of its output.
@@ -116,9 +119,8 @@ def measure(models: Sequence[MeasuredModel], images: RequestImages, load: Load) 
             if model.image_input:
                 write_input(images.images, model.image_input, folder / INPUT_FILE)
             _warm_up(model, load, folder)
-            parts = [one for one in models if one.name in (model.name, *model.members)]
             for level in load.levels:
-                yield _measure_one(model, level, load, folder, parts=parts)
+                yield _measure_one(model, level, load, folder, parts=[*models, *parts])
 
 
 def _warm_up(model: MeasuredModel, load: Load, folder: Path) -> None:
