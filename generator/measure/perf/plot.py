@@ -20,6 +20,7 @@ _REST = "#98a2ad"
 # The page's own colours take the place of these, so that they follow its ground.
 _OF_THE_PAGE = {"#555555": "var(--soft)", "#999999": "var(--soft)", "#e3e3e3": "var(--line)"}
 _WIDTH, _ROW_HEIGHT, _BAR_HEIGHT = 11.0, 3.5, 0.42
+_WIDE = 16  # loads that differ so much would lie on each other
 
 
 def draw_svg(measured: Sequence[Measurement], model: str) -> str:
@@ -42,6 +43,7 @@ def draw_figure(measured: Sequence[Measurement], model: str) -> Figure:
     has_gpu = any(one.gpu.utilization is not None or one.gpu.power_w is not None for one in own)
     heights = [_ROW_HEIGHT, 1.2 + _BAR_HEIGHT * len(own), *([_ROW_HEIGHT] if has_gpu else [])]
     figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.06, h_pad=0.1)
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     _draw_latency(figure.add_subplot(grid[0, 0]), own)
     _draw_throughput(figure.add_subplot(grid[0, 1]), measured)
@@ -73,10 +75,10 @@ def _draw_latency(axes: Axes, own: Sequence[Measurement]) -> None:
             va="top",
             color="#555555",
         )
-    axes.set_title("latency in ms, over images/s", loc="left")
+    axes.set_title(f"latency in ms, over images/s; at the points: {_describe_loads(own)}", loc="left")
     axes.margins(y=0.15)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, loc="upper left")
+    _add_legend(axes)
 
 
 def _draw_throughput(axes: Axes, measured: Sequence[Measurement]) -> None:
@@ -84,12 +86,10 @@ def _draw_throughput(axes: Axes, measured: Sequence[Measurement]) -> None:
         own = [one for one in measured if one.model == name]
         loads, rates = [_number(one) for one in own], [one.infer_per_s for one in own]
         axes.plot(loads, rates, "o-", color=_COLOURS[index % len(_COLOURS)], label=name)
-    loads = sorted({_number(one) for one in measured})
-    axes.set_xticks(loads, [f"{load:g}" for load in loads])
+    _set_loads(axes, sorted({_number(one) for one in measured}))
     axes.set_title(f"images/s, over {_describe_loads(measured)}", loc="left")
-    axes.margins(y=0.25)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, loc="upper left", ncols=2)
+    _add_legend(axes)
 
 
 def _draw_stages(axes: Axes, own: Sequence[Measurement]) -> None:
@@ -110,7 +110,12 @@ def _draw_stages(axes: Axes, own: Sequence[Measurement]) -> None:
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_title(f"mean time of a request in ms, at {_describe_loads(own)}", loc="left")
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+    _add_legend(axes)
+
+
+def _add_legend(axes: Axes) -> None:
+    """Put the legend below the axes, where no line is."""
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
 
 
 def _draw_gpu(
@@ -118,9 +123,17 @@ def _draw_gpu(
 ) -> None:
     known = [(_number(one), value) for one, value in zip(own, values, strict=True) if value is not None]
     axes.plot([load for load, _ in known], [value for _, value in known], "o-", color=_COLOURS[0])
-    axes.set_xticks([load for load, _ in known], [f"{load:g}" for load, _ in known])
+    if known:
+        _set_loads(axes, [load for load, _ in known])
     axes.set_title(f"{title}, over {_describe_loads(own)}", loc="left")
     axes.set_ylim(0, top)
+
+
+def _set_loads(axes: Axes, loads: Sequence[float]) -> None:
+    if max(loads) >= _WIDE * min(loads):
+        axes.set_xscale("log", base=2)
+        axes.minorticks_off()
+    axes.set_xticks(loads, [f"{load:g}" for load in loads])
 
 
 def _number(one: Measurement) -> float:

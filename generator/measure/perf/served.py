@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import importlib
 import ipaddress
+import os
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,15 @@ def find_address(url: str) -> str:
     if not address.is_loopback:
         return url
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def count_cores(url: str) -> int | None:
+    """Return how many cores the server at `url` (`host:port`) may use; None where it is on another machine."""
+    try:
+        local = ipaddress.ip_address(url.rpartition(":")[0].strip("[]")).is_loopback
+    except ValueError:  # a name
+        local = False
+    return len(os.sched_getaffinity(0)) if local else None
 
 
 def read_models(protocol: str, url: str, name: str | None) -> tuple[str, list[MeasuredModel]]:
