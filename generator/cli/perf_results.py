@@ -113,7 +113,8 @@ def _conclude(report: Report, wanted: Wanted, earlier: Earlier | None) -> Report
         differences = compare(report.measured, earlier)
         other = find_other_conditions(earlier, report.about)
         report = replace(report, comparison=Comparison(path=str(earlier.path), differences=differences, other=other))
-        print("\n".join(["", *format_differences(differences)]))
+        if differences:
+            print("\n".join(["", *format_differences(differences)]))
         for line in other:
             say(f"note: {earlier.path} was measured otherwise: {line}")
     if verdict is not None:

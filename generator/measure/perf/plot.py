@@ -42,8 +42,8 @@ def draw_figure(measured: Sequence[Measurement], model: str) -> Figure:
     own = [one for one in measured if one.model == model]
     has_gpu = any(one.gpu.utilization is not None or one.gpu.power_w is not None for one in own)
     heights = [_ROW_HEIGHT, 1.2 + _BAR_HEIGHT * len(own), *([_ROW_HEIGHT] if has_gpu else [])]
-    figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
-    figure.get_layout_engine().set(hspace=0.06, h_pad=0.1)
+    figure = Figure(figsize=(_WIDTH, sum(heights)))
+    figure.set_layout_engine("constrained", hspace=0.06, h_pad=0.1)
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     _draw_latency(figure.add_subplot(grid[0, 0]), own)
     _draw_throughput(figure.add_subplot(grid[0, 1]), measured)
