@@ -183,11 +183,16 @@ def test_no_verdict_without_statistics() -> None:
     assert judge([], make_models(), cores=2) is None
 
 
-def test_the_load_with_the_most_images_is_judged() -> None:
+def test_the_load_at_which_the_server_is_full_is_judged() -> None:
     light = make_measurement((0.4, 2), concurrency=1, infer_per_s=40.0)
     found = judge([make_measurement(), light], make_models(), cores=16)
     assert found is not None
     assert (found.concurrency, found.busy) == (8, 0.97)
+    # With one in flight nobody waits, and as many are answered: the load at which the stage is full says more.
+    alone = make_measurement((0.7, 2), concurrency=1, infer_per_s=104.0)
+    both = judge([alone, make_measurement()], make_models(), cores=16)
+    assert both is not None
+    assert both.concurrency == 8
 
 
 def test_models_of_others_are_named_in_tritons_words() -> None:

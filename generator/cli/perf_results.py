@@ -139,13 +139,13 @@ def _advise(verdict: Verdict | None) -> str:
 def _check(report: Report, wanted: Wanted, root: Path) -> None:
     """Make the advised change elsewhere, say what it brought, and write the files again."""
     from generator.measure.perf.check import Check, try_change
-    from generator.measure.perf.verdict import find_best
+    from generator.measure.perf.verdict import find_judged
 
     verdict = report.verdict
     if verdict is None or verdict.change is None:
         say("nothing to check: the verdict advises no change")
         return
-    before = find_best(report.measured, verdict.model)
+    before = find_judged(report.measured, verdict.model)
     assert before is not None
     with show_progress() as progress:
         progress.draw(Doing(step="trying the change", part=verdict.change.edit))

@@ -24,6 +24,7 @@ Field = Literal["instances", "max_queue_delay_microseconds", "concurrency"]
 Limit = Literal["stage", "queue delay", "cores", "gpu", "client", "load", "rate"]
 
 _BUSY = 0.75  # from here on a stage is the bottleneck
+_ALIKE = 1.1  # images per second that differ by less do so by chance, too
 _WORTH = 1.1  # a change that brings less is not advised
 _WAITING = 0.3  # of the latency, in front of a stage that waits for a batch to fill
 _OVERHEAD = 0.3  # of perf_analyzer's time
@@ -44,7 +45,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What limits `model` at the load at which it answered most.
+    """What limits `model` at the heaviest load at which it answered about as many images per second as ever.
 
     `limit` is what: a `stage`, whose name, `share` of the latency, number of instances and part of the time that they
     are busy are given, or one of the others. `expected` is the factor that `change` is expected to bring to the images
@@ -79,6 +80,15 @@ def find_best(measured: Sequence[Measurement], model: str) -> Measurement | None
     return max((one for one in measured if one.model == model), key=lambda one: one.infer_per_s, default=None)
 
 
+def find_judged(measured: Sequence[Measurement], model: str) -> Measurement | None:
+    """Return the heaviest load at which `model` answered about as many images per second as ever: there it is full."""
+    best = find_best(measured, model)
+    if best is None:
+        return None
+    alike = [one for one in measured if one.model == model and one.infer_per_s * _ALIKE >= best.infer_per_s]
+    return max(alike, key=lambda one: one.request_rate or one.concurrency or 0)
+
+
 def judge(measured: Sequence[Measurement], models: Sequence[MeasuredModel], *, cores: int | None) -> Verdict | None:
     """Return the verdict on the first of `models`; None where nothing settled, or the server has no statistics.
 
@@ -87,7 +97,7 @@ def judge(measured: Sequence[Measurement], models: Sequence[MeasuredModel], *, c
         models: The measured model and its members.
         cores: Those of the server's machine; None where it is another one.
     """
-    best = find_best(measured, models[0].name)
+    best = find_judged(measured, models[0].name)
     parts = [] if best is None else list(_find_parts(best, models))
     if best is None or not parts:
         return None
