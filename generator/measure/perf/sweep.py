@@ -166,7 +166,7 @@ def _measure_one(
         command=command,
         batch_size=load.batch_size,
     )
-    if problem := _find_problem(measurement, load, output):
+    if problem := _find_problem(measurement, level, load, output):
         return replace(refused, problem=problem)
     overhead = _OVERHEAD.search(output)
     busy = {one.name: statistics.find_busy(one) for one in parts}
@@ -181,16 +181,16 @@ def _measure_one(
     )
 
 
-def _find_problem(measurement: Measurement, load: Load, output: str) -> str:
+def _find_problem(measurement: Measurement, level: Level, load: Load, output: str) -> str:
     """Return why the load was not the one that was asked for; empty where it was."""
     requests_per_s = measurement.infer_per_s / load.batch_size
-    if measurement.concurrency is not None:
+    if level.concurrency is not None:
         # Little's law: requests in flight = throughput x latency.
         in_flight = requests_per_s * measurement.average_ms / 1000
-        if in_flight < _LEAST_IN_FLIGHT * measurement.concurrency:
-            return f"perf_analyzer kept only {in_flight:.1f} of {measurement.concurrency} requests in flight"
+        if in_flight < _LEAST_IN_FLIGHT * level.concurrency:
+            return f"perf_analyzer kept only {in_flight:.1f} of {level.concurrency} requests in flight"
         return ""
-    rate, count = measurement.request_rate or 0.0, _COUNT.search(output)
+    rate, count = level.request_rate or 0.0, _COUNT.search(output)
     # Of random arrivals there may be fewer, by three standard deviations of their number.
     chance = 3 / math.sqrt(int(count[1])) if count and load.arrivals == "poisson" else 0.0
     if requests_per_s < (_LEAST_ANSWERED - chance) * rate:
