@@ -317,7 +317,7 @@ def test_what_else_differed_is_said(tmp_path: Path) -> None:
         ("{}", r"is not a perf\.json: it lacks 'measurements'"),
         ('{"measurements": [{"settled": true}]}', r"it lacks 'model'"),
         ('{"measurements": [3]}', "it lacks"),
-        ('{"measurements": []}', "it has nothing that settled"),
+        ('{"measurements": []}', "it has only what did not settle"),
     ],
 )
 def test_an_earlier_result_that_is_none(tmp_path: Path, text: str | None, message: str) -> None:

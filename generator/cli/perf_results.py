@@ -152,7 +152,7 @@ def _check(report: Report, wanted: Wanted, root: Path) -> None:
         found = try_change(verdict, before, wanted.parts, wanted.images, wanted.load, root)
     if not isinstance(found, Check):
         raise PerfError(
-            f"with the change nothing settled: {found.problem}",
+            f"with the change the measurement did not settle: {found.problem}",
             hint="stop what else keeps the machine busy, raise --measurement-requests, or allow a larger --max-spread",
         )
     print(f"Tried: {found.text} ({found.images_per_s_before:.1f} to {found.images_per_s_after:.1f} images/s).")

@@ -68,7 +68,7 @@ def read_earlier(path: Path, loads: Iterable[Load]) -> Earlier:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PerfError(f"{path} is not a perf.json: it lacks {error}", **advice) from error
     if rows.keys().isdisjoint(loads):
-        has = ", ".join(_describe(load) for load in rows) or "nothing that settled"
+        has = ", ".join(_describe(load) for load in rows) or "only what did not settle"
         raise PerfError(
             f"{path} has none of the models and loads that are to be measured; it has {has}",
             hint="measure at the same load, or give another perf.json",
