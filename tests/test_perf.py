@@ -30,8 +30,11 @@ from generator.cli import main
 from generator.cli.options import SERVED_VARIABLES
 from generator.errors import PerfError, VerificationError
 from generator.measure.perf import analyzer, gpu, images, served, sweep
+from generator.measure.perf.busy import Busy
+from generator.measure.perf.check import Check, try_change
 from generator.measure.perf.measurement import Measurement, Unsettled, read_measurement
 from generator.measure.perf.output import format_table, make_files
+from generator.measure.perf.verdict import Change, judge
 from generator.measure.results import check_folder, write_files
 from generator.server import endpoint
 from generator.server.embedded import EmbeddedServer
@@ -713,6 +716,14 @@ def test_a_name_of_this_machine_becomes_the_address_that_answers(monkeypatch: py
 # --- what follows from it
 
 
+def make_full(infer_per_s: float) -> Measurement:
+    """A measurement of tiny whose preprocessing is busy all the time."""
+    one = read_measurement(ENSEMBLE, model="tiny", members={f"tiny_{name}": text for name, text in MEMBERS.items()})
+    full = Busy(instances=1, fraction=0.99, executions_per_s=30, batch=1, compute_ms=33)
+    members = tuple(dataclasses.replace(member, busy=full) for member in one.members)
+    return dataclasses.replace(one, infer_per_s=infer_per_s, spread=0.1, members=members)
+
+
 @server
 def test_the_advised_change_brings_what_was_predicted(
     told: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -758,6 +769,23 @@ def test_the_advised_change_brings_what_was_predicted(
     assert f"Tried: {check['text']}" in said.out
     assert check["text"] in (tmp_path / "perf.html").read_text()
     assert read_repository() == before
+
+    # Twice as many requests in flight bring nothing to a stage that is full: so it is said.
+    wrong = Change(model="tiny", field="concurrency", before=4, after=8, edit="--concurrency 8")
+    models = served.read_models("grpc", told.grpc_url, None)[1]
+    found = judge([make_full(one["infer_per_s"])], models, cores=2)
+    assert found is not None
+    measured = try_change(
+        dataclasses.replace(found, change=wrong, expected=2.0),
+        make_full(one["infer_per_s"]),
+        models,
+        images.RequestImages(source="red", images=(make_image("red"),)),
+        make_load(Path(os.environ["PERF_ANALYZER"]), told.grpc_url),
+        told.repository,
+    )
+    assert isinstance(measured, Check)
+    assert measured.share < 0.5
+    assert measured.found == pytest.approx(1, abs=0.3)
 
 
 @server
