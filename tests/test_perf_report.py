@@ -123,7 +123,7 @@ def test_no_more_processes_than_cores() -> None:
 def test_cores_that_are_in_use_are_the_limit() -> None:
     found = make_verdict(make_measurement(cpu_utilization=0.98))
     assert (found.limit, found.change) == ("cores", None)
-    assert "the machine's cores are in use for 98%: more instances would only share them" in found.text
+    assert "98% of the machine's cores are in use: more instances would only share them" in found.text
     half = make_verdict(make_measurement(cpu_utilization=0.5))
     assert half.expected == pytest.approx(2, rel=0.05)
 

@@ -164,7 +164,7 @@ def _judge_stage(best: Measurement, part: _Part, parts: Sequence[_Part], cores: 
         )
         return _conclude(best, part, "cores", f"{said}; {why}.")
     if lowest == "cores":
-        why = f"the machine's cores are in use for {best.cpu_utilization:.0%}: more instances would only share them"
+        why = f"{best.cpu_utilization:.0%} of the machine's cores are in use: more instances would only share them"
         return _conclude(best, part, "cores", f"{said}, but {why}.")
     if lowest == "gpu":
         said += f", and the GPU is busy {best.gpu.utilization:.0%} of it"
@@ -196,7 +196,7 @@ def _judge_idle(best: Measurement, busiest: _Part, parts: Sequence[_Part]) -> Ve
             change = Change(model=part.model.name, field=field, before=before, after=0, edit=f"{field}: 0")
             return _conclude(best, part, "queue delay", text, change=change, expected=expected)
     if best.cpu_utilization is not None and best.cpu_utilization >= _FULL:
-        why = f"the machine's cores are in use for {best.cpu_utilization:.0%}, by the client or by other programs"
+        why = f"{best.cpu_utilization:.0%} of the machine's cores are in use, by the client or by other programs"
         return _conclude(best, busiest, "cores", f"{said}; {why}.")
     return _more_load(best, busiest, parts, said)
 
