@@ -80,6 +80,9 @@ def test_a_terminal_shows_the_step_at_work_and_its_seconds() -> None:
     text = run_on_terminal()
     assert re.search(r"⠋ loading demo  0 s", text)
     assert re.search(r". building demo: tactics  25%  0 s", text)
+    bar = "[━╸╺]{20}"  # where it is known how far the step is
+    assert re.search(rf"tactics  25%  0 s +{bar}", re.sub(r"\x1b\[[0-9;]*m", "", text))
+    assert not re.search(rf"loading demo[^\r\n]*{bar}", re.sub(r"\x1b\[[0-9;]*m", "", text))
     assert not any(len(line) > 80 for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)))
     stays = shown_in_the_end(text)
     assert [line for line in stays if line in LINES] == LINES

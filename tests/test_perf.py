@@ -9,7 +9,9 @@ import dataclasses
 import http.server
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -25,15 +27,20 @@ import pytest
 import yaml
 
 from generator.cli import main
+from generator.cli.options import SERVED_VARIABLES
 from generator.errors import PerfError, VerificationError
 from generator.measure.perf import analyzer, gpu, images, served, sweep
+from generator.measure.perf.busy import Busy
+from generator.measure.perf.check import Check, try_change
 from generator.measure.perf.measurement import Measurement, Unsettled, read_measurement
 from generator.measure.perf.output import format_table, make_files
+from generator.measure.perf.verdict import Change, judge
 from generator.measure.results import check_folder, write_files
 from generator.server import endpoint
+from generator.server.embedded import EmbeddedServer
 from generator.server.ports import Ports, choose_ports
 from tests.server_parts import read_settled, wait_until
-from tests.tiny_repository import build_tiny_repository, make_image, serve
+from tests.tiny_repository import STARTED, build_tiny_repository, make_image, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,6 +58,23 @@ server = pytest.mark.server
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with serve(build_tiny_repository(tmp_path_factory.mktemp("repository"))) as addresses:
         yield addresses
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A server whose one preprocessing process waits 30 ms for each image, which needs no core."""
+    with EmbeddedServer(build_tiny_repository(tmp_path_factory.mktemp("slow") / "repository", delay_s=0.03)) as running:
+        yield running
+
+
+@pytest.fixture
+def told(slow: EmbeddedServer, program: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddedServer:
+    """That server, and what `trtgen serve` tells its command."""
+    monkeypatch.setenv("PERF_ANALYZER", str(program))
+    found = (slow.http_url, slow.grpc_url, slow.metrics_url, str(slow.repository))
+    for name, value in zip(SERVED_VARIABLES, found, strict=True):
+        monkeypatch.setenv(name, value)
+    return slow
 
 
 ANSWER_VERSION = "test $1 = --version && echo Perf Analyzer Version && exit 0"
@@ -318,7 +342,9 @@ def test_perf_measures_the_ensemble_and_its_members(
     assert 0.5 < sum(part["share"] for part in ensemble["members"]) <= 1
     assert document["versions"]["server"].endswith(" 2.51.0")
     assert document["images"]["count"] == images.DRAWN_IMAGES
-    assert said.out.count("\n") == 1 + 6 + 4
+    table, _, verdict = said.out.partition("\n\n")
+    assert table.count("\n") == 6 + 4
+    assert verdict.startswith(document["verdict"]["text"])
     assert "measuring tiny, tiny_preprocess, tiny_classifier" in said.err
 
 
@@ -678,6 +704,154 @@ def test_a_name_of_this_machine_becomes_the_address_that_answers(monkeypatch: py
 
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: Elsewhere())
     assert served.find_address("triton.example:8001") == "triton.example:8001"
+
+
+# --- what follows from it
+
+
+def make_full(infer_per_s: float) -> Measurement:
+    """A measurement of tiny whose preprocessing is busy all the time."""
+    one = read_measurement(ENSEMBLE, model="tiny", members={f"tiny_{name}": text for name, text in MEMBERS.items()})
+    full = Busy(instances=1, fraction=0.99, executions_per_s=30, batch=1, compute_ms=33)
+    members = tuple(dataclasses.replace(member, busy=full) for member in one.members)
+    return dataclasses.replace(one, infer_per_s=infer_per_s, spread=0.1, members=members)
+
+
+@server
+def test_the_advised_change_brings_what_was_predicted(
+    told: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the command of `trtgen serve`. The page is the server's own, on a machine whose cores others leave alone."""
+
+    def make_page() -> str:
+        with urllib.request.urlopen(f"http://{told.metrics_url}/metrics", timeout=10) as response:
+            page: str = response.read().decode()
+        assert "\nnv_cpu_utilization " in page
+        return re.sub(r"\nnv_cpu_utilization \S+", "\nnv_cpu_utilization 0.3", page)
+
+    def read_repository() -> dict[Path, bytes]:
+        files = [path for path in told.repository.rglob("*") if path.is_file() and path.name != STARTED]
+        return {path: path.read_bytes() for path in files}
+
+    before = read_repository()
+    arguments = ["--no-members", "--concurrency", "4", "--measurement-requests", "20", *ANY_SPREAD]
+    with answer_metrics(make_page) as metrics_url:
+        assert main(["perf", *arguments, "--metrics-url", metrics_url, "--check", "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    document = json.loads((tmp_path / "perf.json").read_text())
+    one = document["measurements"][0]
+    busy = one["members"][0]["busy"]
+    # The server's statistics against the client's clock: each image has a process for itself as long as it computes.
+    assert busy["instances"] == 1
+    assert busy["batch"] == 1
+    assert busy["compute_ms"] == pytest.approx(one["members"][0]["stages"]["infer_ms"], rel=0.2)
+    assert busy["fraction"] == pytest.approx(busy["compute_ms"] * one["infer_per_s"] / 1000, rel=0.15)
+    assert one["cpu_utilization"] == pytest.approx(0.3)
+    assert 0 <= one["client_overhead"] < 1
+
+    verdict, check = document["verdict"], document["check"]
+    assert (verdict["limit"], verdict["stage"], verdict["concurrency"]) == ("stage", "tiny_preprocess", 4)
+    assert verdict["busy"] > 0.9
+    assert verdict["change"]["edit"].startswith("instances: {preprocess: ")
+    assert 1 < verdict["change"]["after"] <= len(os.sched_getaffinity(0))
+    assert verdict["text"] in said.out
+    assert "in models.yaml, then trtgen build-repo --spec models.yaml" in said.out
+    assert check["predicted"] == verdict["expected"] > 1.5
+    assert check["share"] >= 0.5, check
+    assert check["found"] == pytest.approx(check["images_per_s_after"] / one["infer_per_s"], rel=1e-4)
+    assert f"Tried: {check['text']}" in said.out
+    assert check["text"] in (tmp_path / "perf.html").read_text()
+    assert read_repository() == before
+
+    # Twice as many requests in flight bring nothing to a stage that is full: so it is said.
+    wrong = Change(model="tiny", field="concurrency", before=4, after=8, edit="--concurrency 8")
+    models = served.read_models("grpc", told.grpc_url, None)[1]
+    found = judge([make_full(one["infer_per_s"])], models, cores=2)
+    assert found is not None
+    measured = try_change(
+        dataclasses.replace(found, change=wrong, expected=2.0),
+        make_full(one["infer_per_s"]),
+        models,
+        images.RequestImages(source="red", images=(make_image("red"),)),
+        make_load(Path(os.environ["PERF_ANALYZER"]), told.grpc_url),
+        told.repository,
+    )
+    assert isinstance(measured, Check)
+    assert measured.share < 0.5
+    assert measured.found == pytest.approx(1, abs=0.3)
+
+
+@server
+def test_a_rate_of_requests_is_kept_or_said_to_be_too_high(
+    told: EmbeddedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One process answers about 30 images per second."""
+    old = read_measurement(
+        ENSEMBLE.replace("Concurrency", "Request Rate").replace("\n4,", "\n10,"), model="tiny", members={}
+    )
+    old = dataclasses.replace(old, latency_spread=0.1)
+    write_files(make_files([old], {"load": {"arrivals": "constant"}}), tmp_path)
+    arguments = ["--no-members", "--request-rate", "10,80", "--arrivals", "poisson", "--compare"]
+    more = ["--measurement-requests", "5", *ANY_SPREAD, "--output", str(tmp_path / "new")]
+    assert main(["perf", *arguments, str(tmp_path / "perf.json"), *more]) == 1
+    said = capsys.readouterr()
+    document = json.loads((tmp_path / "new" / "perf.json").read_text())
+    kept, missed = document["measurements"]
+    assert (kept["request_rate"], kept["concurrency"]) == (10, None)
+    assert 3 < kept["infer_per_s"] < 17
+    assert "--request-rate-range 10:10:1 --request-distribution poisson --async" in kept["command"]
+    assert missed["problem"].endswith(" of 80 requests/s were answered")
+    assert "tiny  80 requests/s  not settled: only " in said.err
+    header, first, *_ = said.out.splitlines()
+    assert header.split()[:4] == ["model", "batch", "requests/s", "images/s"]
+    assert first.split()[:3] == ["tiny", "1", "10"]
+    assert "At 10 requests/s tiny_preprocess is busiest: 1 instance computed" in said.out
+
+    [difference] = document["comparison"]["differences"]
+    assert difference["p99"] == pytest.approx(kept["p99_ms"] / old.p99_ms, rel=1e-4)
+    assert re.search(r"^tiny +10 requests/s +\d\.\d\dx ", said.out, re.MULTILINE)
+    assert "was measured otherwise: arrivals: constant, now poisson" in said.err
+
+
+@server
+def test_a_server_that_is_gone_is_said(told: EmbeddedServer, tmp_path: Path) -> None:
+    """The last test with this server."""
+    arguments = ["--no-members", "--concurrency", "1,2", "--measurement-requests", "20", *ANY_SPREAD]
+    command = [sys.executable, "-m", "generator", "perf", *arguments, "--output", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if line.startswith("* tiny  concurrency 1 "):
+                time.sleep(1)  # perf_analyzer is at work
+                os.kill(told.pid, signal.SIGKILL)
+                break
+        out, rest = process.communicate(timeout=120)
+    said = "".join(seen) + rest
+    assert process.returncode == 1, said
+    assert f"error: the server at {told.grpc_url} is gone: perf_analyzer on tiny at concurrency 2" in said
+    assert "Traceback" not in said
+    assert out.splitlines()[1].split()[:3] == ["tiny", "1", "1"]
+    assert [one["concurrency"] for one in json.loads((tmp_path / "perf.json").read_text())["measurements"]] == [1]
+    assert "verdict" in (tmp_path / "perf.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--concurrency", "1", "--request-rate", "5"], "--request-rate goes in place of --concurrency"),
+        (["--request-rate", "5", "--check"], "--check goes with --concurrency"),
+        (["--request-rate", "5", "--export", "there"], "--export goes with --concurrency"),
+        (["--arrivals", "poisson"], "--arrivals goes with --request-rate"),
+        (["--request-rate", "0"], "'0' is not a list of numbers above 0, such as 50,100"),
+        (["--request-rate", "5,nan"], "'5,nan' is not a list of numbers above 0"),
+        (["--request-rate", "inf"], "'inf' is not a list of numbers above 0"),
+    ],
+)
+def test_options_that_do_not_fit(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["perf", *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 # --- the export

@@ -524,9 +524,15 @@ signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(tmp_path / "ended")!
 pathlib.Path({str(tmp_path / "started")!r}).touch()
 signal.pause()
 """
-    with serve_command("--repository", str(own), *FREE, "--", "sh", "-c", "kill -KILL $$") as process:
-        process.communicate(timeout=60)
+    told = "echo $TRTGEN_HTTP_URL $TRTGEN_GRPC_URL $TRTGEN_METRICS_URL $TRTGEN_REPOSITORY; kill -KILL $$"
+    with serve_command("--repository", str(own), *FREE, "--", "sh", "-c", told) as process:
+        out, text = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL
+    http, grpc, metrics, root = out.split()
+    assert f"http://{http}\n" in text
+    assert f"gRPC     {grpc}\n" in text
+    assert f"http://{metrics}/metrics\n" in text
+    assert root == str(own.resolve())
     with serve_command("--repository", str(own), *FREE, "--", sys.executable, "-c", code) as process:
         assert wait_until((tmp_path / "started").exists)
         process.send_signal(signal.SIGTERM)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _BOLD_RED, _BOLD, _RESET = "\x1b[1;31m", "\x1b[1m", "\x1b[0m"
 _FRAMES_PER_S = 8
+_BAR_WIDTH = 20
 _LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
 
 _verbosity = 0  # -1 only errors, 0 steps, 1 what is under way in them, 2 details
@@ -118,15 +119,22 @@ class Progress:
             return
         from rich.console import Console
         from rich.live import Live
+        from rich.progress_bar import ProgressBar
         from rich.spinner import Spinner
+        from rich.table import Table
         from rich.text import Text
 
         console = Console(stderr=True)
         spinner = Spinner("dots" if "utf" in sys.stderr.encoding.lower() else "line")
 
-        def line() -> Text:
+        def line() -> Table:
             frame = spinner.render(console.get_time())
-            return Text(f"{frame} {self._describe()}", no_wrap=True, overflow="ellipsis")
+            cells: list[Text | ProgressBar] = [Text(f"{frame} {self._describe()}", no_wrap=True, overflow="ellipsis")]
+            if not math.isnan(self._now.fraction):
+                cells.append(ProgressBar(total=1, completed=self._now.fraction, width=_BAR_WIDTH))
+            table = Table.grid(padding=(0, 1))
+            table.add_row(*cells)
+            return table
 
         _live = Live(
             get_renderable=line,

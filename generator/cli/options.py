@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,6 +48,8 @@ MODEL, TARGET, PROOF = "Model", "Target", "Proof"
 RepositoryOption = Annotated[
     Path, typer.Option("--repository", "-r", metavar="DIR", help="The model repository.", show_default=True)
 ]
+# What `trtgen serve` tells its command: host:port of each endpoint, and the model repository.
+SERVED_VARIABLES = ("TRTGEN_HTTP_URL", "TRTGEN_GRPC_URL", "TRTGEN_METRICS_URL", "TRTGEN_REPOSITORY")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -154,6 +157,17 @@ def parse_numbers(text: str) -> list[int]:
         values = []
     if not values or min(values) < 1:
         raise typer.BadParameter(f"{text!r} is not a list of numbers from 1, such as 1,8,32")
+    return values
+
+
+def parse_rates(text: str) -> list[float]:
+    """Return the numbers of a text such as `50,100,0.5`."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 < value < math.inf for value in values):
+        raise typer.BadParameter(f"{text!r} is not a list of numbers above 0, such as 50,100")
     return values
 
 

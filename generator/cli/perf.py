@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -9,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from generator.cli.console import say, show_progress
+from generator.cli.console import say
 from generator.cli.hints import write_command
-from generator.cli.options import RepositoryOption, parse_numbers
-from generator.errors import PerfError
-from generator.events import Doing
+from generator.cli.options import SERVED_VARIABLES, parse_numbers, parse_rates
+from generator.cli.perf_results import Wanted, measure_all
 
 if TYPE_CHECKING:
     from generator.measure.perf.images import RequestImages
-    from generator.measure.perf.measurement import Unsettled
+    from generator.measure.perf.served import MeasuredModel
     from generator.measure.perf.sweep import Load
-LOAD = "Load"  # a panel of --help
+LOAD, RESULTS = "Load", "Results"  # panels of --help
+_HTTP, _GRPC, _METRICS, _REPOSITORY = SERVED_VARIABLES
 
 
 def _check_address(text: str | None) -> str | None:
@@ -45,12 +46,27 @@ def perf(
         typer.Option(
             metavar="HOST:PORT",
             callback=_check_address,
-            help="The server.  [default: 127.0.0.1:8001, http :8000]",
+            help="The server.  [default: that of `trtgen serve --`, else 127.0.0.1:8001, http :8000]",
         ),
     ] = None,
     concurrency: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Numbers of requests in flight.", rich_help_panel=LOAD)
-    ] = "1,2,4,8",
+        str | None,
+        typer.Option(
+            metavar="N,N,...", help="Numbers of requests in flight.  [default: 1,2,4,8]", rich_help_panel=LOAD
+        ),
+    ] = None,
+    request_rate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Requests sent per second, however many are answered, in place of --concurrency.",
+            rich_help_panel=LOAD,
+        ),
+    ] = None,
+    arrivals: Annotated[
+        Literal["constant", "poisson"],
+        typer.Option(help="Distances between the requests of --request-rate: equal, or random.", rich_help_panel=LOAD),
+    ] = "constant",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per request.", rich_help_panel=LOAD)] = 1,
     shared_memory: Annotated[
         Literal["none", "system"],
@@ -91,10 +107,26 @@ def perf(
         typer.Option(
             metavar="HOST:PORT",
             callback=_check_address,
-            help="The server's metrics, for GPU utilisation and power.  [default: the server's host, 8002]",
+            envvar=_METRICS,
+            help="The server's metrics, for its cores, GPUs and power.  [default: the server's host, 8002]",
         ),
     ] = None,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for perf.csv and perf.json.")] = Path("perf"),
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Make the advised change in a copy of the repository's configurations, serve that, measure again.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="OLD.json", help="Compare with the perf.json of an earlier run.", rich_help_panel=RESULTS),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder for perf.html, perf.csv and perf.json.", rich_help_panel=RESULTS),
+    ] = Path("perf"),
     export: Annotated[
         Path | None,
         typer.Option(
@@ -102,27 +134,44 @@ def perf(
             help="Measure nothing: write what perf_analyzer and Model Analyzer need for a model of --repository.",
         ),
     ] = None,
-    repository: RepositoryOption = Path("model_repository"),
+    repository: Annotated[
+        Path,
+        typer.Option(
+            "--repository",
+            "-r",
+            metavar="DIR",
+            envvar=_REPOSITORY,
+            help="The model repository, for --check and --export.",
+        ),
+    ] = Path("model_repository"),
     install: Annotated[bool, typer.Option("--install", help="Put perf_analyzer beside this Python and leave.")] = False,
 ) -> None:
     """Measure throughput, latency and time per stage of a served model with perf_analyzer.
 
-    Example: trtgen perf --concurrency 1,8,32 --images photos/
+    Example: trtgen serve -- trtgen perf --concurrency 1,8,32 --images photos/ --check
     """
     from generator.measure.perf import analyzer, served, sweep
     from generator.measure.perf.images import collect_images
-    from generator.measure.perf.measurement import Measurement
-    from generator.measure.perf.output import describe_load, format_table, make_files
-    from generator.measure.results import check_folder, write_files
+    from generator.measure.results import check_folder
 
     if install:
         print(analyzer.install_analyzer(Path(sys.prefix)))
         return
-    concurrencies = parse_numbers(concurrency)
+    for wrong, msg in (
+        (concurrency and request_rate, "--request-rate goes in place of --concurrency"),
+        (request_rate and check, "--check goes with --concurrency: what is answered to a fixed rate cannot grow"),
+        (request_rate and export, "--export goes with --concurrency"),
+        (arrivals != "constant" and not request_rate, "--arrivals goes with --request-rate"),
+    ):
+        if wrong:
+            raise typer.BadParameter(msg)
+    concurrencies = [] if request_rate else parse_numbers("1,2,4,8" if concurrency is None else concurrency)
+    rates = parse_rates(request_rate) if request_rate else []
     check_folder(output if export is None else export)
     program = analyzer.find_analyzer()
     version = analyzer.check_analyzer(program)
-    url = served.find_address(url or {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}[protocol])
+    told = os.environ.get({"grpc": _GRPC, "http": _HTTP}[protocol])
+    url = served.find_address(url or told or {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}[protocol])
     load = sweep.Load(
         analyzer=program,
         protocol=protocol,
@@ -134,40 +183,37 @@ def perf(
         shared_memory=shared_memory,
         metrics_url=metrics_url or _find_metrics_url(url),
         max_spread_percent=max_spread,
+        request_rates=rates,
+        arrivals=arrivals,
     )
     if export is not None:
         _export(export, repository, model, collect_images(images), load)
         return
     server, models = served.read_models(protocol, url, model)
     served.check_batch_size(models, batch_size)
-    chosen = collect_images(images)
-    models = models if members else models[:1]
-    say(f"measuring {', '.join(one.name for one in models)} at {url} with {chosen.source}: 3 s or more per line")
-    found: list[Measurement | Unsettled] = []
-    try:
-        with show_progress() as progress:
-            progress.draw(Doing(step="measuring"))
-            for one in sweep.measure(models, chosen, load):
-                told = (
-                    f"{one.infer_per_s:.1f} images/s" if isinstance(one, Measurement) else f"not settled: {one.problem}"
-                )
-                say(f"* {one.model}  concurrency {one.concurrency}  {told}")
-                found.append(one)
-    finally:  # what was measured before an error or Ctrl-C is worth keeping
-        if found:
-            print(format_table(found))
-            about = describe_load(server=server, analyzer_version=version, load=load, images=chosen)
-            for path in write_files(make_files(found, about), output):
-                say(f"wrote {path}")
-    measured = [one for one in found if isinstance(one, Measurement)]
-    unknown = [one.gpu.unknown for one in measured if one.gpu.unknown]
-    if unknown:
-        say(f"note: GPU figures are missing: {unknown[0]}")
-    if len(measured) < len(found):
-        raise PerfError(
-            f"{len(found) - len(measured)} of {len(found)} measurements did not settle, so they have no figures",
-            hint="stop what else keeps the machine busy, raise --measurement-requests, or allow a larger --max-spread",
-        )
+    root = _open_served(repository, models) if check else None
+    wanted = Wanted(
+        models=models if members else models[:1],
+        parts=models,
+        images=collect_images(images),
+        load=load,
+        check_in=root,
+        compare=compare,
+        output=output,
+    )
+    measure_all(wanted, server=server, analyzer_version=version)
+
+
+def _open_served(repository: Path, models: list[MeasuredModel]) -> Path:
+    """Return the repository's root, which must be the one that the measured server has."""
+    from generator.measure.perf.check import check_served
+    from generator.server.launch import open_repository
+    from generator.server.wheel import check_embedded
+
+    check_embedded()  # what is to serve the copy
+    root = open_repository(repository)
+    check_served(root, models)
+    return root
 
 
 def _export(folder: Path, repository: Path, name: str | None, images: RequestImages, load: Load) -> None:

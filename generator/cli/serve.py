@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import shutil
 import signal
@@ -15,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from generator.cli.console import say, show_progress, step
-from generator.cli.options import RepositoryOption
+from generator.cli.options import SERVED_VARIABLES, RepositoryOption
 from generator.errors import ServerError
 from generator.events import Doing
 from generator.signals import EndedBySignal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from generator.server.embedded import EmbeddedServer
     from generator.server.ports import Ports
@@ -122,7 +123,7 @@ def _serve_embedded(server: EmbeddedServer, command: Sequence[str] | None, *, lo
             stack.enter_context(server)
         _describe(server, seconds=time.monotonic() - started, log=log)
         if command:
-            code = _run(command)
+            code = _run(command, variables=_tell_command(server))
         else:
             try:
                 say("Ctrl-C stops it.")  # in here, since who reads it may be quick
@@ -133,11 +134,17 @@ def _serve_embedded(server: EmbeddedServer, command: Sequence[str] | None, *, lo
         raise typer.Exit(code)
 
 
-def _run(command: Sequence[str]) -> int:
+def _tell_command(server: EmbeddedServer) -> dict[str, str]:
+    """Return what the command finds the server by, in its environment."""
+    found = (server.http_url, server.grpc_url, server.metrics_url, str(server.repository))
+    return dict(zip(SERVED_VARIABLES, found, strict=True))
+
+
+def _run(command: Sequence[str], *, variables: Mapping[str, str]) -> int:
     """Run the command and return its exit code; what ends this process ends the command, too."""
     say(f"$ {shlex.join(command)}")
     try:
-        process = subprocess.Popen(command)
+        process = subprocess.Popen(command, env={**os.environ, **variables})
     except OSError as error:
         msg = f"{command[0]} cannot be run: {error.strerror}"
         raise ServerError(msg, hint="give a command that is on PATH, after --") from error

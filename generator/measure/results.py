@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from typing import TYPE_CHECKING, Any
@@ -41,19 +42,23 @@ def check_folder(folder: Path) -> None:
 
 
 def write_files(files: Mapping[str, str], folder: Path) -> list[Path]:
-    """Write name -> text into `folder`, which is made where it is absent; a file is whole or the one before.
+    """Write name -> text into `folder`, which is made where it is absent; all are whole, or those of before.
 
     Raises:
         PerfError: The folder cannot be written.
     """
     written = [folder / name for name in files]
+    parts = [path.with_name(f".{path.name}.part") for path in written]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in written:
-            part = path.with_name(f".{path.name}.part")
-            part.write_text(files[path.name], encoding="utf-8")
+        for part, text in zip(parts, files.values(), strict=True):
+            part.write_text(text, encoding="utf-8")
+        for part, path in zip(parts, written, strict=True):
             part.replace(path)
     except OSError as error:
+        for part in parts:
+            with contextlib.suppress(OSError):
+                part.unlink()
         msg = f"{folder} cannot be written: {error.strerror}"
         raise PerfError(msg, hint="choose another folder", fields={"folder": None}) from error
     return written

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
-from generator.errors import MissingDependencyError
+from generator.measure import picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,25 +16,6 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by colour-blind readers; black and yellow left out.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a5195", "#666666")
-# Text stays text, and the same run gives the same file: without a date, and with names that do not change.
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "trtgen",
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.edgecolor": "#999999",
-    "grid.color": "#e3e3e3",
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "ytick.left": False,
-}
-_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def draw_svg(result: BenchResult) -> str:
@@ -44,15 +24,7 @@ def draw_svg(result: BenchResult) -> str:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", extra="plot", why="it draws bench.svg") from error
-    stream = io.StringIO()
-    with rc_context(_STYLE):
-        draw_figure(result).savefig(stream, format="svg", metadata=_NO_METADATA)
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
+    return picture.draw_svg(lambda: draw_figure(result), why="it draws bench.svg")
 
 
 def draw_figure(result: BenchResult) -> Figure:

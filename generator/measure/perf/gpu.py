@@ -7,24 +7,23 @@ perf_analyzer's start does not dilute the mean, and from the first figures that 
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import itertools
 import math
 import re
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from generator.measure.perf.poll import INTERVAL_S, Poll, get_text
 
-_INTERVAL_S = 0.25
-_TIMEOUT_S = 2.0
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
 _UTILIZATION, _POWER = "nv_gpu_utilization", "nv_gpu_power_usage"
 _MEMORY, _ENERGY = "nv_gpu_memory_used_bytes", "nv_energy_consumption"
 _COUNT = "nv_inference_count"
+_CPU = re.compile(r"^nv_cpu_utilization (\S+)$", re.MULTILINE)
 _LINE = re.compile(r'(nv_\w+)\{.*?\b(?:gpu_uuid|model)="([^"]*)".*\} (\S+)')
 
 
@@ -49,10 +48,14 @@ class GpuFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sample:
-    """One reading of the page: metric -> GPU -> value, and how many inferences the model has made (None: not there)."""
+    """One reading of the page: metric -> GPU -> value, and how many inferences the model has made (None: not there).
+
+    `cpu` is the part of all cores of the server's machine that is in use, 0 to 1; None where the page does not say.
+    """
 
     at_s: float
     count: float | None
+    cpu: float | None
     gpus: dict[str, dict[str, float]]
 
     def find_values(self, metric: str) -> list[float]:
@@ -62,35 +65,31 @@ class _Sample:
 class MetricsWatch:
     """What the metrics page said of one model and the GPUs, from time to time."""
 
-    def __init__(self, url: str, model: str, interval_s: float = _INTERVAL_S) -> None:
+    def __init__(self, url: str, model: str, interval_s: float = INTERVAL_S) -> None:
         """Watch `model` on the page of `url` (`host:port`)."""
         self._url = url
         self._model = model
-        self._interval_s = interval_s
-        self._samples: list[_Sample] = []
-        self._problem = ""
-        self._stop = threading.Event()
+        errors = (OSError, http.client.HTTPException, ValueError)
+        self._poll = Poll(lambda: _read_sample(url, model), errors=errors, interval_s=interval_s)
 
-    @contextlib.contextmanager
-    def run(self) -> Iterator[None]:
+    def run(self) -> AbstractContextManager[None]:
         """Read the page in a thread for as long as the block runs."""
-        thread = threading.Thread(target=self._poll, name="metrics", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            thread.join()
+        return self._poll.run()
+
+    def find_cpu_utilization(self) -> float | None:
+        """Return how much of the cores of the server's machine was in use, 0 to 1; None where the page does not say."""
+        found = [sample.cpu for sample in _find_loaded(self._poll.samples) if sample.cpu is not None]
+        return sum(found) / len(found) if found else None
 
     def summarize(self, images_per_s: float) -> GpuFigures:
         """Return the figures of what was read until now, with the images that `images_per_s` makes of a joule."""
-        page = f"http://{self._url}/metrics"
-        if not self._samples:
-            return GpuFigures(unknown=f"{page} {self._problem}")
-        gpus = len({gpu for sample in self._samples for readings in sample.gpus.values() for gpu in readings})
+        page, samples = f"http://{self._url}/metrics", self._poll.samples
+        if not samples:
+            return GpuFigures(unknown=f"{page} {self._poll.problem}")
+        gpus = len({gpu for sample in samples for readings in sample.gpus.values() for gpu in readings})
         if not gpus:
             return GpuFigures(gpus=0, unknown=f"{page} has no GPU figures (no GPU, or no DCGM, on the server's side)")
-        loaded = _find_loaded(self._samples)
+        loaded = _find_loaded(samples)
         if not loaded:
             return GpuFigures(
                 gpus=gpus, unknown=f"{page} counts no request of {self._model} meanwhile: another server's?"
@@ -112,26 +111,9 @@ class MetricsWatch:
             unknown=None if power_w else f"{page} has neither power nor energy",
         )
 
-    def _poll(self) -> None:
-        while True:
-            try:
-                self._samples.append(_read_sample(self._url, self._model))
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                self._problem = f"cannot be read: {error}"
-            if self._stop.wait(self._interval_s):
-                return
-
 
 def _read_sample(url: str, model: str) -> _Sample:
-    connection = http.client.HTTPConnection(url, timeout=_TIMEOUT_S)
-    try:
-        connection.request("GET", "/metrics")
-        response = connection.getresponse()
-        text = response.read().decode("utf-8")
-    finally:
-        connection.close()
-    if response.status != http.client.OK:
-        raise ValueError(f"HTTP {response.status}")
+    text = get_text(url, "/metrics")
     count: float | None = None
     gpus: dict[str, dict[str, float]] = {}
     for name, owner, written in _LINE.findall(text):
@@ -140,7 +122,8 @@ def _read_sample(url: str, model: str) -> _Sample:
             count = (count or 0.0) + value  # a line per version
         elif name in {_UTILIZATION, _POWER, _MEMORY, _ENERGY} and math.isfinite(value):
             gpus.setdefault(name, {})[owner] = value
-    return _Sample(at_s=time.monotonic(), count=count, gpus=gpus)
+    cpu = _CPU.search(text)
+    return _Sample(at_s=time.monotonic(), count=count, cpu=float(cpu[1]) if cpu else None, gpus=gpus)
 
 
 def _find_loaded(samples: list[_Sample]) -> list[_Sample]:

@@ -19,6 +19,8 @@ from generator.measure.perf.gpu import GpuFigures
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from generator.measure.perf.busy import Busy
+
 # Our name -> perf_analyzer's column. Times there are in microseconds.
 STAGES = {
     "queue_ms": "Server Queue",
@@ -27,6 +29,7 @@ STAGES = {
     "output_ms": "Server Compute Output",
 }
 _OUTSIDE = ("Client Send", "Network+Server Send/Recv", "Client Recv")
+RATE = "Request Rate"
 LATENCIES = {"p50_ms": "p50 latency", "p95_ms": "p95 latency", "p99_ms": "p99 latency"}
 
 
@@ -52,20 +55,24 @@ class Member:
     model: str
     share: float
     stages: Stages
+    busy: Busy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One model at one concurrency.
+    """One model at one concurrency or one rate of requests.
 
     `infer_per_s` counts inferences, which are rows: images per second, whatever the batch size. `concurrency` counts
     requests of `batch_size` images, and times are per request.
     For an ensemble the stages are the sums over its members. `spread` is how far the best of the three windows lies
-    above the worst, in throughput (0.1 = 10 %); None when perf_analyzer did not say.
+    above the worst, in throughput (0.1 = 10 %), `latency_spread` the same for the average latency; None when
+    perf_analyzer did not say. With `request_rate`, so many requests a second were sent, however many were answered, and
+    `concurrency` is None. `client_overhead` is the part of the time that perf_analyzer needed for itself,
+    `cpu_utilization` that of all cores of the server's machine in use, 0 to 1. `busy` is that of a plain model.
     """
 
     model: str
-    concurrency: int
+    concurrency: int | None
     infer_per_s: float
     average_ms: float
     p50_ms: float
@@ -78,18 +85,24 @@ class Measurement:
     command: str
     batch_size: int
     gpu: GpuFigures
+    request_rate: float | None = None
+    latency_spread: float | None = None
+    client_overhead: float | None = None
+    cpu_utilization: float | None = None
+    busy: Busy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsettled:
-    """One model at one concurrency that gave no figure: `problem` says why, the windows are all that were measured."""
+    """One model at one load that gave no figure: `problem` says why, the windows are all that were measured."""
 
     model: str
-    concurrency: int
+    concurrency: int | None
     batch_size: int
     windows_infer_per_s: tuple[float, ...]
     problem: str
     command: str
+    request_rate: float | None = None
 
 
 def find_spread(windows: Sequence[float]) -> float | None:
@@ -131,12 +144,16 @@ def read_measurement(
         sums = {name: sum(getattr(part, name) for part in parts.values()) for name in STAGES}
         stages = Stages(**{**sums, "queue_ms": own.queue_ms + sums["queue_ms"]})
     average_ms = own.total_ms + sum(_read_ms(row, column, model) for column in _OUTSIDE)
+    rate = _read_number(row, RATE, model) if RATE in row else None
     return Measurement(
         model=model,
-        concurrency=int(_read_number(row, "Concurrency", model)),
+        concurrency=int(_read_number(row, "Concurrency", model)) if rate is None else None,
+        request_rate=rate,
         infer_per_s=_read_number(row, "Inferences/Second", model),
         average_ms=average_ms,
-        **{name: _read_ms(row, column, model) for name, column in LATENCIES.items()},
+        p50_ms=_read_ms(row, LATENCIES["p50_ms"], model),
+        p95_ms=_read_ms(row, LATENCIES["p95_ms"], model),
+        p99_ms=_read_ms(row, LATENCIES["p99_ms"], model),
         stages=stages,
         other_ms=max(average_ms - stages.total_ms, 0.0),
         spread=spread,

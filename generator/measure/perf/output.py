@@ -17,6 +17,7 @@ from generator.measure.results import align_columns, round_figures, to_json
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from generator.measure.perf.busy import Busy
     from generator.measure.perf.images import RequestImages
     from generator.measure.perf.measurement import Unsettled
     from generator.measure.perf.sweep import Load
@@ -32,14 +33,18 @@ _GPU_COLUMNS = {
 _CSV_COLUMNS = (
     *("model", "ensemble", "concurrency", "settled", "infer_per_s", "average_ms", *LATENCIES, *STAGES),
     *("other_ms", "share", "spread", "batch_size", *_GPU_COLUMNS),
+    *("request_rate", "latency_spread", "client_overhead", "cpu_utilization"),
+    *("busy", "instances", "executions_per_s", "executed_batch", "compute_ms"),
 )
 # Header of the table -> column of perf.csv and its format.
 _COLUMNS = {
     "batch": ("batch_size", ""),
     "concurrency": ("concurrency", ""),
+    "requests/s": ("request_rate", "g"),
     "images/s": ("infer_per_s", ".1f"),
     "spread": ("spread", ".0%"),
     **{name.removesuffix("_ms"): (name, ".2f") for name in (*LATENCIES, *STAGES, "other_ms")},
+    "busy": ("busy", ".0%"),
     "share": ("share", ".0%"),
 }
 _UNITS = {
@@ -47,6 +52,7 @@ _UNITS = {
     "concurrency": "requests of batch_size images each, in flight",
     "*_ms": "milliseconds per request",
 }
+_IF_KNOWN = ("concurrency", "requests/s", "busy")  # columns that are left out where nothing is in them
 _ON_GPU = {
     "GPU": ("gpu_utilization", ".0%"),
     "watts": ("gpu_power_w", ".1f"),
@@ -68,19 +74,28 @@ def describe_load(*, server: str, analyzer_version: str, load: Load, images: Req
 
 def format_table(results: Sequence[Measurement | Unsettled]) -> str:
     """Return the table that people read: times in milliseconds, an ensemble's members below it, GPU figures if any."""
+    return "\n".join(align_columns(make_table(results)))
+
+
+def make_table(results: Sequence[Measurement | Unsettled]) -> list[list[str]]:
+    """Return the cells of that table, its heads first."""
     rows = _make_rows(results)
-    known = {name: cell for name, cell in _ON_GPU.items() if any(row.get(cell[0]) is not None for row in rows)}
-    columns = {**_COLUMNS, **known}
+    columns = {
+        name: cell
+        for name, cell in {**_COLUMNS, **_ON_GPU}.items()
+        if name not in (*_IF_KNOWN, *_ON_GPU) or any(row.get(cell[0]) is not None for row in rows)
+    }
     gpus = max((row.get("gpus") or 0 for row in rows), default=0)
     table = [["model", *(f"{gpus} GPUs" if name == "GPU" and gpus > 1 else name for name in columns)]]
     for row in rows:
         line = {name: _format(row.get(key), how) for name, (key, how) in columns.items()}
         if row.get("ensemble"):
-            line |= {"model": f"  {row['model']}", "concurrency": ""}  # the ensemble's, which stands above
+            line["model"] = f"  {row['model']}"
+            line |= {name: "" for name in ("concurrency", "requests/s") if name in line}  # they stand above
         elif not row["settled"]:
             line["images/s"] = "not settled"
         table.append([line.pop("model", row["model"]), *line.values()])
-    return "\n".join(align_columns(table))
+    return table
 
 
 def make_files(results: Sequence[Measurement | Unsettled], about: Mapping[str, Any]) -> dict[str, str]:
@@ -100,11 +115,25 @@ def _make_rows(results: Sequence[Measurement | Unsettled]) -> list[dict[str, Any
         row = _describe(one)
         if isinstance(one, Measurement):
             row |= {**asdict(one.stages), **{column: getattr(one.gpu, field) for column, field in _GPU_COLUMNS.items()}}
+            row |= _describe_busy(one.busy)
         rows.append(row)
-        for part in row.get("members", ()):
-            member = {"model": part["model"], "share": part["share"], **part["stages"]}
-            rows.append({**member, "ensemble": one.model, "concurrency": one.concurrency})
+        for part in one.members if isinstance(one, Measurement) else ():
+            member = {"model": part.model, "share": part.share, **asdict(part.stages), **_describe_busy(part.busy)}
+            load = {"concurrency": one.concurrency, "request_rate": one.request_rate}
+            rows.append({**member, **load, "ensemble": one.model})
     return rows
+
+
+def _describe_busy(busy: Busy | None) -> dict[str, Any]:
+    if busy is None:
+        return {"busy": None}
+    return {
+        "busy": busy.fraction,
+        "instances": busy.instances,
+        "executions_per_s": busy.executions_per_s,
+        "executed_batch": busy.batch,
+        "compute_ms": busy.compute_ms,
+    }
 
 
 def _format(value: float | None, how: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import importlib
 import ipaddress
+import os
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ class MeasuredModel:
     `image_input` is the name of its one BYTES input, None for a model that takes tensors. `members` are the models an
     ensemble calls, in its order; empty for a plain model. `max_batch_size` is 0 for a model without a batch axis,
     `has_open_outputs` whether its configuration leaves the size of an output open (strings, dims of -1), `is_fused`
-    whether it is a fused model of trtgen's, which decodes and runs the network by itself.
+    whether it is a fused model of trtgen's, which decodes and runs the network by itself. `instances` are those on all
+    of its GPUs. `queue_delay_us` is how long a request may wait for others to fill a batch.
     """
 
     name: str
@@ -37,6 +39,8 @@ class MeasuredModel:
     has_open_outputs: bool = False
     on_cpu: bool = False
     is_fused: bool = False
+    instances: int = 1
+    queue_delay_us: int = 0
 
 
 def find_address(url: str) -> str:
@@ -55,6 +59,15 @@ def find_address(url: str) -> str:
     if not address.is_loopback:
         return url
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def count_cores(url: str) -> int | None:
+    """Return how many cores the server at `url` (`host:port`) may use; None where it is on another machine."""
+    try:
+        local = ipaddress.ip_address(url.rpartition(":")[0].strip("[]")).is_loopback
+    except ValueError:  # a name
+        local = False
+    return len(os.sched_getaffinity(0)) if local else None
 
 
 def read_models(protocol: str, url: str, name: str | None) -> tuple[str, list[MeasuredModel]]:
@@ -169,6 +182,7 @@ def _read_config(config: dict[str, Any]) -> MeasuredModel:
     inputs = config["input"]
     is_image = len(inputs) == 1 and inputs[0]["data_type"] == "TYPE_STRING"
     steps = config.get("ensemble_scheduling", {}).get("step", [])
+    groups = config.get("instance_group", [])
     return MeasuredModel(
         name=config["name"],
         image_input=inputs[0]["name"] if is_image else None,
@@ -178,6 +192,8 @@ def _read_config(config: dict[str, Any]) -> MeasuredModel:
             output["data_type"] == "TYPE_STRING" or any(int(dim) < 0 for dim in output["dims"])
             for output in config["output"]
         ),
-        on_cpu={group.get("kind") for group in config.get("instance_group", [])} == {"KIND_CPU"},
+        on_cpu={group.get("kind") for group in groups} == {"KIND_CPU"},
         is_fused=NETWORK_BACKEND in config.get("parameters", {}),
+        instances=sum(int(group.get("count", 1)) * max(len(group.get("gpus", [])), 1) for group in groups) or 1,
+        queue_delay_us=int(config.get("dynamic_batching", {}).get("max_queue_delay_microseconds", 0)),
     )
