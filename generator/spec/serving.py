@@ -70,8 +70,3 @@ class RateLimiter(BaseModel):
         description="How much of each resource, by names of your own; models that name the same one share it. A server "
         "has as much of it, for each GPU, as the model that takes most."
     )
-    priority: Count | None = Field(
-        default=None,
-        description="Which model is next where several wait for a resource: with 2 a model gets half as many turns as "
-        "with 1, the default.",
-    )
