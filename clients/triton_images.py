@@ -34,6 +34,8 @@ PROBE_TIMEOUT_S = 2.0
 _DETECTION_OUTPUTS = ("NUM_DETECTIONS", "BOXES", "SCORES", "CLASSES")
 # What preprocessing makes of an image. A fused model, which does everything by itself, can tell it, too.
 _PREPROCESSED = {"PIXELS", "GEOMETRY"}
+# What Triton says where a queue is full, or a request has waited in one for too long (UNAVAILABLE, 503).
+_BUSY = ("Exceeds maximum queue size", "Request timeout expired")
 # An answer with one of these speaks about the request, so a smaller request may succeed. gRPC's names, HTTP's numbers.
 _REFUSALS = {"StatusCode.INVALID_ARGUMENT", "StatusCode.INTERNAL", "StatusCode.UNKNOWN", "400", "500"}
 
@@ -48,6 +50,10 @@ class ClientError(Exception):
 
 class RefusedError(ClientError):
     """The server works, but this request has no answer: one of its images is bad, or a score of it is not a number."""
+
+
+class BusyError(ClientError):
+    """The server works, but too many requests wait for it: the same request may be sent again."""
 
 
 class HiddenError(ClientError):
@@ -348,6 +354,8 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         return ClientError(found, "Triton's own ports are 8000 (HTTP), 8001 (gRPC) and 8002 (metrics): check --url")
 
     def _explain_silence(self, message: str) -> ClientError:
+        if any(words in message for words in _BUSY):
+            return BusyError(f"the server at {self._url} is busy: {message}", "send the same request again in a moment")
         try:
             spoken = _detect_protocol(self._url)
         except OSError as error:

@@ -92,6 +92,20 @@ def recipes(draw: st.DrawFn, most: int = 8192) -> dict[str, Any]:
 
 
 @st.composite
+def queues(draw: st.DrawFn, maximum: int) -> dict[str, Any]:
+    levels = draw(st.none() | st.integers(2, 100))
+    timeout = draw(st.none() | st.integers(1_000_001, 3_600_000_000))
+    return {
+        "max_size": draw(st.none() | st.integers(1, 1_000_000)),
+        "timeout_microseconds": timeout,
+        "timeout_action": draw(st.sampled_from(["reject", "delay"])) if timeout else None,
+        "priority_levels": levels,
+        "default_priority": draw(st.none() | st.integers(1, levels)) if levels else None,
+        "preferred_batch_sizes": draw(st.lists(st.integers(1, maximum), max_size=4)),
+    }
+
+
+@st.composite
 def specs(
     draw: st.DrawFn, *, crop: int = 8192, batch: int = 1024, instances: tuple[int, int] = (256, 64)
 ) -> dict[str, Any]:
@@ -110,6 +124,7 @@ def specs(
             "classifier": draw(st.integers(1, instances[1])),
         },
         "max_queue_delay_microseconds": draw(st.integers(0, 1_000_000)),
+        "queue": draw(st.none() | queues(maximum)),
         "versions": draw(
             st.one_of(st.integers(1, 100), st.just("all"), st.lists(st.integers(1, 1_000_000), min_size=1, max_size=9))
         ),
@@ -148,6 +163,11 @@ def test_valid_specs_become_valid_configurations(
     assert list(classifier.output[0].dims) == list(ensemble.output[0].dims) == [classes]
     assert preprocess.instance_group[0].count == spec.instance_counts()["preprocess"]
     assert classifier.instance_group[0].count == spec.instance_counts()["classifier"]
+    if spec.queue is not None:
+        policy = classifier.dynamic_batching.default_queue_policy
+        assert policy.max_queue_size == (spec.queue.max_size or 0)
+        assert policy.default_timeout_microseconds == (spec.queue.timeout_microseconds or 0)
+        assert list(classifier.dynamic_batching.preferred_batch_size) == list(spec.queue.preferred_batch_sizes)
     if spec.batch.max > 1:
         assert classifier.dynamic_batching.max_queue_delay_microseconds == spec.queue_delay_microseconds()
     seen = step.Recipe({key: {"string_value": it.string_value} for key, it in preprocess.parameters.items()})

@@ -711,6 +711,8 @@ def test_a_crash_without_a_word_names_what_was_loading(tmp_path: Path) -> None:
     log = '2026-11-22T12:12:04Z I 1 model_lifecycle.cc:472] "loading: m:1"\n'
     assert is_silent_crash(139, log)
     assert not is_silent_crash(1, log)
+    assert not is_silent_crash(134, log)
+    assert is_silent_crash(134, log + "terminate called after throwing 'boost::interprocess::lock_exception'\n")
     error = explain_end(139, log, log_path=tmp_path / "log", repository=tmp_path, ready=False)
     assert error.message == "tritonserver did not start: it was ended by SIGSEGV while it loaded m"
 

@@ -21,12 +21,15 @@ from generator.spec.model import Batch, ModelSpec
 from generator.spec.per_member import config_model, instances_model
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.recipe import IMAGENET, Recipe, RecipeSpec
+from generator.spec.serving import QueueOptions, RateLimiter
 
 PAGE = Path(__file__).parents[1] / "docs" / "spec.md"
 MODELS: dict[str, type[BaseModel]] = {
     "A model": ModelSpec,
     "batch": Batch,
     "instances": instances_model("classification", None),
+    "queue": QueueOptions,
+    "rate_limiter": RateLimiter,
     "config": config_model("classification", None),
     "detection": DetectionOptions,
     "instances of a detector": instances_model("detection", None),
@@ -95,7 +98,8 @@ def describe(name: str, field: dict[str, Any]) -> tuple[str, str]:
 
 
 def describe_single(name: str, field: dict[str, Any]) -> tuple[str, str]:
-    if isinstance(inner := field.get("additionalProperties"), dict):
+    by_pattern = field.get("patternProperties", {None: None})  # of the keys
+    if isinstance(inner := field.get("additionalProperties", *by_pattern.values()), dict):
         words, limits = describe(name, inner)
         return f"text: {words}", limits
     return "path" if field.get("format") == "path" else WORDS[field["type"]], describe_limits(field)

@@ -11,6 +11,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
+from generator.server.configs import find_options
 from generator.server.failures import explain_end, find_failures, tail
 from generator.server.launch import STOP_TIMEOUT_S, create_log, find_fused, tritonserver_options
 from generator.server.plans import check_container_plans, find_plans, has_version_compatible
@@ -108,6 +109,7 @@ class Container:
             "--model-repository=/models",
             "--model-control-mode=none",
             *tritonserver_options(ANY_ADDRESS),  # docker decides which addresses of the host lead there
+            *find_options(self.repository),
             # such plans carry code, which Triton runs only if it is told to
             *(["--backend-config=tensorrt,version-compatible=true"] if has_version_compatible(self.repository) else []),
         ]

@@ -123,9 +123,11 @@ def is_port_conflict(text: str) -> bool:
 def is_silent_crash(code: int, log: str) -> bool:
     """Tell whether tritonserver crashed while it loaded models and before it named a reason.
 
-    Release 24.10 does so in one of ten cases when a model answers a request of its warmup with an error.
+    Release 24.10 does so in one of ten cases when a model answers a request of its warmup with an error, and on a busy
+    machine in one of some fifty because a lock in the Python backend's shared memory fails.
     """
-    return code == _SIGNALLED + signal.SIGSEGV and not any(_read_failures(log))
+    lost_lock = code == _SIGNALLED + signal.SIGABRT and "boost::interprocess::lock_exception" in log
+    return (lost_lock or code == _SIGNALLED + signal.SIGSEGV) and not any(_read_failures(log))
 
 
 def explain_end(code: int, log: str, *, log_path: Path, repository: Path, ready: bool) -> ServerError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -12,10 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generator.errors import ConfigError, ServerError
+from generator.errors import ServerError
 from generator.render import read_runtime, template_root
 from generator.repository import published_root, recover
-from generator.triton.check import parse_config
+from generator.server.configs import find_options, read_configs
 from generator.triton.fused import NETWORK_BACKEND
 
 if TYPE_CHECKING:
@@ -65,22 +64,13 @@ def name_rebuild(repository: Path, model: str, **fields: object) -> dict[str, An
 
 def find_ensembles(repository: Path) -> dict[str, str]:
     """Return the ensemble, whose name is the public one, of each model that is a member of one."""
-    configs = _read_configs(repository)
+    configs = read_configs(repository)
     return {step.model_name: name for name, config in configs.items() for step in config.ensemble_scheduling.step}
 
 
 def find_fused(repository: Path) -> list[str]:
     """Return the models that decode and run their network in one process."""
-    return [name for name, config in _read_configs(repository).items() if NETWORK_BACKEND in config.parameters]
-
-
-def _read_configs(repository: Path) -> dict[str, Any]:
-    """Return the configurations that can be read."""
-    configs = {}
-    for path in sorted(repository.glob("*/config.pbtxt")):
-        with contextlib.suppress(OSError, UnicodeDecodeError, ConfigError):
-            configs[path.parent.name] = parse_config(path.parent.name, path.read_text(encoding="utf-8"))
-    return configs
+    return [name for name, config in read_configs(repository).items() if NETWORK_BACKEND in config.parameters]
 
 
 def create_log(path: Path) -> None:
@@ -213,6 +203,8 @@ def make_argv(
         *control,
         *tritonserver_options(address),
         f"--backend-directory={backends}",
+        f"--cache-directory={triton.caches}",
+        *find_options(repository),
         *(f"--{name}-port={port}" for name, port in ports.named().items()),
         "--metrics-interval-ms=250",  # the server's end waits for an interval's end; the default is 2 s
         f"--backend-config=python,shm-region-prefix-name={identifier}_",

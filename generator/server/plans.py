@@ -9,11 +9,11 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from generator.errors import ConfigError, DeviceError, MissingDependencyError, PlanError
+from generator.errors import DeviceError, MissingDependencyError, PlanError
 from generator.plan.library import TensorRTVersion
 from generator.repository.layout import numeric_versions
+from generator.server.configs import read_configs
 from generator.server.launch import name_rebuild
-from generator.triton.check import parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ PLAN_FILE = "model.plan"
 
 def find_plans(root: Path, models: Sequence[str] = ()) -> list[Path]:
     """Return the plans below `root` that Triton would load; with `models`, those of them and of their members."""
-    configs = _read_configs(root)
+    configs = read_configs(root)
     loaded = set(models).union(*(_members(configs[name]) for name in models if name in configs))
     return [
         plan
@@ -37,19 +37,6 @@ def find_plans(root: Path, models: Sequence[str] = ()) -> list[Path]:
         for number in _served(numeric_versions(root / name), config.version_policy)
         if (plan := root / name / str(number) / PLAN_FILE).is_file()
     ]
-
-
-def _read_configs(root: Path) -> dict[str, Any]:
-    """Return the configuration of each model below `root`, an empty one where Triton itself would refuse it."""
-    from tritonclient.grpc import model_config_pb2
-
-    configs = {}
-    for path in sorted(root.glob("*/config.pbtxt")):
-        try:
-            configs[path.parent.name] = parse_config(path.parent.name, path.read_text(encoding="utf-8"))
-        except (ConfigError, UnicodeDecodeError):
-            configs[path.parent.name] = model_config_pb2.ModelConfig()
-    return configs
 
 
 def _members(ensemble: Any) -> set[str]:
@@ -120,7 +107,7 @@ def check_container_plans(plans: Sequence[Path], image: str, *, gpus: bool) -> N
 def _without_gpu(plan: Path) -> dict[str, Any]:
     """Return command and fields that build a plan's model anew for the CPU."""
     root, model = plan.parents[2], plan.parents[1].name
-    ensembles = (name for name, config in _read_configs(root).items() if model in _members(config))
+    ensembles = (name for name, config in read_configs(root).items() if model in _members(config))
     # the backend is part of what clients rely on: the same name takes `replace`
     return name_rebuild(root, next(ensembles, model), target="onnxruntime", replace=True)
 

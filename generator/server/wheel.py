@@ -31,6 +31,7 @@ class EmbeddedTriton:
 
     binary: Path
     python_backend: Path
+    caches: Path
     stub: Path
     libraries: Path
     libpython: Path | None
@@ -57,13 +58,14 @@ def check_embedded() -> EmbeddedTriton:
     parts = EmbeddedTriton(
         binary=package / "tritonserver/bin/tritonserver",
         python_backend=package / "tritonserver/backends/python",
+        caches=package / "tritonserver/caches",
         stub=package / "tritonserver/python_backend_stubs" / python_version / "triton_python_backend_stub",
         libraries=package.parent / "nvidia_pytriton.libs",
         libpython=_find_libpython(python_version),
         wheel_version=metadata.version("nvidia-pytriton"),
         python_version=python_version,
     )
-    for path in (parts.binary, parts.python_backend, parts.stub, parts.libraries):
+    for path in (parts.binary, parts.python_backend, parts.caches, parts.stub, parts.libraries):
         if not path.exists():
             raise ServerError(
                 f"nvidia-pytriton {parts.wheel_version} lacks {path}",

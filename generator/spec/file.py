@@ -17,13 +17,16 @@ from generator.spec.model import DEMO_DETECTOR, Batch, ModelSpec, make_name, nam
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.problems import describe_problems
 from generator.spec.recipe import RecipeSpec
+from generator.spec.serving import QueueOptions, RateLimiter
 from generator.task import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _START = "start from a commented models.yaml"
-_MODELS: tuple[type[BaseModel], ...] = (ModelSpec, Batch, RecipeSpec, DetectionOptions, PlanOptions, BatchProfile)
+_MODELS: tuple[type[BaseModel], ...] = (
+    ModelSpec, Batch, RecipeSpec, DetectionOptions, PlanOptions, BatchProfile, QueueOptions, RateLimiter,
+)  # fmt: skip
 
 
 class _SpecFile(BaseModel):

@@ -26,6 +26,7 @@ from generator.spec.per_member import config_model, instances_model, keep_own
 from generator.spec.plan import BatchProfile, PlanOptions
 from generator.spec.recipe import Edge, RecipeSpec
 from generator.spec.rules import CHECKPOINT_SUFFIXES, disagreements
+from generator.spec.serving import QueueOptions, RateLimiter  # noqa: TC001 - pydantic reads the annotations
 from generator.task import TASKS, Role, ServingLayout, find_roles
 
 Target = Literal["auto", "onnxruntime", "tensorrt-8.6", "tensorrt-10", "tensorrt-11"]
@@ -206,6 +207,17 @@ class ModelSpec(BaseModel):
     max_queue_delay_microseconds: int | None = Field(
         default=None, ge=0, le=1_000_000, description="How long the classifier waits for a batch to fill; default 500."
     )
+    queue: QueueOptions | None = Field(
+        default=None, description="Which requests may wait, how long, and in which order."
+    )
+    response_cache: bool | None = Field(
+        default=None,
+        description="Whether the server answers a request whose images it has seen, byte by byte, from memory; "
+        "default: no.",
+    )
+    rate_limiter: RateLimiter | None = Field(
+        default=None, description="What the network's instances share with those of other models."
+    )
     versions: Annotated[int, Field(ge=1, le=100)] | Literal["all"] | Annotated[list[Version], Field(min_length=1)] = (
         Field(default=1, description="Versions to serve: the newest N, `all`, or a list of version numbers.")
     )
@@ -353,7 +365,8 @@ class ModelSpec(BaseModel):
 
     def as_record(self) -> dict[str, Any]:
         """Return the fields as JSON, but for later ones that say what was the only way before."""
-        usual = {"decode": ("auto", "cpu"), "layout": (None,)}
+        usual: dict[str, tuple[Any, ...]] = {"decode": ("auto", "cpu")}
+        usual |= dict.fromkeys(("layout", "queue", "response_cache", "rate_limiter"), (None,))
         fields = self.model_dump(mode="json")
         return {name: value for name, value in fields.items() if name not in usual or value not in usual[name]}
 
@@ -371,6 +384,14 @@ class ModelSpec(BaseModel):
             for role in self.roles
             if role.default_instances is not None
         }
+
+    def queue_of(self, role: Role) -> QueueOptions | None:
+        """What is asked for the queue in front of the member with this role; None where it is Triton's default."""
+        if self.queue is None or role.default_instances is None:
+            return None
+        if role.holds_network:
+            return self.queue
+        return self.queue.without_sizes(batches=self.decode == "gpu" and role.decoder_instances is not None)
 
     def queue_delay_microseconds(self) -> int:
         """How long the classifier waits for a batch to fill, with the default filled in."""

@@ -40,6 +40,7 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
     if spec.decode == "gpu" and spec.layout == "fused" and spec.target == "onnxruntime":
         yield "decode: gpu with layout: fused needs a TensorRT target: pixels stay on the plan's GPU"
     yield from _of_precision(spec)
+    yield from _of_queue(spec)
     yield from _of_config(spec)
     yield from _of_batches(spec)
 
@@ -90,18 +91,42 @@ def _of_precision(spec: ModelSpec) -> Iterable[str]:
         yield f"keep goes with precision: fp16 or int8, it is {spec.precision}"
 
 
+def _of_queue(spec: ModelSpec) -> Iterable[str]:
+    queue = spec.queue
+    if queue is None:
+        return
+    if sizes := [size for size in queue.preferred_batch_sizes if size > spec.batch.max]:
+        yield f"queue.preferred_batch_sizes: {sizes[0]} is above batch.max ({spec.batch.max})"
+    delay = spec.queue_delay_microseconds()
+    if queue.timeout_microseconds is not None and queue.timeout_microseconds <= delay:
+        yield (
+            f"queue.timeout_microseconds is {queue.timeout_microseconds}: a request that waits for others would always "
+            f"be late, more than max_queue_delay_microseconds ({delay}) was expected"
+        )
+
+
 def _of_config(spec: ModelSpec) -> Iterable[str]:
     """What the spec sets and `config` states, too: neither is to win silently."""
     twice = "of the spec and {} in config.{} state the same: leave one of them out"
     for role in spec.roles:
         text = getattr(spec.config, role.key)
         given = given_fields(text)
-        if getattr(spec.instances, role.key, None) is not None and "instance_group" in given:
-            yield f"instances.{role.key} {twice.format('instance_group', role.key)}"
+        is_entry = role is spec.roles[-1]
+        for field, value, name in (
+            (f"instances.{role.key}", getattr(spec.instances, role.key, None), "instance_group"),
+            ("queue", spec.queue_of(role), "dynamic_batching"),
+            ("response_cache", spec.response_cache if is_entry else None, "response_cache"),
+            ("rate_limiter", spec.rate_limiter if role.holds_network else None, "instance_group"),
+            (
+                "max_queue_delay_microseconds",
+                spec.max_queue_delay_microseconds if role.holds_network else None,
+                "dynamic_batching",
+            ),
+        ):
+            if value is not None and name in given:
+                yield f"{field} {twice.format(name, role.key)}"
         if not role.holds_network:
             continue
-        if spec.max_queue_delay_microseconds is not None and "dynamic_batching" in given:
-            yield f"max_queue_delay_microseconds {twice.format('dynamic_batching', role.key)}"
         if spec.plan.cuda_graphs is not True and parse_text(text).optimization.HasField("cuda"):
             yield f"plan.cuda_graphs {twice.format('optimization.cuda', role.key)}"
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from generator.artifact import Artifact
     from generator.spec.model import ModelSpec
+    from generator.spec.serving import QueueOptions, RateLimiter
     from generator.task import Role
     from generator.tensor import Tensor
 
@@ -74,7 +75,8 @@ class ModelConfig:
     """What every config.pbtxt of ours states.
 
     `given` is the spec's own text for it, `given_fields` the top-level fields in that: they take the place of ours, but
-    for `parameters`, which are added.
+    for `parameters`, which are added. `queue` and `rate_limiter` are those of the members that run, `response_cache` is
+    that of the model that clients call.
     """
 
     ensemble: str
@@ -85,6 +87,9 @@ class ModelConfig:
     versions: VersionPolicy = field(default_factory=VersionPolicy)
     given: str | None = None
     given_fields: tuple[str, ...] = ()
+    queue: QueueOptions | None = None
+    rate_limiter: RateLimiter | None = None
+    response_cache: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +167,9 @@ def common_fields(spec: ModelSpec, role: Role) -> dict[str, Any]:
         "max_batch_size": spec.batch.max,
         "given": text,
         "given_fields": given_fields(text),
+        "queue": spec.queue_of(role),
+        "rate_limiter": spec.rate_limiter if role.holds_network else None,
+        "response_cache": spec.response_cache if role is spec.roles[-1] else None,
     }
 
 
