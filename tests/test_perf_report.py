@@ -205,6 +205,24 @@ def test_models_of_others_are_named_in_tritons_words() -> None:
     assert found.change.edit == "shapes_firstprocess/config.pbtxt: count: 7 in instance_group"
 
 
+@pytest.mark.parametrize(
+    ("name", "is_fused", "edit"),
+    [
+        ("shapes", True, "instances: {fused: 7}"),
+        ("shapes_preprocess", False, "instances: {preprocess: 7}"),
+        ("mine", False, "mine/config.pbtxt: count: 7 in instance_group"),
+    ],
+)
+def test_a_model_that_is_measured_alone(name: str, is_fused: bool, edit: str) -> None:
+    model = MeasuredModel(name=name, image_input="IMAGE", members=(), on_cpu=True, is_fused=is_fused)
+    busy = make_measurement().members[0].busy
+    one = dataclasses.replace(make_measurement(average_ms=76.0), model=name, members=(), busy=busy)
+    found = judge([dataclasses.replace(one, cpu_utilization=0.3)], [model], cores=16)
+    assert found is not None
+    assert found.change is not None
+    assert found.change.edit == edit
+
+
 def test_cores_are_known_of_this_machine_only() -> None:
     assert count_cores("127.0.0.1:8001") == count_cores("[::1]:8001") is not None
     assert count_cores("triton.example:8001") is None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from generator.task import TASKS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from generator.measure.perf.busy import Busy
     from generator.measure.perf.measurement import Measurement, Stages
@@ -228,15 +228,22 @@ def _more_load(best: Measurement, part: _Part, parts: Sequence[_Part], said: str
 
 def _more_instances(model: str, part: _Part, after: int) -> Change:
     name = part.model.name
-    key = _find_keys(model).get(name)
+    key = _find_key(model, part.model)
     edit = f"instances: {{{key}: {after}}}" if key else f"{name}/config.pbtxt: count: {after} in instance_group"
     return Change(model=name, field="instances", before=part.busy.instances, after=after, edit=edit)
 
 
-def _find_keys(model: str) -> Mapping[str, str]:
-    """Return the key of the spec's `instances` for each name that a member of `model` may have."""
-    roles = [role for name in TASKS.names() for role in TASKS.find(name).roles if role.default_instances]
-    return {f"{model}{role.suffix}": role.key for role in roles}
+def _find_key(model: str, part: MeasuredModel) -> str | None:
+    """Return the key of the spec's `instances` for a part of `model`, or of its own; None where it is none of ours."""
+    tasks = [TASKS.find(name) for name in TASKS.names()]
+    if part.is_fused:
+        return next(task.fused.key for task in tasks if task.fused is not None)
+    roles = [role for task in tasks for role in task.roles if role.default_instances]
+    measured_alone = part.name == model
+    for role in roles:
+        if part.name == f"{model}{role.suffix}" or (measured_alone and part.name.endswith(role.suffix)):
+            return role.key
+    return None
 
 
 def _count(part: _Part) -> str:
