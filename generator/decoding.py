@@ -91,7 +91,7 @@ def _choose_layout(spec: ModelSpec, published: Record | None) -> str:
 
     stated = [*spec.instances.model_dump().values(), *spec.config.model_dump().values()]
     was_ensemble = published is not None and published.spec.get("layout") != "fused"
-    can_be_fused = spec.is_tensorrt and find_task(spec.task).fused is not None
+    can_be_fused = spec.is_tensorrt and find_task(spec.task).fused is not None and not spec.response_cache
     return "fused" if can_be_fused and not was_ensemble and stated.count(None) == len(stated) else "ensemble"
 
 

@@ -82,6 +82,7 @@ def test_what_is_an_ensemble_stays_one() -> None:
     assert choose(ModelSpec(**PLAN), published=fused)[0].layout == "fused"
     assert choose(ModelSpec(**PLAN, layout="ensemble"))[0].layout == "ensemble"
     assert choose(ModelSpec(**PLAN, instances={"preprocess": 2}))[0].layout == "ensemble"
+    assert choose(ModelSpec(**PLAN, response_cache=True))[0].layout == "ensemble"  # the one that has a cache
 
 
 @pytest.mark.usefixtures("gpu_host")

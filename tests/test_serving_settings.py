@@ -20,7 +20,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from generator.demo.draw import draw_set
-from generator.errors import SpecError
+from generator.errors import ConfigError, SpecError
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository.fingerprint import fingerprint
 from generator.server.configs import CACHE_BYTES, find_options
@@ -30,8 +30,9 @@ from generator.server.endpoint import count_pending
 from generator.server.ports import Ports
 from generator.spec.file import load_spec, make_spec
 from generator.tasks.detection.reading import Reading
+from generator.triton.check import check_members
 from tests.server_parts import ECHO, add_python_model, read_settled, wait_until
-from tests.test_model_config import ARTIFACT, members_of, parsed, rendered
+from tests.test_model_config import ARTIFACT, members_of, parsed, rendered, with_plan
 from tests.tiny_onnx import write_tiny_onnx
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "clients"))  # it is no package
@@ -82,6 +83,8 @@ def encode(edge: int) -> bytes:
         ("queue: {preferred_batch_sizes: [8, 33]}", "queue.preferred_batch_sizes: 33 is above batch.max (32)"),
         ("queue: 3", "queue: Input should be a valid dictionary or instance of QueueOptions (found 3)"),
         ("response_cache: maybe", "response_cache: Input should be a valid boolean"),
+        ("response_cache: true, layout: fused", "response_cache does not go with layout: fused"),
+        ("response_cache: true, task: detection", "response_cache does not go with task: detection"),
         ("rate_limiter: {}", "rate_limiter.resources: Field required"),
         ("rate_limiter: {resources: {}}", "rate_limiter.resources: Dictionary should have at least 1 item"),
         ("rate_limiter: {resources: {gpu: 0}}", "rate_limiter.resources: Input should be greater than or equal to 1"),
@@ -119,6 +122,33 @@ def test_every_member_that_runs_gets_the_queue() -> None:
     assert [list(one.preferred_batch_size) for one in ours.values()] == [[1], [4]]
     assert [one.max_queue_delay_microseconds for one in ours.values()] == [0, 1000]
     assert not parsed(texts, "net").HasField("dynamic_batching")
+
+
+def test_a_fused_model_has_the_queue_and_the_limits_of_the_network() -> None:
+    fields: dict[str, Any] = {
+        "queue": QUEUE,
+        "max_queue_delay_microseconds": 1000,
+        "rate_limiter": {"resources": {"gpu": 1}},
+    }
+    config = parsed(rendered(layout="fused", **fields), "net")
+    ensemble = parsed(rendered(**fields), "net_classifier")
+    assert config.dynamic_batching == ensemble.dynamic_batching
+    assert config.instance_group == ensemble.instance_group
+
+
+def test_a_preprocessing_step_on_the_gpu_goes_on_collecting_requests() -> None:
+    fields: dict[str, Any] = {"target": "tensorrt-10", "decode": "gpu", "layout": "ensemble"}
+    batcher = parsed(rendered(with_plan((1, 8, 32)), queue=QUEUE, **fields), "net_preprocess").dynamic_batching
+    assert list(batcher.preferred_batch_size) == []
+    assert batcher.default_queue_policy.max_queue_size == 2
+
+
+def test_a_cache_is_refused_where_requests_may_ask_for_different_outputs() -> None:
+    """Triton's cache would give the second one what the first one asked for."""
+    members = members_of(ARTIFACT, layout="fused", config={"fused": "response_cache { enable: true }"})
+    texts = {member.config.name: member.render() for member in members}
+    with pytest.raises(ConfigError, match="net: response_cache is on with 2 outputs"):
+        check_members(texts, members, ARTIFACT)
 
 
 def test_batch_sizes_alone_leave_preprocessing_as_it_is() -> None:
@@ -164,7 +194,7 @@ def test_they_belong_to_the_configuration_and_leave_the_rest_as_it_was() -> None
     (plain,) = make_spec(["demo"])
     (with_all,) = make_spec(["demo"], queue=QUEUE, max_queue_delay_microseconds=1, response_cache=True)
     (empty,) = make_spec(["demo"], queue=None, response_cache=None, rate_limiter=None)
-    assert not {"queue", "response_cache", "rate_limiter"} & plain.model_dump().keys()
+    assert not {"queue", "response_cache", "rate_limiter"} & plain.as_record().keys()
     first, second = fingerprint(plain), fingerprint(with_all)
     assert first["artifact"] == second["artifact"]  # no plan is built anew
     assert first["configuration"] != second["configuration"]

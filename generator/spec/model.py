@@ -212,8 +212,8 @@ class ModelSpec(BaseModel):
     )
     response_cache: bool | None = Field(
         default=None,
-        description="Whether the server answers a request whose images it has seen, byte by byte, from memory; "
-        "default: no.",
+        description="Whether the server answers a request whose images it has seen, byte by byte, from memory; for "
+        "classifiers with `layout: ensemble`. Default: no.",
     )
     rate_limiter: RateLimiter | None = Field(
         default=None, description="What the network's instances share with those of other models."

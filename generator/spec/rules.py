@@ -41,6 +41,7 @@ def disagreements(spec: ModelSpec) -> Iterable[str]:
         yield "decode: gpu with layout: fused needs a TensorRT target: pixels stay on the plan's GPU"
     yield from _of_precision(spec)
     yield from _of_queue(spec)
+    yield from _of_cache(spec)
     yield from _of_config(spec)
     yield from _of_batches(spec)
 
@@ -103,6 +104,13 @@ def _of_queue(spec: ModelSpec) -> Iterable[str]:
             f"queue.timeout_microseconds is {queue.timeout_microseconds}: a request that waits for others would always "
             f"be late, more than max_queue_delay_microseconds ({delay}) was expected"
         )
+
+
+def _of_cache(spec: ModelSpec) -> Iterable[str]:
+    """Triton's cache does not look at which outputs are asked for: see `generator.triton.check`."""
+    several = {"task: detection": spec.task == "detection", "layout: fused": spec.layout == "fused"}
+    for field in (name for name, has_several in several.items() if spec.response_cache and has_several):
+        yield f"response_cache does not go with {field}: a request for some outputs would be answered with others"
 
 
 def _of_config(spec: ModelSpec) -> Iterable[str]:

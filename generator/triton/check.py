@@ -68,6 +68,10 @@ def _single(name: str, config: Any) -> Iterable[str]:
     if config.platform == "ensemble":
         forbidden = [field for field in ("instance_group", "model_warmup") if getattr(config, field)]
         yield from (f"{field} is not allowed in an ensemble" for field in forbidden)
+    if config.response_cache.enable and len(config.output) > 1:
+        # its key has the inputs only: what the first request asked for is what the others get
+        count = len(config.output)
+        yield f"response_cache is on with {count} outputs: a request for some would be answered with others"
     for group in config.instance_group:
         if group.count < 1:
             yield f"instance_group count is {group.count}, at least 1 was expected"
