@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from generator.errors import ServerError
+from generator.rules.words import find_rule
 from generator.server import embedded
 from generator.server.embedded import EmbeddedServer
-from generator.server.failure_rules import explain_words
 from generator.server.failures import (
     Finding,
     explain_end,
@@ -171,7 +171,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "corrupt_graph": (
         lambda m: with_graph(m, b"not an ONNX file" * 9),
         "ONNX file is damaged: .*/corrupt_graph/1/model.onnx$",
-        "^build it again: build-repo corrupt_graph$",
+        "^copy it again, or build it again: build-repo corrupt_graph$",
     ),
     "empty_graph": (lambda m: with_graph(m, b""), "ONNX file is damaged", "build-repo"),
     "missing_graph": (with_graph, "its file is missing: .*/missing_graph/1/model.onnx$", "build-repo"),
@@ -274,7 +274,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "ensemble_alone": (
         lambda m: add_ensemble(m, member="nowhere"),
         "members are not in the repository: nowhere$",
-        "^build it again: build-repo ensemble_alone$",
+        "or build it again: build-repo ensemble_alone$",
     ),
     "ensemble_of_lost": (ensemble_with_failed_member, "its member lost_member did not load", "repair lost_member"),
 }
@@ -344,7 +344,9 @@ def test_missing_code_is_reported_at_once_though_tritonserver_hangs(tmp_path: Pa
     error = start_and_fail(tmp_path, ready_timeout_s=120)
     assert re.search("its file is missing: .*/model/1/model.py$", error.message)
     repository = {"repository": tmp_path / "repository"}
-    assert error.advice == {"hint": "build it again", "command": ("build-repo", "model"), "fields": repository}
+    assert error.command == ("build-repo", "model")
+    assert error.fields == repository
+    assert (error.hint or "").startswith("put it there")
 
 
 @pytest.mark.server
@@ -426,7 +428,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
         (
             "unable to find '/models/m/1/model.plan' for model instance 'm_0_0'",
             "its file is missing: /models/m/1/model.plan",
-            "^build it again$",
+            "^put it there",
         ),
         (
             "unable to load plan file to auto complete config: /models/m/1/model.plan",
@@ -436,7 +438,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
         (
             "unable to create TensorRT engine: Version tag does not match",
             r"another TensorRT version or GPU \(Version tag does not match\)",
-            "^where it is served, with the TensorRT of the serving image, build it again$",
+            "^build the plan where it is served, with the TensorRT of the serving image$",
         ),
         (
             (
@@ -516,7 +518,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
             "unable to create TensorRT context for m_0_3: could not be allocated"
             + BACKEND.explain_memory(3 << 30, 1 << 30, 8 << 30, gpu=1),
             "GPU 1 is exhausted: an instance needs at least 3072 MiB, 1024 .* are free; at most 2 of them fit .*empty$",
-            "give it fewer instances",
+            "give the models fewer instances",
         ),
         (
             BACKEND.no_gpu("m", "there is no driver"),
@@ -550,7 +552,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
                     "^let the user that runs the server read /models/m/1/model.plan$",
                 ),
                 *(
-                    (text, f"^{text[:20]}", "^correct that, or build it again$")
+                    (text, f"^{text[:20]}", "^correct that$")
                     for text in (
                         (
                             "tensor 'x' uses a non-linear IO format, which is not supported, for m_0_0: build the plan "
@@ -576,17 +578,18 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
                     "TensorRT does not start: could not be allocated"
                     + BACKEND.explain_memory(3 << 30, 1 << 30, 8 << 30, gpu=1),
                     "memory of GPU 1 is exhausted",
-                    "give it fewer instances",
+                    "give the models fewer instances",
                 ),
             )
         ),
     ],
 )
 def test_words_of_other_servers_are_explained(words: str, cause: str, hint: str) -> None:
-    explanation = explain_words(words, model="m")
-    assert explanation is not None
-    assert re.search(cause, explanation[0]), explanation
-    assert re.search(hint, explanation[1]), explanation
+    found = find_rule(words, model="m")
+    assert found is not None
+    rule, values = found
+    assert re.search(cause, rule.cause.format_map(values)), found
+    assert re.search(hint, rule.fix.format_map(values)), found
 
 
 def test_packages_that_pip_installed_elsewhere_are_found_by_the_stub(
@@ -620,7 +623,7 @@ def test_a_full_gpu_is_told_with_the_instances_that_were_loaded(tmp_path: Path) 
         "tritonserver did not start: m: the memory of GPU 0 is exhausted: not even the CUDA context of another process "
         "fits (2 of its instances were loaded)"
     )
-    assert "give it fewer instances" in (error.hint or "")
+    assert "give the models fewer instances" in (error.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -659,7 +662,7 @@ def test_a_gpu_without_room_for_tritonserver_itself_is_told(
     error = explain_end(1, "\n".join(log), log_path=tmp_path / "server.log", repository=tmp_path, ready=False)
     said = message.format("not even the CUDA context of tritonserver itself fits, or one stream more")
     assert error.message == f"tritonserver did not start: m: {said}"
-    assert "give it fewer instances" in (error.hint or "")
+    assert "give the models fewer instances" in (error.hint or "")
 
 
 def test_a_stream_that_fails_for_another_reason_is_no_lack_of_memory(tmp_path: Path) -> None:

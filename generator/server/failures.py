@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ServerError
-from generator.server.failure_rules import explain_words
+from generator.rules.words import find_rule
 from generator.server.launch import find_ensembles, name_rebuild
 
 if TYPE_CHECKING:
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TAIL_LINES = 15
+# What a hint says of building the model again, and the fields for it.
+_BUILDS: dict[str, tuple[str, dict[str, object]]] = {
+    "rebuild": ("build it again", {}),
+    "rewrite": ("build it again and discard the edits", {"discard_edits": True}),
+}
 _WORDS_LENGTH = 400
 _SIGNALLED = 128  # the shell's convention: the exit code of a process that signal N ended is 128 + N
 
@@ -81,10 +86,18 @@ def find_failures(log: str, repository: Path) -> list[Finding]:
     ensembles = find_ensembles(repository) if words_of else {}
     findings = []
     for model, words in words_of.items():
-        cause, hint, fields = explain_words(words, model=model) or (None, None, None)
-        if cause and (found := _MEMORY.search(cause)):
+        if (known := find_rule(words, model=model)) is None:
+            findings.append(Finding(model=model, words=words, cause=None, hint=None, build={}))
+            continue
+        rule, values = known
+        cause, hint = rule.cause.format_map(values), rule.fix.format_map(values)
+        if found := _MEMORY.search(cause):
             cause = _complete_memory(cause, found, log, model)
-        build = {} if fields is None else name_rebuild(repository, ensembles.get(model, model), **fields)
+        build: dict[str, Any] = {}
+        if rule.build:
+            more, fields = _BUILDS[rule.build]
+            hint = f"{hint}, or {more}"
+            build = name_rebuild(repository, ensembles.get(model, model), **fields)
         findings.append(Finding(model=model, words=words, cause=cause, hint=hint, build=build))
     return findings
 

@@ -1,0 +1,96 @@
+"""Backends, devices, memory, processes and ports of the machine that serves."""
+
+from generator.rules.rule import Rule
+
+FEWER_INSTANCES = "end what else uses the GPU (nvidia-smi shows it), or give the models fewer instances"
+
+DEVICES = (
+    Rule(
+        id="backend-unknown",
+        says=r"unable to find backend library for backend '(?P<backend>[^']+)'",
+        cause="it needs the backend {backend}, which this tritonserver does not have",
+        fix="serve it with the stock container, which has all of Triton's",
+        seen_in=("files", "log"),
+    ),
+    Rule(
+        id="gpu-absent",
+        says=r"kind KIND_GPU but no GPUs are available",
+        cause="its instance_group asks for a GPU (KIND_GPU), and none is available here",
+        fix="serve it where the GPU is, or set kind: KIND_CPU in {model}/config.pbtxt (target: onnxruntime for a plan)",
+        seen_in=("host", "log"),
+    ),
+    Rule(
+        id="gpu-absent-for-plan",
+        says=r"no GPU for model '[^']*' \((?P<detail>.*?)\): a TensorRT plan runs on an NVIDIA GPU only",
+        cause="its plan needs a GPU, and there is none: {detail}",
+        fix="serve it where the GPU is, or set target: onnxruntime",
+        build="rebuild",
+    ),
+    Rule(
+        id="tensorrt-python-absent",
+        says=r"(?P<detail>[^:]* (has no working tensorrt|lacks cuda-python)\b( \(.*?\))?)",
+        cause="{detail}",
+        fix="install trtgen's extra tensorrt for that Python: pip install -e '.[tensorrt]' in trtgen's checkout",
+    ),
+    Rule(
+        id="memory-shared",
+        says=r"--shm-size|shared memory.*No space left on device",
+        cause="there is too little shared memory in /dev/shm: each instance of a Python model takes 1 MB and more",
+        fix="in a container give --shm-size=1g; elsewhere free space in /dev/shm (df -h /dev/shm)",
+    ),
+    Rule(
+        id="memory-gpu",
+        says=r"out of memory on GPU (?P<gpu>\d+): (?P<detail>.*?)(: lower `count`|$)",
+        cause="the memory of GPU {gpu} is exhausted: {detail}",
+        fix=FEWER_INSTANCES,
+        build="rebuild",
+    ),
+    # Triton opens a stream of its own for each instance on a GPU, before the backend does anything
+    Rule(
+        id="memory-gpu-stream",
+        says=r"unable to create stream: out of memory|unable to get CUDA device properties for [^:]+: out of memory",
+        cause="the memory of a GPU is exhausted: not even the CUDA context of tritonserver itself fits, or one stream "
+        "more",
+        fix=FEWER_INSTANCES,
+        build="rebuild",
+    ),
+    Rule(
+        id="memory-load",
+        says=r"[Oo]ut of memory|CUDA_ERROR_OUT_OF_MEMORY|MemoryError|bad_alloc",
+        cause="there is too little memory to load it",
+        fix="lower `count` of instance_group in {model}/config.pbtxt, or free memory",
+    ),
+    Rule(
+        id="stub-ended",
+        says=r"Stub process '[^']*' is not healthy",
+        cause="the Python process of the model ended while it loaded: it crashed, or the system had no memory left",
+        fix="dmesg | tail",
+    ),
+    Rule(
+        id="stub-library",
+        says=r"error while loading shared libraries: (?P<library>(?P<package>\S+?)\.so\S*?):",
+        cause="the Python process of the models cannot start: the library {library} was not found",
+        fix="apt-get install {package}",
+    ),
+    Rule(
+        id="tmp-noexec",
+        says=r"unable to load shared library: (?P<folder>/\S*)/trtgen-\S+ failed to map segment",
+        cause="the temporary directory {folder} does not allow programs to run (noexec)",
+        fix="name another one: run it with TMPDIR=/var/tmp",
+    ),
+    Rule(
+        id="gpu-fails",
+        says=r"\bcu[A-Z]\w+ failed: CUDA_ERROR_|TensorRT does not start",
+        cause="the GPU or its driver fails: {words}",
+        fix="nvidia-smi shows whether both work, and what else uses the GPU",
+    ),
+)
+
+PORTS = (
+    Rule(
+        id="port-taken",
+        says=r"failed to start (?P<name>HTTP|GRPC|Metrics) service: .*Socket '(?P<socket>[^']+)' already in use",
+        cause="the {name} port {socket} is in use by another program",
+        fix="stop that program, or serve on another port",
+    ),
+)

@@ -1,0 +1,46 @@
+"""ONNX files and plans."""
+
+from generator.rules.rule import Rule
+
+RULES = (
+    Rule(
+        id="onnx-external-data",
+        says=r"(External data path .*does not exist: \"?|cannot load .*No such file or directory \[)(?P<path>[^\"\]\n]+)",
+        cause="the weights beside its ONNX file are missing: {path}",
+        fix="copy them there",
+        build="rebuild",
+        seen_in=("onnx", "log"),
+    ),
+    Rule(
+        id="onnx-damaged",
+        says=r"cannot load '(?P<path>[^']+)'.*(INVALID_PROTOBUF|No graph was found in the protobuf|does not have a graph)",
+        cause="its ONNX file is damaged: {path}",
+        fix="copy it again",
+        build="rebuild",
+        seen_in=("onnx", "log"),
+    ),
+    Rule(
+        id="onnx-newer",
+        says=r"(?P<runtime>onnxruntime \S+) cannot load.*(Unsupported model IR version|is under development)",
+        cause="its ONNX file is of a newer ONNX version than {runtime} reads",
+        fix="pip install --upgrade onnxruntime, or export it with an older opset",
+        build="rebuild",
+        seen_in=("onnx", "log"),
+    ),
+    Rule(
+        id="plan-incompatible",
+        says=r"unable to (create TensorRT engine|load plan file to auto complete config): (?P<detail>.*)",
+        cause="its plan cannot be loaded: it is damaged, or of another TensorRT version or GPU ({detail})",
+        fix="build the plan where it is served, with the TensorRT of the serving image",
+        build="rebuild",
+        seen_in=("plan", "log"),
+    ),
+    Rule(
+        id="batch-fixed",
+        says=r"(the underlying engine doesn't support batching|first dimension must be dynamic)",
+        cause="max_batch_size is above 0, but the batch of its graph is fixed",
+        fix="set max_batch_size: 0 and the full dims, or export it with a dynamic batch",
+        build="rebuild",
+        seen_in=("onnx", "plan", "log"),
+    ),
+)
