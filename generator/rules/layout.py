@@ -1,8 +1,6 @@
 """Folders, files and versions."""
 
-from generator.rules.rule import Rule
-
-EDIT = "correct {model}/config.pbtxt"
+from generator.rules.rule import EDIT, FILES, Rule
 
 RULES = (
     Rule(
@@ -10,7 +8,7 @@ RULES = (
         says=r"failed to open text file for read (?P<folder>.*/(?P<name>[^/]+))/config\.pbtxt",
         cause="the folder {name} in the repository's root is not a model: it has no config.pbtxt (a leftover?)",
         fix="remove it or move it elsewhere: {folder}",
-        seen_in=("files", "log"),
+        seen_in=FILES,
     ),
     Rule(
         id="layout-named-file-missing",
@@ -18,7 +16,7 @@ RULES = (
         cause="a file that config.pbtxt names is missing: {path}",
         fix="put the file there, or correct {model}/config.pbtxt",
         build="rebuild",
-        seen_in=("files", "log"),
+        seen_in=FILES,
     ),
     Rule(
         id="layout-no-version",
@@ -26,14 +24,14 @@ RULES = (
         cause="it has no version directory that its version_policy takes: {detail}",
         fix="change version_policy in {model}/config.pbtxt, or add a folder whose name is the version, such as 1",
         build="rebuild",
-        seen_in=("files", "log"),
+        seen_in=FILES,
     ),
     Rule(
         id="layout-other-name",
         says=r"unexpected directory name '(?P<folder>[^']+)' for model '(?P<name>[^']+)'",
         cause="its directory is called {folder}, but config.pbtxt says the name is {name}",
         fix="rename the directory to {name}, or correct `name` in {folder}/config.pbtxt",
-        seen_in=("files", "log"),
+        seen_in=FILES,
     ),
     Rule(
         id="config-syntax",
@@ -41,7 +39,7 @@ RULES = (
         cause="its config.pbtxt cannot be read: {detail}",
         fix=EDIT,
         build="rewrite",
-        seen_in=("files", "log"),
+        seen_in=FILES,
     ),
     Rule(
         id="layout-no-model-file",
@@ -49,13 +47,13 @@ RULES = (
         cause="its file is missing: {path}",
         fix="put it there, or name the file that is there in default_model_filename",
         build="rebuild",
-        seen_in=("files", "log"),
+        seen_in=FILES,
     ),
     Rule(
         id="layout-unreadable",
         says=r"unable to read '(?P<path>.+?)': (?P<detail>.*)",
         cause="its file cannot be read ({detail}): {path}",
         fix="let the user that runs the server read {path}",
-        seen_in=("files", "log"),
+        seen_in=FILES,
     ),
 )

@@ -5,7 +5,8 @@ from generator.rules.rule import Rule
 RULES = (
     Rule(
         id="onnx-external-data",
-        says=r"(External data path .*does not exist: \"?|cannot load .*No such file or directory \[)(?P<path>[^\"\]\n]+)",
+        says=r"(External data path .*does not exist: \"?|cannot load .*No such file or directory \[)"
+        r"(?P<path>[^\"\]\n]+)",
         cause="the weights beside its ONNX file are missing: {path}",
         fix="copy them there",
         build="rebuild",
@@ -13,7 +14,8 @@ RULES = (
     ),
     Rule(
         id="onnx-damaged",
-        says=r"cannot load '(?P<path>[^']+)'.*(INVALID_PROTOBUF|No graph was found in the protobuf|does not have a graph)",
+        says=r"cannot load '(?P<path>[^']+)'.*"
+        r"(INVALID_PROTOBUF|No graph was found in the protobuf|does not have a graph)",
         cause="its ONNX file is damaged: {path}",
         fix="copy it again",
         build="rebuild",

@@ -1,7 +1,6 @@
 """model.py and what it imports."""
 
-from generator.rules.layout import EDIT
-from generator.rules.rule import Rule
+from generator.rules.rule import EDIT, Rule
 
 RULES = (
     Rule(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 Severity = Literal["error", "warning", "note"]
 Evidence = Literal["files", "onnx", "plan", "python", "host", "log", "server"]
+FILES: tuple[Evidence, ...] = ("files", "log")
+EDIT = "correct {model}/config.pbtxt"
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
@@ -37,6 +40,10 @@ class Rule:
         return (self.first is None or release_key(self.first) <= at) and (
             self.last is None or at <= release_key(self.last)
         )
+
+
+# A rule of Triton for config.pbtxt, which a file shows as well as a log.
+config_rule = partial(Rule, fix=EDIT, build="rewrite", seen_in=FILES)
 
 
 def release_key(release: str) -> tuple[int, int]:

@@ -1,0 +1,47 @@
+"""Which backend a model has, and which file it loads, by core's own defaults."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from generator.doctor.repository import ModelFolder
+
+# platform -> backend, and the file that a version holds (core's constants.h and model_config_utils.cc)
+PLATFORMS = {
+    "tensorrt_plan": "tensorrt",
+    "onnxruntime_onnx": "onnxruntime",
+    "pytorch_libtorch": "pytorch",
+    "tensorflow_graphdef": "tensorflow",
+    "tensorflow_savedmodel": "tensorflow",
+}
+FILES = {
+    "tensorrt": "model.plan",
+    "onnxruntime": "model.onnx",
+    "pytorch": "model.pt",
+    "openvino": "model.xml",
+    "python": "model.py",
+    "dali": "model.dali",
+}
+
+
+def find_backend(model: ModelFolder) -> str:
+    """Return the backend that a configuration states or that its files imply; empty where nothing does."""
+    config = model.config
+    if config is not None:
+        if config.platform == "ensemble":
+            return "ensemble"
+        if config.backend or config.platform:
+            return str(config.backend or PLATFORMS.get(config.platform, ""))
+        if config.default_model_filename:
+            return _imply(config.default_model_filename)
+    for version in reversed(model.versions):
+        for file, backend in ((file, backend) for backend, file in FILES.items()):
+            if (model.path / str(version) / file).exists():
+                return backend
+    # a folder called NAME.BACKEND is of that backend
+    return model.name.rpartition(".")[2] if "." in model.name else ""
+
+
+def _imply(name: str) -> str:
+    return next((backend for backend, file in FILES.items() if file == name), "")

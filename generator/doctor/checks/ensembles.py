@@ -1,0 +1,178 @@
+"""Ensembles and their members, by the rules of core's ValidateEnsembleSchedulingConfig and ensemble_utils."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from generator.doctor.finding import Finding, in_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from generator.doctor.repository import ModelFolder
+
+_FORBIDDEN = ("instance_group", "optimization", "model_warmup")
+
+
+def check_ensemble(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
+    """Check one configuration that is, or says it is, an ensemble, with its members' configurations."""
+    config = model.config
+    assert config is not None
+    scheduled = config.HasField("ensemble_scheduling")
+    if config.platform != "ensemble":
+        if scheduled:
+            yield in_config(model, "ensemble-scheduled", "ensemble_scheduling")
+        return
+    if config.backend:
+        yield in_config(model, "ensemble-backend", "backend")
+    if not scheduled:
+        yield in_config(model, "ensemble-not-scheduled", "platform")
+        return
+    for field in _FORBIDDEN:
+        if (field == "optimization" and config.HasField(field)) or (field != "optimization" and getattr(config, field)):
+            yield in_config(model, "ensemble-field", field, field=field)
+    steps = config.ensemble_scheduling.step
+    if not steps:
+        yield in_config(model, "ensemble-step-incomplete", "ensemble_scheduling", field="step")
+        return
+    incomplete = list(_find_incomplete(model))
+    yield from incomplete
+    yield from _check_members(model, models)
+    if not incomplete:
+        yield from _check_links(model, models)
+
+
+def _step(index: int) -> tuple[str | int, ...]:
+    return ("ensemble_scheduling", 0, "step", index)
+
+
+def _find_incomplete(model: ModelFolder) -> Iterator[Finding]:
+    for index, step in enumerate(model.config.ensemble_scheduling.step):
+        for field in ("model_name", "input_map", "output_map"):
+            if not getattr(step, field):
+                yield in_config(model, "ensemble-step-incomplete", *_step(index), field=field)
+
+
+def _check_members(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
+    config = model.config
+    for index, step in enumerate(config.ensemble_scheduling.step):
+        name = step.model_name
+        if not name:
+            continue
+        if (member := models.get(name)) is None:
+            yield in_config(model, "ensemble-members-absent", *_step(index), "model_name", members=name)
+            continue
+        # -1 or nothing is the newest one
+        if step.model_version > 0 and step.model_version not in member.served_versions:
+            values = {"member": name, "version": step.model_version}
+            yield in_config(model, "ensemble-member-version", *_step(index), "model_version", **values)
+        if member.config is not None and member.config.max_batch_size < config.max_batch_size and _states_batch(member):
+            values = {"own": config.max_batch_size, "member": name, "least": member.config.max_batch_size}
+            yield in_config(model, "ensemble-batch", "max_batch_size", **values)
+    if path := _find_circle(model.name, models):
+        yield in_config(model, "ensemble-circular", "ensemble_scheduling", path=" -> ".join(path))
+
+
+def _states_batch(member: ModelFolder) -> bool:
+    """Tell whether its largest batch is written, and not left to the server's auto-complete."""
+    return ("max_batch_size",) in member.positions.lines or bool(member.config.input)
+
+
+def _find_circle(name: str, models: Mapping[str, ModelFolder]) -> list[str]:
+    """Return the members on the way from an ensemble back to itself; nothing where there is no such way."""
+
+    def members(of: str) -> list[str]:
+        folder = models.get(of)
+        return [step.model_name for step in folder.config.ensemble_scheduling.step] if folder and folder.config else []
+
+    ways = [[name, member] for member in members(name)]
+    seen: set[str] = set()
+    while ways:
+        way = ways.pop()
+        if way[-1] == name:
+            return way
+        if way[-1] not in seen:
+            seen.add(way[-1])
+            ways += [[*way, member] for member in members(way[-1])]
+    return []
+
+
+def _check_links(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
+    """Check that every tensor is written once, read, and the same on both ends."""
+    config = model.config
+    steps = config.ensemble_scheduling.step
+    written = {tensor.name for tensor in config.input}
+    read: set[str] = set()
+    for index, step in enumerate(steps):
+        read |= set(step.input_map.values())
+        for link in step.output_map.values():
+            if link in written:
+                yield in_config(model, "ensemble-written-twice", *_step(index), "output_map", tensor=link)
+            written.add(link)
+        yield from _check_maps(model, index, step, models.get(step.model_name))
+    outputs = {tensor.name for tensor in config.output}
+    for index, tensor in enumerate(config.output):
+        if tensor.name not in written:
+            yield in_config(model, "ensemble-unwritten", "output", index, tensor=tensor.name)
+    for link in sorted(read - written):
+        yield in_config(model, "ensemble-unwritten", "ensemble_scheduling", tensor=link)
+    for link in sorted(written - read - outputs):
+        yield in_config(model, "ensemble-unused", "ensemble_scheduling", tensor=link)
+    yield from _check_ends(model, models)
+
+
+def _check_maps(model: ModelFolder, index: int, step: Any, member: ModelFolder | None) -> Iterator[Finding]:
+    if member is None or member.config is None:
+        return
+    for kind, mapped, tensors in (
+        ("input", step.input_map, member.config.input),
+        ("output", step.output_map, member.config.output),
+    ):
+        if not tensors:  # left to auto-complete
+            continue
+        names = {tensor.name for tensor in tensors}
+        for name in sorted(set(mapped) - names):
+            values = {"kind": kind, "tensor": name, "member": member.name}
+            yield in_config(model, "ensemble-map-unknown", *_step(index), f"{kind}_map", **values)
+        if kind == "input":
+            for tensor in tensors:
+                if tensor.name not in mapped and not tensor.optional:
+                    values = {"tensor": tensor.name, "member": member.name}
+                    yield in_config(model, "ensemble-input-unmapped", *_step(index), **values)
+
+
+def _check_ends(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
+    """Compare data type and shape of each tensor where it comes from and where it goes."""
+    config = model.config
+    first: dict[str, tuple[str, Any, bool]] = {}
+    ends = [(tensor.name, model.name, tensor) for tensor in config.input]
+    for step in config.ensemble_scheduling.step:
+        member = models.get(step.model_name)
+        if member is None or member.config is None:
+            continue
+        for mapped, tensors in ((step.input_map, member.config.input), (step.output_map, member.config.output)):
+            by_name = {tensor.name: tensor for tensor in tensors}
+            ends += [(link, member.name, by_name[name]) for name, link in mapped.items() if name in by_name]
+    ends += [(tensor.name, model.name, tensor) for tensor in config.output]
+    batched = {name: bool(folder.config and folder.config.max_batch_size > 0) for name, folder in models.items()}
+    for link, owner, tensor in ends:
+        if link not in first:
+            first[link] = (owner, tensor, batched.get(owner, False))
+            continue
+        other, known, with_batch = first[link]
+        values = {"tensor": link, "first": other, "second": owner}
+        if known.data_type and tensor.data_type and known.data_type != tensor.data_type:
+            names = tensor.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+            types = {"one": names[known.data_type].name, "other": names[tensor.data_type].name}
+            yield in_config(model, "ensemble-data-type", "ensemble_scheduling", **types, **values)
+        one, two = _whole_shape(known, with_batch), _whole_shape(tensor, batched.get(owner, False))
+        if known.dims and tensor.dims and not _fit(one, two):
+            yield in_config(model, "ensemble-shape", "ensemble_scheduling", one=one, other=two, **values)
+
+
+def _whole_shape(tensor: Any, batched: bool) -> list[int]:
+    return [-1, *tensor.dims] if batched else list(tensor.dims)
+
+
+def _fit(one: list[int], other: list[int]) -> bool:
+    return len(one) == len(other) and all(a == b or -1 in (a, b) for a, b in zip(one, other, strict=True))

@@ -1,0 +1,67 @@
+"""Folders, versions and files of one model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from generator.doctor.backends import FILES
+from generator.doctor.finding import Finding, at_path, in_config
+from generator.rules import BY_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from generator.doctor.repository import ModelFolder
+
+
+def check_layout(model: ModelFolder, backend: str) -> Iterator[Finding]:
+    """Check a folder of the repository's root before its configuration is looked at."""
+    if model.fault is not None:
+        detail = f"line {model.fault.line}: {model.fault.detail}"
+        yield Finding(
+            rule=BY_ID["config-syntax"],
+            model=model.name,
+            path=model.config_path,
+            line=model.fault.line,
+            values={"path": model.config_path, "detail": detail},
+        )
+        return
+    if model.text is None and not model.versions:
+        yield at_path(model, "layout-no-config", model.path, name=model.name, folder=model.path)
+        return
+    config = model.config
+    if config is not None and config.name not in ("", model.name):
+        yield in_config(model, "layout-other-name", "name", folder=model.name, name=config.name)
+    if backend != "ensemble" and not model.served_versions:
+        detail = f"it has {', '.join(map(str, model.versions))}" if model.versions else "it has none"
+        yield at_path(model, "layout-no-version", model.path, detail=detail)
+        return
+    if config is not None:
+        yield from _check_named_files(model)
+    yield from _check_model_files(model, backend)
+
+
+def _check_named_files(model: ModelFolder) -> Iterator[Finding]:
+    config = model.config
+    for kind in ("input", "output"):
+        for index, tensor in enumerate(getattr(config, kind)):
+            name = getattr(tensor, "label_filename", "")
+            if name and not (model.path / name).is_file():
+                place = (kind, index, "label_filename")
+                yield in_config(model, "layout-named-file-missing", *place, path=model.path / name)
+    for index, sample in enumerate(config.model_warmup):
+        for tensor in sample.inputs.values():
+            path = model.path / "warmup" / tensor.input_data_file
+            if tensor.input_data_file and not path.exists():
+                yield in_config(model, "layout-named-file-missing", "model_warmup", index, path=path)
+
+
+def _check_model_files(model: ModelFolder, backend: str) -> Iterator[Finding]:
+    config = model.config
+    wanted = (config.default_model_filename if config is not None else "") or FILES.get(backend)
+    if not wanted or (config is not None and config.cc_model_filenames):
+        return
+    for version in model.served_versions:
+        path = model.path / str(version) / wanted
+        if not path.exists():
+            yield at_path(model, "layout-no-model-file", path, path=path)

@@ -1,0 +1,52 @@
+"""One thing that is wrong, with its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from generator.rules import BY_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from generator.doctor.repository import ModelFolder
+    from generator.rules.rule import Rule, Severity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A rule that does not hold at a place; `line` is None where the place is a file or folder as a whole."""
+
+    rule: Rule
+    model: str
+    path: Path
+    line: int | None = None
+    values: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is."""
+        return self.rule.severity
+
+    @property
+    def cause(self) -> str:
+        """What is there and what was expected."""
+        return self.rule.cause.format_map({**self.values, "model": self.model})
+
+    @property
+    def fix(self) -> str:
+        """What to do."""
+        return self.rule.fix.format_map({**self.values, "model": self.model})
+
+
+def in_config(model: ModelFolder, rule: str, /, *place: str | int, **values: object) -> Finding:
+    """Return a finding on the line of a field of the model's configuration."""
+    line = model.positions.line(*place) if model.config is not None else 1
+    return Finding(rule=BY_ID[rule], model=model.name, path=model.config_path, line=line, values=values)
+
+
+def at_path(model: ModelFolder, rule: str, place: Path, /, **values: object) -> Finding:
+    """Return a finding about a file or folder."""
+    return Finding(rule=BY_ID[rule], model=model.name, path=place, values=values)
