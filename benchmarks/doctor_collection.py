@@ -43,22 +43,23 @@ def read_words(folder: Path) -> list[str]:
 
 
 def find_rules(folder: Path, release: str) -> set[str]:
-    """Return the rules that are found in a copy of the folder, with its neighbours, as a repository."""
+    """Return the rules that are found in a copy of the folder: a model, or a repository of an ensemble and its members."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "models"
-        for path in folder.parent.iterdir():
-            if path.is_dir():
-                _copy(path, root / path.name)
-        findings = examine(read_repository(root), release)
-    return {finding.rule.id for finding in findings if finding.model == folder.name}
+        members = [path for path in folder.iterdir() if (path / "config.pbtxt").is_file()]
+        for source in members or [folder]:
+            _copy(source, root / source.name)
+        return {finding.rule.id for finding in examine(read_repository(root), release)}
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Copy a model, and do what the collection's own script does: model.py into version 1, a version for every model."""
     shutil.copytree(source, target)
-    partial = target / "partial.pbtxt"
-    if partial.exists() and not (target / "config.pbtxt").exists():
-        partial.rename(target / "config.pbtxt")
     (target / "1").mkdir(exist_ok=True)
+    if (target / "model.py").exists():
+        (target / "model.py").rename(target / "1" / "model.py")
+    if (target / "partial.pbtxt").exists() and not (target / "config.pbtxt").exists():
+        (target / "partial.pbtxt").rename(target / "config.pbtxt")
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from generator.doctor.backends import find_backend
 from generator.doctor.checks.ensembles import check_ensemble
 from generator.doctor.checks.layout import check_layout
+from generator.doctor.checks.python_model import check_python_model
 from generator.doctor.checks.scheduling import check_scheduling
 from generator.doctor.checks.tensors import check_tensors
 
@@ -30,3 +31,4 @@ def _examine_model(model: ModelFolder, repository: ModelRepository) -> Iterator[
         yield from check_tensors(model, backend)
         yield from check_scheduling(model, backend)
         yield from check_ensemble(model, repository.models)
+    yield from check_python_model(model)

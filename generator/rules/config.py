@@ -14,7 +14,7 @@ _DISAGREEMENT = (
 )
 # What it says of one that breaks a rule that has no row of its own.
 _BROKEN_RULE = (
-    r"is outside model directory|TensorRT backend supports only GPU device|unexpected 'platform' and 'backend' pair|"
+    r"is outside model directory|TensorRT backend supports only GPU device|"
     r"graph (lower bound )?spec expects|Supported values are|does not specify|"
     r"Invalid stub name|Incorrect value for FORCE_CPU_ONLY"
 )

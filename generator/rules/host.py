@@ -6,6 +6,31 @@ FEWER_INSTANCES = "end what else uses the GPU (nvidia-smi shows it), or give the
 
 DEVICES = (
     Rule(
+        id="backend-unstated",
+        says=r"Could not determine backend for model|must specify 'platform' or 'backend'",
+        cause="neither backend nor platform is stated, and no file that it holds tells",
+        fix='write backend: "onnxruntime", or what it is, in {model}/config.pbtxt, or give the file its usual name',
+        build="rewrite",
+        seen_in=("files", "log"),
+    ),
+    Rule(
+        id="backend-library",
+        says=r"(unable to find backend library|backend library name) '(?P<name>[^']*)'( for model| escapes)",
+        cause="runtime names the library {name}, which is not in the folder of its backend",
+        fix="remove runtime from {model}/config.pbtxt",
+        build="rewrite",
+        seen_in=("files", "log"),
+    ),
+    Rule(
+        id="platform-unknown",
+        says=r"unexpected 'platform' and 'backend' pair, got:(?P<platform>[^,]*), (?P<backend>\S*)|"
+        r"unexpected platform type",
+        cause="platform {platform} does not exist, or is not that of the backend {backend}",
+        fix="remove platform and write backend alone, in {model}/config.pbtxt",
+        build="rewrite",
+        seen_in=("files", "log"),
+    ),
+    Rule(
         id="backend-unknown",
         says=r"unable to find backend library for backend '(?P<backend>[^']+)'",
         cause="it needs the backend {backend}, which this tritonserver does not have",

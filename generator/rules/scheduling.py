@@ -103,7 +103,7 @@ RULES = (
     ),
     config_rule(
         id="instance-cpu-with-gpus",
-        says=r"has kind (?P<kind>KIND_CPU|KIND_MODEL) but specifies one or more GPUs",
+        says=r"has kind (?P<kind>KIND_CPU|KIND_MODEL) but specifies one or more GPU",
         cause="instance_group has {kind} and a list of gpus",
         fix="remove gpus, or write kind: KIND_GPU, in {model}/config.pbtxt",
     ),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from generator.doctor.backends import FILES
+from generator.doctor.backends import FILES, PLATFORMS
 from generator.doctor.finding import Finding, at_path, in_config
 from generator.rules import BY_ID
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from generator.doctor.repository import ModelFolder
+
+# a library in the backend's own folder, or model.py of a Python-based backend
+_RUNTIME = re.compile(r"libtriton_\w+\.so|model\.py")
 
 
 def check_layout(model: ModelFolder, backend: str) -> Iterator[Finding]:
@@ -36,9 +40,21 @@ def check_layout(model: ModelFolder, backend: str) -> Iterator[Finding]:
         detail = f"it has {', '.join(map(str, model.versions))}" if model.versions else "it has none"
         yield at_path(model, "layout-no-version", model.path, detail=detail)
         return
+    if not backend:
+        yield in_config(model, "backend-unstated")
     if config is not None:
+        yield from _check_platform(model)
         yield from _check_named_files(model)
     yield from _check_model_files(model, backend)
+
+
+def _check_platform(model: ModelFolder) -> Iterator[Finding]:
+    config = model.config
+    platform, backend = config.platform, config.backend
+    if platform and platform != "ensemble" and (platform not in PLATFORMS or backend not in ("", PLATFORMS[platform])):
+        yield in_config(model, "platform-unknown", "platform", platform=platform, backend=backend or "(none)")
+    if config.runtime and not _RUNTIME.fullmatch(config.runtime):
+        yield in_config(model, "backend-library", "runtime", name=config.runtime)
 
 
 def _check_named_files(model: ModelFolder) -> Iterator[Finding]:
