@@ -37,13 +37,13 @@ def find_broken(collection: Path) -> list[Path]:
 
 
 def read_words(folder: Path) -> list[str]:
-    """Return the alternatives of what tritonserver says; `\\[` in them is a bracket."""
+    """Return the alternatives of what tritonserver says, without the escapes of regular expressions."""
     paths = [path for path in sorted(folder.glob("expected*")) if path.name not in _OTHER_SETTINGS]
     return [re.sub(r"\\(.)", r"\1", path.read_text().strip()) for path in paths]
 
 
 def find_rules(folder: Path, release: str) -> set[str]:
-    """Return the rules that are found in a copy of the folder: a model, or a repository of an ensemble and its members."""
+    """Return the rules that are found in a copy of the folder: one model, or an ensemble with its members."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "models"
         members = [path for path in folder.iterdir() if (path / "config.pbtxt").is_file()]
@@ -53,13 +53,30 @@ def find_rules(folder: Path, release: str) -> set[str]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a model, and do what the collection's own script does: model.py into version 1, a version for every model."""
+    """Copy a model, as the collection's own script does: model.py in version 1, a version for all."""
     shutil.copytree(source, target)
     (target / "1").mkdir(exist_ok=True)
     if (target / "model.py").exists():
         (target / "model.py").rename(target / "1" / "model.py")
+    if "/onnx/" in source.as_posix():
+        _write_graph(target / "1" / "model.onnx")
     if (target / "partial.pbtxt").exists() and not (target / "config.pbtxt").exists():
         (target / "partial.pbtxt").rename(target / "config.pbtxt")
+
+
+def _write_graph(path: Path) -> None:
+    """Write what the collection's generator makes for these folders: two INT32 tensors [-1, 16] in and out."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    def info(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", 16])
+
+    nodes = [helper.make_node(kind, ["INPUT0", "INPUT1"], [f"OUTPUT{n}"]) for n, kind in enumerate(("Add", "Sub"))]
+    names = [[info(f"{kind}{n}") for n in range(2)] for kind in ("INPUT", "OUTPUT")]
+    model = helper.make_model(helper.make_graph(nodes, "graph", *names), opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, str(path))
 
 
 def main() -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from generator.doctor.repository import ModelFolder
 
 # platform -> backend, and the file that a version holds (core's constants.h and model_config_utils.cc)
@@ -41,6 +44,15 @@ def find_backend(model: ModelFolder) -> str:
                 return backend
     # a folder called NAME.BACKEND is of that backend
     return model.name.rpartition(".")[2] if "." in model.name else ""
+
+
+def find_model_files(model: ModelFolder, backend: str) -> Iterator[Path]:
+    """Yield the file of every version that is served, where it is there."""
+    stated = model.config.default_model_filename if model.config is not None else ""
+    for version in model.served_versions:
+        path = model.path / str(version) / (stated or FILES.get(backend, ""))
+        if path.is_file():
+            yield path
 
 
 def _imply(name: str) -> str:

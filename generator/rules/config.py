@@ -1,6 +1,10 @@
 """config.pbtxt against the network, and against rules of Triton that have no row of their own."""
 
+from functools import partial
+
 from generator.rules.rule import EDIT, Rule
+
+network_rule = partial(Rule, fix=EDIT, build="rewrite", seen_in=("onnx", "plan", "log"))
 
 # What Triton says of a config.pbtxt that is not that of the graph or plan.
 _DISAGREEMENT = (
@@ -20,6 +24,55 @@ _BROKEN_RULE = (
 )
 
 AGAINST_NETWORK = (
+    network_rule(
+        id="network-tensor-unknown",
+        says=r"unexpected inference (?P<kind>input|output) '(?P<tensor>[^']*)'.*?allowed (?:in|out)puts are: (?P<names>.*)",
+        cause="{kind} {tensor!r} is not in the model, which has {names}",
+    ),
+    network_rule(
+        id="network-tensor-count",
+        says=r"configuration expects (?P<stated>\d+) (?P<kind>input|output)s, model provides (at most )?(?P<made>\d+)",
+        cause="config.pbtxt has {stated} {kind}s, the model {made}",
+    ),
+    network_rule(
+        id="network-data-type",
+        says=r"unexpected datatype (?P<stated>TYPE_\w+) for inference (?P<kind>input|output) '(?P<tensor>[^']*)'.*?"
+        r"(expecting|the graph has) (?P<made>TYPE_\w+)",
+        cause="{kind} {tensor!r} is {stated} in config.pbtxt and {made} in the model",
+    ),
+    network_rule(
+        id="network-dims",
+        says=r"tensor '(?P<tensor>[^']*)': the (?:model expects|graph has) (?:\d+ dimensions? \()?shape (?P<made>\[.*?\])"
+        r".*?shape,? ?(?P<stated>\[.*?\])",
+        cause="{tensor!r} has the shape {made} in the model and {stated} in config.pbtxt, the batch included",
+    ),
+    network_rule(
+        id="network-batch-fixed",
+        says=r"model does not support batching while non-zero max_batch_size|is not a variable-size batch dimension|"
+        r"the underlying engine doesn't support batching|first dimension must be dynamic",
+        cause="max_batch_size is above 0, but the batch of its graph is fixed",
+        fix="set max_batch_size: 0 and the full dims, or export it with a dynamic batch",
+        build="rebuild",
+    ),
+    network_rule(
+        id="network-batch-contradiction",
+        says=r"contradicting each other in terms of whether batching is supported",
+        cause="by their dims, some of its tensors have a batch and others have none",
+        seen_in=("log",),
+    ),
+    network_rule(
+        id="network-no-output",
+        says=r"model configuration must contain at least one (?P<kind>input|output), none were specified",
+        cause="it states no {kind}, and its backend cannot fill that in",
+        fix="write its {kind}s into {model}/config.pbtxt",
+    ),
+    network_rule(
+        id="network-tensorrt-io",
+        says=r"'(?P<tensor>[^']*)' (uses a linear IO format, but|is incorrectly specified as a shape tensor)",
+        cause="{tensor!r} is no shape tensor or has a linear format in the plan, and config.pbtxt says otherwise",
+        fix="remove is_shape_tensor and is_non_linear_format_io of it in {model}/config.pbtxt",
+        seen_in=("log",),
+    ),
     Rule(
         id="config-not-of-network",
         says=_DISAGREEMENT,

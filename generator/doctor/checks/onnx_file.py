@@ -1,0 +1,78 @@
+"""ONNX files: whole, readable by the release's onnxruntime, and as config.pbtxt says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from generator.doctor.finding import Finding, at_path, in_config
+from generator.doctor.onnx_header import OnnxHeader, OnnxTensor, read_onnx_header
+from generator.errors import SourceError
+from generator.rules.releases import find_release
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from generator.doctor.repository import ModelFolder
+
+# ONNX's names of data types where Triton's is not TYPE_ and that name (onnxruntime backend's ConvertFromOnnxDataType).
+_TYPES = {"FLOAT": "TYPE_FP32", "DOUBLE": "TYPE_FP64", "FLOAT16": "TYPE_FP16", "BFLOAT16": "TYPE_BF16"}
+
+
+def check_onnx(model: ModelFolder, path: Path, release: str) -> Iterator[Finding]:
+    """Check one version's file, and the configuration against it."""
+    try:
+        header = read_onnx_header(path)
+    except SourceError as error:
+        detail = error.message.removeprefix(str(path)).strip()
+        yield at_path(model, "onnx-damaged", path, path=f"{path} {detail}")
+        return
+    for name in header.external:
+        if not (path.parent / name).is_file():
+            yield at_path(model, "onnx-external-data", path, path=path.parent / name)
+    if known := find_release(release):
+        runtime = {"release": release, "onnxruntime": known.onnxruntime}
+        if header.ir_version > known.ir_version:
+            yield at_path(model, "onnx-ir-newer", path, made=header.ir_version, known=known.ir_version, **runtime)
+        if header.opsets.get("ai.onnx", 0) > known.opset:
+            made = header.opsets["ai.onnx"]
+            yield at_path(model, "onnx-opset-newer", path, made=made, known=known.opset, **runtime)
+    if model.config is not None:
+        yield from _check_batch(model, header)
+        yield from _check_tensors(model, "input", model.config.input, header.inputs)
+        yield from _check_tensors(model, "output", model.config.output, header.outputs)
+
+
+def _check_batch(model: ModelFolder, header: OnnxHeader) -> Iterator[Finding]:
+    if model.config.max_batch_size > 0:
+        tensors = (*header.inputs, *header.outputs)
+        if any(tensor.shape is not None and tensor.shape[:1] != (-1,) for tensor in tensors):
+            yield in_config(model, "network-batch-fixed", "max_batch_size")
+
+
+def _check_tensors(model: ModelFolder, kind: str, stated: Any, made: tuple[OnnxTensor, ...]) -> Iterator[Finding]:
+    by_name = {tensor.name: tensor for tensor in made}
+    # with fewer outputs the others are not asked for; inputs must all be there
+    if kind == "input" and stated and len(stated) != len(made):
+        yield in_config(model, "network-tensor-count", kind, kind=kind, stated=len(stated), made=len(made))
+        return
+    for index, tensor in enumerate(stated):
+        values = {"kind": kind, "tensor": tensor.name}
+        if (own := by_name.get(tensor.name)) is None:
+            names = ", ".join(by_name)
+            yield in_config(model, "network-tensor-unknown", kind, index, "name", names=names, **values)
+            continue
+        data_type = tensor.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[tensor.data_type].name
+        expected = _TYPES.get(own.data_type, f"TYPE_{own.data_type}")
+        if tensor.data_type and data_type != expected:
+            place = (kind, index, "data_type")
+            yield in_config(model, "network-data-type", *place, stated=data_type, made=expected, **values)
+        # what is reshaped on the way has the shape of reshape in the model
+        dims = list(tensor.reshape.shape) if tensor.HasField("reshape") else list(tensor.dims)
+        whole = [-1, *dims] if model.config.max_batch_size > 0 else dims
+        if tensor.dims and own.shape is not None and not _fits(whole, own.shape):
+            yield in_config(model, "network-dims", kind, index, "dims", stated=whole, made=list(own.shape), **values)
+
+
+def _fits(stated: list[int], made: tuple[int, ...]) -> bool:
+    return len(stated) == len(made) and all(own in (-1, size) for size, own in zip(stated, made, strict=True))
