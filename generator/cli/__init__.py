@@ -34,6 +34,7 @@ _COMMANDS = {
     "build-plan": "build_plan",
     "classify-plan": "classify_plan",
     "detect-plan": "detect_plan",
+    "doctor": "doctor",
     "inspect": "inspect",
     "bench": "bench",
 }

@@ -34,7 +34,8 @@ def _examine_model(model: ModelFolder, repository: ModelRepository, release: str
         yield from check_tensors(model, backend)
         yield from check_scheduling(model, backend)
         yield from check_ensemble(model, repository.models)
-    yield from check_python_model(model)
+    if backend == "python":
+        yield from check_python_model(model)
     if backend == "onnxruntime":
         for path in find_model_files(model, backend):
             yield from check_onnx(model, path, release)

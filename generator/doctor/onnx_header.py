@@ -32,11 +32,15 @@ class OnnxTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxHeader:
-    """What an ONNX file says of itself; `external` are the files with its weights, as it names them."""
+    """What an ONNX file says of itself.
+
+    `optional` are inputs that have a value in the file; `external` are the files with its weights, as it names them.
+    """
 
     ir_version: int
     opsets: dict[str, int]
     inputs: tuple[OnnxTensor, ...]
+    optional: frozenset[str]
     outputs: tuple[OnnxTensor, ...]
     external: tuple[str, ...]
 
@@ -90,9 +94,13 @@ def _read_graph(data: mmap.mmap, graph: slice, ir_version: int, opsets: dict[str
             initializers.add(tensor.name)
             if tensor.data_location == _EXTERNAL:
                 external |= {entry.value: None for entry in tensor.external_data if entry.key == "location"}
-    inputs = tuple(tensor for tensor in found[_INPUT] if tensor.name not in initializers)
     return OnnxHeader(
-        ir_version=ir_version, opsets=opsets, inputs=inputs, outputs=tuple(found[_OUTPUT]), external=tuple(external)
+        ir_version=ir_version,
+        opsets=opsets,
+        inputs=tuple(found[_INPUT]),
+        optional=frozenset(initializers),
+        outputs=tuple(found[_OUTPUT]),
+        external=tuple(external),
     )
 
 

@@ -91,12 +91,12 @@ def read_repository(root: Path) -> ModelRepository:
     except (OSError, ValueError) as error:
         msg = f"{root} cannot be read: {getattr(error, 'strerror', None) or error}"
         raise SourceError(msg, hint="give the folder that tritonserver gets as --model-repository") from error
-    if not folders:
-        msg = f"{root} holds no folder, a folder for each model was expected"
-        raise SourceError(msg, hint="give the folder that tritonserver gets as --model-repository")
     if (root / CONFIG).is_file():
         msg = f"{root} is one model, it holds {CONFIG} itself"
         raise SourceError(msg, hint=f"give the folder above it: {root.resolve().parent}")
+    if not folders:
+        msg = f"{root} holds no folder, a folder for each model was expected"
+        raise SourceError(msg, hint="give the folder that tritonserver gets as --model-repository")
     return ModelRepository(root=root, models={name: _read_model(root / name) for name in folders})
 
 

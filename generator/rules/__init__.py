@@ -23,5 +23,6 @@ RULES: tuple[Rule, ...] = (
     *config.BROKEN_RULES,
     *host.PORTS,
     *python_models.OWN_WORDS,
+    *python_models.UNKNOWN,
 )
 BY_ID: dict[str, Rule] = {rule.id: rule for rule in RULES}

@@ -92,6 +92,14 @@ AGAINST_NETWORK = (
 
 BROKEN_RULES = (
     Rule(
+        id="parameter-value",
+        says=r"Invalid value for '(?P<name>\w+)': '(?P<value>[^']*)' for model instance",
+        cause="the parameter {name} has the value {value!r}, which the backend does not know",
+        fix=EDIT,
+        build="rewrite",
+        seen_in=("files", "log"),
+    ),
+    Rule(
         id="config-rule",
         says=_BROKEN_RULE,
         cause="its config.pbtxt breaks a rule of Triton: {words}",

@@ -99,3 +99,5 @@ OWN_WORDS = (
         seen_in=("python", "log"),
     ),
 )
+
+UNKNOWN = (Rule(id="unknown-words", cause="{words}", fix="read the lines around it in the log"),)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-STOCK_IMAGE = "nvcr.io/nvidia/tritonserver:26.10-py3"
+STOCK_RELEASE = "26.10"
+STOCK_IMAGE = f"nvcr.io/nvidia/tritonserver:{STOCK_RELEASE}-py3"
 DEFAULT_IMAGE = "trtgen-serving:26.10"  # the stock image with the Pillow that the preprocessing step needs
 
 _INSIDE = (8000, 8001, 8002)  # tritonserver's own ports

@@ -81,7 +81,7 @@ _HUNG = ("Failed to preinitialize Python stub", "triton_python_backend_stub: err
 def find_failures(log: str, repository: Path) -> list[Finding]:
     """Return what failed according to the log of a server on `repository`: a finding per model, in the log's order."""
     words_of: dict[str, str] = {}
-    for model, words in _read_failures(log):
+    for model, words, _ in read_failures(log):
         words_of.setdefault(model, words)
     ensembles = find_ensembles(repository) if words_of else {}
     findings = []
@@ -138,7 +138,7 @@ def is_silent_crash(code: int, log: str) -> bool:
 
     Release 24.10 does so in one of ten cases when a model answers a request of its warmup with an error.
     """
-    return code == _SIGNALLED + signal.SIGSEGV and not any(_read_failures(log))
+    return code == _SIGNALLED + signal.SIGSEGV and not any(read_failures(log))
 
 
 def explain_end(code: int, log: str, *, log_path: Path, repository: Path, ready: bool) -> ServerError:
@@ -195,30 +195,30 @@ def _describe(findings: list[Finding], *, log_path: Path, note: str = "") -> Ser
     )
 
 
-def _read_failures(log: str) -> Iterator[tuple[str, str]]:
-    """Yield (model, words) for every line that reports a failure, then for every request of a warmup that raised.
+def read_failures(log: str) -> Iterator[tuple[str, str, int]]:
+    """Yield (model, words, line) for every line that reports a failure, then for every request of a warmup that raised.
 
     tritonserver may crash before it says that such a request is why a model failed.
     """
     syntax: list[str] = []
-    requests: list[tuple[str, str]] = []
-    for line in log.splitlines():
+    requests: list[tuple[str, str, int]] = []
+    for number, line in enumerate(log.splitlines(), 1):
         if match := _PROTOBUF.match(line):
             syntax.append(f"line {match[1]}, column {match[2]}: {match['detail']}")
         elif match := _LOADER.match(line):
-            yield "", match["words"]
+            yield "", match["words"], number
         elif match := _LINE.match(line):
             message = _unquote(match["message"])
             if found := _FAILED_REQUEST.match(message):
-                requests.append((found["model"], f"failed to run warmup sample: {found['words']}"))
+                requests.append((found["model"], f"failed to run warmup sample: {found['words']}", number))
             elif found := next(filter(None, (pattern.match(message) for pattern in _FAILURES)), None):
                 words = found["words"].strip()
                 if "failed to read text proto" in words and syntax:
                     words += f" ({'; '.join(syntax)})"
                     syntax = []
-                yield found["model"], words
+                yield found["model"], words, number
         elif (match := _FATAL_LINE.match(line)) and "failed to load all models" not in line:
-            yield "", match["words"]
+            yield "", match["words"], number
     yield from requests
 
 

@@ -66,16 +66,13 @@ def _check_members(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Ite
         if step.model_version > 0 and step.model_version not in member.served_versions:
             values = {"member": name, "version": step.model_version}
             yield in_config(model, "ensemble-member-version", *_step(index), "model_version", **values)
-        if member.config is not None and member.config.max_batch_size < config.max_batch_size and _states_batch(member):
-            values = {"own": config.max_batch_size, "member": name, "least": member.config.max_batch_size}
+        # 0 is a member without batches, which may be part of an ensemble with them
+        least = member.config.max_batch_size if member.config is not None else 0
+        if 0 < least < config.max_batch_size:
+            values = {"own": config.max_batch_size, "member": name, "least": least}
             yield in_config(model, "ensemble-batch", "max_batch_size", **values)
     if path := _find_circle(model.name, models):
         yield in_config(model, "ensemble-circular", "ensemble_scheduling", path=" -> ".join(path))
-
-
-def _states_batch(member: ModelFolder) -> bool:
-    """Tell whether its largest batch is written, and not left to the server's auto-complete."""
-    return ("max_batch_size",) in member.positions.lines or bool(member.config.input)
 
 
 def _find_circle(name: str, models: Mapping[str, ModelFolder]) -> list[str]:
@@ -119,6 +116,23 @@ def _check_links(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Itera
     for link in sorted(written - read - outputs):
         yield in_config(model, "ensemble-unused", "ensemble_scheduling", tensor=link)
     yield from _check_ends(model, models)
+    yield from _check_decoupled(model, models)
+
+
+def _check_decoupled(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
+    """Follow where tensors come from: a decoupled member answers any number of times, each at its own time."""
+    origins: dict[str, int] = {tensor.name: 0 for tensor in model.config.input}
+    waiting = dict(enumerate(model.config.ensemble_scheduling.step))
+    while ready := [index for index, step in waiting.items() if set(step.input_map.values()) <= origins.keys()]:
+        for index in ready:
+            step = waiting.pop(index)
+            seen = {origins[link] for link in step.input_map.values()}
+            if len(seen) > 1:
+                yield in_config(model, "ensemble-decoupled", *_step(index), member=step.model_name)
+                return
+            member = models.get(step.model_name)
+            decoupled = member and member.config and member.config.model_transaction_policy.decoupled
+            origins |= dict.fromkeys(step.output_map.values(), index + 1 if decoupled else seen.pop())
 
 
 def _check_maps(model: ModelFolder, index: int, step: Any, member: ModelFolder | None) -> Iterator[Finding]:

@@ -40,19 +40,23 @@ def check_layout(model: ModelFolder, backend: str) -> Iterator[Finding]:
         detail = f"it has {', '.join(map(str, model.versions))}" if model.versions else "it has none"
         yield at_path(model, "layout-no-version", model.path, detail=detail)
         return
-    if not backend:
+    if not backend and not (config is not None and config.model_repository_agents.agents):
         yield in_config(model, "backend-unstated")
     if config is not None:
-        yield from _check_platform(model)
+        yield from _check_platform(model, backend)
         yield from _check_named_files(model)
     yield from _check_model_files(model, backend)
 
 
-def _check_platform(model: ModelFolder) -> Iterator[Finding]:
+def _check_platform(model: ModelFolder, backend_of: str) -> Iterator[Finding]:
     config = model.config
     platform, backend = config.platform, config.backend
     if platform and platform != "ensemble" and (platform not in PLATFORMS or backend not in ("", PLATFORMS[platform])):
         yield in_config(model, "platform-unknown", "platform", platform=platform, backend=backend or "(none)")
+    # libtorch's files name no tensors
+    for kind in ("input", "output"):
+        if backend_of == "pytorch" and not getattr(config, kind):
+            yield in_config(model, "network-no-output", kind=kind)
     if config.runtime and not _RUNTIME.fullmatch(config.runtime):
         yield in_config(model, "backend-library", "runtime", name=config.runtime)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from generator.doctor.finding import Finding, at_path, in_config
 from generator.doctor.onnx_header import OnnxHeader, OnnxTensor, read_onnx_header
@@ -10,7 +10,7 @@ from generator.errors import SourceError
 from generator.rules.releases import find_release
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Set
     from pathlib import Path
 
     from generator.doctor.repository import ModelFolder
@@ -39,21 +39,24 @@ def check_onnx(model: ModelFolder, path: Path, release: str) -> Iterator[Finding
             yield at_path(model, "onnx-opset-newer", path, made=made, known=known.opset, **runtime)
     if model.config is not None:
         yield from _check_batch(model, header)
-        yield from _check_tensors(model, "input", model.config.input, header.inputs)
-        yield from _check_tensors(model, "output", model.config.output, header.outputs)
+        yield from _check_tensors(model, "input", header.inputs, header.optional)
+        yield from _check_tensors(model, "output", header.outputs, {tensor.name for tensor in header.outputs})
 
 
 def _check_batch(model: ModelFolder, header: OnnxHeader) -> Iterator[Finding]:
     if model.config.max_batch_size > 0:
-        tensors = (*header.inputs, *header.outputs)
+        tensors = [tensor for tensor in (*header.inputs, *header.outputs) if tensor.name not in header.optional]
         if any(tensor.shape is not None and tensor.shape[:1] != (-1,) for tensor in tensors):
             yield in_config(model, "network-batch-fixed", "max_batch_size")
 
 
-def _check_tensors(model: ModelFolder, kind: str, stated: Any, made: tuple[OnnxTensor, ...]) -> Iterator[Finding]:
+def _check_tensors(
+    model: ModelFolder, kind: str, made: tuple[OnnxTensor, ...], optional: Set[str]
+) -> Iterator[Finding]:
+    stated = getattr(model.config, kind)
     by_name = {tensor.name: tensor for tensor in made}
-    # with fewer outputs the others are not asked for; inputs must all be there
-    if kind == "input" and stated and len(stated) != len(made):
+    needed = len(by_name.keys() - optional)
+    if stated and not needed <= len(stated) <= len(made):
         yield in_config(model, "network-tensor-count", kind, kind=kind, stated=len(stated), made=len(made))
         return
     for index, tensor in enumerate(stated):

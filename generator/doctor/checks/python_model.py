@@ -86,6 +86,8 @@ def _literal(node: ast.expr, values: dict[str, Any]) -> Any:
     """Return the value of a literal or of a variable that holds one; None where it is neither."""
     if isinstance(node, ast.Name):
         return values.get(node.id)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        return {one.arg: _literal(one.value, values) for one in node.keywords if one.arg}
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

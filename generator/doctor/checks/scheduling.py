@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from generator.doctor.repository import ModelFolder
 
 _VALUES = ("int32_false_true", "fp32_false_true", "bool_false_true")
+_ALLOCATION, _ALLOCATIONS = "execution_context_allocation_strategy", ("STATIC", "ON_PROFILE_CHANGE")
 _BATCH_TENSOR_TYPES = ("TYPE_INT32", "TYPE_FP32")
 
 
@@ -28,6 +29,13 @@ def check_scheduling(model: ModelFolder, backend: str) -> Iterator[Finding]:
     yield from _check_metrics(model)
     yield from _check_cache(model)
     yield from _check_instances(model, backend)
+    if backend == "tensorrt" and (value := _parameter(config, _ALLOCATION)) not in (None, *_ALLOCATIONS):
+        place = model.positions.index(("parameters",), "key", _ALLOCATION)
+        yield in_config(model, "parameter-value", "parameters", place, name=_ALLOCATION, value=value)
+
+
+def _parameter(config: Any, name: str) -> str | None:
+    return config.parameters[name].string_value if name in config.parameters else None
 
 
 def _check_queue(model: ModelFolder) -> Iterator[Finding]:
