@@ -120,8 +120,10 @@ def _write_graph(path: Path, *, batch: str | None) -> None:
         return helper.make_tensor_value_info(name, TensorProto.INT32, [batch, 16] if batch else [16])
 
     nodes = [helper.make_node(kind, ["INPUT0", "INPUT1"], [f"OUTPUT{n}"]) for n, kind in enumerate(("Add", "Sub"))]
-    names = [[info(f"{kind}{n}") for n in range(2)] for kind in ("INPUT", "OUTPUT")]
-    model = helper.make_model(helper.make_graph(nodes, "graph", *names), opset_imports=[helper.make_opsetid("", 17)])
+    inputs, outputs = ([info(f"{kind}{n}") for n in range(2)] for kind in ("INPUT", "OUTPUT"))
+    model = helper.make_model(
+        helper.make_graph(nodes, "graph", inputs, outputs), opset_imports=[helper.make_opsetid("", 17)]
+    )
     model.ir_version = 8
     onnx.save(model, str(path))
 

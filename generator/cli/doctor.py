@@ -51,7 +51,7 @@ def doctor(
 
     Example: trtgen doctor models --release 26.10
     """
-    from generator.cli.console import fail
+    from generator.cli.console import report
     from generator.doctor.examine import examine
     from generator.doctor.formats import FORMATS
     from generator.doctor.log import explain_log
@@ -71,13 +71,13 @@ def doctor(
     if (repository is None) == (log is None):
         raise SpecError("one of REPOSITORY and --log was expected", hint="trtgen doctor models")
     try:
-        if log is not None:
-            findings, models = explain_log(*_read_log(log)), 0
-        else:
+        if repository is not None:
             read = read_repository(repository)
             findings, models = examine(read, chosen), len(read.models)
+        else:
+            findings, models = explain_log(*_read_log(str(log))), 0
     except SourceError as error:
-        fail(error)
+        report(error)
         raise typer.Exit(2) from error
     findings = [finding for finding in findings if finding.rule.id not in (ignore or ())]
     print(FORMATS[output.value](findings, models=models, release=chosen))

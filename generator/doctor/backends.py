@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from generator.doctor.repository import ModelFolder
+    from generator.doctor.repository import ConfiguredModel
 
 # platform -> backend, and the file that a version holds (core's constants.h and model_config_utils.cc)
 PLATFORMS = {
@@ -28,16 +28,15 @@ FILES = {
 }
 
 
-def find_backend(model: ModelFolder) -> str:
+def find_backend(model: ConfiguredModel) -> str:
     """Return the backend that a configuration states or that its files imply; empty where nothing does."""
     config = model.config
-    if config is not None:
-        if config.platform == "ensemble":
-            return "ensemble"
-        if config.backend or config.platform:
-            return str(config.backend or PLATFORMS.get(config.platform, ""))
-        if config.default_model_filename:
-            return _imply(config.default_model_filename)
+    if config.platform == "ensemble":
+        return "ensemble"
+    if config.backend or config.platform:
+        return str(config.backend or PLATFORMS.get(config.platform, ""))
+    if config.default_model_filename:
+        return _imply(config.default_model_filename)
     for version in reversed(model.versions):
         for file, backend in ((file, backend) for backend, file in FILES.items()):
             if (model.path / str(version) / file).exists():
@@ -46,9 +45,9 @@ def find_backend(model: ModelFolder) -> str:
     return model.name.rpartition(".")[2] if "." in model.name else ""
 
 
-def find_model_files(model: ModelFolder, backend: str) -> Iterator[Path]:
+def find_model_files(model: ConfiguredModel, backend: str) -> Iterator[Path]:
     """Yield the file of every version that is served, where it is there."""
-    stated = model.config.default_model_filename if model.config is not None else ""
+    stated = model.config.default_model_filename
     for version in model.served_versions:
         path = model.path / str(version) / (stated or FILES.get(backend, ""))
         if path.is_file():

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from generator.doctor.repository import ModelFolder
+    from generator.doctor.repository import ConfiguredModel, ModelFolder
     from generator.rules.rule import Rule, Severity
 
 
@@ -41,9 +41,11 @@ class Finding:
         return self.rule.fix.format_map({**self.values, "model": self.model})
 
 
-def in_config(model: ModelFolder, rule: str, /, *place: str | int, **values: object) -> Finding:
-    """Return a finding on the line of a field of the model's configuration."""
-    line = model.positions.line(*place) if model.config is not None else 1
+def in_config(model: ConfiguredModel, rule: str, /, *place: str | int, **values: object) -> Finding:
+    """Return a finding on the line of a field of the model's configuration; on its folder where it has none."""
+    if model.text is None:
+        return at_path(model, rule, model.path, **values)
+    line = model.positions.line(*place)
     return Finding(rule=BY_ID[rule], model=model.name, path=model.config_path, line=line, values=values)
 
 

@@ -27,13 +27,12 @@ class SyntaxFault:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
-    """One folder of a repository's root; `config` is None where there is none, or none that can be read."""
+    """One folder of a repository's root, whose configuration cannot be read where it is no ConfiguredModel."""
 
     path: Path
-    text: str | None
-    config: Any | None
-    fault: SyntaxFault | None
     entries: tuple[os.DirEntry[str], ...] = field(repr=False)
+    fault: SyntaxFault | None = None
+    config: Any | None = None
 
     @property
     def name(self) -> str:
@@ -44,11 +43,6 @@ class ModelFolder:
     def config_path(self) -> Path:
         """Where its configuration is, or would be."""
         return self.path / CONFIG
-
-    @cached_property
-    def positions(self) -> Positions:
-        """The lines of the configuration's fields."""
-        return find_positions(self.text or "")
 
     @cached_property
     def versions(self) -> tuple[int, ...]:
@@ -69,6 +63,19 @@ class ModelFolder:
             return tuple(version for version in self.versions if version in policy.specific.versions)
         count = policy.latest.num_versions if which == "latest" else 1
         return self.versions[-count:] if count else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfiguredModel(ModelFolder):
+    """A model whose configuration was read: Triton's ModelConfig, empty where there is no file (`text` is None)."""
+
+    text: str | None
+    config: Any
+
+    @cached_property
+    def positions(self) -> Positions:
+        """The lines of the configuration's fields."""
+        return find_positions(self.text or "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,22 +108,21 @@ def read_repository(root: Path) -> ModelRepository:
 
 
 def _read_model(path: Path) -> ModelFolder:
+    entries: tuple[os.DirEntry[str], ...] = ()
     try:
         with os.scandir(path) as scanned:
             entries = tuple(sorted(scanned, key=lambda entry: entry.name))
+        if all(entry.name != CONFIG for entry in entries):
+            return ConfiguredModel(path=path, entries=entries, text=None, config=_parse(""))
+        text = _read_text(path / CONFIG)
     except OSError as error:
-        fault = SyntaxFault(line=1, detail=f"the folder cannot be read: {error.strerror}")
-        return ModelFolder(path=path, text=None, config=None, fault=fault, entries=())
-    text: str | None = None
-    config: Any = None
-    fault: SyntaxFault | None = None
-    if any(entry.name == CONFIG for entry in entries):
-        try:
-            text = _read_text(path / CONFIG)
-            config, fault = _parse(text)
-        except (OSError, ValueError) as error:
-            fault = SyntaxFault(line=1, detail=getattr(error, "strerror", None) or str(error))
-    return ModelFolder(path=path, text=text, config=config, fault=fault, entries=entries)
+        return ModelFolder(path=path, entries=entries, fault=SyntaxFault(line=1, detail=error.strerror or str(error)))
+    except ValueError as error:
+        return ModelFolder(path=path, entries=entries, fault=SyntaxFault(line=1, detail=str(error)))
+    config = _parse(text)
+    if isinstance(config, SyntaxFault):
+        return ModelFolder(path=path, entries=entries, fault=config)
+    return ConfiguredModel(path=path, entries=entries, text=text, config=config)
 
 
 def _read_text(path: Path) -> str:
@@ -132,15 +138,14 @@ def _read_text(path: Path) -> str:
         raise ValueError(msg) from None
 
 
-def _parse(text: str) -> tuple[Any | None, SyntaxFault | None]:
+def _parse(text: str) -> Any | SyntaxFault:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
     try:
-        return text_format.Parse(text, model_config_pb2.ModelConfig()), None
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
-        line = error.GetLine() or 1
         detail = str(error).removeprefix(f"{error.GetLine()}:{error.GetColumn()} : ")
-        return None, SyntaxFault(line=line, detail=detail)
+        return SyntaxFault(line=error.GetLine() or 1, detail=detail)
     except (RecursionError, UnicodeError) as error:
-        return None, SyntaxFault(line=1, detail=str(error))
+        return SyntaxFault(line=1, detail=str(error))

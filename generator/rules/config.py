@@ -26,12 +26,14 @@ _BROKEN_RULE = (
 AGAINST_NETWORK = (
     network_rule(
         id="network-tensor-unknown",
-        says=r"unexpected inference (?P<kind>input|output) '(?P<tensor>[^']*)'.*?allowed (?:in|out)puts are: (?P<names>.*)",
+        says=r"unexpected inference (?P<kind>input|output) '(?P<tensor>[^']*)'.*?"
+        r"allowed (?:in|out)puts are: (?P<names>.*)",
         cause="{kind} {tensor!r} is not in the model, which has {names}",
     ),
     network_rule(
         id="network-tensor-count",
-        says=r"configuration expects (?P<stated>\d+) (?P<kind>input|output)s, model provides (at most )?(?P<made>\d+)",
+        says=r"configuration expects (?P<stated>\d+) (?P<kind>input|output)s, "
+        r"model provides (at most )?(?P<made>\d+)",
         cause="config.pbtxt has {stated} {kind}s, the model {made}",
     ),
     network_rule(
@@ -42,8 +44,8 @@ AGAINST_NETWORK = (
     ),
     network_rule(
         id="network-dims",
-        says=r"tensor '(?P<tensor>[^']*)': the (?:model expects|graph has) (?:\d+ dimensions? \()?shape (?P<made>\[.*?\])"
-        r".*?shape,? ?(?P<stated>\[.*?\])",
+        says=r"tensor '(?P<tensor>[^']*)': the (?:model expects|graph has) (?:\d+ dimensions? \()?"
+        r"shape (?P<made>\[.*?\])[^;]*(?P<stated>\[.*?\])",
         cause="{tensor!r} has the shape {made} in the model and {stated} in config.pbtxt, the batch included",
     ),
     network_rule(

@@ -27,15 +27,15 @@ RULES = (
     ),
     _code_rule(
         id="python-config-batch",
-        says=r"configuration specified max_batch_size (?P<stated>\d+), but in auto-complete-config function for model "
-        r"'[^']*' specified max_batch_size (?P<made>\d+)",
+        says=r"configuration specified max_batch_size (?P<stated>\d+), but in auto-complete-config function for "
+        r"model '[^']*' specified max_batch_size (?P<made>\d+)",
         cause="max_batch_size is {stated} in config.pbtxt and {made} in auto_complete_config",
         fix="remove one of them",
     ),
     _code_rule(
         id="python-config-scheduling",
-        says=r"[Cc]onfiguration specified scheduling_choice as '(?P<stated>\w+)', but auto-complete-config function for "
-        r"model '[^']*' tries to set scheduling_choice as '(?P<made>\w+)'",
+        says=r"[Cc]onfiguration specified scheduling_choice as '(?P<stated>\w+)', but auto-complete-config function "
+        r"for model '[^']*' tries to set scheduling_choice as '(?P<made>\w+)'",
         cause="config.pbtxt has {stated}, and auto_complete_config sets {made}",
         fix="remove one of them",
     ),
@@ -55,8 +55,8 @@ RULES = (
     ),
     _code_rule(
         id="python-config-dims",
-        says=r"tensor '(?P<tensor>[^']*)': the model expects dims (?P<made>\[.*?\]) but the model configuration specifies "
-        r"dims (?P<stated>\[.*?\])",
+        says=r"tensor '(?P<tensor>[^']*)': the model expects dims (?P<made>\[.*?\]) but the model configuration "
+        r"specifies dims (?P<stated>\[.*?\])",
         cause="dims of {tensor!r} are {stated} in config.pbtxt and {made} in the model",
         fix=EDIT,
     ),

@@ -1,7 +1,7 @@
 """What a release of tritonserver's container holds, as far as it is known.
 
-onnxruntime: server's build.py. IR and opset: models of one node in each of those onnxruntime wheels, 2026-11-25. Python:
-Triton's compatibility matrix.
+onnxruntime: server's build.py. IR and opset: models of one node in each of those onnxruntime wheels, 2026-11-25.
+Python: Triton's compatibility matrix.
 """
 
 from __future__ import annotations

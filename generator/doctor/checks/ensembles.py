@@ -9,15 +9,14 @@ from generator.doctor.finding import Finding, in_config
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from generator.doctor.repository import ModelFolder
+    from generator.doctor.repository import ConfiguredModel, ModelFolder
 
 _FORBIDDEN = ("instance_group", "optimization", "model_warmup")
 
 
-def check_ensemble(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
+def check_ensemble(model: ConfiguredModel, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
     """Check one configuration that is, or says it is, an ensemble, with its members' configurations."""
     config = model.config
-    assert config is not None
     scheduled = config.HasField("ensemble_scheduling")
     if config.platform != "ensemble":
         if scheduled:
@@ -46,14 +45,14 @@ def _step(index: int) -> tuple[str | int, ...]:
     return ("ensemble_scheduling", 0, "step", index)
 
 
-def _find_incomplete(model: ModelFolder) -> Iterator[Finding]:
+def _find_incomplete(model: ConfiguredModel) -> Iterator[Finding]:
     for index, step in enumerate(model.config.ensemble_scheduling.step):
         for field in ("model_name", "input_map", "output_map"):
             if not getattr(step, field):
                 yield in_config(model, "ensemble-step-incomplete", *_step(index), field=field)
 
 
-def _check_members(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
+def _check_members(model: ConfiguredModel, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
     config = model.config
     for index, step in enumerate(config.ensemble_scheduling.step):
         name = step.model_name
@@ -94,7 +93,7 @@ def _find_circle(name: str, models: Mapping[str, ModelFolder]) -> list[str]:
     return []
 
 
-def _check_links(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
+def _check_links(model: ConfiguredModel, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
     """Check that every tensor is written once, read, and the same on both ends."""
     config = model.config
     steps = config.ensemble_scheduling.step
@@ -119,7 +118,7 @@ def _check_links(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Itera
     yield from _check_decoupled(model, models)
 
 
-def _check_decoupled(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
+def _check_decoupled(model: ConfiguredModel, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
     """Follow where tensors come from: a decoupled member answers any number of times, each at its own time."""
     origins: dict[str, int] = {tensor.name: 0 for tensor in model.config.input}
     waiting = dict(enumerate(model.config.ensemble_scheduling.step))
@@ -135,7 +134,7 @@ def _check_decoupled(model: ModelFolder, models: Mapping[str, ModelFolder]) -> I
             origins |= dict.fromkeys(step.output_map.values(), index + 1 if decoupled else seen.pop())
 
 
-def _check_maps(model: ModelFolder, index: int, step: Any, member: ModelFolder | None) -> Iterator[Finding]:
+def _check_maps(model: ConfiguredModel, index: int, step: Any, member: ModelFolder | None) -> Iterator[Finding]:
     if member is None or member.config is None:
         return
     for kind, mapped, tensors in (
@@ -155,7 +154,7 @@ def _check_maps(model: ModelFolder, index: int, step: Any, member: ModelFolder |
                     yield in_config(model, "ensemble-input-unmapped", *_step(index), **values)
 
 
-def _check_ends(model: ModelFolder, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
+def _check_ends(model: ConfiguredModel, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:
     """Compare data type and shape of each tensor where it comes from and where it goes."""
     config = model.config
     first: dict[str, tuple[str, Any, bool]] = {}

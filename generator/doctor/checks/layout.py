@@ -12,43 +12,41 @@ from generator.rules import BY_ID
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from generator.doctor.repository import ModelFolder
+    from generator.doctor.repository import ConfiguredModel, ModelFolder
 
 # a library in the backend's own folder, or model.py of a Python-based backend
 _RUNTIME = re.compile(r"libtriton_\w+\.so|model\.py")
 
 
-def check_layout(model: ModelFolder, backend: str) -> Iterator[Finding]:
-    """Check a folder of the repository's root before its configuration is looked at."""
-    if model.fault is not None:
-        detail = f"line {model.fault.line}: {model.fault.detail}"
-        yield Finding(
-            rule=BY_ID["config-syntax"],
-            model=model.name,
-            path=model.config_path,
-            line=model.fault.line,
-            values={"path": model.config_path, "detail": detail},
-        )
-        return
+def check_readable(model: ModelFolder) -> Iterator[Finding]:
+    """Say why a configuration cannot be read."""
+    fault = model.fault
+    if fault is not None:
+        values = {"path": model.config_path, "detail": f"line {fault.line}: {fault.detail}"}
+        rule = BY_ID["config-syntax"]
+        yield Finding(rule=rule, model=model.name, path=model.config_path, line=fault.line, values=values)
+
+
+def check_layout(model: ConfiguredModel, backend: str) -> Iterator[Finding]:
+    """Check names, versions and files of a folder of the repository's root."""
     if model.text is None and not model.versions:
         yield at_path(model, "layout-no-config", model.path, name=model.name, folder=model.path)
         return
     config = model.config
-    if config is not None and config.name not in ("", model.name):
+    if config.name not in ("", model.name):
         yield in_config(model, "layout-other-name", "name", folder=model.name, name=config.name)
     if backend != "ensemble" and not model.served_versions:
         detail = f"it has {', '.join(map(str, model.versions))}" if model.versions else "it has none"
         yield at_path(model, "layout-no-version", model.path, detail=detail)
         return
-    if not backend and not (config is not None and config.model_repository_agents.agents):
+    if not backend and not config.model_repository_agents.agents:
         yield in_config(model, "backend-unstated")
-    if config is not None:
-        yield from _check_platform(model, backend)
-        yield from _check_named_files(model)
+    yield from _check_platform(model, backend)
+    yield from _check_named_files(model)
     yield from _check_model_files(model, backend)
 
 
-def _check_platform(model: ModelFolder, backend_of: str) -> Iterator[Finding]:
+def _check_platform(model: ConfiguredModel, backend_of: str) -> Iterator[Finding]:
     config = model.config
     platform, backend = config.platform, config.backend
     if platform and platform != "ensemble" and (platform not in PLATFORMS or backend not in ("", PLATFORMS[platform])):
@@ -61,7 +59,7 @@ def _check_platform(model: ModelFolder, backend_of: str) -> Iterator[Finding]:
         yield in_config(model, "backend-library", "runtime", name=config.runtime)
 
 
-def _check_named_files(model: ModelFolder) -> Iterator[Finding]:
+def _check_named_files(model: ConfiguredModel) -> Iterator[Finding]:
     config = model.config
     for kind in ("input", "output"):
         for index, tensor in enumerate(getattr(config, kind)):
@@ -76,10 +74,10 @@ def _check_named_files(model: ModelFolder) -> Iterator[Finding]:
                 yield in_config(model, "layout-named-file-missing", "model_warmup", index, path=path)
 
 
-def _check_model_files(model: ModelFolder, backend: str) -> Iterator[Finding]:
+def _check_model_files(model: ConfiguredModel, backend: str) -> Iterator[Finding]:
     config = model.config
-    wanted = (config.default_model_filename if config is not None else "") or FILES.get(backend)
-    if not wanted or (config is not None and config.cc_model_filenames):
+    wanted = config.default_model_filename or FILES.get(backend)
+    if not wanted or config.cc_model_filenames:
         return
     for version in model.served_versions:
         path = model.path / str(version) / wanted

@@ -10,16 +10,17 @@ from generator.errors import SourceError
 from generator.rules.releases import find_release
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Set
+    from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
-    from generator.doctor.repository import ModelFolder
+    from generator.doctor.repository import ConfiguredModel
 
 # ONNX's names of data types where Triton's is not TYPE_ and that name (onnxruntime backend's ConvertFromOnnxDataType).
 _TYPES = {"FLOAT": "TYPE_FP32", "DOUBLE": "TYPE_FP64", "FLOAT16": "TYPE_FP16", "BFLOAT16": "TYPE_BF16"}
 
 
-def check_onnx(model: ModelFolder, path: Path, release: str) -> Iterator[Finding]:
+def check_onnx(model: ConfiguredModel, path: Path, release: str) -> Iterator[Finding]:
     """Check one version's file, and the configuration against it."""
     try:
         header = read_onnx_header(path)
@@ -37,13 +38,12 @@ def check_onnx(model: ModelFolder, path: Path, release: str) -> Iterator[Finding
         if header.opsets.get("ai.onnx", 0) > known.opset:
             made = header.opsets["ai.onnx"]
             yield at_path(model, "onnx-opset-newer", path, made=made, known=known.opset, **runtime)
-    if model.config is not None:
-        yield from _check_batch(model, header)
-        yield from _check_tensors(model, "input", header.inputs, header.optional)
-        yield from _check_tensors(model, "output", header.outputs, {tensor.name for tensor in header.outputs})
+    yield from _check_batch(model, header)
+    yield from _check_tensors(model, "input", header.inputs, header.optional)
+    yield from _check_tensors(model, "output", header.outputs, {tensor.name for tensor in header.outputs})
 
 
-def _check_batch(model: ModelFolder, header: OnnxHeader) -> Iterator[Finding]:
+def _check_batch(model: ConfiguredModel, header: OnnxHeader) -> Iterator[Finding]:
     if model.config.max_batch_size > 0:
         tensors = [tensor for tensor in (*header.inputs, *header.outputs) if tensor.name not in header.optional]
         if any(tensor.shape is not None and tensor.shape[:1] != (-1,) for tensor in tensors):
@@ -51,7 +51,7 @@ def _check_batch(model: ModelFolder, header: OnnxHeader) -> Iterator[Finding]:
 
 
 def _check_tensors(
-    model: ModelFolder, kind: str, made: tuple[OnnxTensor, ...], optional: Set[str]
+    model: ConfiguredModel, kind: str, made: tuple[OnnxTensor, ...], optional: AbstractSet[str]
 ) -> Iterator[Finding]:
     stated = getattr(model.config, kind)
     by_name = {tensor.name: tensor for tensor in made}

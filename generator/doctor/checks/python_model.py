@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from generator.doctor.repository import ModelFolder
+    from generator.doctor.repository import ConfiguredModel
 
 _LARGEST_BYTES = 4 << 20
 _NEEDED = ("name", "data_type", "dims")
@@ -31,7 +31,7 @@ class _Completed:
     line: int = 1
 
 
-def check_python_model(model: ModelFolder) -> Iterator[Finding]:
+def check_python_model(model: ConfiguredModel) -> Iterator[Finding]:
     """Check the model.py of every version that is served."""
     for version in model.served_versions:
         path = model.path / str(version) / "model.py"
@@ -39,7 +39,7 @@ def check_python_model(model: ModelFolder) -> Iterator[Finding]:
             yield from _check_file(model, path)
 
 
-def _check_file(model: ModelFolder, path: Path) -> Iterator[Finding]:
+def _check_file(model: ConfiguredModel, path: Path) -> Iterator[Finding]:
     def found(rule: str, line: int, **values: object) -> Finding:
         return Finding(rule=BY_ID[rule], model=model.name, path=path, line=line, values={"place": "", **values})
 
@@ -61,7 +61,7 @@ def _check_file(model: ModelFolder, path: Path) -> Iterator[Finding]:
         return
     for node in named["TritonPythonModel"].body:
         if isinstance(node, ast.FunctionDef) and node.name == "auto_complete_config":
-            for rule, line, values in _check_completed(model, _read_completed(node)):
+            for rule, line, values in _check_completed(model.config, _read_completed(node)):
                 yield found(rule, line, **values)
 
 
@@ -94,28 +94,31 @@ def _literal(node: ast.expr, values: dict[str, Any]) -> Any:
         return None
 
 
-def _check_completed(model: ModelFolder, made: _Completed) -> Iterator[tuple[str, int, dict[str, object]]]:
-    config = model.config
+def _check_completed(config: Any, made: _Completed) -> Iterator[tuple[str, int, dict[str, object]]]:
     for name, value, line in made.calls:
         if name in ("add_input", "add_output") and isinstance(value, dict):
             yield from _check_tensor(config, name.removeprefix("add_"), value, line)
-        elif name == "set_max_batch_size" and isinstance(value, int) and config is not None:
+        elif name == "set_max_batch_size" and isinstance(value, int):
             if config.max_batch_size not in (0, value):
                 yield "python-config-batch", line, {"stated": config.max_batch_size, "made": value}
-        elif name in _SCHEDULING and config is not None:
+        elif name in _SCHEDULING:
             stated = config.WhichOneof("scheduling_choice")
             if stated not in (None, _SCHEDULING[name]):
                 yield "python-config-scheduling", line, {"stated": stated, "made": _SCHEDULING[name]}
         elif name == "set_model_transaction_policy" and isinstance(value, dict):
-            if set(value) - {"decoupled"}:
-                values = {"kind": "model transaction", "tensor": "policy", "known": "'decoupled'"}
-                yield "python-config-property-unknown", line, values
-            elif config is not None and config.HasField("model_transaction_policy"):
-                stated = config.model_transaction_policy.decoupled
-                if stated != value.get("decoupled"):
-                    yield "python-config-decoupled", line, {"stated": stated}
+            yield from _check_policy(config, value, line)
     if not made.returns:
         yield "python-config-not-returned", made.line, {}
+
+
+def _check_policy(config: Any, value: dict[str, Any], line: int) -> Iterator[tuple[str, int, dict[str, object]]]:
+    if set(value) - {"decoupled"}:
+        values: dict[str, object] = {"kind": "model transaction", "tensor": "policy", "known": "'decoupled'"}
+        yield "python-config-property-unknown", line, values
+    elif config.HasField("model_transaction_policy"):
+        stated = config.model_transaction_policy.decoupled
+        if stated != value.get("decoupled"):
+            yield "python-config-decoupled", line, {"stated": stated}
 
 
 def _check_tensor(
@@ -123,11 +126,10 @@ def _check_tensor(
 ) -> Iterator[tuple[str, int, dict[str, object]]]:
     tensor = value.get("name", "")
     if set(value) - _KNOWN[kind]:
-        values = {"kind": kind, "tensor": tensor, "known": _KNOWN_WORDS[kind]}
-        yield "python-config-property-unknown", line, values
+        yield "python-config-property-unknown", line, {"kind": kind, "tensor": tensor, "known": _KNOWN_WORDS[kind]}
     for missing in (name for name in _NEEDED if name not in value):
         yield "python-config-property-missing", line, {"kind": kind, "tensor": tensor, "field": missing}
-    stated = next((one for one in getattr(config, kind, ()) if one.name == tensor), None)
+    stated = next((one for one in getattr(config, kind) if one.name == tensor), None)
     if stated is None:
         return
     types = stated.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number

@@ -10,17 +10,16 @@ from generator.doctor.finding import Finding, in_config
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from generator.doctor.repository import ModelFolder
+    from generator.doctor.repository import ConfiguredModel
 
 _VALUES = ("int32_false_true", "fp32_false_true", "bool_false_true")
 _ALLOCATION, _ALLOCATIONS = "execution_context_allocation_strategy", ("STATIC", "ON_PROFILE_CHANGE")
 _BATCH_TENSOR_TYPES = ("TYPE_INT32", "TYPE_FP32")
 
 
-def check_scheduling(model: ModelFolder, backend: str) -> Iterator[Finding]:
+def check_scheduling(model: ConfiguredModel, backend: str) -> Iterator[Finding]:
     """Check what says how requests become executions, and where."""
     config = model.config
-    assert config is not None
     if config.max_batch_size < 0:
         yield in_config(model, "batch-negative", "max_batch_size")
     yield from _check_queue(model)
@@ -38,7 +37,7 @@ def _parameter(config: Any, name: str) -> str | None:
     return config.parameters[name].string_value if name in config.parameters else None
 
 
-def _check_queue(model: ModelFolder) -> Iterator[Finding]:
+def _check_queue(model: ConfiguredModel) -> Iterator[Finding]:
     config = model.config
     for which, sizes, place in (
         ("dynamic", config.dynamic_batching.preferred_batch_size, ("dynamic_batching", 0)),
@@ -63,7 +62,7 @@ def _check_queue(model: ModelFolder) -> Iterator[Finding]:
             yield in_config(model, "ordering-delay", *place, "preserve_ordering")
 
 
-def _check_sequences(model: ModelFolder) -> Iterator[Finding]:
+def _check_sequences(model: ConfiguredModel) -> Iterator[Finding]:
     names: set[str] = set()
     kinds: Counter[str] = Counter()
     for index, tensor in enumerate(model.config.sequence_batching.control_input):
@@ -89,7 +88,7 @@ def _has_right_values(control: Any) -> bool:
     return len(stated) == 1 and len(stated[0]) == 2
 
 
-def _check_batch_tensors(model: ModelFolder) -> Iterator[Finding]:
+def _check_batch_tensors(model: ConfiguredModel) -> Iterator[Finding]:
     config = model.config
     inputs = {tensor.name for tensor in config.input}
     outputs = {tensor.name for tensor in config.output}
@@ -118,7 +117,7 @@ def _check_batch_tensors(model: ModelFolder) -> Iterator[Finding]:
                     yield in_config(model, "batch-tensor-unknown", *place, tensor=name)
 
 
-def _check_metrics(model: ModelFolder) -> Iterator[Finding]:
+def _check_metrics(model: ConfiguredModel) -> Iterator[Finding]:
     for index, metric in enumerate(model.config.model_metrics.metric_control):
         place = ("model_metrics", 0, "metric_control", index)
         if not metric.HasField("metric_identifier"):
@@ -134,7 +133,7 @@ def _check_metrics(model: ModelFolder) -> Iterator[Finding]:
         yield in_config(model, "metrics-incomplete", *place, field=missing)
 
 
-def _check_cache(model: ModelFolder) -> Iterator[Finding]:
+def _check_cache(model: ConfiguredModel) -> Iterator[Finding]:
     config = model.config
     if not config.response_cache.enable:
         return
@@ -144,7 +143,7 @@ def _check_cache(model: ModelFolder) -> Iterator[Finding]:
         yield in_config(model, "cache-unsupported", "response_cache", what="a decoupled transaction policy")
 
 
-def _check_instances(model: ModelFolder, backend: str) -> Iterator[Finding]:
+def _check_instances(model: ConfiguredModel, backend: str) -> Iterator[Finding]:
     for index, group in enumerate(model.config.instance_group):
         place = ("instance_group", index)
         if group.gpus and group.kind in (group.KIND_CPU, group.KIND_MODEL):

@@ -10,22 +10,21 @@ from generator.doctor.finding import Finding, in_config
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from generator.doctor.repository import ModelFolder
+    from generator.doctor.repository import ConfiguredModel
 
 # Backends that fill in what a configuration leaves out, unless --disable-auto-complete-config is given.
 COMPLETED = {"onnxruntime", "tensorrt", "openvino", "python", "pytorch", "tensorflow"}
 
 
-def check_tensors(model: ModelFolder, backend: str) -> Iterator[Finding]:
+def check_tensors(model: ConfiguredModel, backend: str) -> Iterator[Finding]:
     """Check every input and output for itself."""
     config = model.config
-    assert config is not None
     for kind, tensors in (("input", config.input), ("output", config.output)):
         for index, tensor in enumerate(tensors):
             yield from _check_tensor(model, kind, index, tensor, backend)
 
 
-def _check_tensor(model: ModelFolder, kind: str, index: int, tensor: Any, backend: str) -> Iterator[Finding]:
+def _check_tensor(model: ConfiguredModel, kind: str, index: int, tensor: Any, backend: str) -> Iterator[Finding]:
     def found(rule: str, *field: str) -> Finding:
         return in_config(model, rule, kind, index, *field, kind=kind, tensor=tensor.name)
 
