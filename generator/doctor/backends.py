@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from generator.doctor.repository import is_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from generator.doctor.repository import ConfiguredModel
 
@@ -37,12 +39,14 @@ def find_backend(model: ConfiguredModel) -> str:
         return str(config.backend or PLATFORMS.get(config.platform, ""))
     if config.default_model_filename:
         return _imply(config.default_model_filename)
-    for version in reversed(model.versions):
-        for file, backend in ((file, backend) for backend, file in FILES.items()):
-            if (model.path / str(version) / file).exists():
+    # core looks into the folder whose name comes first, a version or not
+    first = next((Path(entry.path) for entry in model.entries if is_folder(entry)), None)
+    if first is not None:
+        for backend, file in FILES.items():
+            if (first / file).exists():
                 return backend
     # a folder called NAME.BACKEND is of that backend
-    return model.name.rpartition(".")[2] if "." in model.name else ""
+    return model.name.partition(".")[2]
 
 
 def find_model_files(model: ConfiguredModel, backend: str) -> Iterator[Path]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from generator.doctor.redact import redact
 from generator.rules import BY_ID
 
 if TYPE_CHECKING:
@@ -17,13 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A rule that does not hold at a place; `line` is None where the place is a file or folder as a whole."""
+    """A rule that does not hold at a place.
+
+    `line` is None where the place is a file or folder as a whole; `field` is that of the configuration.
+    """
 
     rule: Rule
     model: str
     path: Path
     line: int | None = None
-    values: Mapping[str, object] = field(default_factory=dict)
+    field: tuple[str | int, ...] = ()
+    values: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     @property
     def severity(self) -> Severity:
@@ -33,12 +39,12 @@ class Finding:
     @property
     def cause(self) -> str:
         """What is there and what was expected."""
-        return self.rule.cause.format_map({**self.values, "model": self.model})
+        return redact(self.rule.cause.format_map({**self.values, "model": self.model}))
 
     @property
     def fix(self) -> str:
         """What to do."""
-        return self.rule.fix.format_map({**self.values, "model": self.model})
+        return redact(self.rule.fix.format_map({**self.values, "model": self.model}))
 
 
 def in_config(model: ConfiguredModel, rule: str, /, *place: str | int, **values: object) -> Finding:
@@ -46,7 +52,7 @@ def in_config(model: ConfiguredModel, rule: str, /, *place: str | int, **values:
     if model.text is None:
         return at_path(model, rule, model.path, **values)
     line = model.positions.line(*place)
-    return Finding(rule=BY_ID[rule], model=model.name, path=model.config_path, line=line, values=values)
+    return Finding(rule=BY_ID[rule], model=model.name, path=model.config_path, line=line, field=place, values=values)
 
 
 def at_path(model: ModelFolder, rule: str, place: Path, /, **values: object) -> Finding:

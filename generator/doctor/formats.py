@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -18,16 +17,6 @@ if TYPE_CHECKING:
 
 _JSON_VERSION = 1
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
-# A key and what stands behind it, in parameters, environment variables and restricted-api options.
-_SECRET = re.compile(
-    r"((?:secret|password|passwd|token|api_?key|access_?key(?:_id)?|credential)\w*[\"']?\s*[:=]\s*[\"']?)[^\s\"',}]+",
-    re.IGNORECASE,
-)
-
-
-def redact(text: str) -> str:
-    """Return the text with *** in place of what looks like a key or a password."""
-    return _SECRET.sub(r"\1***", text)
 
 
 def format_text(findings: Sequence[Finding], *, models: int, release: str) -> str:
@@ -39,7 +28,7 @@ def format_text(findings: Sequence[Finding], *, models: int, release: str) -> st
     counts = Counter(finding.severity for finding in findings)
     found = ", ".join(f"{counts[one]} {one}{'s' * (counts[one] != 1)}" for one in SEVERITIES if counts[one])
     lines.append(f"{found or 'nothing found'} in {models} model{'s' * (models != 1)}, for release {release}")
-    return redact("\n".join(lines))
+    return "\n".join(lines)
 
 
 def format_json(findings: Sequence[Finding], *, models: int, release: str) -> str:
@@ -61,7 +50,7 @@ def format_json(findings: Sequence[Finding], *, models: int, release: str) -> st
             for finding in findings
         ],
     }
-    return redact(json.dumps(document, indent=2))
+    return json.dumps(document, indent=2)
 
 
 def format_sarif(findings: Sequence[Finding], *, models: int, release: str) -> str:
@@ -95,7 +84,7 @@ def format_sarif(findings: Sequence[Finding], *, models: int, release: str) -> s
             for finding in findings
         ],
     }
-    return redact(json.dumps({"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2))
+    return json.dumps({"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
 
 
 def _locate(finding: Finding) -> dict[str, Any]:
@@ -116,7 +105,7 @@ def format_github(findings: Sequence[Finding], *, models: int, release: str) -> 
         for character, code in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
             text = text.replace(character, code)
         lines.append(f"::{levels[finding.severity]} file={finding.path}{line},title={finding.rule.id}::{text}")
-    return redact("\n".join(lines))
+    return "\n".join(lines)
 
 
 FORMATS = {"text": format_text, "json": format_json, "sarif": format_sarif, "github": format_github}

@@ -153,6 +153,8 @@ def _walk(data: mmap.mmap, at: int, stop: int) -> Iterator[tuple[int, int | slic
             length = 8 if kind == _FIXED64 else 4
             value, at = slice(at, at + length), at + length
         else:
+            kind = -1
+        if kind < 0 or key < 8:  # fields are numbered from 1
             msg = f"byte {at} has no field of protobuf"
             raise ValueError(msg)
         if at > stop:

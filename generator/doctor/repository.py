@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from generator.doctor.positions import Positions, find_positions
+from generator.doctor.redact import redact
 from generator.errors import SourceError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CONFIG = "config.pbtxt"
+_GIVE = "give the folder that tritonserver gets as --model-repository"
 _LARGEST_CONFIG_BYTES = 16 << 20  # a configuration has thousands of bytes; protobuf's parser takes a second for a MB
 
 
@@ -47,7 +50,7 @@ class ModelFolder:
     @cached_property
     def versions(self) -> tuple[int, ...]:
         """The versions that Triton sees: folders whose names are numbers and do not begin with 0."""
-        names = (entry.name for entry in self.entries if entry.is_dir())
+        names = (entry.name for entry in self.entries if is_folder(entry))
         return tuple(sorted(int(name) for name in names if name.isascii() and name.isdigit() and name[0] != "0"))
 
     @property
@@ -90,21 +93,40 @@ def read_repository(root: Path) -> ModelRepository:
     """Return what lies in a model repository.
 
     Raises:
-        SourceError: It is no folder, cannot be read, or holds nothing that could be a model.
+        SourceError: It is no folder, cannot be read, or holds nothing that could be a model; says what was meant.
     """
     try:
         with os.scandir(root) as entries:
-            folders = sorted(entry.name for entry in entries if entry.is_dir())
+            folders = sorted(entry.name for entry in entries if is_folder(entry))
     except (OSError, ValueError) as error:
         msg = f"{root} cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise SourceError(msg, hint="give the folder that tritonserver gets as --model-repository") from error
-    if (root / CONFIG).is_file():
-        msg = f"{root} is one model, it holds {CONFIG} itself"
-        raise SourceError(msg, hint=f"give the folder above it: {root.resolve().parent}")
+        raise SourceError(msg, hint=_GIVE) from error
+    if (root / CONFIG).is_file() or (folders and all(name.isdigit() for name in folders)):
+        what = f"it holds {CONFIG} itself" if (root / CONFIG).is_file() else "its folders are versions"
+        raise SourceError(f"{root} is one model: {what}", hint=f"give the folder above it: {root.resolve().parent}")
     if not folders:
-        msg = f"{root} holds no folder, a folder for each model was expected"
-        raise SourceError(msg, hint="give the folder that tritonserver gets as --model-repository")
-    return ModelRepository(root=root, models={name: _read_model(root / name) for name in folders})
+        raise SourceError(f"{root} holds no folder, a folder for each model was expected", hint=_GIVE)
+    models = {name: _read_model(root / name) for name in folders}
+    deeper = [model.path for model in models.values() if _holds_models(model)]
+    if deeper and len(deeper) == len([name for name in models if not name.startswith(".")]):
+        msg = f"{root} holds no model: they are one level deeper"
+        raise SourceError(msg, hint=f"give the folder that holds them: {deeper[0]}")
+    return ModelRepository(root=root, models=models)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder, or a link to one; not one that leads in a circle or may not be followed."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _holds_models(model: ModelFolder) -> bool:
+    """Tell whether a folder is a repository itself."""
+    if not isinstance(model, ConfiguredModel) or model.text is not None or model.versions:
+        return False
+    return any(is_folder(entry) and os.path.isfile(os.path.join(entry.path, CONFIG)) for entry in model.entries)  # noqa: PTH113, PTH118 - of thousands
 
 
 def _read_model(path: Path) -> ModelFolder:
@@ -126,15 +148,18 @@ def _read_model(path: Path) -> ModelFolder:
 
 
 def _read_text(path: Path) -> str:
-    size = path.stat().st_size
-    if size > _LARGEST_CONFIG_BYTES:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        msg = "it is not a regular file"
+        raise ValueError(msg)
+    if (size := status.st_size) > _LARGEST_CONFIG_BYTES:
         msg = f"{size:,} bytes, a model configuration has a few thousand"
         raise ValueError(msg)
     data = path.read_bytes()
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        msg = f"byte {error.start} is no text (UTF-8 was expected)"
+        msg = f"it is no text: byte {error.start} is not UTF-8"
         raise ValueError(msg) from None
 
 
@@ -145,7 +170,7 @@ def _parse(text: str) -> Any | SyntaxFault:
     try:
         return text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
-        detail = str(error).removeprefix(f"{error.GetLine()}:{error.GetColumn()} : ")
+        detail = redact(str(error).removeprefix(f"{error.GetLine()}:{error.GetColumn()} : "), of=text)
         return SyntaxFault(line=error.GetLine() or 1, detail=detail)
     except (RecursionError, UnicodeError) as error:
         return SyntaxFault(line=1, detail=str(error))

@@ -93,7 +93,7 @@ RULES = (
         id="metrics-incomplete",
         says=r"(metric control|metric identifier|histogram options) must specify (non-empty )?'(?P<field>\w+)'",
         cause="model_metrics lacks {field}",
-        first="25.12",
+        first="24.11",
     ),
     config_rule(
         id="cache-unsupported",
