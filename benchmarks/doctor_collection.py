@@ -98,7 +98,9 @@ def _copy(source: Path, root: Path, collection: Path) -> None:
         shutil.copy(collection / "python_models" / "auto_complete" / "model.py", version)
     elif kind == "onnx" and source.name != "cpu_instance":  # a graph of its own
         _write_graph(version / "model.onnx", batch=None if source.name == "bad_max_batch_size" else "batch")
-    elif kind in ("tensorrt", "openvino", "pytorch"):
+    elif kind == "tensorrt":
+        (version / FILES[kind]).write_bytes(b"ftrt" + bytes(20) + bytes((10, 9, 0, 34)))
+    elif kind in ("openvino", "pytorch"):
         (version / FILES[kind]).touch()
 
 

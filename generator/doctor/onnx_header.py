@@ -18,12 +18,17 @@ _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12
 _RAW_DATA = (4, 5, 6, 7, 9, 10, 11)  # every field of TensorProto that holds values
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _EXTERNAL = 1  # TensorProto.EXTERNAL
-_LFS = b"version https://git-lfs"
+# ONNX's names of data types where Triton's is not TYPE_ and that name (onnxruntime backend's ConvertFromOnnxDataType).
+_TYPES = {"FLOAT": "TYPE_FP32", "DOUBLE": "TYPE_FP64", "FLOAT16": "TYPE_FP16", "BFLOAT16": "TYPE_BF16"}
+LFS = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxTensor:
-    """An input or output; a dimension is -1 where it is not a number. Shape is None where the file states none."""
+class NetworkTensor:
+    """An input or output, its data type as Triton calls it.
+
+    A dimension is -1 where it is not a number. Shape is None where the file states none.
+    """
 
     name: str
     data_type: str
@@ -39,9 +44,9 @@ class OnnxHeader:
 
     ir_version: int
     opsets: dict[str, int]
-    inputs: tuple[OnnxTensor, ...]
+    inputs: tuple[NetworkTensor, ...]
     optional: frozenset[str]
-    outputs: tuple[OnnxTensor, ...]
+    outputs: tuple[NetworkTensor, ...]
     external: tuple[str, ...]
 
 
@@ -53,7 +58,7 @@ def read_onnx_header(path: Path) -> OnnxHeader:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if data[: len(_LFS)] == _LFS:
+            if data[: len(LFS)] == LFS:
                 msg = f"{path} is a Git LFS pointer, not the file itself"
                 raise SourceError(msg, hint="fetch it: git lfs pull")
             return _read_model(data)
@@ -83,7 +88,7 @@ def _read_model(data: mmap.mmap) -> OnnxHeader:
 def _read_graph(data: mmap.mmap, graph: slice, ir_version: int, opsets: dict[str, int]) -> OnnxHeader:
     from onnx import TensorProto, ValueInfoProto
 
-    found: dict[int, list[OnnxTensor]] = {_INPUT: [], _OUTPUT: []}
+    found: dict[int, list[NetworkTensor]] = {_INPUT: [], _OUTPUT: []}
     initializers: set[str] = set()
     external: dict[str, None] = {}
     for field, value in _fields(data, graph.start, graph.stop):
@@ -114,14 +119,15 @@ def _parse(message: Any, data: bytes) -> Any:
     return message
 
 
-def _describe(info: Any) -> OnnxTensor:
+def _describe(info: Any) -> NetworkTensor:
     from onnx import TensorProto
 
     tensor = info.type.tensor_type
+    data_type = TensorProto.DataType.Name(tensor.elem_type)
     shape = None
     if tensor.HasField("shape"):
         shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
-    return OnnxTensor(name=info.name, data_type=TensorProto.DataType.Name(tensor.elem_type), shape=shape)
+    return NetworkTensor(name=info.name, data_type=_TYPES.get(data_type, f"TYPE_{data_type}"), shape=shape)
 
 
 def _without_values(data: mmap.mmap, where: slice) -> bytes:

@@ -106,7 +106,8 @@ def _read_message(tokens: Iterator[_Token], prefix: Path, close: str, positions:
             end = _read_value(tokens, value, (*prefix, name.text, seen[name.text]), positions)
             values = [(value._replace(line=name.line), end)]
         for item, item_end in values:
-            positions.fields[(*prefix, name.text, seen[name.text])] = Field(
+            path = (*prefix, name.text, seen[name.text])
+            positions.fields[path] = Field(
                 line=item.line,
                 value=item.text[1:-1] if item.text[:1] in ("'", '"') else item.text,
                 span=(item.start, item_end),

@@ -22,9 +22,9 @@ _LARGEST_CONFIG_BYTES = 16 << 20  # a configuration has thousands of bytes; prot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntaxFault:
-    """Where and why a configuration cannot be read."""
+    """Why a configuration cannot be read, and where; `line` is None where it cannot be opened at all."""
 
-    line: int
+    line: int | None
     detail: str
 
 
@@ -126,7 +126,7 @@ def _holds_models(model: ModelFolder) -> bool:
     """Tell whether a folder is a repository itself."""
     if not isinstance(model, ConfiguredModel) or model.text is not None or model.versions:
         return False
-    return any(is_folder(entry) and os.path.isfile(os.path.join(entry.path, CONFIG)) for entry in model.entries)  # noqa: PTH113, PTH118 - of thousands
+    return any((model.path / entry.name / CONFIG).is_file() for entry in model.entries if is_folder(entry))
 
 
 def _read_model(path: Path) -> ModelFolder:
@@ -138,7 +138,9 @@ def _read_model(path: Path) -> ModelFolder:
             return ConfiguredModel(path=path, entries=entries, text=None, config=_parse(""))
         text = _read_text(path / CONFIG)
     except OSError as error:
-        return ModelFolder(path=path, entries=entries, fault=SyntaxFault(line=1, detail=error.strerror or str(error)))
+        return ModelFolder(
+            path=path, entries=entries, fault=SyntaxFault(line=None, detail=error.strerror or str(error))
+        )
     except ValueError as error:
         return ModelFolder(path=path, entries=entries, fault=SyntaxFault(line=1, detail=str(error)))
     config = _parse(text)

@@ -22,6 +22,7 @@ RULES: tuple[Rule, ...] = (
     *scheduling.RULES,
     *config.BROKEN_RULES,
     *host.PORTS,
+    *host.DISAGREEMENTS,
     *python_models.OWN_WORDS,
     *python_models.UNKNOWN,
 )

@@ -13,12 +13,11 @@ _DISAGREEMENT = (
     r"configuration expects \d+ (input|output)s|is missing from the configuration|"
     r"the (model|graph) (expects|has) \d+ dimensions|the graph has shape|"
     r"model configuration specified invalid shape|"
-    r"invalid profile -?\d+|failed to find any Optimization Profile|whether batching is supported|"
-    r"engine only supports max-batch"
+    r"invalid profile -?\d+|failed to find any Optimization Profile|whether batching is supported"
 )
 # What it says of one that breaks a rule that has no row of its own.
 _BROKEN_RULE = (
-    r"is outside model directory|TensorRT backend supports only GPU device|"
+    r"TensorRT backend supports only GPU device|"
     r"graph (lower bound )?spec expects|Supported values are|does not specify|"
     r"Invalid stub name|Incorrect value for FORCE_CPU_ONLY"
 )
@@ -55,6 +54,14 @@ AGAINST_NETWORK = (
         cause="max_batch_size is above 0, but the batch of its graph is fixed",
         fix="set max_batch_size: 0 and the full dims, or export it with a dynamic batch",
         build="rebuild",
+    ),
+    network_rule(
+        id="network-max-batch",
+        says=r"max-batch (?P<own>\d+) but TensorRT engine only supports max-batch (?P<most>\d+)",
+        cause="max_batch_size is {own}, and the optimization profiles of its plan end at {most}",
+        fix="write max_batch_size: {most} in {model}/config.pbtxt, or build the plan with a larger batch",
+        build="rebuild",
+        seen_in=("plan", "log"),
     ),
     network_rule(
         id="network-batch-contradiction",

@@ -1,6 +1,6 @@
 """Ensembles: their steps, and what connects them."""
 
-from generator.rules.rule import FILES, Rule, config_rule
+from generator.rules.rule import CORE, Rule, config_rule
 
 RULES = (
     Rule(
@@ -15,7 +15,7 @@ RULES = (
         cause="it needs version {version} of {member}, which {member} does not have or does not load",
         fix="correct model_version in {model}/config.pbtxt, or version_policy in {member}/config.pbtxt",
         build="rebuild",
-        seen_in=FILES,
+        seen_in=CORE,
     ),
     Rule(
         id="ensemble-members-absent",
@@ -23,7 +23,7 @@ RULES = (
         cause="its members are not in the repository: {members}",
         fix="copy them there, or correct model_name in {model}/config.pbtxt",
         build="rebuild",
-        seen_in=FILES,
+        seen_in=CORE,
     ),
     config_rule(
         id="ensemble-circular",
@@ -115,5 +115,14 @@ RULES = (
         id="ensemble-decoupled",
         says=r"step of model '(?P<member>[^']*)' receives inputs originated from different decoupled models",
         cause="the step {member} gets tensors of two decoupled models, which answer at different times",
+    ),
+    Rule(
+        id="ensemble-queue-size",
+        severity="warning",
+        cause="{member}, a member of it, limits its queue (max_queue_size: {size}): until 26.02 an ensemble whose "
+        "request is refused there never answers",
+        fix="remove max_queue_size from {member}/config.pbtxt and set it for {model}, or serve it with 26.03 or later",
+        seen_in=("files",),
+        last="26.02",
     ),
 )

@@ -1,6 +1,6 @@
 """Backends, devices, memory, processes and ports of the machine that serves."""
 
-from generator.rules.rule import Rule
+from generator.rules.rule import CORE, FILES, Rule
 
 FEWER_INSTANCES = "end what else uses the GPU (nvidia-smi shows it), or give the models fewer instances"
 
@@ -11,7 +11,7 @@ DEVICES = (
         cause="neither backend nor platform is stated, and no file that it holds tells",
         fix='write backend: "onnxruntime", or what it is, in {model}/config.pbtxt, or give the file its usual name',
         build="rewrite",
-        seen_in=("files", "log"),
+        seen_in=CORE,
     ),
     Rule(
         id="backend-library",
@@ -19,23 +19,30 @@ DEVICES = (
         cause="runtime names the library {name}, which is not in the folder of its backend",
         fix="remove runtime from {model}/config.pbtxt",
         build="rewrite",
-        seen_in=("files", "log"),
+        seen_in=CORE,
     ),
     Rule(
         id="platform-unknown",
-        says=r"unexpected 'platform' and 'backend' pair, got:(?P<platform>[^,]*), (?P<backend>\S*)|"
-        r"unexpected platform type",
-        cause="platform {platform} does not exist, or is not that of the backend {backend}",
+        says=r"unexpected (?:'platform' and 'backend' pair, got:|platform type ')(?P<platform>[^,']*)"
+        r"(?:, (?P<backend>\S*))?",
+        cause="platform {platform!r} does not exist, or is not that of the backend {backend!r}",
         fix="remove platform and write backend alone, in {model}/config.pbtxt",
         build="rewrite",
-        seen_in=("files", "log"),
+        seen_in=CORE,
+    ),
+    Rule(
+        id="backend-removed",
+        says=r"unable to find backend library for backend '(?P<backend>tensorflow)'",
+        cause="the backend {backend} is no longer part of tritonserver: its last release was 25.02",
+        fix='convert the model to ONNX and write backend: "onnxruntime", or serve it with 25.02',
+        seen_in=FILES,
+        first="25.03",
     ),
     Rule(
         id="backend-unknown",
         says=r"unable to find backend library for backend '(?P<backend>[^']+)'",
         cause="it needs the backend {backend}, which this tritonserver does not have",
         fix="serve it with the stock container, which has all of Triton's",
-        seen_in=("files", "log"),
     ),
     Rule(
         id="gpu-absent",
@@ -62,6 +69,14 @@ DEVICES = (
         says=r"--shm-size|shared memory.*No space left on device",
         cause="there is too little shared memory in /dev/shm: each instance of a Python model takes 1 MB and more",
         fix="in a container give --shm-size=1g; elsewhere free space in /dev/shm (df -h /dev/shm)",
+    ),
+    Rule(
+        id="memory-shared-small",
+        severity="note",
+        cause="the {count} instances of its Python models take {size} MB of shared memory or more; a container of "
+        "Docker has 64 MB",
+        fix="give the container --shm-size=1g (shm_size in compose.yaml)",
+        seen_in=("files",),
     ),
     Rule(
         id="memory-gpu",
@@ -111,6 +126,22 @@ DEVICES = (
     ),
 )
 
+# doctor --prove
+DISAGREEMENTS = (
+    Rule(
+        id="server-refuses",
+        cause="doctor found nothing that tritonserver {release} refuses, but it says: {words}",
+        fix="correct {model}/config.pbtxt by its words, and report that doctor does not know them",
+        seen_in=("server",),
+    ),
+    Rule(
+        id="server-accepts",
+        severity="warning",
+        cause="doctor found {found}, but tritonserver {release} accepts the configuration",
+        fix="report it: doctor is wrong, or that release is",
+        seen_in=("server",),
+    ),
+)
 PORTS = (
     Rule(
         id="port-taken",

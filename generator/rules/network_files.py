@@ -46,6 +46,36 @@ RULES = (
         seen_in=("onnx", "log"),
     ),
     Rule(
+        id="plan-version",
+        says=r"engine plan file is not compatible with this version of TensorRT, expecting library version "
+        r"(?P<runs>[\d.]+) got (?P<made>[\d.]+)",
+        cause="its plan was built with TensorRT {made}, the server has {runs}: a plan runs on what built it",
+        fix="build the plan again with the TensorRT of the serving image",
+        build="rebuild",
+        seen_in=("plan", "log"),
+    ),
+    Rule(
+        id="plan-gpu",
+        says=r"generated on an incompatible device|expecting compute (?P<runs>[\d.]+) got compute (?P<made>[\d.]+)",
+        cause="its plan was built on a GPU of another compute capability ({made}) than that of the server ({runs})",
+        fix="build the plan again on the GPU that serves it",
+        build="rebuild",
+        seen_in=("plan", "log"),
+    ),
+    Rule(
+        id="plan-damaged",
+        cause="its plan cannot be loaded: {detail}",
+        fix="{advice}",
+        seen_in=("plan",),
+    ),
+    Rule(
+        id="plan-version-unknown",
+        severity="note",
+        cause="its plan was built with TensorRT {made}; which TensorRT release {release} has is not known",
+        fix="docker run --rm IMAGE sh -c 'echo $TRT_VERSION' tells an image's: compare them",
+        seen_in=("plan",),
+    ),
+    Rule(
         id="plan-incompatible",
         says=r"unable to (create TensorRT engine|load plan file to auto complete config): (?P<detail>.*)",
         cause="its plan cannot be loaded: it is damaged, or of another TensorRT version or GPU ({detail})",

@@ -66,11 +66,31 @@ RULES = (
         cause="model.py has no class TritonPythonModel",
     ),
     Rule(
+        id="python-newer-than-ours",
+        severity="note",
+        cause="the Python {ours} that runs trtgen cannot read it ({detail}); that of the release is {theirs}",
+        fix="run trtgen with Python {theirs} to have it checked",
+        seen_in=("python",),
+    ),
+    Rule(
+        id="python-import-absent",
+        severity="warning",
+        cause="it imports {module}, which is not part of tritonserver's image",
+        fix="install it in an image of your own (pip install {package}), or name an environment in EXECUTION_ENV_PATH",
+        seen_in=("python",),
+    ),
+    Rule(
+        id="python-environment",
+        severity="warning",
+        cause="EXECUTION_ENV_PATH is {value}: {detail}",
+        fix="write $$TRITON_MODEL_DIRECTORY/ and where it lies in the model's folder",
+        seen_in=("files",),
+    ),
+    Rule(
         id="python-import",
         says=r"No module named '(?P<module>(?P<package>[^'.]+)[^']*)'",
         cause="its Python code imports {module}, which is not installed for the Python that runs the server",
         fix="pip install {package}",
-        seen_in=("python", "log"),
     ),
     Rule(
         id="warmup-answered-error",

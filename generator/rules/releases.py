@@ -34,6 +34,9 @@ RELEASES = (
     Release(name="26.08", onnxruntime="1.28.0", ir_version=13, opset=26, python="3.12"),
 )
 
+# The fields of ModelConfig that not every release knows, with the first that does (the branches of Triton's core).
+FIELDS = {"model_metrics": "24.11", "max_inflight_requests": "25.11"}
+
 
 def find_release(name: str) -> Release | None:
     """Return the row of a release, or the last one before it; None for one before the first row."""

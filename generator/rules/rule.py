@@ -8,8 +8,9 @@ from functools import partial
 from typing import Literal
 
 Severity = Literal["error", "warning", "note"]
-Evidence = Literal["files", "onnx", "plan", "python", "host", "log", "server"]
+Evidence = Literal["files", "onnx", "plan", "python", "core", "host", "log", "server"]
 FILES: tuple[Evidence, ...] = ("files", "log")
+CORE: tuple[Evidence, ...] = ("files", "core", "log")
 EDIT = "correct {model}/config.pbtxt"
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -21,7 +22,10 @@ class Rule:
     `id` never changes. `says` is a regular expression of tritonserver's words. `cause` and `fix` are templates: their
     fields are the named groups of `says` or what a check found; `model` is always there. `build` says that a model of
     trtgen's may be built again instead: from its record, or without what was edited. Releases are those of the
-    container (`24.10`): `first` and `last` tell where the rule holds, both included; None is every one.
+    container (`24.10`): `first` and `last` tell where the rule holds, both included; None is every one. `seen_in` says
+    what shows it: files (folders, configurations), the header of an ONNX file, a plan's header or passport, the syntax
+    of model.py, core (the part of tritonserver that reads configurations, without any backend), the machine, a log, a
+    running server.
     """
 
     id: str
@@ -43,7 +47,7 @@ class Rule:
 
 
 # A rule of Triton for config.pbtxt, which a file shows as well as a log.
-config_rule = partial(Rule, fix=EDIT, build="rewrite", seen_in=FILES)
+config_rule = partial(Rule, fix=EDIT, build="rewrite", seen_in=CORE)
 
 
 def release_key(release: str) -> tuple[int, int]:

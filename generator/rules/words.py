@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from generator.rules.rule import Rule
 
 # Packages whose import name differs from the name that pip installs.
-_PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
+PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
 _TRACEBACK = re.compile(r"\n+At:\n\s*\S*?(?P<file>[^/\s]+)\((?P<line>\d+)\): .*", re.DOTALL)
 _STATUS = re.compile(
     r"^((Internal|Invalid argument|Unavailable|Not found|Unknown|Unsupported|TritonModelException): )+"
@@ -33,6 +33,6 @@ def find_rule(words: str, *, model: str) -> tuple[Rule, dict[str, str]] | None:
         values |= {"words": _STATUS.sub("", plain), "model": model}
         values["place"] = f" ({place['file']} line {place['line']})" if place else ""
         if package := values.get("package"):
-            values["package"] = _PACKAGES.get(package, package)
+            values["package"] = PACKAGES.get(package, package)
         return rule, values
     return None

@@ -232,10 +232,15 @@ def _unquote(message: str) -> str:
     return message
 
 
+def find_loaded(log: str) -> set[str]:
+    """Return the models that were loaded."""
+    return {match["model"] for line in log.splitlines() if (match := _LOADED.search(line))}
+
+
 def _find_waiting(log: str) -> list[str]:
     """Return the models that were loading and are not loaded."""
     loading = [match["model"] for line in log.splitlines() if (match := _LOADING.search(line))]
-    loaded = {match["model"] for line in log.splitlines() if (match := _LOADED.search(line))}
+    loaded = find_loaded(log)
     return [model for model in loading if model not in loaded]
 
 

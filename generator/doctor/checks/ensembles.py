@@ -65,6 +65,8 @@ def _check_members(model: ConfiguredModel, models: Mapping[str, ModelFolder]) ->
         if step.model_version > 0 and step.model_version not in member.served_versions:
             values = {"member": name, "version": step.model_version}
             yield in_config(model, "ensemble-member-version", *_step(index), "model_version", **values)
+        if member.config is not None and (size := member.config.dynamic_batching.default_queue_policy.max_queue_size):
+            yield in_config(model, "ensemble-queue-size", *_step(index), "model_name", member=name, size=size)
         # 0 is a member without batches, which may be part of an ensemble with them
         least = member.config.max_batch_size if member.config is not None else 0
         if 0 < least < config.max_batch_size:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from generator.doctor.finding import Finding
+from generator.doctor.backends import find_model_files
+from generator.doctor.finding import Finding, in_config
 from generator.rules import BY_ID
+from generator.rules.releases import find_release
+from generator.rules.words import PACKAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +20,12 @@ if TYPE_CHECKING:
     from generator.doctor.repository import ConfiguredModel
 
 _LARGEST_BYTES = 4 << 20
+_ENVIRONMENT, _OWN_FOLDER = "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY"
+# What the image has for the Python backend: its own modules, and the packages that server's Dockerfile installs.
+_OF_THE_IMAGE = {
+    "triton_python_backend_utils", "c_python_backend_utils", "numpy", "tritonserver", "tritonfrontend",
+    "pip", "setuptools", "wheel",
+}  # fmt: skip
 _NEEDED = ("name", "data_type", "dims")
 _KNOWN = {"input": {*_NEEDED, "optional"}, "output": set(_NEEDED)}
 _KNOWN_WORDS = {kind: ", ".join(f"'{name}'" for name in sorted(names)) for kind, names in _KNOWN.items()}
@@ -31,38 +41,88 @@ class _Completed:
     line: int = 1
 
 
-def check_python_model(model: ConfiguredModel) -> Iterator[Finding]:
+def check_python_model(model: ConfiguredModel, release: str) -> Iterator[Finding]:
     """Check the model.py of every version that is served."""
-    for version in model.served_versions:
-        path = model.path / str(version) / "model.py"
-        if path.is_file():
-            yield from _check_file(model, path)
+    environment = model.config.parameters[_ENVIRONMENT].string_value if _ENVIRONMENT in model.config.parameters else ""
+    if environment and (detail := _find_environment_fault(model, environment)):
+        place = model.positions.index(("parameters",), "key", _ENVIRONMENT)
+        yield in_config(model, "python-environment", "parameters", place, value=environment, detail=detail)
+    known = find_release(release)
+    for path in find_model_files(model, "python"):
+        tree = None
+        for finding in _parse(model, path, known.python if known else None):
+            if isinstance(finding, ast.Module):
+                tree = finding
+            else:
+                yield finding
+        if tree is not None:
+            yield from _check_tree(model, path, tree)
+            if not environment:
+                yield from _check_imports(model, path, tree)
 
 
-def _check_file(model: ConfiguredModel, path: Path) -> Iterator[Finding]:
-    def found(rule: str, line: int, **values: object) -> Finding:
-        return Finding(rule=BY_ID[rule], model=model.name, path=path, line=line, values={"place": "", **values})
+def _find_environment_fault(model: ConfiguredModel, value: str) -> str:
+    if value.startswith(_OWN_FOLDER):
+        path = model.path / value.removeprefix(_OWN_FOLDER).lstrip("/")
+        return "" if path.exists() else f"{path} does not exist"
+    return "" if value.startswith("/") else "a relative path begins where the server was started"
 
+
+def _parse(model: ConfiguredModel, path: Path, python: str | None) -> Iterator[Finding | ast.Module]:
+    """Yield the syntax, or why there is none, by the rules of the release's Python as far as this one knows them."""
+    ours = sys.version_info[:2]
+    theirs = tuple(map(int, python.split("."))) if python else ours
     try:
         with path.open("rb") as file:
-            tree = ast.parse(file.read(_LARGEST_BYTES))
+            yield ast.parse(file.read(_LARGEST_BYTES), feature_version=theirs)  # type: ignore[arg-type]
     except SyntaxError as error:
         line = error.lineno or 1
-        yield found("python-raised", line, error=type(error).__name__, detail=f"{error.msg} (line {line})")
-        return
+        detail = f"{error.msg} (line {line})"
+        if theirs > ours:
+            own, other = (".".join(map(str, one)) for one in (ours, theirs))
+            yield _found(model, path, "python-newer-than-ours", line, ours=own, theirs=other, detail=detail)
+        else:
+            yield _found(model, path, "python-raised", line, error=type(error).__name__, detail=detail)
     except (ValueError, RecursionError, MemoryError, OSError) as error:
-        yield found("python-raised", 1, error=type(error).__name__, detail=str(error))
-        return
+        yield _found(model, path, "python-raised", 1, error=type(error).__name__, detail=str(error))
+
+
+def _found(model: ConfiguredModel, path: Path, rule: str, line: int, **values: object) -> Finding:
+    return Finding(rule=BY_ID[rule], model=model.name, path=path, line=line, values={"place": "", **values})
+
+
+def _check_tree(model: ConfiguredModel, path: Path, tree: ast.Module) -> Iterator[Finding]:
     named = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     if "TritonPythonModel" not in named:
         # another module may bring it, under any name
         if not any(isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.Try | ast.If) for node in tree.body):
-            yield found("python-no-class", 1)
+            yield _found(model, path, "python-no-class", 1)
         return
     for node in named["TritonPythonModel"].body:
         if isinstance(node, ast.FunctionDef) and node.name == "auto_complete_config":
             for rule, line, values in _check_completed(model.config, _read_completed(node)):
-                yield found(rule, line, **values)
+                yield _found(model, path, rule, line, **values)
+
+
+def _check_imports(model: ConfiguredModel, path: Path, tree: ast.Module) -> Iterator[Finding]:
+    """Find what is neither Python's, the image's, nor beside model.py; what is tried may be absent."""
+    there = {*sys.stdlib_module_names, *_OF_THE_IMAGE, *(entry.stem for entry in path.parent.iterdir())}
+    tried = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.Try | ast.If) for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in tried:
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module]
+        else:
+            continue
+        for name in names:
+            top = name.partition(".")[0]
+            if top not in there:
+                there.add(top)
+                values = {"module": name, "package": PACKAGES.get(top, top)}
+                yield _found(model, path, "python-import-absent", node.lineno, **values)
 
 
 def _read_completed(function: ast.FunctionDef) -> _Completed:

@@ -58,7 +58,7 @@ def _check_queue(model: ConfiguredModel) -> Iterator[Finding]:
         policies = (batching.default_queue_policy, *batching.priority_queue_policy.values())
         if levels > 1:
             yield in_config(model, "ordering-priorities", *place, "priority_levels")
-        elif any(policy.timeout_action == policy.DELAY for policy in policies):
+        elif any(policy.timeout_action == policy.DELAY and policy.default_timeout_microseconds for policy in policies):
             yield in_config(model, "ordering-delay", *place, "preserve_ordering")
 
 

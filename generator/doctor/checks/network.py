@@ -1,23 +1,20 @@
-"""ONNX files: whole, readable by the release's onnxruntime, and as config.pbtxt says."""
+"""ONNX files: whole, readable by the release's onnxruntime; and config.pbtxt against the tensors of a network."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from generator.doctor.finding import Finding, at_path, in_config
-from generator.doctor.onnx_header import OnnxHeader, OnnxTensor, read_onnx_header
+from generator.doctor.onnx_header import NetworkTensor, read_onnx_header
 from generator.errors import SourceError
 from generator.rules.releases import find_release
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from generator.doctor.repository import ConfiguredModel
-
-# ONNX's names of data types where Triton's is not TYPE_ and that name (onnxruntime backend's ConvertFromOnnxDataType).
-_TYPES = {"FLOAT": "TYPE_FP32", "DOUBLE": "TYPE_FP64", "FLOAT16": "TYPE_FP16", "BFLOAT16": "TYPE_BF16"}
 
 
 def check_onnx(model: ConfiguredModel, path: Path, release: str) -> Iterator[Finding]:
@@ -38,20 +35,28 @@ def check_onnx(model: ConfiguredModel, path: Path, release: str) -> Iterator[Fin
         if header.opsets.get("ai.onnx", 0) > known.opset:
             made = header.opsets["ai.onnx"]
             yield at_path(model, "onnx-opset-newer", path, made=made, known=known.opset, **runtime)
-    yield from _check_batch(model, header)
-    yield from _check_tensors(model, "input", header.inputs, header.optional)
-    yield from _check_tensors(model, "output", header.outputs, {tensor.name for tensor in header.outputs})
+    yield from check_tensors_of(model, header.inputs, header.outputs, optional=header.optional)
 
 
-def _check_batch(model: ConfiguredModel, header: OnnxHeader) -> Iterator[Finding]:
+def check_tensors_of(
+    model: ConfiguredModel,
+    inputs: Sequence[NetworkTensor],
+    outputs: Sequence[NetworkTensor],
+    *,
+    optional: AbstractSet[str] = frozenset(),
+) -> Iterator[Finding]:
+    """Check the configuration against the tensors of a network; inputs that are `optional` may be left out."""
     if model.config.max_batch_size > 0:
-        tensors = [tensor for tensor in (*header.inputs, *header.outputs) if tensor.name not in header.optional]
-        if any(tensor.shape is not None and tensor.shape[:1] != (-1,) for tensor in tensors):
+        shapes = [tensor.shape for tensor in (*inputs, *outputs) if tensor.name not in optional]
+        if any(shape is not None and shape[:1] != (-1,) for shape in shapes):
             yield in_config(model, "network-batch-fixed", "max_batch_size")
+            return
+    yield from _check_tensors(model, "input", inputs, optional)
+    yield from _check_tensors(model, "output", outputs, {tensor.name for tensor in outputs})
 
 
 def _check_tensors(
-    model: ConfiguredModel, kind: str, made: tuple[OnnxTensor, ...], optional: AbstractSet[str]
+    model: ConfiguredModel, kind: str, made: Sequence[NetworkTensor], optional: AbstractSet[str]
 ) -> Iterator[Finding]:
     stated = getattr(model.config, kind)
     by_name = {tensor.name: tensor for tensor in made}
@@ -66,10 +71,9 @@ def _check_tensors(
             yield in_config(model, "network-tensor-unknown", kind, index, "name", names=names, **values)
             continue
         data_type = tensor.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[tensor.data_type].name
-        expected = _TYPES.get(own.data_type, f"TYPE_{own.data_type}")
-        if tensor.data_type and data_type != expected:
+        if tensor.data_type and data_type != own.data_type:
             place = (kind, index, "data_type")
-            yield in_config(model, "network-data-type", *place, stated=data_type, made=expected, **values)
+            yield in_config(model, "network-data-type", *place, stated=data_type, made=own.data_type, **values)
         # what is reshaped on the way has the shape of reshape in the model
         dims = list(tensor.reshape.shape) if tensor.HasField("reshape") else list(tensor.dims)
         whole = [-1, *dims] if model.config.max_batch_size > 0 else dims
