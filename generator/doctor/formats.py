@@ -27,7 +27,8 @@ def format_text(findings: Sequence[Finding], *, models: int, release: str) -> st
         lines += [f"{place}: {finding.severity} {finding.rule.id}", f"    {finding.cause}", f"    fix: {finding.fix}"]
     counts = Counter(finding.severity for finding in findings)
     found = ", ".join(f"{counts[one]} {one}{'s' * (counts[one] != 1)}" for one in SEVERITIES if counts[one])
-    lines.append(f"{found or 'nothing found'} in {models} model{'s' * (models != 1)}, for release {release}")
+    where = f" in {models} model{'s' * (models != 1)}, for release {release}" if models else ""
+    lines.append(f"{found or 'nothing found'}{where}")
     return "\n".join(lines)
 
 

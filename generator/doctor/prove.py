@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +31,24 @@ if TYPE_CHECKING:
 SERVER_RELEASE = "24.10"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")  # of models and backends; the pip server takes no other path
 _LARGEST_LABELS_BYTES = 16 << 20
+_ALSO = {"backend-unstated": "layout-no-config"}  # of a folder without a configuration, which a backend may complete
+_OF_MEMBERS = ("ensemble-member-failed", "ensemble-members-absent")
 _START_S, _MODEL_S = 60, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """Where doctor and server disagree, how many models they agree on, and why others were not judged."""
+    """What became of every model.
 
-    disagreements: list[Finding]
-    agreed: int
-    not_judged: dict[str, str]
+    Attributes:
+        disagreements: Where doctor and server say different things.
+        agreed: The rule by which both refuse a model; None where both take it.
+        not_judged: Why the server did not judge a model.
+    """
+
+    disagreements: list[Finding] = field(default_factory=list)
+    agreed: dict[str, str | None] = field(default_factory=dict)
+    not_judged: dict[str, str] = field(default_factory=dict)
 
 
 def prove(repository: ModelRepository) -> Proof:
@@ -71,27 +79,26 @@ def compare(repository: ModelRepository, findings: Sequence[Finding], log: str, 
     for name, said, _ in read_failures(log):
         refused.setdefault(name, said)
     loaded = find_loaded(log)
-    proof = Proof(disagreements=[], agreed=0, not_judged=dict(not_judged))
-    agreed = 0
+    proof = Proof(not_judged=dict(not_judged))
     words: str | None
     for model in repository.models.values():
+        if model.name in not_judged:
+            continue
         expected = {one.rule.id for one in findings if one.model == model.name and _is_core(one)}
         words = refused.get(model.name)
         known = find_rule(words, model=model.name) if words is not None else None
         rule = known[0].id if known else None
-        if model.name in not_judged:
-            continue
-        if rule in ("ensemble-member-failed", "ensemble-members-absent") and rule not in expected:
+        if rule in _OF_MEMBERS and rule not in expected:
             proof.not_judged[model.name] = "a member of it is not served there"
         elif words is None and model.name not in loaded:
             proof.not_judged[model.name] = "the server ended before it was loaded"
-        elif (words is None and not expected) or rule in expected:
-            agreed += 1
+        elif (words is None and not expected) or {rule, _ALSO.get(rule or "")} & expected:
+            proof.agreed[model.name] = rule
         elif words is None:
             proof.disagreements.append(_disagree(model, "server-accepts", found=", ".join(sorted(expected))))
         else:
             proof.disagreements.append(_disagree(model, "server-refuses", words=shorten(words)))
-    return Proof(disagreements=proof.disagreements, agreed=agreed, not_judged=proof.not_judged)
+    return proof
 
 
 def _is_core(finding: Finding) -> bool:
@@ -110,13 +117,18 @@ def _find_obstacle(model: ModelFolder) -> str | None:
     if not isinstance(model, ConfiguredModel):
         return None
     config, backend = model.config, find_backend(model)
-    if config.model_repository_agents.agents:
-        return "it has repository agents, whose libraries are not here"
-    if not all(_NAME.fullmatch(name) for name in (backend, config.backend) if name):
-        return "the name of its backend is not one of a folder"
-    if backend in COMPLETED and not all(one.dims and one.data_type for one in (*config.input, *config.output)):
-        return f"it leaves to the backend {backend} to fill in its tensors"
-    return None
+    stated = all(one.dims and one.data_type for one in (*config.input, *config.output))
+    obstacles = {
+        "it has repository agents, whose libraries are not here": bool(config.model_repository_agents.agents),
+        "a label file lies outside its folder, and is not copied": any(
+            ".." in Path(one.label_filename).parts for one in config.output
+        ),
+        "the name of its backend is not one of a folder": not all(
+            _NAME.fullmatch(name) for name in (backend, config.backend) if name
+        ),
+        f"it leaves to the backend {backend} to fill in its tensors": backend in COMPLETED and not stated,
+    }
+    return next((reason for reason, there in obstacles.items() if there), None)
 
 
 def _copy_model(model: ModelFolder, target: Path, backends: Path) -> None:

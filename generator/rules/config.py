@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from generator.rules.rule import EDIT, Rule
+from generator.rules.rule import EDIT, FILES, Rule
 
 network_rule = partial(Rule, fix=EDIT, build="rewrite", seen_in=("onnx", "plan", "log"))
 
@@ -74,6 +74,7 @@ AGAINST_NETWORK = (
         says=r"model configuration must contain at least one (?P<kind>input|output), none were specified",
         cause="it states no {kind}, and its backend cannot fill that in",
         fix="write its {kind}s into {model}/config.pbtxt",
+        seen_in=FILES,
     ),
     network_rule(
         id="network-tensorrt-io",
@@ -106,7 +107,7 @@ BROKEN_RULES = (
         cause="the parameter {name} has the value {value!r}, which the backend does not know",
         fix=EDIT,
         build="rewrite",
-        seen_in=("files", "log"),
+        seen_in=FILES,
     ),
     Rule(
         id="config-rule",

@@ -12,8 +12,8 @@ RULES = (
     Rule(
         id="ensemble-member-version",
         says=r"depends on '(?P<member>[^']+)' whose required version (?P<version>\d+) is not loaded",
-        cause="it needs version {version} of {member}, which {member} does not have or does not load",
-        fix="correct model_version in {model}/config.pbtxt, or version_policy in {member}/config.pbtxt",
+        cause="it needs version {version} of {member}, which {member} does not load (0 is what no model_version means)",
+        fix="write model_version: -1, the newest one, in {model}/config.pbtxt, or correct it",
         build="rebuild",
         seen_in=CORE,
     ),
@@ -68,6 +68,7 @@ RULES = (
         id="ensemble-input-twice",
         says=r"input '(?P<tensor>[^']*)' in model '(?P<member>[^']*)' is mapped to multiple ensemble tensors",
         cause="input {tensor!r} of {member} is mapped to several tensors",
+        seen_in=("log",),  # a map in a file has each key once
     ),
     config_rule(
         id="ensemble-unused",

@@ -27,7 +27,6 @@ RULES = (
         cause="its ONNX file is of a newer ONNX version than {runtime} reads",
         fix="pip install --upgrade onnxruntime, or export it with an older opset",
         build="rebuild",
-        seen_in=("onnx", "log"),
     ),
     Rule(
         id="onnx-ir-newer",
@@ -81,6 +80,5 @@ RULES = (
         cause="its plan cannot be loaded: it is damaged, or of another TensorRT version or GPU ({detail})",
         fix="build the plan where it is served, with the TensorRT of the serving image",
         build="rebuild",
-        seen_in=("plan", "log"),
     ),
 )

@@ -60,6 +60,11 @@ RULES = (
         fix="give reshape a -1 for every -1 of dims in {model}/config.pbtxt",
     ),
     config_rule(
+        id="tensor-non-linear-dims",
+        says=r"Non-linear IO format (?P<kind>input|output) requires 3 dims",
+        cause="an {kind} with is_non_linear_format_io needs 3 dims, without the batch",
+    ),
+    config_rule(
         id="tensor-only-tensorrt",
         says=r"(?P<what>shape tensors are|Non-linear IO format is) only supported for (the )?TensorRT platform",
         cause="an input or output is a shape tensor or has a non-linear format, which plans of TensorRT have alone",

@@ -61,8 +61,8 @@ def _check_members(model: ConfiguredModel, models: Mapping[str, ModelFolder]) ->
         if (member := models.get(name)) is None:
             yield in_config(model, "ensemble-members-absent", *_step(index), "model_name", members=name)
             continue
-        # -1 or nothing is the newest one
-        if step.model_version > 0 and step.model_version not in member.served_versions:
+        # -1 is the newest one; one that is not stated is 0, which no model has
+        if step.model_version != -1 and step.model_version not in member.served_versions:
             values = {"member": name, "version": step.model_version}
             yield in_config(model, "ensemble-member-version", *_step(index), "model_version", **values)
         if member.config is not None and (size := member.config.dynamic_batching.default_queue_policy.max_queue_size):
@@ -73,7 +73,8 @@ def _check_members(model: ConfiguredModel, models: Mapping[str, ModelFolder]) ->
             values = {"own": config.max_batch_size, "member": name, "least": least}
             yield in_config(model, "ensemble-batch", "max_batch_size", **values)
     if path := _find_circle(model.name, models):
-        yield in_config(model, "ensemble-circular", "ensemble_scheduling", path=" -> ".join(path))
+        index = next(index for index, step in enumerate(config.ensemble_scheduling.step) if step.model_name == path[1])
+        yield in_config(model, "ensemble-circular", *_step(index), "model_name", path=" -> ".join(path))
 
 
 def _find_circle(name: str, models: Mapping[str, ModelFolder]) -> list[str]:
@@ -109,8 +110,9 @@ def _check_links(model: ConfiguredModel, models: Mapping[str, ModelFolder]) -> I
             written.add(link)
         yield from _check_maps(model, index, step, models.get(step.model_name))
     outputs = {tensor.name for tensor in config.output}
+    made = _follow(model)
     for index, tensor in enumerate(config.output):
-        if tensor.name not in written:
+        if tensor.name not in made:
             yield in_config(model, "ensemble-unwritten", "output", index, tensor=tensor.name)
     for link in sorted(read - written):
         yield in_config(model, "ensemble-unwritten", "ensemble_scheduling", tensor=link)
@@ -118,6 +120,16 @@ def _check_links(model: ConfiguredModel, models: Mapping[str, ModelFolder]) -> I
         yield in_config(model, "ensemble-unused", "ensemble_scheduling", tensor=link)
     yield from _check_ends(model, models)
     yield from _check_decoupled(model, models)
+
+
+def _follow(model: ConfiguredModel) -> set[str]:
+    """Return the tensors that come to be: steps that wait for each other never run."""
+    made = {tensor.name for tensor in model.config.input}
+    waiting = list(model.config.ensemble_scheduling.step)
+    while ready := [step for step in waiting if set(step.input_map.values()) <= made]:
+        made |= {link for step in ready for link in step.output_map.values()}
+        waiting = [step for step in waiting if step not in ready]
+    return made
 
 
 def _check_decoupled(model: ConfiguredModel, models: Mapping[str, ModelFolder]) -> Iterator[Finding]:

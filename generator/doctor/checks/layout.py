@@ -78,8 +78,11 @@ def _check_platform(model: ConfiguredModel, backend_of: str) -> Iterator[Finding
     if backend_of == "tensorflow":
         yield in_config(model, "backend-removed", "backend" if config.backend else "platform", backend=backend_of)
     platform, backend = config.platform, config.backend
-    if platform and platform != "ensemble" and (platform not in PLATFORMS or backend not in ("", PLATFORMS[platform])):
-        yield in_config(model, "platform-unknown", "platform", platform=platform, backend=backend)
+    if platform not in ("", "ensemble"):
+        own = PLATFORMS.get(platform)
+        # a backend that core does not know may have any platform
+        if own != backend if backend in PLATFORMS.values() else not backend and own is None:
+            yield in_config(model, "platform-unknown", "platform", platform=platform, backend=backend)
     # libtorch's files name no tensors
     for kind in ("input", "output"):
         if backend_of == "pytorch" and not getattr(config, kind):

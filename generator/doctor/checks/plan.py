@@ -62,6 +62,6 @@ def _check_passport(model: ConfiguredModel, passport: Passport) -> Iterator[Find
 
 def _describe(tensors: Sequence[Tensor]) -> list[NetworkTensor]:
     return [
-        NetworkTensor(name=tensor.name, data_type=f"TYPE_{tensor.data_type.triton}", shape=tuple(tensor.shape))
+        NetworkTensor(name=tensor.name, data_type=tensor.data_type.triton, shape=tuple(tensor.shape))
         for tensor in tensors
     ]

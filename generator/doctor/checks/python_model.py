@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from generator.doctor.repository import ConfiguredModel
 
 _LARGEST_BYTES = 4 << 20
+# What Python 3.12 reads and older ones do not: quotes within an f-string, `type`, parameters of types.
+_PERHAPS_NEWER = re.compile(r"f-string|unterminated|^\s*type \w|^\s*(?:class|(?:async )?def) \w+\[", re.MULTILINE)
 _ENVIRONMENT, _OWN_FOLDER = "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY"
 # What the image has for the Python backend: its own modules, and the packages that server's Dockerfile installs.
 _OF_THE_IMAGE = {
@@ -78,7 +81,7 @@ def _parse(model: ConfiguredModel, path: Path, python: str | None) -> Iterator[F
     except SyntaxError as error:
         line = error.lineno or 1
         detail = f"{error.msg} (line {line})"
-        if theirs > ours:
+        if theirs > ours and _PERHAPS_NEWER.search(f"{error.msg}\n{error.text}"):
             own, other = (".".join(map(str, one)) for one in (ours, theirs))
             yield _found(model, path, "python-newer-than-ours", line, ours=own, theirs=other, detail=detail)
         else:

@@ -40,9 +40,10 @@ def _check_tensor(model: ConfiguredModel, kind: str, index: int, tensor: Any, ba
         yield found(rule, "reshape")
     if kind == "input" and tensor.format and len(tensor.dims) != 3:
         yield found("tensor-format-dims", "format")
-    shape_tensor = tensor.is_shape_tensor or getattr(tensor, "is_non_linear_format_io", False)
-    if shape_tensor and backend != "tensorrt":
+    if (tensor.is_shape_tensor or tensor.is_non_linear_format_io) and backend != "tensorrt":
         yield found("tensor-only-tensorrt")
+    elif tensor.is_non_linear_format_io and len(tensor.dims) != 3:
+        yield found("tensor-non-linear-dims", "dims")
 
 
 def _has_invalid(dims: Sequence[int]) -> bool:
