@@ -77,14 +77,15 @@ def find_line(case: Case) -> int | None:
 def configured(
     rule: str, broken: str, right: str, *, base: str = OWN, name: str = "", file: str = "", **more: Any
 ) -> Case:
-    """A model of one configuration: `base` and what makes it broken or right. Its file is empty, if it has one."""
-    files: list[Files] = [{"@/config.pbtxt": f"{base}\n{text}\n", f"@/1/{file}": b""} for text in (broken, right)]
+    """A model of one configuration: `base` and what makes it broken or right; `file` is its version's."""
+    content = plan() if file.endswith(".plan") else b""
+    files: list[Files] = [{"@/config.pbtxt": f"{base}\n{text}\n", f"@/1/{file}": content} for text in (broken, right)]
     return Case(name=name or rule, rule=rule, broken=files[0], right=files[1], **more)
 
 
-def tensors(rule: str, broken: str, right: str, *, name: str = "", batch: int = 8, backend: str = "own") -> Case:
+def tensors(rule: str, broken: str, right: str, *, batch: int = 8, backend: str = "own", **more: Any) -> Case:
     """A model whose tensors make it broken or right."""
-    return configured(rule, broken, right, base=f'backend: "{backend}"\nmax_batch_size: {batch}', name=name)
+    return configured(rule, broken, right, base=f'backend: "{backend}"\nmax_batch_size: {batch}', **more)
 
 
 def graph(
@@ -286,6 +287,13 @@ CASES = (
         'output { name: "Y" data_type: TYPE_FP32 dims: [ -1, -1 ]\nreshape { shape: [ -1, 1, -1 ] }\n}',
     ),
     tensors(
+        "tensor-non-linear-dims",
+        'input { name: "X" data_type: TYPE_FP32\ndims: [ 3, 8 ]  # HERE\nis_non_linear_format_io: true }',
+        'input { name: "X" data_type: TYPE_FP32\ndims: [ 3, 8, 8 ]\nis_non_linear_format_io: true }',
+        backend="tensorrt",
+        file="model.plan",
+    ),
+    tensors(
         "tensor-only-tensorrt",
         'input { name: "X" data_type: TYPE_INT32 dims: 4 is_shape_tensor: true }  # HERE',
         'input { name: "X" data_type: TYPE_INT32 dims: 4 }',
@@ -449,10 +457,10 @@ CASES = (
     ensemble(
         "ensemble-decoupled",
         step("@_a", writes='"Y" value: "ONE"') + "\n" + step("@_a", writes='"Y" value: "TWO"') + "\n"
-        'step { model_name: "@_b"  # HERE\ninput_map { key: "X" value: "ONE" } '
+        'step { model_name: "@_a" model_version: -1  # HERE\ninput_map { key: "X" value: "ONE" } '
         'input_map { key: "Z" value: "TWO" } output_map { key: "Y" value: "OUT" } }',
-        step("@_a"),
-        member=_DECOUPLED,
+        _STEP,
+        member=_DECOUPLED + 'input { name: "Z" data_type: TYPE_FP32 dims: 4 optional: true }',
     ),
     ensemble("ensemble-queue-size", _STEP + "  # HERE", _STEP, member=OWN + _QUEUE, right_member=OWN, release="26.02"),
     # folders, files, backends
