@@ -417,7 +417,7 @@ CASES = (
         step("@_a", version="model_version: 1"),
     ),
     ensemble("ensemble-member-version", step("@_a", version="") + "  # HERE", _STEP, name="ensemble-no-version"),
-    ensemble("ensemble-circular", _STEP + "\n" + step("@") + "  # HERE", _STEP),
+    ensemble("ensemble-circular", step("@", reads='"IN" value: "IN"', writes='"OUT" value: "OUT"') + "  # HERE", _STEP),
     ensemble("ensemble-backend", _STEP, _STEP, head=_FULL + 'backend: "own"  # HERE\n' + _ENDS),
     ensemble("ensemble-not-scheduled", "", _STEP, head='platform: "ensemble"  # HERE\nmax_batch_size: 8\n' + _ENDS),
     configured("ensemble-scheduled", f"ensemble_scheduling {{  # HERE\n{_STEP}\n}}", "", name="ensemble-scheduled"),

@@ -155,11 +155,9 @@ def _take_data_type(model: ConfiguredModel, finding: Finding) -> list[_Edit]:
 
 def _take_newest(model: ConfiguredModel, finding: Finding) -> list[_Edit]:
     """State -1 where a step states no version."""
-    return (
-        []
-        if finding.values["version"]
-        else _insert(model, "model_version: -1", behind=(*finding.field[:-1], "model_name"))
-    )
+    if finding.values["version"]:
+        return []
+    return _insert(model, "model_version: -1", behind=(*finding.field[:-1], "model_name"))
 
 
 def _name_labels(model: ConfiguredModel, finding: Finding) -> list[_Edit]:

@@ -61,6 +61,7 @@ _FAILURES = (
     re.compile(r"^failed to load model '(?P<model>[^']+)': (?P<words>.*)", re.DOTALL),
     re.compile(r"^(?P<words>version \d+ is specified for model '(?P<model>[^']+)'.*)", re.DOTALL),
     re.compile(r"^(?P<words>Invalid argument: (?:in )?ensemble '?(?P<model>[^' ,]+)'?.*)", re.DOTALL),
+    re.compile(r"^(?P<words>Invalid argument: circular dependency between ensembles: (?P<model>\S+) ->.*)", re.DOTALL),
     re.compile(
         r"^Failed to preinitialize Python stub: (?P<words>.*?'\S*?/(?P<model>[^/]+)/\d+/model\.py'.*)", re.DOTALL
     ),
