@@ -318,6 +318,15 @@ class TestHostileFiles:
         assert "config-field-newer" not in dict(find_rules(tmp_path, "25.11"))
 
 
+def test_a_release_without_a_row_is_judged_by_the_last_known_one_and_that_is_said(tmp_path: Path) -> None:
+    write_files(
+        {"@/config.pbtxt": f'backend: "onnxruntime"{NETWORK}', "@/1/model.onnx": graph(opset=99)}, tmp_path, "net"
+    )
+    [(_, of_later)], [(_, of_earlier)] = find_rules(tmp_path, "99.01"), find_rules(tmp_path, "25.03")
+    assert of_later.endswith("(onnxruntime 1.28.0, release 26.08, the last one known)")
+    assert of_earlier.endswith("the server knows up to 21 (onnxruntime 1.20.1, release 25.01)")
+
+
 def test_thousands_of_models_take_seconds(tmp_path: Path) -> None:
     """benchmarks/doctor_models.py measures; here only what is out of all proportion fails."""
     for number in range(1000):

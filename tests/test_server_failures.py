@@ -145,7 +145,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "wrong_dims": (
         lambda m: add_doubling_model(m, dims="5"),
         r"'X' has the shape \[-1, 4\] in the model and \[-1, 5\] in config.pbtxt",
-        "correct wrong_dims/config.pbtxt",
+        "write its dims, .* in wrong_dims/config.pbtxt",
     ),
     "wrong_rank": (
         lambda m: add_doubling_model(m, dims="4, 1"),

@@ -135,6 +135,12 @@ def _drop_field(model: ConfiguredModel, finding: Finding) -> list[_Edit]:
     return _remove(model, finding.field)
 
 
+def _drop_format(model: ConfiguredModel, finding: Finding) -> list[_Edit]:
+    """Remove the format of what is no image; four dims may be those of one, with the batch among them."""
+    tensor = model.config.input[int(finding.field[1])]
+    return [] if len(tensor.dims) == 4 and model.config.max_batch_size > 0 else _remove(model, finding.field)
+
+
 def _drop_batch(model: ConfiguredModel, finding: Finding) -> list[_Edit]:
     """Take the batch out of dims, where the rest is the network's."""
     stated, made = finding.values["stated"], finding.values["made"]
@@ -212,6 +218,6 @@ _FIXERS: dict[str, Callable[[ConfiguredModel, Finding], list[_Edit]]] = {
     "layout-no-model-file": _name_file,
     "network-data-type": _take_data_type,
     "network-dims": _drop_batch,
-    "tensor-format-dims": _drop_field,
+    "tensor-format-dims": _drop_format,
 }
 FIXABLE = frozenset(_FIXERS)

@@ -28,6 +28,7 @@ AGAINST_NETWORK = (
         says=r"unexpected inference (?P<kind>input|output) '(?P<tensor>[^']*)'.*?"
         r"allowed (?:in|out)puts are: (?P<names>.*)",
         cause="{kind} {tensor!r} is not in the model, which has {names}",
+        fix="write the model's own name in {model}/config.pbtxt",
     ),
     network_rule(
         id="network-tensor-count",
@@ -40,12 +41,14 @@ AGAINST_NETWORK = (
         says=r"unexpected datatype (?P<stated>TYPE_\w+) for inference (?P<kind>input|output) '(?P<tensor>[^']*)'.*?"
         r"(expecting|the graph has) (?P<made>TYPE_\w+)",
         cause="{kind} {tensor!r} is {stated} in config.pbtxt and {made} in the model",
+        fix="write data_type: {made} in {model}/config.pbtxt",
     ),
     network_rule(
         id="network-dims",
         says=r"tensor '(?P<tensor>[^']*)': the (?:model expects|graph has) (?:\d+ dimensions? \()?"
         r"shape (?P<made>\[.*?\])[^;]*(?P<stated>\[.*?\])",
         cause="{tensor!r} has the shape {made} in the model and {stated} in config.pbtxt, the batch included",
+        fix="write its dims, without the batch where max_batch_size is above 0, in {model}/config.pbtxt",
     ),
     network_rule(
         id="network-batch-fixed",

@@ -31,7 +31,7 @@ RULES = (
     Rule(
         id="onnx-ir-newer",
         says=r"Unsupported model IR version: (?P<made>\d+), max supported IR version: (?P<known>\d+)",
-        cause="its ONNX file has the IR version {made}, onnxruntime reads up to {known} there",
+        cause="its ONNX file has the IR version {made}, the server reads up to {known}",
         fix="export it with an older onnx, or serve it with a newer release",
         build="rebuild",
         seen_in=("onnx", "log"),
@@ -39,7 +39,7 @@ RULES = (
     Rule(
         id="onnx-opset-newer",
         says=r"Opset (?P<made>\d+) is under development and support for this is limited.*?till opset (?P<known>\d+)",
-        cause="its ONNX file has opset {made}, onnxruntime knows up to {known} there",
+        cause="its ONNX file has opset {made}, the server knows up to {known}",
         fix="export it with an older opset, or serve it with a newer release",
         build="rebuild",
         seen_in=("onnx", "log"),

@@ -172,27 +172,28 @@ def _check_ends(model: ConfiguredModel, models: Mapping[str, ModelFolder]) -> It
     """Compare data type and shape of each tensor where it comes from and where it goes."""
     config = model.config
     first: dict[str, tuple[str, Any, bool]] = {}
-    ends = [(tensor.name, model.name, tensor) for tensor in config.input]
+    batched = config.max_batch_size > 0
+    ends = [(tensor.name, model.name, tensor, batched) for tensor in config.input]
     for step in config.ensemble_scheduling.step:
         member = models.get(step.model_name)
         if member is None or member.config is None:
             continue
+        with_batch = member.config.max_batch_size > 0
         for mapped, tensors in ((step.input_map, member.config.input), (step.output_map, member.config.output)):
             by_name = {tensor.name: tensor for tensor in tensors}
-            ends += [(link, member.name, by_name[name]) for name, link in mapped.items() if name in by_name]
-    ends += [(tensor.name, model.name, tensor) for tensor in config.output]
-    batched = {name: bool(folder.config and folder.config.max_batch_size > 0) for name, folder in models.items()}
-    for link, owner, tensor in ends:
+            ends += [(link, member.name, by_name[name], with_batch) for name, link in mapped.items() if name in by_name]
+    ends += [(tensor.name, model.name, tensor, batched) for tensor in config.output]
+    for link, owner, tensor, with_batch in ends:
         if link not in first:
-            first[link] = (owner, tensor, batched.get(owner, False))
+            first[link] = (owner, tensor, with_batch)
             continue
-        other, known, with_batch = first[link]
+        other, known, known_with_batch = first[link]
         values = {"tensor": link, "first": other, "second": owner}
         if known.data_type and tensor.data_type and known.data_type != tensor.data_type:
             names = tensor.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
             types = {"one": names[known.data_type].name, "other": names[tensor.data_type].name}
             yield in_config(model, "ensemble-data-type", "ensemble_scheduling", **types, **values)
-        one, two = _whole_shape(known, with_batch), _whole_shape(tensor, batched.get(owner, False))
+        one, two = _whole_shape(known, known_with_batch), _whole_shape(tensor, with_batch)
         if known.dims and tensor.dims and not _fit(one, two):
             yield in_config(model, "ensemble-shape", "ensemble_scheduling", one=one, other=two, **values)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from generator.doctor.finding import Finding, at_path, in_config
 from generator.doctor.onnx_header import NetworkTensor, read_onnx_header
 from generator.errors import SourceError
-from generator.rules.releases import find_release
+from generator.rules.releases import RELEASES, find_release
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,12 +29,13 @@ def check_onnx(model: ConfiguredModel, path: Path, release: str) -> Iterator[Fin
         if not (path.parent / name).is_file():
             yield at_path(model, "onnx-external-data", path, path=path.parent / name)
     if known := find_release(release):
-        runtime = {"release": release, "onnxruntime": known.onnxruntime}
+        newest = known is RELEASES[-1] and known.name != release
+        note = f" (onnxruntime {known.onnxruntime}, release {known.name}{', the last one known' if newest else ''})"
+        opset = header.opsets.get("ai.onnx", 0)
         if header.ir_version > known.ir_version:
-            yield at_path(model, "onnx-ir-newer", path, made=header.ir_version, known=known.ir_version, **runtime)
-        if header.opsets.get("ai.onnx", 0) > known.opset:
-            made = header.opsets["ai.onnx"]
-            yield at_path(model, "onnx-opset-newer", path, made=made, known=known.opset, **runtime)
+            yield at_path(model, "onnx-ir-newer", path, made=header.ir_version, known=f"{known.ir_version}{note}")
+        if opset > known.opset:
+            yield at_path(model, "onnx-opset-newer", path, made=opset, known=f"{known.opset}{note}")
     yield from check_tensors_of(model, header.inputs, header.outputs, optional=header.optional)
 
 
