@@ -19,6 +19,7 @@ from pathlib import Path
 
 from generator.doctor.backends import FILES
 from generator.doctor.examine import examine
+from generator.doctor.prove import SERVER_RELEASE, Proof, prove
 from generator.doctor.repository import read_repository
 from generator.rules.words import find_rule
 
@@ -79,6 +80,25 @@ def find_false_alarms(collection: Path, release: str) -> tuple[int, list[str]]:
     return seen, alarms
 
 
+def prove_collection(collection: Path) -> Proof:
+    """Let tritonserver judge every configuration that is one model, under other names."""
+    broken = find_broken(collection)
+    alone = [folder for folder in broken if not any((path / "config.pbtxt").is_file() for path in folder.iterdir())]
+    others = {path.parent for path in collection.rglob("config.pbtxt")}
+    others = {folder for folder in others if not any(one in (folder, *folder.parents) for one in broken)}
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch) / "models"
+        root.mkdir()
+        for number, folder in enumerate([*alone, *sorted(others)]):
+            apart = Path(scratch) / f"copy{number}"
+            _copy(folder, apart, collection)
+            model = root / f"model{number}"
+            next(apart.iterdir()).rename(model)
+            text = _read_config(model)
+            (model / "config.pbtxt").write_text(re.sub(r"^name:.*\n", "", text, flags=re.MULTILINE))
+        return prove(read_repository(root))
+
+
 def _copy(source: Path, root: Path, collection: Path) -> None:
     """Put a model into a repository as the collection's own scripts do: its name, its version, a file of its kind."""
     stated = re.search(r'^name: *"(.*)"', _read_config(source), re.MULTILINE)
@@ -136,6 +156,7 @@ def main() -> int:
     parser.add_argument("collection", type=Path, help="the folder qa of a checkout")
     parser.add_argument("--release", default="26.08")
     parser.add_argument("--misses", action="store_true", help="list them")
+    parser.add_argument("--prove", action="store_true", help="let a tritonserver judge them, too")
     options = parser.parse_args()
     found = explained = 0
     broken = find_broken(options.collection)
@@ -155,6 +176,12 @@ def main() -> int:
     seen, alarms = find_false_alarms(options.collection, options.release)
     print("\n".join(alarms))
     print(f"false alarms: {len(alarms)} in {seen} configurations")
+    if options.prove:
+        proof = prove_collection(options.collection)
+        print("\n".join(f"{one.model}: {one.cause}" for one in proof.disagreements))
+        agreed, judged = len(proof.agreed), len(proof.agreed) + len(proof.disagreements)
+        others = len(proof.not_judged)
+        print(f"agreed with tritonserver {SERVER_RELEASE}: {agreed} of {judged}; {others} not judged")
     return 0
 
 

@@ -60,7 +60,7 @@ def format_sarif(findings: Sequence[Finding], *, models: int, release: str) -> s
     run = {
         "tool": {
             "driver": {
-                "name": "trtgen doctor",
+                "name": "trtgen-doctor",
                 "version": version("trtgen"),
                 "rules": [
                     {
