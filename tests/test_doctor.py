@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from generator.cli import main
 from generator.doctor.examine import examine
 from generator.doctor.finding import Finding
+from generator.doctor.fix import find_fixes
 from generator.doctor.repository import read_repository
 from generator.plan.library import TensorRTVersion
 from generator.rules import RULES
@@ -237,13 +240,15 @@ class TestHostileFiles:
         (tmp_path / "nested" / "config.pbtxt").write_text("model_warmup { inputs { " * 5000)
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
         write_files({"@/config.pbtxt": OWN, "@/1/": "", "@/2": Path("2")}, tmp_path, "looped")
+        files: Files = {"@/config.pbtxt": f'backend: "onnxruntime"{NETWORK}', "@/1/model.onnx": Path("model.onnx")}
+        write_files(files, tmp_path, "circle")
         found = dict(find_rules(tmp_path))
         causes = "\n".join(cause for _, cause in find_rules(tmp_path))
-        assert set(found) == {"config-syntax"}
+        assert set(found) == {"config-syntax", "layout-no-model-file"}
         assert "it is no text: byte 128 is not UTF-8" in causes
         assert "3,221,225,472 bytes, a model configuration has a few thousand" in causes
         assert causes.count("it is not a regular file") == 3
-        assert len(find_rules(tmp_path)) == 6
+        assert len(find_rules(tmp_path)) == 7
 
     @pytest.mark.parametrize("name", ["model.onnx", "model.plan"])
     def test_gigabytes_of_nothing_are_no_model(self, name: str, tmp_path: Path) -> None:
@@ -259,7 +264,15 @@ class TestHostileFiles:
         write_files({"@/config.pbtxt": OWN, "@/1/": ""}, tmp_path, "config")
         write_files({"@/config.pbtxt": OWN, "@/1/": ""}, tmp_path, "folder")
         write_files({"@/config.pbtxt": NETWORK, "@/1/model.onnx": graph()}, tmp_path, "graph")
-        closed = [tmp_path / "config" / "config.pbtxt", tmp_path / "folder", tmp_path / "graph" / "1" / "model.onnx"]
+        write_files(
+            {"@/config.pbtxt": NETWORK + 'backend: "onnxruntime"', "@/1/model.onnx": graph()}, tmp_path, "version"
+        )
+        closed = [
+            tmp_path / "version" / "1",
+            tmp_path / "config" / "config.pbtxt",
+            tmp_path / "folder",
+            tmp_path / "graph" / "1" / "model.onnx",
+        ]
         for path in closed:
             path.chmod(0)
         reopened = [parent for parent in (tmp_path, *tmp_path.parents) if parent.stat().st_mode & 0o5 != 0o5]
@@ -279,17 +292,38 @@ class TestHostileFiles:
                 path.chmod(0o755)
         unread = {one.path.relative_to(tmp_path).as_posix(): one.cause for one in found}
         assert {one.rule.id for one in found} == {"layout-unreadable"}
-        assert list(unread) == ["config/config.pbtxt", "folder/config.pbtxt", "graph/1/model.onnx"]
+        assert list(unread) == ["config/config.pbtxt", "folder/config.pbtxt", "graph/1/model.onnx", "version/1"]
         assert all("(Permission denied)" in cause for cause in unread.values())
 
     def test_model_py_is_never_run(self, tmp_path: Path) -> None:
         proof = tmp_path / "ran"
-        code = f"open({str(proof)!r}, 'w').write('x')\n" + CODE.format("pass")
+        code = f"open({str(proof)!r}, 'w').write('\\d')\n" + CODE.format("pass")  # an escape that Python warns of
         write_files({"@/config.pbtxt": PYTHON, "@/1/model.py": code}, tmp_path / "models", "net")
         before = set(sys.modules)
         assert find_rules(tmp_path / "models") == []
         assert not proof.exists()
         assert not any("net" in name.split(".") for name in set(sys.modules) - before)
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(case=st.sampled_from(CASES), data=st.data())
+    def test_nothing_in_a_configuration_or_model_is_a_traceback(
+        self, case: Case, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Pieces of a case's files are cut out, doubled or replaced."""
+        root = tmp_path_factory.mktemp("torn")
+        write_files(case.broken, root, "net")
+        paths = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+        path = data.draw(st.sampled_from(paths)) if paths else None
+        if path is not None:
+            content = path.read_bytes()
+            start, stop = sorted(data.draw(st.tuples(st.integers(0, len(content)), st.integers(0, len(content)))))
+            piece = data.draw(
+                st.sampled_from([b"", content[start:stop] * 2, b"\0", b"-9", b'"' + b"x" * 5000 + b'"', b"}{"])
+            )
+            path.write_bytes(content[:start] + piece + content[stop:])
+        found = examine(read_repository(root), case.release)
+        assert all(one.cause and one.fix for one in found)
+        assert all(one.diff() for one in find_fixes(read_repository(root), found))
 
     def test_python_of_another_release(self, tmp_path: Path) -> None:
         """Python 3.10, of releases up to 24.11, knows neither `except*` nor parameters of types."""

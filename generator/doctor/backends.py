@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generator.doctor.repository import is_folder
+from generator.doctor.repository import is_file, is_folder, is_missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ def find_backend(model: ConfiguredModel) -> str:
     first = next((Path(entry.path) for entry in model.entries if is_folder(entry)), None)
     if first is not None:
         for backend, file in FILES.items():
-            if (first / file).exists():
+            if not is_missing(first / file):
                 return backend
     # a folder called NAME.BACKEND is of that backend
     return model.name.partition(".")[2]
@@ -54,7 +54,7 @@ def find_model_files(model: ConfiguredModel, backend: str) -> Iterator[Path]:
     stated = model.config.default_model_filename
     for version in model.served_versions:
         path = model.path / str(version) / (stated or FILES.get(backend, ""))
-        if path.is_file():
+        if is_file(path):
             yield path
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from generator.doctor.backends import FILES, find_backend
 from generator.doctor.redact import redact
-from generator.doctor.repository import ConfiguredModel
+from generator.doctor.repository import ConfiguredModel, is_file
 from generator.errors import RepositoryError
 from generator.files import write_temporary
 
@@ -170,7 +170,7 @@ def _name_labels(model: ConfiguredModel, finding: Finding) -> list[_Edit]:
     """Name the one file of that name, in upper or lower case, that is in the folder or one below."""
     name = str(finding.values["path"]).rpartition("/")[2].lower()
     paths = [path for pattern in ("*", "*/*") for path in sorted(model.path.glob(pattern))]
-    found = [path for path in paths if path.name.lower() == name and path.is_file()]
+    found = [path for path in paths if path.name.lower() == name and is_file(path)]
     if len(found) != 1:
         return []
     return _replace(model, finding.field, f'"{found[0].relative_to(model.path)}"')
@@ -199,7 +199,7 @@ def _find_one_file(model: ConfiguredModel, backend: str) -> str | None:
     """Return the name of the only file of a known kind, the same in every version that is served."""
     found = set()
     for version in model.served_versions:
-        files = sorted(path.name for path in (model.path / str(version)).iterdir() if path.is_file())
+        files = sorted(path.name for path in (model.path / str(version)).iterdir() if is_file(path))
         kinds = {name: _find_kind(name) for name in files}
         found.add(tuple(name for name, kind in kinds.items() if kind and backend in ("", kind)))
     names = found.pop() if len(found) == 1 else ()

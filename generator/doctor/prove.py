@@ -17,7 +17,7 @@ from generator.doctor.backends import find_backend
 from generator.doctor.checks.tensors import COMPLETED
 from generator.doctor.examine import examine
 from generator.doctor.finding import Finding
-from generator.doctor.repository import CONFIG, ConfiguredModel, ModelFolder, ModelRepository
+from generator.doctor.repository import CONFIG, ConfiguredModel, ModelFolder, ModelRepository, is_file
 from generator.doctor.stand_in import make_stand_in
 from generator.errors import ServerError
 from generator.rules import BY_ID
@@ -137,7 +137,7 @@ def _copy_model(model: ModelFolder, target: Path, backends: Path) -> None:
         (target / str(version)).mkdir()
     if not isinstance(model, ConfiguredModel):
         source = model.config_path
-        if source.is_file() and source.stat().st_size <= _LARGEST_LABELS_BYTES:
+        if is_file(source) and source.stat().st_size <= _LARGEST_LABELS_BYTES:
             shutil.copyfile(source, target / CONFIG)
         return
     if model.text is None and not model.versions:
@@ -174,7 +174,7 @@ def _copy_labels(model: ConfiguredModel, target: Path) -> None:
     for output in model.config.output:
         name = Path(output.label_filename)
         source = model.path / name
-        if not output.label_filename or name.is_absolute() or ".." in name.parts or not source.is_file():
+        if not output.label_filename or name.is_absolute() or ".." in name.parts or not is_file(source):
             continue
         if source.stat().st_size <= _LARGEST_LABELS_BYTES:
             (target / name).parent.mkdir(parents=True, exist_ok=True)

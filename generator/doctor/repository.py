@@ -101,8 +101,8 @@ def read_repository(root: Path) -> ModelRepository:
     except (OSError, ValueError) as error:
         msg = f"{root} cannot be read: {getattr(error, 'strerror', None) or error}"
         raise SourceError(msg, hint=_GIVE) from error
-    if (root / CONFIG).is_file() or (folders and all(name.isdigit() for name in folders)):
-        what = f"it holds {CONFIG} itself" if (root / CONFIG).is_file() else "its folders are versions"
+    if is_file(root / CONFIG) or (folders and all(name.isdigit() for name in folders)):
+        what = f"it holds {CONFIG} itself" if is_file(root / CONFIG) else "its folders are versions"
         raise SourceError(f"{root} is one model: {what}", hint=f"give the folder above it: {root.resolve().parent}")
     if not folders:
         raise SourceError(f"{root} holds no folder, a folder for each model was expected", hint=_GIVE)
@@ -122,11 +122,27 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file; False where that cannot be found out, which Path.is_file raises for."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_missing(path: Path) -> bool:
+    """Tell whether nothing is there; False where it may not be looked at."""
+    try:
+        path.stat()
+    except PermissionError:
+        return False
+    except (OSError, ValueError):  # such as a name that no file can have
+        return True
+    return False
+
+
 def _holds_models(model: ModelFolder) -> bool:
     """Tell whether a folder is a repository itself."""
     if not isinstance(model, ConfiguredModel) or model.text is not None or model.versions:
         return False
-    return any((model.path / entry.name / CONFIG).is_file() for entry in model.entries if is_folder(entry))
+    return any(is_file(model.path / entry.name / CONFIG) for entry in model.entries if is_folder(entry))
 
 
 def _read_model(path: Path) -> ModelFolder:

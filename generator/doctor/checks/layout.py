@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from generator.doctor.backends import FILES, PLATFORMS
 from generator.doctor.finding import Finding, at_path, in_config
 from generator.doctor.onnx_header import LFS
-from generator.doctor.repository import is_folder
+from generator.doctor.repository import is_file, is_folder, is_missing
 from generator.rules import BY_ID
 from generator.rules.releases import FIELDS
 
@@ -99,20 +100,27 @@ def _check_labels(model: ConfiguredModel) -> Iterator[Finding]:
         path = model.path / name
         if ".." in Path(name).parts or Path(name).is_absolute():
             yield in_config(model, "label-outside", "output", index, "label_filename", path=name)
-        if not path.is_file():
+        if not is_file(path):
             yield in_config(model, "layout-named-file-missing", "output", index, "label_filename", path=path)
         elif len(tensor.dims) == 1 and tensor.dims[0] > 1 and path.stat().st_size <= _LARGEST_LABELS_BYTES:
-            found = len(path.read_bytes().splitlines())
-            if found != tensor.dims[0]:
+            found = _count_lines(path)
+            if found not in (None, tensor.dims[0]):
                 values = {"path": path, "found": found, "tensor": tensor.name, "expected": tensor.dims[0]}
                 yield in_config(model, "labels-count", "output", index, "label_filename", **values)
+
+
+def _count_lines(path: Path) -> int | None:
+    try:
+        return len(path.read_bytes().splitlines())
+    except OSError:
+        return None
 
 
 def _check_warmup(model: ConfiguredModel) -> Iterator[Finding]:
     for index, sample in enumerate(model.config.model_warmup):
         for tensor in sample.inputs.values():
             path = model.path / "warmup" / tensor.input_data_file
-            if tensor.input_data_file and not path.exists():
+            if tensor.input_data_file and is_missing(path):
                 yield in_config(model, "warmup-file-missing", "model_warmup", index, path=path)
 
 
@@ -122,15 +130,17 @@ def _check_model_files(model: ConfiguredModel, backend: str) -> Iterator[Finding
     for version in model.served_versions:
         folder = model.path / str(version)
         path = folder / wanted if wanted and not config.cc_model_filenames else None
-        if path is not None and not path.exists():
+        if path is not None and is_missing(path):
             yield at_path(model, "layout-no-model-file", path, path=path)
         yield from _check_links(model, [folder, *([path] if path else [])])
 
 
 def _check_links(model: ConfiguredModel, paths: Iterable[Path]) -> Iterator[Finding]:
     """Find links that lead out of the repository; another model of it may well hold the file."""
+    root = os.path.realpath(model.path.parent)
     for path in paths:
-        if path.is_symlink() and not (target := path.resolve()).is_relative_to(model.path.parent.resolve()):
+        target = Path(os.path.realpath(path))  # not Path.resolve, which raises for links that lead in a circle
+        if os.path.islink(path) and not target.is_relative_to(root):  # noqa: PTH114 - as in is_file
             yield at_path(model, "layout-link-outside", path, path=path, target=target)
 
 
@@ -139,7 +149,7 @@ def check_contents(model: ConfiguredModel) -> Iterator[Finding]:
     for version in model.served_versions:
         folder = model.path / str(version)
         try:
-            paths = sorted(path for path in folder.iterdir() if path.is_file())
+            paths = sorted(path for path in folder.iterdir() if is_file(path))
         except OSError as error:
             yield at_path(model, "layout-unreadable", folder, path=folder, detail=error.strerror)
             continue

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from generator.doctor.finding import Finding, at_path, in_config
 from generator.doctor.onnx_header import NetworkTensor, read_onnx_header
+from generator.doctor.repository import is_missing
 from generator.errors import SourceError
 from generator.rules.releases import RELEASES, find_release
 
@@ -26,7 +27,7 @@ def check_onnx(model: ConfiguredModel, path: Path, release: str) -> Iterator[Fin
         yield at_path(model, "onnx-damaged", path, path=f"{path} {detail}")
         return
     for name in header.external:
-        if not (path.parent / name).is_file():
+        if is_missing(path.parent / name):
             yield at_path(model, "onnx-external-data", path, path=path.parent / name)
     if known := find_release(release):
         newest = known is RELEASES[-1] and known.name != release

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from generator.doctor.checks.network import check_tensors_of
 from generator.doctor.finding import Finding, at_path, in_config
 from generator.doctor.onnx_header import NetworkTensor
+from generator.doctor.repository import is_file
 from generator.errors import PlanError
 from generator.plan.header import read_header
 from generator.plan.passport import Passport, passport_path, read_passport
@@ -47,7 +48,7 @@ def check_plan(
 
 def _read_passport(path: Path) -> Passport | None:
     try:
-        return read_passport(path) if passport_path(path).is_file() else None
+        return read_passport(path) if is_file(passport_path(path)) else None
     except PlanError:
         return None
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from generator.doctor.backends import find_model_files
 from generator.doctor.finding import Finding, in_config
+from generator.doctor.repository import is_missing
 from generator.rules import BY_ID
 from generator.rules.releases import find_release
 from generator.rules.words import PACKAGES
@@ -67,7 +69,7 @@ def check_python_model(model: ConfiguredModel, release: str) -> Iterator[Finding
 def _find_environment_fault(model: ConfiguredModel, value: str) -> str:
     if value.startswith(_OWN_FOLDER):
         path = model.path / value.removeprefix(_OWN_FOLDER).lstrip("/")
-        return "" if path.exists() else f"{path} does not exist"
+        return "" if not is_missing(path) else f"{path} does not exist"
     return "" if value.startswith("/") else "a relative path begins where the server was started"
 
 
@@ -76,7 +78,8 @@ def _parse(model: ConfiguredModel, path: Path, python: str | None) -> Iterator[F
     ours = sys.version_info[:2]
     theirs = tuple(map(int, python.split("."))) if python else ours
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's own, such as of an escape in a string
             yield ast.parse(file.read(_LARGEST_BYTES), feature_version=theirs)  # type: ignore[arg-type]
     except SyntaxError as error:
         line = error.lineno or 1
