@@ -90,8 +90,8 @@ def test_every_file_of_the_made_repository_exists() -> None:
         assert {"/".join(parts[1:]), parts[-1]} & set(rows), path
 
 
-# the page of errors quotes regular expressions
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "errors.md"], ids=identify)
+# the page of rules quotes regular expressions
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "rules.md"], ids=identify)
 def test_every_command_and_option_named_exists(page: Path) -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     options = {

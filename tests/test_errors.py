@@ -1,4 +1,4 @@
-"""Errors: what they keep, that their hints are in no command line's words, and what docs/errors.md says of them."""
+"""Errors: what they keep, that their hints are in no command line's words, and that docs/errors.md has each."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import typer.main
 
 from generator import errors
 from generator.cli import app
-from generator.server.failure_rules import BUILDS, RULES
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "errors.md"
 CLASSES = sorted(name for name in vars(errors) if name.endswith("Error"))
-HEAD = "| tritonserver's words (a regular expression) | cause | what to do |\n|---|---|---|\n"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 OPTIONS = {option for command in COMMANDS.values() for one in command.params for option in one.opts if "--" in option}
 SAID = re.compile(rf"\btrtgen ({'|'.join(COMMANDS)})\b|(?<![\w-])({'|'.join(sorted(OPTIONS))})\b(?![-=])")
@@ -84,22 +82,3 @@ def test_every_error_has_a_hint(name: str) -> None:
 def test_every_class_is_on_the_page() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(), re.MULTILINE)
     assert sorted([*rows, "TrtgenError"]) == CLASSES
-
-
-def test_the_rules_on_the_page_are_the_servers() -> None:
-    assert PAGE.read_text().partition(HEAD)[2] == render_rules(), "python -m tests.test_errors"
-
-
-def render_rules() -> str:
-    """Return the rows of the page about tritonserver's words."""
-    words = {f"{{{key}}}": text for key, (text, _) in BUILDS.items()}
-    rows = []
-    for pattern, cause, hint in RULES:
-        for key, text in words.items():
-            hint = hint.replace(key, text)  # noqa: PLW2901 - the hint as it is said
-        rows.append(" | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in (f"`{pattern}`", cause, hint)))
-    return "".join(f"| {row} |\n" for row in rows)
-
-
-if __name__ == "__main__":
-    PAGE.write_text(PAGE.read_text().partition(HEAD)[0] + HEAD + render_rules())

@@ -68,6 +68,14 @@ def test_every_command_prints_what_the_readme_shows(tmp_path: Path) -> None:
         assert not missing, f"{command} did not print {missing}\n{output}"
 
 
+def test_doctor_prints_what_the_readme_shows() -> None:
+    shown = re.search(r"```text\n\$ trtgen (doctor \S+)\n(.*?)```", README, re.DOTALL)
+    assert shown is not None
+    command = [sys.executable, "-m", "generator", *shown[1].split()]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (1, shown[2], "")
+
+
 def test_the_test_command_is_what_ci_runs() -> None:
     assert "`make test`" in README
     assert "make test\n" in (ROOT / ".ci" / "run").read_text()

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from generator.errors import ServerError
+from generator.rules.words import find_rule
 from generator.server import embedded
 from generator.server.embedded import EmbeddedServer
-from generator.server.failure_rules import explain_words
 from generator.server.failures import (
     Finding,
     explain_end,
@@ -144,13 +144,17 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "wrong_dims": (
         lambda m: add_doubling_model(m, dims="5"),
-        r"config.pbtxt and the model disagree: .* tensor 'X': the graph has shape \[-1, 4\] but .*\[-1, 5\]",
-        "correct wrong_dims/config.pbtxt",
+        r"'X' has the shape \[-1, 4\] in the model and \[-1, 5\] in config.pbtxt",
+        "write its dims, .* in wrong_dims/config.pbtxt",
     ),
-    "wrong_rank": (lambda m: add_doubling_model(m, dims="4, 1"), "the graph has 2 dimensions", "config.pbtxt"),
+    "wrong_rank": (
+        lambda m: add_doubling_model(m, dims="4, 1"),
+        r"\[-1, 4\] in the model and \[-1, 4, 1\] in config",
+        "config.pbtxt",
+    ),
     "wrong_dtype": (
         lambda m: add_doubling_model(m, data_type="TYPE_FP16"),
-        "config.pbtxt and the model disagree: unexpected datatype TYPE_FP16 .* the graph has TYPE_FP32",
+        "input 'X' is TYPE_FP16 in config.pbtxt and TYPE_FP32 in the model",
         "config.pbtxt",
     ),
     "wrong_name": (
@@ -171,7 +175,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "corrupt_graph": (
         lambda m: with_graph(m, b"not an ONNX file" * 9),
         "ONNX file is damaged: .*/corrupt_graph/1/model.onnx$",
-        "^build it again: build-repo corrupt_graph$",
+        "^copy it again, or build it again: build-repo corrupt_graph$",
     ),
     "empty_graph": (lambda m: with_graph(m, b""), "ONNX file is damaged", "build-repo"),
     "missing_graph": (with_graph, "its file is missing: .*/missing_graph/1/model.onnx$", "build-repo"),
@@ -217,7 +221,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "preferred_too_large": (
         lambda m: add_doubling_model(m, more="dynamic_batching { preferred_batch_size: [ 16 ] }"),
-        "breaks a rule of Triton: dynamic batching preferred size must be <= max batch size",
+        "preferred_batch_size of dynamic batching is above max_batch_size",
         "config.pbtxt",
     ),
     "syntax_error": (
@@ -225,7 +229,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
         r"raised SyntaxError: expected ':' \(model.py, line 1\)",
         "correct model.py",
     ),
-    "no_class": (lambda m: add_python_model(m, "x = 1\n"), "has no attribute 'TritonPythonModel'", "model.py"),
+    "no_class": (lambda m: add_python_model(m, "x = 1\n"), "model.py has no class TritonPythonModel", "model.py"),
     "raises": (
         lambda m: add_python_model(m, initialize("raise ValueError('no parameter recipe')")),
         r"raised ValueError: no parameter recipe \(model.py line \d+\)",
@@ -253,28 +257,28 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "ensemble_batch": (
         lambda m: ensemble_of_doubling(m, max_batch_size=16),
-        "allows maximum batch size 16, but it contains model ensemble_batch_member .* 8",
-        "correct ensemble_batch/config.pbtxt",
+        "max_batch_size is 16, but its member ensemble_batch_member takes at most 8",
+        "write max_batch_size: 8 in ensemble_batch/config.pbtxt",
     ),
     "ensemble_dtype": (
         lambda m: ensemble_of_doubling(m, data_type="TYPE_FP16"),
-        "inconsistent data type: TYPE_FP16 .* TYPE_FP32",
+        "'IN' is TYPE_FP16 in ensemble_dtype and TYPE_FP32 in ensemble_dtype_member",
         "config.pbtxt",
     ),
     "ensemble_shape": (
         lambda m: ensemble_of_doubling(m, dims="5"),
-        r"inconsistent shape: \[-1,5\].*\[-1,4\]",
+        r"shape \[-1,5\] in ensemble_shape and \[-1,4\]",
         "config.pbtxt",
     ),
     "ensemble_mapping": (
         lambda m: ensemble_of_doubling(m, tensor="Q"),
-        "non-existing input Q in model ensemble_mapping_member",
+        "names the input 'Q', which ensemble_mapping_member does not have",
         "config.pbtxt",
     ),
     "ensemble_alone": (
         lambda m: add_ensemble(m, member="nowhere"),
         "members are not in the repository: nowhere$",
-        "^build it again: build-repo ensemble_alone$",
+        "or build it again: build-repo ensemble_alone$",
     ),
     "ensemble_of_lost": (ensemble_with_failed_member, "its member lost_member did not load", "repair lost_member"),
 }
@@ -344,7 +348,9 @@ def test_missing_code_is_reported_at_once_though_tritonserver_hangs(tmp_path: Pa
     error = start_and_fail(tmp_path, ready_timeout_s=120)
     assert re.search("its file is missing: .*/model/1/model.py$", error.message)
     repository = {"repository": tmp_path / "repository"}
-    assert error.advice == {"hint": "build it again", "command": ("build-repo", "model"), "fields": repository}
+    assert error.command == ("build-repo", "model")
+    assert error.fields == repository
+    assert (error.hint or "").startswith("put it there")
 
 
 @pytest.mark.server
@@ -426,7 +432,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
         (
             "unable to find '/models/m/1/model.plan' for model instance 'm_0_0'",
             "its file is missing: /models/m/1/model.plan",
-            "^build it again$",
+            "^put it there",
         ),
         (
             "unable to load plan file to auto complete config: /models/m/1/model.plan",
@@ -436,14 +442,14 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
         (
             "unable to create TensorRT engine: Version tag does not match",
             r"another TensorRT version or GPU \(Version tag does not match\)",
-            "^where it is served, with the TensorRT of the serving image, build it again$",
+            "^build the plan where it is served, with the TensorRT of the serving image$",
         ),
         (
             (
                 "autofill failed for model 'm': configuration specified max-batch 64 but TensorRT engine only "
                 "supports max-batch 32"
             ),
-            "config.pbtxt and the model disagree: .* max-batch 64 but .* max-batch 32",
+            "max_batch_size is 64, and the optimization profiles of its plan end at 32",
             "m/config.pbtxt",
         ),
         (
@@ -464,17 +470,17 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
         ),
         (
             "unexpected datatype TYPE_FP16 for inference input 'x', expecting TYPE_FP32 for m_0_0",
-            "config.pbtxt and the model disagree: unexpected datatype TYPE_FP16",
+            "input 'x' is TYPE_FP16 in config.pbtxt and TYPE_FP32 in the model",
             "config.pbtxt",
         ),
         (
             "unexpected inference input 'x', allowed inputs are: PIXELS",
-            "config.pbtxt and the model disagree: ",
+            "input 'x' is not in the model, which has PIXELS",
             "config.pbtxt",
         ),
         (
             "unable to load model 'm', configuration expects 2 inputs, model provides at most 1",
-            "config.pbtxt and the model disagree: ",
+            "config.pbtxt has 2 inputs, the model 1",
             "config.pbtxt",
         ),
         ("expected configuration for input 'x' for m_0_0", "config.pbtxt and the model disagree: ", "config.pbtxt"),
@@ -496,12 +502,16 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
         ),
         (
             "label file path '../labels.txt' for output 'o' in model 'm' is outside model directory",
-            "breaks a rule of Triton: label file path .* is outside",
+            "label_filename leads out of the model's folder: ../labels.txt",
             "m/config.pbtxt",
         ),
-        ("instance group should not be specified for ensemble 'm'", "breaks a rule of Triton", "m/config.pbtxt"),
-        ("ensemble tensor 't' is unused in ensemble 'm'", "breaks a rule of Triton", "m/config.pbtxt"),
-        ("must specify 'step' for ensemble", "breaks a rule of Triton", "m/config.pbtxt"),
+        (
+            "instance group should not be specified for ensemble 'm'",
+            "cannot have instance group",
+            "m/config",
+        ),
+        ("ensemble tensor 't' is unused in ensemble 'm'", "no step reads the tensor 't'", "m/config.pbtxt"),
+        ("must specify 'step' for ensemble 'm'", "has no step, or there is no step", "m/config.pbtxt"),
         (
             (
                 "Unable to initialize shared memory key 'triton' to requested size (1048576 bytes). If you are running "
@@ -516,7 +526,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
             "unable to create TensorRT context for m_0_3: could not be allocated"
             + BACKEND.explain_memory(3 << 30, 1 << 30, 8 << 30, gpu=1),
             "GPU 1 is exhausted: an instance needs at least 3072 MiB, 1024 .* are free; at most 2 of them fit .*empty$",
-            "give it fewer instances",
+            "give the models fewer instances",
         ),
         (
             BACKEND.no_gpu("m", "there is no driver"),
@@ -550,7 +560,7 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
                     "^let the user that runs the server read /models/m/1/model.plan$",
                 ),
                 *(
-                    (text, f"^{text[:20]}", "^correct that, or build it again$")
+                    (text, f"^{text[:20]}", "^correct that$")
                     for text in (
                         (
                             "tensor 'x' uses a non-linear IO format, which is not supported, for m_0_0: build the plan "
@@ -576,17 +586,18 @@ def start_and_fail(root: Path, *, ready_timeout_s: float = 60) -> ServerError:
                     "TensorRT does not start: could not be allocated"
                     + BACKEND.explain_memory(3 << 30, 1 << 30, 8 << 30, gpu=1),
                     "memory of GPU 1 is exhausted",
-                    "give it fewer instances",
+                    "give the models fewer instances",
                 ),
             )
         ),
     ],
 )
 def test_words_of_other_servers_are_explained(words: str, cause: str, hint: str) -> None:
-    explanation = explain_words(words, model="m")
-    assert explanation is not None
-    assert re.search(cause, explanation[0]), explanation
-    assert re.search(hint, explanation[1]), explanation
+    found = find_rule(words, model="m")
+    assert found is not None
+    rule, values = found
+    assert re.search(cause, rule.cause.format_map(values)), found
+    assert re.search(hint, rule.fix.format_map(values)), found
 
 
 def test_packages_that_pip_installed_elsewhere_are_found_by_the_stub(
@@ -620,7 +631,7 @@ def test_a_full_gpu_is_told_with_the_instances_that_were_loaded(tmp_path: Path) 
         "tritonserver did not start: m: the memory of GPU 0 is exhausted: not even the CUDA context of another process "
         "fits (2 of its instances were loaded)"
     )
-    assert "give it fewer instances" in (error.hint or "")
+    assert "give the models fewer instances" in (error.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -659,7 +670,7 @@ def test_a_gpu_without_room_for_tritonserver_itself_is_told(
     error = explain_end(1, "\n".join(log), log_path=tmp_path / "server.log", repository=tmp_path, ready=False)
     said = message.format("not even the CUDA context of tritonserver itself fits, or one stream more")
     assert error.message == f"tritonserver did not start: m: {said}"
-    assert "give it fewer instances" in (error.hint or "")
+    assert "give the models fewer instances" in (error.hint or "")
 
 
 def test_a_stream_that_fails_for_another_reason_is_no_lack_of_memory(tmp_path: Path) -> None:

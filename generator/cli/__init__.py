@@ -35,6 +35,7 @@ _COMMANDS = {
     "build-plan": "build_plan",
     "classify-plan": "classify_plan",
     "detect-plan": "detect_plan",
+    "doctor": "doctor",
     "inspect": "inspect",
     "bench": "bench",
 }

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-STOCK_IMAGE = "nvcr.io/nvidia/tritonserver:26.10-py3"
+STOCK_RELEASE = "26.10"
+STOCK_IMAGE = f"nvcr.io/nvidia/tritonserver:{STOCK_RELEASE}-py3"
 DEFAULT_IMAGE = "trtgen-serving:26.10"  # the stock image with the Pillow that the preprocessing step needs
 FUSED_IMAGE = "trtgen-serving-fused:26.10"  # that with what a fused model runs its network with
 

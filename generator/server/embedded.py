@@ -73,6 +73,7 @@ class EmbeddedServer:
         models: Load only these and, for ensembles, their members; by default every model of the repository.
         explicit: Whether callers may load and unload models while it runs, as they may with a choice of `models`.
         locked: Whether such calls must carry `secret` in the header OWNER_HEADER.
+        backends: A directory of backends in place of ours; configurations may then leave out what a backend fills in.
 
     Attributes:
         http_url: `host:port`, as are `grpc_url` and `metrics_url`.
@@ -95,6 +96,7 @@ class EmbeddedServer:
         models: Sequence[str] = (),
         explicit: bool = False,
         locked: bool = True,
+        backends: Path | None = None,
     ) -> None:
         self.repository = repository
         self.address = address
@@ -105,6 +107,7 @@ class EmbeddedServer:
         self._wish = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
         self._allow_non_loopback = allow_non_loopback
         self._own_log = log_path is None
+        self._backends = backends
         self._only = tuple(models)
         self.explicit = explicit
         self.secret = secrets.token_hex(16) if locked else ""
@@ -266,7 +269,8 @@ class EmbeddedServer:
             "argv": make_argv(
                 triton,
                 self._served,
-                backends=assemble_backends(triton, directory),
+                backends=self._backends or assemble_backends(triton, directory),
+                completed=self._backends is not None,
                 address=self.address,
                 ports=ports,
                 identifier=self._identifier,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ServerError
-from generator.server.failure_rules import explain_words
+from generator.rules.words import find_rule
 from generator.server.launch import find_ensembles, name_rebuild
 
 if TYPE_CHECKING:
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TAIL_LINES = 15
+# What a hint says of building the model again, and the fields for it.
+_BUILDS: dict[str, tuple[str, dict[str, object]]] = {
+    "rebuild": ("build it again", {}),
+    "rewrite": ("build it again and discard the edits", {"discard_edits": True}),
+}
 _WORDS_LENGTH = 400
 _SIGNALLED = 128  # the shell's convention: the exit code of a process that signal N ended is 128 + N
 
@@ -56,6 +61,7 @@ _FAILURES = (
     re.compile(r"^failed to load model '(?P<model>[^']+)': (?P<words>.*)", re.DOTALL),
     re.compile(r"^(?P<words>version \d+ is specified for model '(?P<model>[^']+)'.*)", re.DOTALL),
     re.compile(r"^(?P<words>Invalid argument: (?:in )?ensemble '?(?P<model>[^' ,]+)'?.*)", re.DOTALL),
+    re.compile(r"^(?P<words>Invalid argument: circular dependency between ensembles: (?P<model>\S+) ->.*)", re.DOTALL),
     re.compile(
         r"^Failed to preinitialize Python stub: (?P<words>.*?'\S*?/(?P<model>[^/]+)/\d+/model\.py'.*)", re.DOTALL
     ),
@@ -76,15 +82,23 @@ _HUNG = ("Failed to preinitialize Python stub", "triton_python_backend_stub: err
 def find_failures(log: str, repository: Path) -> list[Finding]:
     """Return what failed according to the log of a server on `repository`: a finding per model, in the log's order."""
     words_of: dict[str, str] = {}
-    for model, words in _read_failures(log):
+    for model, words, _ in read_failures(log):
         words_of.setdefault(model, words)
     ensembles = find_ensembles(repository) if words_of else {}
     findings = []
     for model, words in words_of.items():
-        cause, hint, fields = explain_words(words, model=model) or (None, None, None)
-        if cause and (found := _MEMORY.search(cause)):
+        if (known := find_rule(words, model=model)) is None:
+            findings.append(Finding(model=model, words=words, cause=None, hint=None, build={}))
+            continue
+        rule, values = known
+        cause, hint = rule.cause.format_map(values), rule.fix.format_map(values)
+        if found := _MEMORY.search(cause):
             cause = _complete_memory(cause, found, log, model)
-        build = {} if fields is None else name_rebuild(repository, ensembles.get(model, model), **fields)
+        build: dict[str, Any] = {}
+        if rule.build:
+            more, fields = _BUILDS[rule.build]
+            hint = f"{hint}, or {more}"
+            build = name_rebuild(repository, ensembles.get(model, model), **fields)
         findings.append(Finding(model=model, words=words, cause=cause, hint=hint, build=build))
     return findings
 
@@ -127,7 +141,7 @@ def is_silent_crash(code: int, log: str) -> bool:
     machine in one of some fifty because a lock in the Python backend's shared memory fails.
     """
     lost_lock = code == _SIGNALLED + signal.SIGABRT and "boost::interprocess::lock_exception" in log
-    return (lost_lock or code == _SIGNALLED + signal.SIGSEGV) and not any(_read_failures(log))
+    return (lost_lock or code == _SIGNALLED + signal.SIGSEGV) and not any(read_failures(log))
 
 
 def explain_end(code: int, log: str, *, log_path: Path, repository: Path, ready: bool) -> ServerError:
@@ -184,30 +198,30 @@ def _describe(findings: list[Finding], *, log_path: Path, note: str = "") -> Ser
     )
 
 
-def _read_failures(log: str) -> Iterator[tuple[str, str]]:
-    """Yield (model, words) for every line that reports a failure, then for every request of a warmup that raised.
+def read_failures(log: str) -> Iterator[tuple[str, str, int]]:
+    """Yield (model, words, line) for every line that reports a failure, then for every request of a warmup that raised.
 
     tritonserver may crash before it says that such a request is why a model failed.
     """
     syntax: list[str] = []
-    requests: list[tuple[str, str]] = []
-    for line in log.splitlines():
+    requests: list[tuple[str, str, int]] = []
+    for number, line in enumerate(log.splitlines(), 1):
         if match := _PROTOBUF.match(line):
             syntax.append(f"line {match[1]}, column {match[2]}: {match['detail']}")
         elif match := _LOADER.match(line):
-            yield "", match["words"]
+            yield "", match["words"], number
         elif match := _LINE.match(line):
             message = _unquote(match["message"])
             if found := _FAILED_REQUEST.match(message):
-                requests.append((found["model"], f"failed to run warmup sample: {found['words']}"))
+                requests.append((found["model"], f"failed to run warmup sample: {found['words']}", number))
             elif found := next(filter(None, (pattern.match(message) for pattern in _FAILURES)), None):
                 words = found["words"].strip()
                 if "failed to read text proto" in words and syntax:
                     words += f" ({'; '.join(syntax)})"
                     syntax = []
-                yield found["model"], words
+                yield found["model"], words, number
         elif (match := _FATAL_LINE.match(line)) and "failed to load all models" not in line:
-            yield "", match["words"]
+            yield "", match["words"], number
     yield from requests
 
 
@@ -221,10 +235,15 @@ def _unquote(message: str) -> str:
     return message
 
 
+def find_loaded(log: str) -> set[str]:
+    """Return the models that were loaded."""
+    return {match["model"] for line in log.splitlines() if (match := _LOADED.search(line))}
+
+
 def _find_waiting(log: str) -> list[str]:
     """Return the models that were loading and are not loaded."""
     loading = [match["model"] for line in log.splitlines() if (match := _LOADING.search(line))]
-    loaded = {match["model"] for line in log.splitlines() if (match := _LOADED.search(line))}
+    loaded = find_loaded(log)
     return [model for model in loading if model not in loaded]
 
 

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 OWNER_HEADER = "trtgen-owner"
 STOP_TIMEOUT_S = 30
+_AS_STATED = "--disable-auto-complete-config"
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_./+@:-]+")
 
 
@@ -178,6 +179,7 @@ def make_argv(
     identifier: str,
     models: Sequence[str] = (),
     secret: str = "",
+    completed: bool = False,
 ) -> list[str]:
     """Return tritonserver's command line.
 
@@ -190,6 +192,7 @@ def make_argv(
         identifier: What its shared memory is called after.
         models: Load these only, `*` for all; callers may load and unload then. By default all, and callers may not.
         secret: What calls that list and load models must carry; whoever may load models may run code.
+        completed: Whether configurations may leave out what a backend fills in.
     """
     control = ["--model-control-mode=none"]
     if models:
@@ -201,7 +204,7 @@ def make_argv(
         str(triton.binary),
         f"--model-repository={repository}",
         *control,
-        *tritonserver_options(address),
+        *(option for option in tritonserver_options(address) if not (completed and option == _AS_STATED)),
         f"--backend-directory={backends}",
         f"--cache-directory={triton.caches}",
         *find_options(repository),
@@ -215,7 +218,7 @@ def tritonserver_options(address: str) -> list[str]:
     """Return the options that the pip server and the container have in common."""
     return [
         *(f"--{endpoint}-address={address}" for endpoint in ("http", "grpc", "metrics")),
-        "--disable-auto-complete-config",
+        _AS_STATED,
         "--exit-on-error=true",
         "--strict-readiness=true",
         f"--exit-timeout-secs={STOP_TIMEOUT_S}",

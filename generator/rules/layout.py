@@ -1,0 +1,127 @@
+"""Folders, files and versions."""
+
+from generator.rules.releases import FIELDS
+from generator.rules.rule import CORE, EDIT, FILES, Rule
+
+RULES = (
+    Rule(
+        id="layout-no-config",
+        says=r"failed to open text file for read (?P<folder>.*/(?P<name>[^/]+))/config\.pbtxt",
+        cause="the folder {name} in the repository's root is not a model: it has no config.pbtxt (a leftover?)",
+        fix="remove it or move it elsewhere: {folder}",
+        seen_in=CORE,
+    ),
+    Rule(
+        id="warmup-file-missing",
+        says=r"failed to open text file for read (?P<path>.+?/warmup/[^:]+?)(: No such|$)",
+        cause="a file that config.pbtxt names is missing: {path}",
+        fix="put the file there, or correct model_warmup in {model}/config.pbtxt",
+        build="rebuild",
+        seen_in=FILES,
+    ),
+    Rule(
+        id="layout-named-file-missing",
+        says=r"failed to open text file for read (?P<path>.+?)(: No such|$)",
+        cause="a file that config.pbtxt names is missing: {path}",
+        fix="put the file there, or correct {model}/config.pbtxt",
+        build="rebuild",
+        seen_in=CORE,
+    ),
+    Rule(
+        id="layout-no-version",
+        says=r"(?P<detail>version \d+ is specified for model.*|at least one version must be available.*)",
+        cause="it has no version directory that its version_policy takes: {detail}",
+        fix="change version_policy in {model}/config.pbtxt, or add a folder whose name is the version, such as 1",
+        build="rebuild",
+        seen_in=CORE,
+    ),
+    Rule(
+        id="layout-other-name",
+        says=r"unexpected directory name '(?P<folder>[^']+)' for model '(?P<name>[^']+)'",
+        cause="its directory is called {folder}, but config.pbtxt says the name is {name}",
+        fix="rename the directory to {name}, or correct `name` in {folder}/config.pbtxt",
+        seen_in=CORE,
+    ),
+    Rule(
+        id="config-field-newer",
+        says=rf"has no field named \"(?P<field>{'|'.join(FIELDS)})\"",
+        cause="{field} is not a field of this release: " + ", ".join(f"{k} came with {v}" for k, v in FIELDS.items()),
+        fix="remove it from {model}/config.pbtxt, or serve it with a release that knows it",
+        seen_in=CORE,
+    ),
+    Rule(
+        id="config-syntax",
+        says=r"failed to read text proto from (?P<path>.+?/config\.pbtxt)(?: \((?P<detail>.*)\))?",
+        cause="its config.pbtxt cannot be read: {detail}",
+        fix=EDIT,
+        build="rewrite",
+        seen_in=CORE,
+    ),
+    Rule(
+        id="layout-no-model-file",
+        says=r"(Python model file not found in|unable to find) '(?P<path>.+?)'( for model|$)",
+        cause="its file is missing: {path}",
+        fix="put it there, or name the file that is there in default_model_filename",
+        build="rebuild",
+        seen_in=FILES,
+    ),
+    Rule(
+        id="layout-unreadable",
+        says=r"unable to read '(?P<path>.+?)': (?P<detail>.*)",
+        cause="its file cannot be read ({detail}): {path}",
+        fix="let the user that runs the server read {path}",
+        seen_in=FILES,
+    ),
+    Rule(
+        id="layout-git-lfs",
+        cause="{path} is a Git LFS pointer, not the file itself",
+        fix="fetch it where the repository was cloned: git lfs pull",
+        seen_in=("files",),
+    ),
+    Rule(
+        id="layout-version-ignored",
+        severity="warning",
+        says=r"ignore version directory '(?P<name>[^']*)'",
+        cause="the folder {name} is no version: a version is a number without a leading 0",
+        fix="rename it to a number, such as 1, or move it elsewhere",
+        seen_in=("files",),
+    ),
+    Rule(
+        id="layout-link-outside",
+        severity="warning",
+        cause="{path} is a link to {target}, outside the repository, and a container sees only what is mounted",
+        fix="copy the file there in place of the link",
+        seen_in=("files",),
+    ),
+    Rule(
+        id="layout-name-characters",
+        severity="warning",
+        cause="the name {name!r} holds characters other than letters, digits, _, . and -: clients must quote it, and a "
+        "Python model waits for ever on a blank in its path",
+        fix="rename the folder and what refers to it",
+        seen_in=("files",),
+    ),
+    Rule(
+        id="layout-case-twins",
+        severity="warning",
+        cause="{name} and {other} differ in upper and lower case only: one is lost where a file system ignores that",
+        fix="rename one of them",
+        seen_in=("files",),
+    ),
+    Rule(
+        id="label-outside",
+        says=r"label file path '(?P<path>[^']*)' .*is outside model directory",
+        cause="label_filename leads out of the model's folder: {path}",
+        fix="copy the file into the model's folder and name it in {model}/config.pbtxt",
+        build="rewrite",
+        seen_in=CORE,
+        first="26.02",
+    ),
+    Rule(
+        id="labels-count",
+        severity="warning",
+        cause="{path} has {found} lines, and output {tensor!r} has {expected} elements: a class takes its line's label",
+        fix="give it one line for each class, in the order of the output",
+        seen_in=("files",),
+    ),
+)

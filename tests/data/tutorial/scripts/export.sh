@@ -1,0 +1,1 @@
+# the export of both networks
