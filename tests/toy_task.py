@@ -241,7 +241,9 @@ class Toy:
             return StageResult(stage=stage, status="failed", reason=f"off by {worst:.3f}", cause="another colour order")
         return StageResult(stage=stage, status="proved", measured=f"within {worst:.1g}")
 
-    def measure_labelled(self, candidate: Candidate, folder: Path, grpc_url: str | None) -> Iterator[StageResult]:
+    def measure_labelled(
+        self, candidate: Candidate, folder: Path, address: GrpcAddress | None
+    ) -> Iterator[StageResult]:
         yield StageResult(stage="labelled colours", status="measured", figures={"right": 1.0})
 
     def make_rows(

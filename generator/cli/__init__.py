@@ -25,6 +25,7 @@ _COMMANDS = {
     "show": "show",
     "build-repo": "build_repo",
     "serve": "serve",
+    "harden": "harden",
     "verify": "verify",
     "list": "list_models",
     "remove": "remove",
