@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from generator.artifact import Artifact
 from generator.errors import VerificationError
 from generator.gate import Candidate
-from generator.gate.client import ServedModel, as_bytes
+from generator.gate.client import GrpcAddress, ServedModel, as_bytes
 from generator.graph.model import open_onnx, read_onnx, run_graph
 from generator.images.reference import Reference
 from generator.images.sets import ImageSet, default_images
