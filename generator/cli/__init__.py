@@ -26,6 +26,7 @@ _COMMANDS = {
     "build-repo": "build_repo",
     "serve": "serve",
     "harden": "harden",
+    "reload": "reload",
     "verify": "verify",
     "list": "list_models",
     "remove": "remove",
