@@ -75,7 +75,8 @@ class EmbeddedServer:
         locked: Whether such calls must carry `secret` in the header OWNER_HEADER.
         backends: A directory of backends in place of ours; configurations may then leave out what a backend fills in.
         secrets_folder: Certificates and key for TLS over gRPC, which then asks every client for a certificate.
-        hardened: Whether it also gets the other options of `trtgen harden`, as far as release 24.10 has them.
+        hardened: Whether it also gets the other options of `trtgen harden`, as far as release 24.10 has them; only with
+            `secrets_folder`.
 
     Attributes:
         http_url: `host:port`, as are `grpc_url` and `metrics_url`.
@@ -115,9 +116,9 @@ class EmbeddedServer:
         self._only = tuple(models)
         self.explicit = explicit
         self.secrets_folder = None if secrets_folder is None else check_secrets(secrets_folder)
-        self.hardened = hardened
+        self.hardened = hardened and self.secrets_folder is not None
         self.secret = secrets.token_hex(16) if locked else ""
-        if hardened and self.secrets_folder:
+        if self.hardened and self.secrets_folder:
             self.secret = read_key(self.secrets_folder)
         self._identifier = ""
         self._directory: Path | None = None

@@ -80,8 +80,9 @@ def read_models(protocol: str, url: str, name: str | None) -> tuple[str, list[Me
                 hint="measure a server of the same repository that shows them",
                 command=("serve",),
             ) from error
+        tls = " (a server that asks for TLS closes such connections)" if "Socket closed" in str(error) else ""
         raise PerfError(
-            f"no Triton server answers {protocol} at {url}: {error}",
+            f"no Triton server answers {protocol} at {url}: {error}{tls}",
             hint="give its address and protocol, or start one",
             command=("serve",),
         ) from error
