@@ -38,6 +38,7 @@ _DETECTION_OUTPUTS = ("NUM_DETECTIONS", "BOXES", "SCORES", "CLASSES")
 _REFUSALS = {"StatusCode.INVALID_ARGUMENT", "StatusCode.INTERNAL", "StatusCode.UNKNOWN", "400", "413", "500"}
 # The largest request to a model whose limit is hidden; a lower limit is learned from the server's refusal.
 _HIDDEN_BATCH_SIZE = 32
+_SILENCE = {"StatusCode.UNAVAILABLE", "503"}
 _TLS_HINT = "check --ca, and --certificate and --key, which the server may ask for"
 _LIMIT = re.compile(r"batch-size must be <= (\d+)")
 
@@ -412,20 +413,26 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         if status == "StatusCode.DEADLINE_EXCEEDED":
             found = f"no answer from {self._url} within {self._timeout_s:g} s"
             return ClientError(found, "raise --timeout or lower --batch-size; the server's log shows if it is busy")
-        if not self._connected and not self._tls and _answers_tls(self._url):
-            return ClientError(f"{self._url} takes encrypted connections only", f"add --tls; {_TLS_HINT}")
-        if status in {"StatusCode.UNAVAILABLE", "503"}:
+        if not self._connected and (error := self._explain_tls(status, message)):
+            return error
+        if status in _SILENCE:
             return self._explain_silence(message)
         if self._connected:
-            return ClientError(f"the server at {self._url} refuses: {message}", "look at its log")
-        found = f"{self._url} does not answer as Triton's inference API: {message}"
+            found, hint = f"the server at {self._url} refuses: {message}", "look at its log"
+        else:
+            found = f"{self._url} does not answer as Triton's inference API: {message}"
+            hint = "Triton's own ports are 8000 (HTTP), 8001 (gRPC) and 8002 (metrics): check --url"
+        return ClientError(found, _TLS_HINT if self._tls and not self._connected else hint)
+
+    def _explain_tls(self, status: str, message: str) -> ClientError | None:
+        """Return the error where one of the two sides wants TLS and does not get it."""
+        if (self._tls and status not in _SILENCE) or not _answers_tls(self._url):
+            return None
         if self._tls:
-            return ClientError(found, _TLS_HINT)
-        return ClientError(found, "Triton's own ports are 8000 (HTTP), 8001 (gRPC) and 8002 (metrics): check --url")
+            return ClientError(f"no TLS connection to {self._url}: {message}", _TLS_HINT)
+        return ClientError(f"{self._url} takes encrypted connections only", f"add --tls; {_TLS_HINT}")
 
     def _explain_silence(self, message: str) -> ClientError:
-        if self._tls and _answers_tls(self._url):
-            return ClientError(f"no TLS connection to {self._url}: {message}", _TLS_HINT)
         try:
             spoken = _detect_protocol(self._url)
         except OSError as error:

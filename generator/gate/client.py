@@ -30,7 +30,7 @@ _ASK_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpcAddress:
-    """Where a server is, `host:port`, and the folder of certificates that it asks for; None for a server without TLS."""
+    """Where a server is, `host:port`; `secrets` is the folder of certificates, None for a server without TLS."""
 
     url: str
     secrets: Path | None = None

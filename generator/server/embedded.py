@@ -75,7 +75,7 @@ class EmbeddedServer:
         locked: Whether such calls must carry `secret` in the header OWNER_HEADER.
         backends: A directory of backends in place of ours; configurations may then leave out what a backend fills in.
         secrets_folder: Certificates and key for TLS over gRPC, which then asks every client for a certificate.
-        hardened: Whether it also gets the other options of `trtgen harden`, as far as release 24.10 has them; only with
+        hardened: Whether it also gets the other options of `trtgen harden`, as far as release 24.10 has them; needs
             `secrets_folder`.
 
     Attributes:
@@ -116,7 +116,10 @@ class EmbeddedServer:
         self._only = tuple(models)
         self.explicit = explicit
         self.secrets_folder = None if secrets_folder is None else check_secrets(secrets_folder)
-        self.hardened = hardened and self.secrets_folder is not None
+        if hardened and self.secrets_folder is None:
+            msg = "a hardened server needs certificates and a key"
+            raise ServerError(msg, hint="name the folder that has them", fields={"secrets_folder": None})
+        self.hardened = hardened
         self.secret = secrets.token_hex(16) if locked else ""
         if self.hardened and self.secrets_folder:
             self.secret = read_key(self.secrets_folder)
