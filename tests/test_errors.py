@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from generator.server.failure_rules import BUILDS, RULES
 
 from generator import errors
 from generator.cli import app

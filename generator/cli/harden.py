@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from generator.server.harden import Launch
 
 PROXY = "nginx"  # a panel of --help
-UrlOption = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where nginx finds it.", rich_help_panel=PROXY)]
+UrlOption = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Tritonserver, as nginx reaches it.", rich_help_panel=PROXY)
+]
 
 
 class Format(str, Enum):
@@ -43,7 +45,9 @@ def harden(
     cpu: Annotated[bool, typer.Option("--cpu", help="Without GPUs.")] = False,
     http_url: UrlOption = "localhost:8000",
     grpc_url: UrlOption = "localhost:8001",
-    listen: Annotated[int, typer.Option(min=1, max=65535, metavar="PORT", rich_help_panel=PROXY)] = 8443,
+    listen: Annotated[
+        int, typer.Option(min=1, max=65535, metavar="PORT", help="nginx's own port.", rich_help_panel=PROXY)
+    ] = 8443,
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="With --format compose: write compose.yaml and nginx.conf there."),
