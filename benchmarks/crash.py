@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from generator.errors import ServerError
-from generator.gate.client import ServedModel, as_bytes
+from generator.gate.client import GrpcAddress, ServedModel, as_bytes
 from generator.images.reference import load_reference
 from generator.pipeline import BuildOptions, build_repository
 from generator.repository import Layout, journal, publish, read_record, recover
@@ -119,7 +119,7 @@ def answer_of(root: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | N
             members = {"preprocess": f"{NAME}_preprocess", "classifier": classifier.name, "ensemble": NAME}
             layout = Layout(members=members, network=classifier.name, version=max(versions))
             reference = load_reference(root / layout.reference)
-            with ServedModel(server.grpc_url, layout, max_batch_size=8) as served:
+            with ServedModel(GrpcAddress(url=server.grpc_url), layout, max_batch_size=8) as served:
                 (scores,) = served.ask("ensemble", as_bytes(reference.files[:4])).values()
     except ServerError:
         return None

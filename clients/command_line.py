@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from triton_images import ClientError, Connection, RefusedError
+from triton_images import ClientError, Connection, RefusedError, Tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,11 +77,36 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=positive(float), default=60.0, metavar="S", help="seconds per request; default: 60"
     )
+    parser.add_argument("--tls", action="store_true", help="an encrypted connection; Triton's own HTTP has none")
+    parser.add_argument("--ca", type=text, metavar="FILE", help="who signed the server's certificate; default: any CA")
+    parser.add_argument("--certificate", type=text, metavar="FILE", help="the client's own certificate, with --key")
+    parser.add_argument("--key", type=text, metavar="FILE", help="the key of --certificate")
+    parser.add_argument(
+        "--header",
+        type=header,
+        action="append",
+        metavar="'NAME: VALUE'",
+        help="sent with every request, such as the key of restricted APIs; @FILE as VALUE reads it from a file",
+    )
 
 
 def connect(options: argparse.Namespace) -> Connection:
-    """Return the connection that the options ask for."""
-    return Connection(options.protocol, options.url or DEFAULT_URLS[options.protocol], options.timeout)
+    """Return the connection that the options ask for.
+
+    Raises:
+        ClientError: They contradict each other, or a file cannot be read.
+    """
+    files = (options.ca, options.certificate, options.key)
+    if any(files) and not options.tls:
+        raise ClientError("--ca, --certificate and --key go with --tls", "add --tls")
+    if (options.certificate is None) != (options.key is None):
+        raise ClientError("--certificate and --key go together", "give both")
+    url = options.url or DEFAULT_URLS[options.protocol]
+    tls = Tls(*files) if options.tls else None
+    headers = {
+        name: read_text(value[1:]).strip() if value.startswith("@") else value for name, value in options.header or ()
+    }
+    return Connection(options.protocol, url, options.timeout, tls=tls, headers=headers)
 
 
 def find_images(arguments: Iterable[str]) -> tuple[list[str], int]:
@@ -198,6 +223,14 @@ def text(argument: str) -> str:
     if not argument:
         raise argparse.ArgumentTypeError("the argument is empty")
     return argument
+
+
+def header(argument: str) -> tuple[str, str]:
+    """Return name and value of a header."""
+    name, colon, value = argument.partition(":")
+    if not colon or not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or not value.strip():
+        raise argparse.ArgumentTypeError(f"{argument!r} is not 'NAME: VALUE'")
+    return name, value.strip()
 
 
 def positive(kind: type[float]) -> Callable[[str], float]:

@@ -18,12 +18,14 @@ import http.client
 import importlib
 import json
 import math
+import re
 import socket
+import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,7 +39,12 @@ _PREPROCESSED = {"PIXELS", "GEOMETRY"}
 # What Triton says where a queue is full, or a request has waited in one for too long (UNAVAILABLE, 503).
 _BUSY = ("Exceeds maximum queue size", "Request timeout expired")
 # An answer with one of these speaks about the request, so a smaller request may succeed. gRPC's names, HTTP's numbers.
-_REFUSALS = {"StatusCode.INVALID_ARGUMENT", "StatusCode.INTERNAL", "StatusCode.UNKNOWN", "400", "500"}
+_REFUSALS = {"StatusCode.INVALID_ARGUMENT", "StatusCode.INTERNAL", "StatusCode.UNKNOWN", "400", "413", "500"}
+# The largest request to a model whose limit is hidden; a lower limit is learned from the server's refusal.
+_HIDDEN_BATCH_SIZE = 32
+_SILENCE = {"StatusCode.UNAVAILABLE", "503"}
+_TLS_HINT = "check --ca, and --certificate and --key, which the server may ask for"
+_LIMIT = re.compile(r"batch-size must be <= (\d+)")
 
 
 class ClientError(Exception):
@@ -131,6 +138,35 @@ class Work:
     compute_s: float
 
 
+@dataclass(frozen=True)
+class Tls:
+    """Files in PEM: who signed the server's certificate, by default anybody the system trusts, and the client's own."""
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+
+    def make_context(self) -> ssl.SSLContext:
+        """Return what HTTPS needs."""
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.certificate:
+            context.load_cert_chain(self.certificate, self.key)
+        return context
+
+    def check(self) -> None:
+        """Refuse files that cannot be read or do not belong together.
+
+        Raises:
+            ClientError: Naming them.
+        """
+        try:
+            self.make_context()
+        except OSError as error:  # ssl.SSLError is one
+            files = ", ".join(filter(None, (self.ca, self.certificate, self.key)))
+            hint = "give certificates and the certificate's own key, in PEM: --ca, --certificate, --key"
+            raise ClientError(f"TLS cannot use {files}: {error.strerror or error}", hint) from None
+
+
 class Connection(contextlib.AbstractContextManager["Connection"]):
     """A Triton server; gRPC and HTTP give the same answers and the same errors.
 
@@ -138,9 +174,19 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         protocol: `grpc` or `http`.
         url: `host:port`, without a scheme.
         timeout_s: The longest wait for one answer.
+        tls: What encryption needs; by default there is none. Triton's own HTTP has none, a proxy in front of it may.
+        headers: Sent with every request, such as the one that opens restricted APIs.
     """
 
-    def __init__(self, protocol: str, url: str, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        protocol: str,
+        url: str,
+        timeout_s: float = 60.0,
+        *,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         try:
             self._triton = importlib.import_module(f"tritonclient.{protocol}")
         except ImportError as error:
@@ -148,8 +194,22 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
             raise ClientError(f"Triton's {protocol} client is not installed: {error}", hint) from None
         self._protocol, self._url, self._timeout_s = protocol, url, timeout_s
         self._connected = False
-        limits = {"connection_timeout": timeout_s, "network_timeout": timeout_s} if protocol == "http" else {}
-        self._client = self._triton.InferenceServerClient(url, **limits)
+        self._tls, self._limits = tls, dict[str, int]()
+        # In gRPC the header that opens restricted APIs has a prefix of Triton's.
+        prefixes = ("", "triton-grpc-protocol-") if protocol == "grpc" else ("",)
+        self._headers = {
+            f"{prefix}{name.lower()}": text for name, text in (headers or {}).items() for prefix in prefixes
+        }
+        options: dict[str, Any] = {}
+        if protocol == "http":
+            options = {"connection_timeout": timeout_s, "network_timeout": timeout_s}
+        if tls:
+            tls.check()
+            options |= {"ssl": True, "ssl_context_factory": tls.make_context}
+            if protocol == "grpc":
+                files = {"root_certificates": tls.ca, "certificate_chain": tls.certificate, "private_key": tls.key}
+                options = {"ssl": True, **files}
+        self._client = self._triton.InferenceServerClient(url, **options)
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
@@ -236,13 +296,28 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         """Return the model's outputs, each with the images as its first axis."""
         import numpy as np
 
+        size = self._limits.get(model.name, max(len(images), 1))
+        try:
+            parts = [self._ask_for(model, images[at : at + size], class_count) for at in range(0, len(images), size)]
+        except RefusedError as error:
+            limit = _LIMIT.search(str(error))
+            if limit is None or not 0 < int(limit[1]) < size:
+                raise
+            self._limits[model.name] = int(limit[1])
+            return self._infer(model, images, class_count)
+        return [np.concatenate(one) for one in zip(*parts, strict=True)]
+
+    def _ask_for(self, model: Model, images: Sequence[bytes], class_count: int) -> list[NDArray[Any]]:
+        """Send one request."""
+        import numpy as np
+
         shape = [len(images), 1] if model.max_batch_size else [1]
         tensor = self._triton.InferInput(model.input, shape, "BYTES")
         tensor.set_data_from_numpy(np.array(images, dtype=np.object_).reshape(shape))
         wanted = [self._triton.InferRequestedOutput(name, class_count=class_count) for name in model.outputs]
         limit = {"client_timeout": self._timeout_s} if self._protocol == "grpc" else {}
         with self._explained():
-            answer = self._client.infer(model.name, [tensor], outputs=wanted, **limit)
+            answer = self._client.infer(model.name, [tensor], outputs=wanted, headers=self._headers, **limit)
         outputs = [answer.as_numpy(name) for name in model.outputs]
         return outputs if model.max_batch_size else [values[np.newaxis] for values in outputs]
 
@@ -301,8 +376,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
             outputs = tuple(_find_scores(types))
         config = self._read_config(name)
         members = tuple(step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", []))
-        # with a batch axis of unknown length, one image fits
-        limit = config.get("max_batch_size", 0) if config else int(len(image["shape"]) > 1)
+        limit = config.get("max_batch_size", 0) if config else _HIDDEN_BATCH_SIZE * (len(image["shape"]) > 1)
         if task == "classification":
             negative = _parameter(config, "negative_label")
             return Model(name, task, image["name"], outputs, limit, members, negative_label=negative)
@@ -323,7 +397,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
     def _ask(self, question: str, *arguments: str) -> Any:
         options = {"as_json": True, "client_timeout": self._timeout_s} if self._protocol == "grpc" else {}
         with self._explained():
-            return getattr(self._client, question)(*arguments, **options)
+            return getattr(self._client, question)(*arguments, headers=self._headers, **options)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -339,19 +413,32 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
             raise self._explain("StatusCode.UNAVAILABLE", str(error) or type(error).__name__) from None
 
     def _explain(self, status: str, message: str) -> ClientError:
-        if "restricted" in message and "expecting header" in message:
+        hidden = status in {"403", "StatusCode.PERMISSION_DENIED"}  # a proxy's word for it
+        if hidden or ("restricted" in message and "expecting header" in message):
             return HiddenError(f"the server at {self._url} refuses: {message}", "ask whoever runs it")
         if self._connected and status in _REFUSALS:
             return RefusedError(message, "look at the image, then at the server's log")
         if status == "StatusCode.DEADLINE_EXCEEDED":
             found = f"no answer from {self._url} within {self._timeout_s:g} s"
             return ClientError(found, "raise --timeout or lower --batch-size; the server's log shows if it is busy")
-        if status in {"StatusCode.UNAVAILABLE", "503"}:
+        if not self._connected and (error := self._explain_tls(status, message)):
+            return error
+        if status in _SILENCE:
             return self._explain_silence(message)
         if self._connected:
-            return ClientError(f"the server at {self._url} refuses: {message}", "look at its log")
-        found = f"{self._url} does not answer as Triton's inference API: {message}"
-        return ClientError(found, "Triton's own ports are 8000 (HTTP), 8001 (gRPC) and 8002 (metrics): check --url")
+            found, hint = f"the server at {self._url} refuses: {message}", "look at its log"
+        else:
+            found = f"{self._url} does not answer as Triton's inference API: {message}"
+            hint = "Triton's own ports are 8000 (HTTP), 8001 (gRPC) and 8002 (metrics): check --url"
+        return ClientError(found, _TLS_HINT if self._tls and not self._connected else hint)
+
+    def _explain_tls(self, status: str, message: str) -> ClientError | None:
+        """Return the error where one of the two sides wants TLS and does not get it."""
+        if (self._tls and status not in _SILENCE) or not _answers_tls(self._url):
+            return None
+        if self._tls:
+            return ClientError(f"no TLS connection to {self._url}: {message}", _TLS_HINT)
+        return ClientError(f"{self._url} takes encrypted connections only", f"add --tls; {_TLS_HINT}")
 
     def _explain_silence(self, message: str) -> ClientError:
         if any(words in message for words in _BUSY):
@@ -365,6 +452,11 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
                 return ClientError(found, "look at its log, start it again and repeat the command")
             found = f"no server can be reached at {self._url}: {why}"
             return ClientError(found, "start one (trtgen serve, or docker compose up), or give its address with --url")
+        if spoken == "neither" and not self._tls and _answers_tls(self._url):
+            hint = (
+                "add --tls, with --ca for a certificate of its own making; --certificate and --key if it asks for one"
+            )
+            return ClientError(f"{self._url} takes encrypted connections only", hint)
         if spoken != self._protocol and not self._connected:
             found = f"{self._url} speaks {spoken}, not {self._protocol}"
             return ClientError(found, f"add --protocol {spoken}, or give --url the server's {self._protocol} port")
@@ -455,3 +547,17 @@ def _detect_protocol(url: str) -> str:
         probe.sendall(b"GET /v2 HTTP/1.0\r\n\r\n")
         answer = probe.recv(5)
     return {b"HTTP/": "http", b"": "neither"}.get(answer, "grpc")
+
+
+def _answers_tls(url: str) -> bool:
+    """Tell whether the server begins a TLS connection, whoever signed its certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    host, _, port = url.partition("/")[0].rpartition(":")
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S) as probe,
+        context.wrap_socket(probe),
+    ):
+        return True
+    return False

@@ -92,6 +92,7 @@ def verify(
     images: Path | str | None = None,
     labelled: Path | str | None = None,
     grpc_url: str | None = None,
+    secrets: Path | str | None = None,
     on_event: OnEvent = ignore,
 ) -> list[GateReport]:
     """Prove that published models answer like their sources, all of them where no name is given.
@@ -102,6 +103,7 @@ def verify(
         images: A folder of images to compare on; asks the source itself.
         labelled: A folder with one folder per class: also measures the accuracy of each stage.
         grpc_url: A running server; by default one is started.
+        secrets: The folder of certificates for a server that asks for them.
         on_event: Called with what is being done.
 
     Raises:
@@ -116,6 +118,7 @@ def verify(
             images=_path(images),
             labelled=_path(labelled),
             grpc_url=grpc_url,
+            secrets=_path(secrets),
             on_event=on_event,
         )
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from generator.artifact import Artifact
     from generator.gate.candidate import Candidate
-    from generator.gate.client import ServedModel
+    from generator.gate.client import GrpcAddress, ServedModel
     from generator.images.reference import Reference
     from generator.images.sets import ImageSet
     from generator.sources import Network
@@ -163,7 +163,9 @@ class Task(Protocol):
     def make_stages(self, candidate: Candidate, reference: Reference) -> list[Stage]:
         """Return the gate's stages in order; VerificationError if the reference cannot tell a wrong model."""
 
-    def measure_labelled(self, candidate: Candidate, folder: Path, grpc_url: str | None) -> Iterator[StageResult]:
+    def measure_labelled(
+        self, candidate: Candidate, folder: Path, address: GrpcAddress | None
+    ) -> Iterator[StageResult]:
         """Yield what each stage scores on labelled data."""
 
     def make_rows(

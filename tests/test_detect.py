@@ -75,7 +75,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="module")
 def hardened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A server that lists no models and shows no configuration, of a detector whose ensemble answers no labels."""
-    from generator.server import launch
+    from generator.server import hardening, launch
 
     root = build_tiny_detector(tmp_path_factory.mktemp("repository"), max_batch_size=2)
     config = root / "shapes" / "config.pbtxt"
@@ -88,11 +88,12 @@ def hardened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         assert part in text
         text = text.replace(part, "")
     config.write_text(text)
-    options = launch.tritonserver_options
+    options = hardening.write_options
     lock = "model-repository,model-config,statistics:owner=secret"
     with pytest.MonkeyPatch.context() as patch:
         locks = [f"--http-restricted-api={lock}", f"--grpc-restricted-protocol={lock}"]
-        patch.setattr(launch, "tritonserver_options", lambda address: [*options(address), *locks])
+        locked = [(None, lock) for lock in locks]
+        patch.setattr(launch, "write_options", lambda *given, **named: [*options(*given, **named), *locked])
         with serve(root) as addresses:
             yield addresses
 

@@ -24,7 +24,7 @@ from PIL import Image
 from generator.cli import main
 from generator.errors import MissingDependencyError, VerificationError
 from generator.gate.candidate import Candidate
-from generator.gate.client import as_bytes
+from generator.gate.client import GrpcAddress, as_bytes
 from generator.gate.published import read_candidate, verify_published
 from generator.gate.stages import judge_pixels
 from generator.images.reference import Reference, load_reference
@@ -567,7 +567,8 @@ def write_coco(folder: Path, file: Path, count: int, *, names: Sequence[str] = b
 
 def measure_stages(root: Path, folder: Path, url: str | None = None) -> dict[str, StageResult]:
     candidate, _ = look_up(root)
-    return {result.stage: result for result in measure_labelled(candidate, folder, url)}
+    address = GrpcAddress(url=url) if url else None
+    return {result.stage: result for result in measure_labelled(candidate, folder, address)}
 
 
 def test_labelled_images_give_the_ap_of_each_stage(built: Path, root: Path, tmp_path: Path) -> None:

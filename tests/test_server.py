@@ -30,7 +30,7 @@ from generator.measure.perf.served import read_models
 from generator.server import embedded, stubs, supervisor, wheel
 from generator.server.embedded import EmbeddedServer
 from generator.server.endpoint import ModelState
-from generator.server.launch import OWNER_HEADER
+from generator.server.hardening import OWNER_HEADER
 from generator.server.ports import Ports, choose_ports
 from generator.server.wheel import check_embedded
 from generator.signals import _TWICE_S

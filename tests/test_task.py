@@ -19,7 +19,7 @@ from generator import ModelSpec, build, register_source, register_task, serve, v
 from generator.cli import main
 from generator.errors import ExportError, SpecError, TrtgenError, VerificationError
 from generator.events import Doing, Done
-from generator.gate.client import ServedModel, as_bytes
+from generator.gate.client import GrpcAddress, ServedModel, as_bytes
 from generator.gate.published import read_candidate
 from generator.repository import read_record
 from generator.source import SOURCES
@@ -71,7 +71,10 @@ def test_it_is_served_and_its_rows_are_its_own(toy: Path) -> None:
             Image.new("RGB", size, (200, 100, 50)).save(stream, "png")
             images.append(stream.getvalue())
     candidate = read_candidate(toy, record)
-    with serve(toy) as server, ServedModel(server.grpc_url, candidate.layout, max_batch_size=4) as served:
+    with (
+        serve(toy) as server,
+        ServedModel(GrpcAddress(url=server.grpc_url), candidate.layout, max_batch_size=4) as served,
+    ):
         outputs = served.ask("ensemble", as_bytes(images))
         (report,) = verify(repository=toy, grpc_url=server.grpc_url)
     assert not report.failed

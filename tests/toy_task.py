@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from generator.artifact import Artifact
 from generator.errors import VerificationError
 from generator.gate import Candidate
-from generator.gate.client import ServedModel, as_bytes
+from generator.gate.client import GrpcAddress, ServedModel, as_bytes
 from generator.graph.model import open_onnx, read_onnx, run_graph
 from generator.images.reference import Reference
 from generator.images.sets import ImageSet, default_images
@@ -242,7 +242,9 @@ class Toy:
             return StageResult(stage=stage, status="failed", reason=f"off by {worst:.3f}", cause="another colour order")
         return StageResult(stage=stage, status="proved", measured=f"within {worst:.1g}")
 
-    def measure_labelled(self, candidate: Candidate, folder: Path, grpc_url: str | None) -> Iterator[StageResult]:
+    def measure_labelled(
+        self, candidate: Candidate, folder: Path, address: GrpcAddress | None
+    ) -> Iterator[StageResult]:
         yield StageResult(stage="labelled colours", status="measured", figures={"right": 1.0})
 
     def make_rows(

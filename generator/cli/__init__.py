@@ -25,6 +25,8 @@ _COMMANDS = {
     "show": "show",
     "build-repo": "build_repo",
     "serve": "serve",
+    "harden": "harden",
+    "reload": "reload",
     "verify": "verify",
     "list": "list_models",
     "remove": "remove",

@@ -20,6 +20,7 @@ _PARAMETERS = {
     "folder": "output",
     "gpus": "cpu",
     "grpc_url": "url",
+    "secrets_folder": "secrets",
     "log_path": "log",
     "plan.profiles": "profile",
     "requests_per_window": "measurement_requests",

@@ -24,6 +24,7 @@ from generator.signals import EndedBySignal
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from generator.server.container import Hardening
     from generator.server.embedded import EmbeddedServer
     from generator.server.ports import Ports
 
@@ -66,6 +67,17 @@ def serve(
             "Every program on this machine may then run code as you.",
         ),
     ] = False,
+    tls: Annotated[
+        bool,
+        typer.Option("--tls", help="TLS for gRPC, a certificate asked of clients; made if --secrets is not there."),
+    ] = False,
+    hardened: Annotated[
+        bool,
+        typer.Option("--hardened", help="What `trtgen harden` advises: TLS, restricted APIs, limits; see its --help."),
+    ] = False,
+    secrets: Annotated[
+        Path, typer.Option(metavar="DIR", help="With --tls and --hardened: certificates and key.")
+    ] = Path("secrets"),
     container: Annotated[
         bool, typer.Option("--container", help="Run the stock tritonserver with docker.", rich_help_panel=CONTAINER)
     ] = False,
@@ -87,6 +99,8 @@ def serve(
         (container and command, "a command after -- goes with the pip server, not with --container"),
         (container and model_control != "none", "--model-control goes with the pip server, not with --container"),
         (unlocked and model_control == "none", "--unlocked goes with --model-control explicit"),
+        (unlocked and hardened, "--unlocked does not go with --hardened"),
+        (container and tls and not hardened, "with --container, --tls comes with --hardened"),
     ):
         if wrong:
             raise typer.BadParameter(msg)
@@ -95,10 +109,25 @@ def serve(
 
         check_address(address, allow_non_loopback=allow_non_loopback, embedded=False)
         ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
-        _serve_container(repository, ports, address=address, image=image, gpus=not cpu, log=log, dry_run=dry_run)
+        hardening = _read_hardening(repository, image, secrets) if hardened else None
+        _serve_container(
+            repository,
+            ports,
+            address=address,
+            image=image,
+            gpus=not cpu,
+            log=log,
+            dry_run=dry_run,
+            hardening=hardening,
+        )
         return
     from generator.server.embedded import EmbeddedServer
 
+    if tls or hardened:
+        from generator.server.secret_files import make_secrets
+
+        if make_secrets(secrets, address=address):
+            say(f"made {secrets}: certificates and a key for development")
     server = EmbeddedServer(
         repository,
         address=address,
@@ -110,6 +139,8 @@ def serve(
         allow_non_loopback=allow_non_loopback,
         explicit=model_control == "explicit",
         locked=not unlocked,
+        secrets_folder=secrets if tls or hardened else None,
+        hardened=hardened,
     )
     _serve_embedded(server, command, log=log)
 
@@ -163,7 +194,8 @@ def _run(command: Sequence[str], *, variables: Mapping[str, str]) -> int:
 
 
 def _describe(server: EmbeddedServer, *, seconds: float, log: Path | None) -> None:
-    from generator.server.launch import OWNER_HEADER
+    from generator.server.hardening import OWNER_HEADER
+    from generator.server.secret_files import API_KEY
 
     models = server.models()
     step("tritonserver is ready", detail=f"{len(models)} models", seconds=seconds)
@@ -176,13 +208,41 @@ def _describe(server: EmbeddedServer, *, seconds: float, log: Path | None) -> No
     say(
         f"  log      {server.log_path}" + ("" if log else "  (removed at the end unless it fails; --log FILE keeps it)")
     )
-    if server.explicit and server.secret:
+    if server.secrets_folder:
+        names = {"ca": "ca.crt", "certificate": "client.crt", "key": "client.key"}
+        options = " ".join(f"--{option} {server.secrets_folder / name}" for option, name in names.items())
+        say(f"  TLS      gRPC only, HTTP has none in any release; of our clients: --tls {options}")
+    if server.hardened:
+        say("  closed   to everything but health, metadata and inference; who has the key opens it:")
+        say(f"           --header '{OWNER_HEADER}: @{server.secrets_folder}/{API_KEY}'")
+    elif server.explicit and server.secret:
         say("  locked   calls that list, load and unload models must carry the header (gRPC: triton-grpc-protocol-...)")
         say(f"           {OWNER_HEADER}: {server.secret}")
 
 
+def _read_hardening(repository: Path, image: str | None, secrets: Path) -> Hardening:
+    from generator.server.container import DEFAULT_IMAGE, Hardening
+    from generator.server.harden import find_input_limit
+    from generator.server.hardening import find_image_release, judge_release
+    from generator.server.secret_files import check_secrets
+
+    release = find_image_release(image or DEFAULT_IMAGE)
+    for remark in judge_release(release):
+        say(remark)
+    folder = check_secrets(secrets)
+    return Hardening(release=release, secrets=folder, max_input_bytes=find_input_limit(repository))
+
+
 def _serve_container(
-    repository: Path, wish: Ports, *, address: str, image: str | None, gpus: bool, log: Path | None, dry_run: bool
+    repository: Path,
+    wish: Ports,
+    *,
+    address: str,
+    image: str | None,
+    gpus: bool,
+    log: Path | None,
+    dry_run: bool,
+    hardening: Hardening | None,
 ) -> None:
     from generator.server.container import DEFAULT_IMAGE, Container
     from generator.server.launch import open_repository
@@ -191,7 +251,7 @@ def _serve_container(
     root = open_repository(repository)
     # Printing must not depend on which ports happen to be taken now.
     ports = wish if dry_run and not wish.any_free else choose_ports(wish, address=address)
-    run = Container(root, ports=ports, image=image or DEFAULT_IMAGE, address=address, gpus=gpus)
+    run = Container(root, ports=ports, image=image or DEFAULT_IMAGE, address=address, gpus=gpus, hardening=hardening)
     run.check()
     if dry_run:
         print(shlex.join(run.argv))

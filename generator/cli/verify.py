@@ -35,6 +35,10 @@ def verify(
         str | None,
         typer.Option("--url", metavar="HOST:PORT", help="gRPC address of a running server; by default one is started."),
     ] = None,
+    secrets: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --url, for TLS: the folder with ca.crt, client.crt and client.key."),
+    ] = None,
     require: Annotated[
         Literal["all"] | None, typer.Option("--require", help="Also fail if a stage cannot run here.")
     ] = None,
@@ -46,10 +50,18 @@ def verify(
     """
     from generator.gate.published import verify_published
 
+    if secrets is not None and url is None:
+        raise typer.BadParameter("--secrets goes with --url")
     reports = []
     with show_progress() as progress:
         for report in verify_published(
-            repository, names or [], images=images, labelled=labelled, grpc_url=url, on_event=progress.draw
+            repository,
+            names or [],
+            images=images,
+            labelled=labelled,
+            grpc_url=url,
+            secrets=secrets,
+            on_event=progress.draw,
         ):
             progress.hide()
             reports.append(report)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ServerError
+from generator.server.secret_files import find_client_files
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
     from typing_extensions import Self
 
     from generator.repository import Layout
@@ -24,37 +28,77 @@ _TIMEOUT_S = 300.0
 _ASK_TIMEOUT_S = 20.0
 
 
-def check_server(grpc_url: str, layouts: Sequence[Layout], repository: Path) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcAddress:
+    """Where a server is, `host:port`; `secrets` is the folder of certificates, None for a server without TLS."""
+
+    url: str
+    secrets: Path | None = None
+
+    def connect(self) -> InferenceServerClient:
+        """Return a client.
+
+        Raises:
+            ServerError: A file of the folder is missing.
+        """
+        from tritonclient.grpc import InferenceServerClient
+
+        if self.secrets is None:
+            return InferenceServerClient(self.url)
+        ca, certificate, key = (str(path) for path in find_client_files(self.secrets))
+        return InferenceServerClient(
+            self.url, ssl=True, root_certificates=ca, certificate_chain=certificate, private_key=key
+        )
+
+
+def check_server(address: GrpcAddress, layouts: Sequence[Layout], repository: Path) -> None:
     """Refuse a server that cannot be asked about these models, before anything is said about the models themselves.
 
     Raises:
         ServerError: Nothing answers there, or it does not serve one of them.
     """
-    from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 
     start: dict[str, Any] = {"command": ("serve",), "fields": {"repository": repository}}
     try:
-        with contextlib.closing(InferenceServerClient(grpc_url)) as client:
-            index = client.get_model_repository_index(client_timeout=_ASK_TIMEOUT_S)
+        with contextlib.closing(address.connect()) as client:
+            ready = _list_ready(client, [name for layout in layouts for name in layout.models])
     except InferenceServerException as error:
-        msg = f"no Triton server answers gRPC at {grpc_url}: {error.message()}"
+        msg = f"no Triton server answers gRPC at {address.url}: {error.message()}"
+        if address.secrets is None and "Socket closed" in error.message():
+            msg += " (it may ask for TLS and a certificate)"
+            start["fields"]["secrets"] = None
         raise ServerError(msg, hint="give the gRPC address of another, or start one", **start) from error
-    ready = sorted({entry.name for entry in index.models if entry.state == "READY"})
     for layout in layouts:
         for name in layout.models:
             if name not in ready:
-                msg = f"the server at {grpc_url} does not serve {name}; it serves {', '.join(ready) or 'no model'}"
+                msg = f"the server at {address.url} does not serve {name}; it serves {', '.join(ready) or 'no model'}"
                 raise ServerError(msg, hint="name what it serves, give another address, or serve it", **start)
 
 
+def _list_ready(client: InferenceServerClient, names: Sequence[str]) -> list[str]:
+    """Return the models that are ready; of those in `names`, where the server does not list its models."""
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        index = client.get_model_repository_index(client_timeout=_ASK_TIMEOUT_S)
+    except InferenceServerException as error:
+        if not is_restricted(error):
+            raise
+        return [name for name in names if client.is_model_ready(name, client_timeout=_ASK_TIMEOUT_S)]
+    return sorted({entry.name for entry in index.models if entry.state == "READY"})
+
+
+def is_restricted(error: InferenceServerException) -> bool:
+    """Tell whether the server, or a proxy in front of it, keeps this API to itself."""
+    return "restricted" in error.message() or error.status() in ("StatusCode.PERMISSION_DENIED", "403")
+
+
 class ServedModel:
-    """Calls to one model's members at `grpc_url`; a refused request becomes ServerError."""
+    """Calls to one model's members at `address`; a refused request becomes ServerError."""
 
-    def __init__(self, grpc_url: str, layout: Layout, *, max_batch_size: int) -> None:
-        from tritonclient.grpc import InferenceServerClient
-
-        self._client = InferenceServerClient(grpc_url)
+    def __init__(self, address: GrpcAddress, layout: Layout, *, max_batch_size: int) -> None:
+        self._client = address.connect()
         self._layout = layout
         self._batch = max_batch_size
         self._names: dict[str, tuple[str, tuple[str, ...]]] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from generator.errors import RepositoryError
 from generator.events import Doing, OnEvent, ignore
 from generator.gate.candidate import Candidate
-from generator.gate.client import check_server
+from generator.gate.client import GrpcAddress, check_server
 from generator.gate.run import GateReport, run_gate
 from generator.images.reference import Reference, load_reference, make_reference
 from generator.images.sets import read_images
@@ -30,6 +30,7 @@ def verify_published(
     images: Path | None = None,
     labelled: Path | None = None,
     grpc_url: str | None = None,
+    secrets: Path | None = None,
     on_event: OnEvent = ignore,
 ) -> Iterator[GateReport]:
     """Yield the gate's report for each model below `root` (all if `names` is empty).
@@ -41,16 +42,17 @@ def verify_published(
     """
     recover(root)
     candidates = [read_candidate(root, record) for record in _find(root, names)]
-    if grpc_url is not None:
-        check_server(grpc_url, [candidate.layout for candidate in candidates], root)
+    address = None if grpc_url is None else GrpcAddress(url=grpc_url, secrets=secrets)
+    if address is not None:
+        check_server(address, [candidate.layout for candidate in candidates], root)
     for candidate in candidates:
         name = candidate.spec.name
         on_event(Doing(step=f"verifying {name}", part="the source's own answers" if images else ""))
         reference = _ask_source(candidate.spec, images) if images else load_reference(root / candidate.layout.reference)
-        report = run_gate(candidate, reference, grpc_url=grpc_url, on_event=on_event)
+        report = run_gate(candidate, reference, address=address, on_event=on_event)
         if labelled is not None:
             on_event(Doing(step=f"verifying {name}", part="labelled images"))
-            measured = list(find_task(candidate.spec.task).measure_labelled(candidate, labelled, grpc_url))
+            measured = list(find_task(candidate.spec.task).measure_labelled(candidate, labelled, address))
             replaced = {result.stage for result in measured}  # what was assumed may be measured now
             results = [*(result for result in report.results if result.stage not in replaced), *measured]
             report = GateReport(model=report.model, images=report.images, results=tuple(results))

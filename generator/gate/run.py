@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import MissingDependencyError, PlanError, ServerError, VerificationError
 from generator.events import Doing, OnEvent, ignore
-from generator.gate.client import ServedModel
+from generator.gate.client import GrpcAddress, ServedModel
 from generator.task import StageResult, find_task, not_proved
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ class GateReport:
 
 
 def run_gate(
-    candidate: Candidate, reference: Reference, *, grpc_url: str | None = None, on_event: OnEvent = ignore
+    candidate: Candidate, reference: Reference, *, address: GrpcAddress | None = None, on_event: OnEvent = ignore
 ) -> GateReport:
-    """Run every stage that can run here; the server is started on the candidate's repository without `grpc_url`.
+    """Run every stage that can run here; the server is started on the candidate's repository without `address`.
 
     Raises:
         VerificationError: Nothing can be compared with the reference.
@@ -81,7 +81,7 @@ def run_gate(
     if failed := [result.stage for result in results if result.status == "failed"]:
         results += [not_proved(stage.name, f"{failed[0]} failed") for stage in served]
     elif served:
-        results += _run_served(candidate, served, grpc_url, on_event)
+        results += _run_served(candidate, served, address, on_event)
     results += [
         StageResult(stage=what, status="assumed", reason=why) for what, why in candidate.artifact.assumed.items()
     ]
@@ -89,21 +89,21 @@ def run_gate(
 
 
 def _run_served(
-    candidate: Candidate, stages: Sequence[Stage], grpc_url: str | None, on_event: OnEvent
+    candidate: Candidate, stages: Sequence[Stage], address: GrpcAddress | None, on_event: OnEvent
 ) -> list[StageResult]:
     from generator.server.embedded import EmbeddedServer
 
     def tell(part: str) -> None:
         on_event(Doing(step=f"verifying {candidate.spec.name}", part=part))
 
-    if grpc_url is not None:
-        return _ask(candidate, stages, grpc_url, tell)
+    if address is not None:
+        return _ask(candidate, stages, address, tell)
     if reason := why_not_served(candidate):
         return [not_proved(stage.name, reason) for stage in stages]
     tell("the server's start")
     try:
         with EmbeddedServer(candidate.repository, models=[candidate.layout.entry]) as server:
-            results = _ask(candidate, stages, server.grpc_url, tell)
+            results = _ask(candidate, stages, GrpcAddress(url=server.grpc_url), tell)
             tell("the server's end")
             return results
     except ServerError as error:
@@ -139,10 +139,10 @@ def why_no_plan_runs() -> str:
 
 
 def _ask(
-    candidate: Candidate, stages: Sequence[Stage], grpc_url: str, tell: Callable[[str], None]
+    candidate: Candidate, stages: Sequence[Stage], address: GrpcAddress, tell: Callable[[str], None]
 ) -> list[StageResult]:
     results: list[StageResult] = []
-    with ServedModel(grpc_url, candidate.layout, max_batch_size=candidate.spec.batch.max) as served:
+    with ServedModel(address, candidate.layout, max_batch_size=candidate.spec.batch.max) as served:
         for stage in stages:
             tell(stage.name)
             try:

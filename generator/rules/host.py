@@ -48,7 +48,7 @@ DEVICES = (
         id="gpu-absent",
         says=r"kind KIND_GPU but no GPUs are available",
         cause="its instance_group asks for a GPU (KIND_GPU), and none is available here",
-        fix="serve where the GPU is, or set kind: KIND_CPU in {model}/config.pbtxt (or target: onnxruntime, decode: cpu)",
+        fix="serve where the GPU is, or set kind: KIND_CPU in {model}/config.pbtxt (target: onnxruntime, decode: cpu)",
         seen_in=("host", "log"),
     ),
     Rule(

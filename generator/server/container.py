@@ -8,14 +8,17 @@ import shutil
 import stat
 import subprocess
 import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
 from generator.server.configs import find_options
 from generator.server.failures import explain_end, find_failures, tail
-from generator.server.launch import STOP_TIMEOUT_S, create_log, find_fused, tritonserver_options
+from generator.server.hardening import KEY, STOP_TIMEOUT_S, Values, describe, read_key_in_shell, write_options
+from generator.server.launch import create_log, find_fused
 from generator.server.plans import check_container_plans, find_plans, has_version_compatible
 from generator.server.ports import ANY_ADDRESS, LOOPBACK, Ports
+from generator.server.secret_files import API_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +29,7 @@ STOCK_IMAGE = f"nvcr.io/nvidia/tritonserver:{STOCK_RELEASE}-py3"
 DEFAULT_IMAGE = "trtgen-serving:26.10"  # the stock image with the Pillow that the preprocessing step needs
 FUSED_IMAGE = "trtgen-serving-fused:26.10"  # that with what a fused model runs its network with
 
+_SECRETS = "/secrets"  # in the container
 _INSIDE = (8000, 8001, 8002)  # tritonserver's own ports
 _USER = 1000  # triton-server in the stock image
 _DOCKER_FAILED = 125  # docker's own exit code, when the container did not run
@@ -61,6 +65,27 @@ _DOCKER_RULES: tuple[tuple[str, str, str, dict[str, object]], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardening:
+    """What a hardened launch needs to know beside the repository; `secrets` is a folder of this machine."""
+
+    release: str
+    secrets: Path
+    max_input_bytes: int
+
+    def make_command(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """Return what starts tritonserver in the container, and the options behind it with the reason of each.
+
+        A shell reads the key from its file, so that it stands in no description of the container.
+        """
+        values = Values(address=ANY_ADDRESS, secrets=_SECRETS, key=KEY, max_input_bytes=self.max_input_bytes)
+        written = write_options(values, "tls", "hardened", release=self.release)
+        locks = [f'"{text}"' for _, text in written if KEY in text]
+        options = [(text, describe(option)) for option, text in written if KEY not in text]
+        script = f"{read_key_in_shell(f'{_SECRETS}/{API_KEY}')}; exec tritonserver"
+        return ["sh", "-ec", " ".join([script, '"$@"', *locks]), "sh"], options
+
+
 class Container:
     """One `docker run` in the foreground.
 
@@ -70,12 +95,21 @@ class Container:
         image: The image to run.
         address: The address on this machine that the ports are published on.
         gpus: Whether the container gets the GPUs.
+        hardening: What a hardened launch needs; by default it is none.
     """
 
     def __init__(
-        self, repository: Path, *, ports: Ports, image: str = DEFAULT_IMAGE, address: str = LOOPBACK, gpus: bool = True
+        self,
+        repository: Path,
+        *,
+        ports: Ports,
+        image: str = DEFAULT_IMAGE,
+        address: str = LOOPBACK,
+        gpus: bool = True,
+        hardening: Hardening | None = None,
     ) -> None:
         self.repository = repository
+        self.hardening = hardening
         self.image, self.gpus = image, gpus
         self.name = f"trtgen-serve-{uuid.uuid4().hex[:8]}"
         self.argv = self._make_argv(ports, address)
@@ -86,9 +120,11 @@ class Container:
         The container has no rights beyond reading the repository: another user than root, no capabilities, a read-only
         root file system. Shared memory is 1 GB, since each instance of a Python model needs its part.
         """
-        source = str(self.repository.expanduser().resolve())
-        # --mount is a line of CSV: a path with a comma is quoted. (-v would not take a path with a colon.)
-        field = f'"source={source}"' if "," in source else f"source={source}"
+        command = ["tritonserver"]
+        options = [text for _, text in write_options(Values(address=ANY_ADDRESS))]
+        if self.hardening:
+            command, described = self.hardening.make_command()
+            options = [text for text, _ in described]
         published = zip(ports.named().values(), _INSIDE, strict=True)
         return [
             "docker",
@@ -102,14 +138,13 @@ class Container:
             "--cap-drop=ALL",
             "--security-opt=no-new-privileges",
             "--shm-size=1g",
-            "--mount",
-            f"type=bind,{field},target=/models,readonly",
+            *_mount(self.repository, "/models"),
+            *(_mount(self.hardening.secrets, _SECRETS) if self.hardening else ()),
             *(f"--publish={address}:{outside}:{inside}" for outside, inside in published),
             self.image,
-            "tritonserver",
+            *command,
             "--model-repository=/models",
-            "--model-control-mode=none",
-            *tritonserver_options(ANY_ADDRESS),  # docker decides which addresses of the host lead there
+            *options,  # they bind to every address: docker decides which of the host lead there
             *find_options(self.repository),
             # such plans carry code, which Triton runs only if it is told to
             *(["--backend-config=tensorrt,version-compatible=true"] if has_version_compatible(self.repository) else []),
@@ -129,6 +164,8 @@ class Container:
             msg = f"{fused[0]} is a fused model, and {self.image} lacks the packages that run its network"
             hint = "build the image that has them (docker compose build triton-fused) and serve with it"
             raise ServerError(msg, hint=hint, fields={"image": FUSED_IMAGE})
+        if self.hardening:
+            check_readable(self.hardening.secrets, hint=f"chown -R {_USER} {shlex.quote(str(self.hardening.secrets))}")
 
     def run(self, *, show: Callable[[str], None], log_path: Path) -> None:
         """Run until the server ends, after `check`; every line of its log goes to `show` and to `log_path`.
@@ -185,13 +222,20 @@ class Container:
                 process.stdout.close()
 
 
-def check_readable(repository: Path) -> None:
-    """Refuse a repository with a file that the container's user may not read.
+def _mount(folder: Path, target: str) -> list[str]:
+    source = str(folder.expanduser().resolve())
+    # --mount is a line of CSV: a path with a comma is quoted. (-v would not take a path with a colon.)
+    field = f'"source={source}"' if "," in source else f"source={source}"
+    return ["--mount", f"type=bind,{field},target={target},readonly"]
+
+
+def check_readable(folder: Path, *, hint: str = "") -> None:
+    """Refuse a folder, by default a repository, with a file that the container's user may not read.
 
     Raises:
         ServerError: Names the first one.
     """
-    for path in sorted(repository.rglob("*")):
+    for path in (folder, *sorted(folder.rglob("*"))):
         if path.is_symlink():
             continue
         status = path.stat()
@@ -199,7 +243,7 @@ def check_readable(repository: Path) -> None:
         if status.st_uid != _USER and status.st_mode & needed != needed:
             raise ServerError(
                 f"the container's user ({_USER}) cannot read {path} (mode {stat.filemode(status.st_mode)})",
-                hint=f"chmod -R o+rX {shlex.quote(str(repository))}",
+                hint=hint or f"chmod -R o+rX {shlex.quote(str(folder))}",
             )
 
 

@@ -26,9 +26,8 @@ from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
 from generator.server import endpoint, failures, stubs
+from generator.server.hardening import OWNER_HEADER, STOP_TIMEOUT_S, Values
 from generator.server.launch import (
-    OWNER_HEADER,
-    STOP_TIMEOUT_S,
     assemble_backends,
     assemble_python,
     create_log,
@@ -40,6 +39,7 @@ from generator.server.launch import (
 )
 from generator.server.plans import check_local_plans, find_plans
 from generator.server.ports import ANY_ADDRESS, LOOPBACK, Ports, check_address, choose_ports, is_loopback
+from generator.server.secret_files import check_secrets, read_key
 from generator.server.wheel import EmbeddedTriton, check_embedded
 
 if TYPE_CHECKING:
@@ -74,12 +74,15 @@ class EmbeddedServer:
         explicit: Whether callers may load and unload models while it runs, as they may with a choice of `models`.
         locked: Whether such calls must carry `secret` in the header OWNER_HEADER.
         backends: A directory of backends in place of ours; configurations may then leave out what a backend fills in.
+        secrets_folder: Certificates and key for TLS over gRPC, which then asks every client for a certificate.
+        hardened: Whether it also gets the other options of `trtgen harden`, as far as release 24.10 has them; needs
+            `secrets_folder`.
 
     Attributes:
         http_url: `host:port`, as are `grpc_url` and `metrics_url`.
         pid: tritonserver's process id.
         log_path: The log.
-        secret: What callers that load models must send as the header OWNER_HEADER; empty when it is not locked.
+        secret: What callers of restricted APIs must send as the header OWNER_HEADER; empty when nothing is locked.
     """
 
     def __init__(
@@ -97,6 +100,8 @@ class EmbeddedServer:
         explicit: bool = False,
         locked: bool = True,
         backends: Path | None = None,
+        secrets_folder: Path | None = None,
+        hardened: bool = False,
     ) -> None:
         self.repository = repository
         self.address = address
@@ -110,7 +115,14 @@ class EmbeddedServer:
         self._backends = backends
         self._only = tuple(models)
         self.explicit = explicit
+        self.secrets_folder = None if secrets_folder is None else check_secrets(secrets_folder)
+        if hardened and self.secrets_folder is None:
+            msg = "a hardened server needs certificates and a key"
+            raise ServerError(msg, hint="name the folder that has them", fields={"secrets_folder": None})
+        self.hardened = hardened
         self.secret = secrets.token_hex(16) if locked else ""
+        if self.hardened and self.secrets_folder:
+            self.secret = read_key(self.secrets_folder)
         self._identifier = ""
         self._directory: Path | None = None
         self._served = repository  # the path that tritonserver was given
@@ -265,17 +277,24 @@ class EmbeddedServer:
     def _start_supervisor(self, triton: EmbeddedTriton, ports: Ports, directory: Path) -> subprocess.Popen[bytes]:
         """Fill `directory` and start the supervisor, which removes it in the end."""
         self._served = give_safe_path(self.repository, directory)
+        models = self._only or (("*",) if self.explicit else ())
         arguments = {
             "argv": make_argv(
                 triton,
                 self._served,
                 backends=self._backends or assemble_backends(triton, directory),
                 completed=self._backends is not None,
-                address=self.address,
+                values=Values(
+                    address=self.address,
+                    control="explicit" if models else "none",
+                    secrets=str(self.secrets_folder),
+                    key=self.secret,
+                ),
+                uses=("tls", "hardened") if self.hardened else ("tls",) if self.secrets_folder else (),
                 ports=ports,
                 identifier=self._identifier,
-                models=self._only or (("*",) if self.explicit else ()),
-                secret=self.secret,
+                models=models,
+                locked=bool(models and self.secret),
             ),
             "log": str(self.log_path),
             "remove": str(directory),

@@ -13,7 +13,7 @@ from generator.errors import ServerError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_TIMEOUT_S = 5.0
+_TIMEOUT_S, _LOAD_TIMEOUT_S = 5.0, 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,22 @@ def list_models(url: str, *, headers: Mapping[str, str]) -> list[ModelState]:
     return sorted(states, key=lambda state: (state.name, state.version))
 
 
+def load_model(url: str, name: str, *, headers: Mapping[str, str], body: Mapping[str, object]) -> None:
+    """Load a model, or load it again, and wait until it is ready; `body` is that of Triton's repository API.
+
+    Raises:
+        ServerError: The server does not answer, or says why it did not.
+    """
+    path, text = f"/v2/repository/models/{name}/load", json.dumps(body)
+    try:
+        status, answer = _request(url, "POST", path, headers, text, timeout_s=_LOAD_TIMEOUT_S)
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(f"tritonserver at {url} does not answer: {error}", hint="look at its log") from error
+    if status != http.client.OK:
+        msg = f"{name} was not loaded: {answer.decode(errors='replace')}"
+        raise ServerError(msg, hint="look at the server's log")
+
+
 def find_listening_ports(pid: int) -> set[int]:
     """Return the TCP ports that the process itself listens on; empty once it is gone."""
     import psutil
@@ -73,10 +89,18 @@ def find_listening_ports(pid: int) -> set[int]:
     return {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
 
 
-def _request(url: str, method: str, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(url, timeout=_TIMEOUT_S)
+def _request(
+    url: str,
+    method: str,
+    path: str,
+    headers: Mapping[str, str] | None = None,
+    body: str | None = None,
+    *,
+    timeout_s: float = _TIMEOUT_S,
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(url, timeout=timeout_s)
     try:
-        connection.request(method, path, headers=headers or {})
+        connection.request(method, path, body, headers=headers or {})
         response = connection.getresponse()
         return response.status, response.read()
     finally:

@@ -15,19 +15,19 @@ from generator.errors import ServerError
 from generator.render import read_runtime, template_root
 from generator.repository import published_root, recover
 from generator.server.configs import find_options, read_configs
+from generator.server.hardening import OWNER_HEADER, PIP_RELEASE, write_options
 from generator.triton.fused import NETWORK_BACKEND
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from generator.server.hardening import Use, Values
     from generator.server.ports import Ports
     from generator.server.wheel import EmbeddedTriton
 
 logger = logging.getLogger(__name__)
 
-OWNER_HEADER = "trtgen-owner"
-STOP_TIMEOUT_S = 30
-_AS_STATED = "--disable-auto-complete-config"
+_AS_STATED = "disable-auto-complete-config"
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_./+@:-]+")
 
 
@@ -174,11 +174,12 @@ def make_argv(
     repository: Path,
     *,
     backends: Path,
-    address: str,
+    values: Values,
+    uses: Sequence[Use] = (),
     ports: Ports,
     identifier: str,
     models: Sequence[str] = (),
-    secret: str = "",
+    locked: bool = False,
     completed: bool = False,
 ) -> list[str]:
     """Return tritonserver's command line.
@@ -187,44 +188,32 @@ def make_argv(
         triton: The parts of the wheel.
         repository: A path that tritonserver can take.
         backends: What `assemble_backends` returned.
-        address: What to bind to.
-        ports: Where.
+        values: What its options depend on.
+        uses: Which options it gets beside those of every server.
+        ports: Where it listens.
         identifier: What its shared memory is called after.
-        models: Load these only, `*` for all; callers may load and unload then. By default all, and callers may not.
-        secret: What calls that list and load models must carry; whoever may load models may run code.
+        models: Load these only, `*` for all.
+        locked: Whether calls that list and load models must carry the key; whoever may load models may run code.
         completed: Whether configurations may leave out what a backend fills in.
     """
-    control = ["--model-control-mode=none"]
-    if models:
-        control = ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
-    if models and secret:
-        lock = f"model-repository:{OWNER_HEADER}={secret}"
-        control += [f"--http-restricted-api={lock}", f"--grpc-restricted-protocol={lock}"]
+    lock = f"model-repository:{OWNER_HEADER}={values.key}"
+    locks = [f"--http-restricted-api={lock}", f"--grpc-restricted-protocol={lock}"]
     return [
         str(triton.binary),
         f"--model-repository={repository}",
-        *control,
-        *(option for option in tritonserver_options(address) if not (completed and option == _AS_STATED)),
+        *(f"--load-model={model}" for model in models),
+        *(locks if locked and "hardened" not in uses else ()),  # which restricts these, too
+        *(
+            text
+            for option, text in write_options(values, *uses, release=PIP_RELEASE)
+            if not (completed and option.name == _AS_STATED)
+        ),
         f"--backend-directory={backends}",
         f"--cache-directory={triton.caches}",
         *find_options(repository),
         *(f"--{name}-port={port}" for name, port in ports.named().items()),
         "--metrics-interval-ms=250",  # the server's end waits for an interval's end; the default is 2 s
         f"--backend-config=python,shm-region-prefix-name={identifier}_",
-    ]
-
-
-def tritonserver_options(address: str) -> list[str]:
-    """Return the options that the pip server and the container have in common."""
-    return [
-        *(f"--{endpoint}-address={address}" for endpoint in ("http", "grpc", "metrics")),
-        _AS_STATED,
-        "--exit-on-error=true",
-        "--strict-readiness=true",
-        f"--exit-timeout-secs={STOP_TIMEOUT_S}",
-        "--allow-sagemaker=false",
-        "--allow-vertex-ai=false",
-        "--log-format=ISO8601",
     ]
 
 

@@ -90,8 +90,15 @@ def read_models(protocol: str, url: str, name: str | None) -> tuple[str, list[Me
     try:
         return _read(lambda question, *arguments: getattr(client, question)(*arguments, **options), url, name)
     except (InferenceServerException, OSError, http.client.HTTPException) as error:
+        if "restricted" in str(error):  # hardened, as by `trtgen harden`
+            raise PerfError(
+                f"{url} hides what a measurement reads, the APIs model-config and statistics: {error}",
+                hint="measure a server of the same repository that shows them",
+                command=("serve",),
+            ) from error
+        tls = " (a server that asks for TLS closes such connections)" if "Socket closed" in str(error) else ""
         raise PerfError(
-            f"no Triton server answers {protocol} at {url}: {error}",
+            f"no Triton server answers {protocol} at {url}: {error}{tls}",
             hint="give its address and protocol, or start one",
             command=("serve",),
         ) from error

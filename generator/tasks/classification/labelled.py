@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from generator.gate.client import ServedModel, as_bytes
+from generator.gate.client import GrpcAddress, ServedModel, as_bytes
 from generator.gate.run import why_not_served
 from generator.graph.model import read_onnx, run_graph
 from generator.images.served_pixels import prepare_without_torch
@@ -36,7 +36,7 @@ _USUAL_RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def measure_labelled(candidate: Candidate, folder: Path, grpc_url: str | None) -> Iterator[StageResult]:
+def measure_labelled(candidate: Candidate, folder: Path, address: GrpcAddress | None) -> Iterator[StageResult]:
     """Yield the accuracy of the source, the graph, the plan and the served ensemble; say which could not run here.
 
     Then judge a recipe that did not come with the weights, and say what a graph of low precision scores by itself.
@@ -50,7 +50,7 @@ def measure_labelled(candidate: Candidate, folder: Path, grpc_url: str | None) -
         "labelled source": lambda: _ask_source(candidate, labelled),
         "labelled onnx": lambda: _run_onnx(candidate, pixels),
         "labelled plan": lambda: run_plan(candidate, pixels),
-        "labelled ensemble": lambda: _ask_server(candidate, labelled, grpc_url),
+        "labelled ensemble": lambda: _ask_server(candidate, labelled, address),
     }
     if candidate.plan is None:
         del answers["labelled plan"]
@@ -158,16 +158,18 @@ def _run_onnx(candidate: Candidate, pixels: NDArray[np.uint8]) -> NDArray[np.flo
     return _only(run_graph(read_onnx(candidate.onnx), pixels))
 
 
-def _ask_server(candidate: Candidate, labelled: LabelledImages, grpc_url: str | None) -> NDArray[np.float32] | str:
+def _ask_server(
+    candidate: Candidate, labelled: LabelledImages, address: GrpcAddress | None
+) -> NDArray[np.float32] | str:
     from generator.server.embedded import EmbeddedServer
 
-    if grpc_url is None and (reason := why_not_served(candidate)):
+    if address is None and (reason := why_not_served(candidate)):
         return reason
     with contextlib.ExitStack() as stack:
-        if grpc_url is None:
+        if address is None:
             server = EmbeddedServer(candidate.repository, models=[candidate.layout.entry])
-            grpc_url = stack.enter_context(server).grpc_url
-        served = stack.enter_context(ServedModel(grpc_url, candidate.layout, max_batch_size=candidate.spec.batch.max))
+            address = GrpcAddress(url=stack.enter_context(server).grpc_url)
+        served = stack.enter_context(ServedModel(address, candidate.layout, max_batch_size=candidate.spec.batch.max))
         return _only(served.ask("ensemble", as_bytes(labelled.images.files)))
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from generator.artifact import Artifact
     from generator.gate.candidate import Candidate
+    from generator.gate.client import GrpcAddress
     from generator.images.reference import Reference
     from generator.images.sets import ImageSet
     from generator.sources import Network
@@ -133,10 +134,12 @@ class Detection:
 
         return make_stages(candidate, reference)
 
-    def measure_labelled(self, candidate: Candidate, folder: Path, grpc_url: str | None) -> Iterator[StageResult]:
+    def measure_labelled(
+        self, candidate: Candidate, folder: Path, address: GrpcAddress | None
+    ) -> Iterator[StageResult]:
         from generator.tasks.detection.labelled import measure_labelled
 
-        return measure_labelled(candidate, folder, grpc_url)
+        return measure_labelled(candidate, folder, address)
 
     def make_rows(
         self, outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None, top: int

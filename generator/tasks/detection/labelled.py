@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import MissingDependencyError
-from generator.gate.client import ServedModel
+from generator.gate.client import GrpcAddress, ServedModel
 from generator.gate.run import why_no_plan_runs
 from generator.gate.stages import ask_pixels
 from generator.graph.model import open_onnx
@@ -44,8 +44,8 @@ _IMAGES, _BATCH = 64, 4
 MOST_LOST = 0.02
 
 
-def measure_labelled(candidate: Candidate, folder: Path, grpc_url: str | None) -> Iterator[StageResult]:
-    """Yield AP50 and mAP of the source, the graph, the plan, and of what the server at `grpc_url` serves.
+def measure_labelled(candidate: Candidate, folder: Path, address: GrpcAddress | None) -> Iterator[StageResult]:
+    """Yield AP50 and mAP of the source, the graph, the plan, and of what the server at `address` serves.
 
     Thresholds play no part: what the networks answer goes through the post-processing step with a threshold of .01.
 
@@ -61,7 +61,7 @@ def measure_labelled(candidate: Candidate, folder: Path, grpc_url: str | None) -
     if candidate.plan is not None and (reason := why_no_plan_runs()):
         yield not_proved("labelled plan", reason)
     with contextlib.ExitStack() as stack:
-        asked = _open_stages(candidate, network, grpc_url, stack)
+        asked = _open_stages(candidate, network, address, stack)
         truths, found = _detect(candidate, network, annotated, asked)
     count = sum(len(boxes) for boxes in truths)
     scores = {name: score_boxes(truths, boxes, len(candidate.artifact.labels)) for name, boxes in found.items()}
@@ -91,7 +91,7 @@ def _load_source(candidate: Candidate) -> Network | None:
 
 
 def _open_stages(
-    candidate: Candidate, network: Network | None, grpc_url: str | None, stack: contextlib.ExitStack
+    candidate: Candidate, network: Network | None, address: GrpcAddress | None, stack: contextlib.ExitStack
 ) -> dict[str, Ask]:
     """Return what can be asked here, by the stage's name; what must be closed goes onto the stack."""
     import numpy as np
@@ -117,9 +117,9 @@ def _open_stages(
 
         engine = stack.enter_context(open_engine(candidate.plan))
         asked["labelled plan"] = lambda pixels, _: read_rows(engine.run_outputs(pixels))
-    if grpc_url is not None:
+    if address is not None:
         batch = candidate.spec.batch.max
-        served = stack.enter_context(ServedModel(grpc_url, candidate.layout, max_batch_size=batch))
+        served = stack.enter_context(ServedModel(address, candidate.layout, max_batch_size=batch))
 
         def ask_server(_: NDArray[np.uint8], files: Sequence[bytes]) -> Rows:
             return ask_rows(served, candidate, ask_pixels(served, files)["PIXELS"], files)

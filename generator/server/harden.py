@@ -1,0 +1,116 @@
+"""A hardened launch as text: a script, a docker command, a compose file, nginx's configuration."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from generator.render import render
+from generator.server.container import Container, Hardening
+from generator.server.hardening import (
+    DEFAULT_INPUT_BYTES,
+    KEY,
+    Values,
+    describe,
+    list_remarks,
+    read_key_in_shell,
+    write_options,
+)
+from generator.server.ports import LOOPBACK, Ports
+from generator.server.secret_files import API_KEY, SERVER_FILES
+from generator.triton.check import parse_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MOST_BYTES = 2**31 - 1  # tritonserver reads a number of 32 bits
+_HEADER_BYTES = 2**16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What is to be started: `repository` and `hardening.secrets` are folders of this machine."""
+
+    repository: Path
+    hardening: Hardening
+    gpus: bool = True
+
+    def write_flags(self) -> str:
+        """Return a script that runs tritonserver here, HTTP and metrics on loopback."""
+        values = Values(
+            address="0.0.0.0",  # noqa: S104 - TLS, and a certificate asked of every client
+            http_address=LOOPBACK,
+            secrets=str(self.hardening.secrets),
+            key=KEY,
+            max_input_bytes=self.hardening.max_input_bytes,
+        )
+        arguments = [
+            (f'"{text}"' if KEY in text else shlex.quote(text), describe(option))
+            for option, text in reversed(write_options(values, "tls", "hardened", release=self.hardening.release))
+        ]
+        return render(
+            "hardened/tritonserver.sh.j2",
+            release=self.hardening.release,
+            remarks=list_remarks(self.hardening.release),
+            read_key=read_key_in_shell(str(self.hardening.secrets / API_KEY)),
+            arguments=arguments,
+            command=f"tritonserver --model-repository={shlex.quote(str(self.repository))}",
+        )
+
+    def write_docker(self) -> str:
+        """Return the `docker run` command of `trtgen serve --container --hardened`, one argument a line."""
+        ports = Ports(http=8000, grpc=8001, metrics=8002)
+        argv = Container(self.repository, ports=ports, gpus=self.gpus, hardening=self.hardening).argv
+        remarks = "".join(f"# {remark}\n" for remark in list_remarks(self.hardening.release))
+        return remarks + " \\\n  ".join([shlex.join(argv[:2]), *map(shlex.quote, argv[2:])]) + "\n"
+
+    def write_compose(self) -> str:
+        """Return a compose file of tritonserver and nginx."""
+        wrapper, arguments = self.hardening.make_command()
+        return render(
+            "hardened/compose.yaml.j2",
+            release=self.hardening.release,
+            remarks=list_remarks(self.hardening.release),
+            repository=str(self.repository),
+            secrets=str(self.hardening.secrets),
+            files=", ".join(SERVER_FILES),
+            pillow=metadata.version("pillow"),
+            gpus=self.gpus,
+            wrapper=wrapper,
+            arguments=[("--model-repository=/models", "read-only"), *arguments],
+        )
+
+    def write_nginx(self, *, http_url: str, grpc_url: str, port: int, secrets: str = "") -> str:
+        """Return nginx's configuration; `secrets` is the folder as nginx sees it."""
+        return render(
+            "hardened/nginx.conf.j2",
+            release=self.hardening.release,
+            http_url=http_url,
+            grpc_url=grpc_url,
+            port=port,
+            secrets=secrets or str(self.hardening.secrets),
+            max_input_bytes=self.hardening.max_input_bytes,
+        )
+
+    def write_nginx_of_compose(self) -> str:
+        """Return what lies beside the compose file as nginx.conf."""
+        return self.write_nginx(http_url="triton:8000", grpc_url="triton:8001", port=8443, secrets="/secrets")
+
+
+def find_input_limit(repository: Path) -> int:
+    """Return the bytes of the largest image that a recipe takes, as many times as its largest batch.
+
+    Triton's own limit where the repository has no recipe.
+
+    Raises:
+        ConfigError: A configuration cannot be read.
+    """
+    limits = []
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        config = parse_config(path.parent.name, path.read_text(encoding="utf-8"))
+        if "max_bytes" in config.parameters:
+            image = int(config.parameters["max_bytes"].string_value)
+            limits.append(image * max(config.max_batch_size, 1) + _HEADER_BYTES)
+    return min(max(limits, default=DEFAULT_INPUT_BYTES), _MOST_BYTES)
