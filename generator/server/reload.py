@@ -55,7 +55,7 @@ class LiveServer:
         target = version or record.version
         if missing := [model for model in models if not (self._root / model / str(target)).is_dir()]:
             msg = f"{self._root / missing[0]} has no version {target}"
-            raise RepositoryError(msg, hint="take one that is there (trtgen list)", fields={"version": None})
+            raise RepositoryError(msg, hint="take one that is there", fields={"version": None})
         before = self._find_versions(models)
         if absent := [model for model, versions in before.items() if not versions]:
             raise ServerError(

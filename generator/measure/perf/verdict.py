@@ -220,7 +220,7 @@ def _more_load(best: Measurement, part: _Part, parts: Sequence[_Part], said: str
         field="concurrency",
         before=best.concurrency,
         after=after,
-        edit=f"--concurrency {after}",
+        edit=f"concurrency {after}",
     )
     text = f"{said}; {requests} do not fill the server: {after}, expected {expected:.1f}x the images per second."
     return _conclude(best, part, "load", text, change=change, expected=expected)
