@@ -264,7 +264,7 @@ def test_install_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "echo 'perf_analyzer: error while loading shared libraries: libb64.so.0d: cannot open' >&2; exit 127",
             "needs the shared library libb64.so.0d",
         ),
-        ("echo hello", "is not perf_analyzer: --version answers 'hello'"),
+        ("echo hello", "is not perf_analyzer: asked for its version, it answers 'hello'"),
     ],
 )
 def test_program_that_does_not_start(tmp_path: Path, line: str, message: str) -> None:
@@ -764,7 +764,7 @@ def test_the_advised_change_brings_what_was_predicted(
     assert read_repository() == before
 
     # Twice as many requests in flight bring nothing to a stage that is full: so it is said.
-    wrong = Change(model="tiny", field="concurrency", before=4, after=8, edit="--concurrency 8")
+    wrong = Change(model="tiny", field="concurrency", before=4, after=8, edit="concurrency 8")
     models = served.read_models("grpc", told.grpc_url, None)[1]
     found = judge([make_full(one["infer_per_s"])], models, cores=2)
     assert found is not None

@@ -164,7 +164,7 @@ def test_client_and_load_as_the_limit() -> None:
     load = make_verdict(idle)
     assert load.limit == "load"
     assert load.change is not None
-    assert (load.change.edit, load.expected) == ("--concurrency 16", 2)
+    assert (load.change.edit, load.expected) == ("concurrency 16", 2)
     others = make_verdict(dataclasses.replace(idle, cpu_utilization=0.95))
     assert (others.limit, others.change) == ("cores", None)
     assert "by the client or by other programs" in others.text
