@@ -428,7 +428,7 @@ def test_another_file_on_the_server_is_found(root: Path) -> None:
             f"DET_{name.upper()}": reference.answers[name].copy() for name in ("boxes", "scores", "classes")
         }
         change(rows)
-        return run_stage(root, "served detector", SimpleNamespace(ask=lambda *_: rows))
+        return run_stage(root, "served detector", SimpleNamespace(ask=lambda *_, **__: rows))
 
     def shift(rows: dict[str, Any], at: int) -> None:
         rows["DET_BOXES"][5, at, 2] += 0.1
