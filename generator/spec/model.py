@@ -239,8 +239,8 @@ class ModelSpec(BaseModel):
     @classmethod
     def _follows_the_members(cls, value: Any, info: ValidationInfo) -> Any:
         make = instances_model if info.field_name == "instances" else config_model
-        if "task" not in info.data:  # refused for itself
-            return value
+        if "task" not in info.data:  # refused for itself: nothing is to be said of this field
+            return make("classification")()
         given = value.model_dump() if isinstance(value, BaseModel) else value
         return make(info.data["task"]).model_validate({} if given is None else given)
 
