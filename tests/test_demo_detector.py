@@ -6,6 +6,7 @@ import io
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,8 +22,6 @@ from generator.images.training_pixels import make_pixels
 from generator.spec.recipe import Recipe
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 FRESH_SEED = 77
@@ -54,6 +53,18 @@ def test_scenes_come_from_seed_and_number_alone() -> None:
         assert np.array_equal(left.classes, right.classes)
     assert len({scene.jpeg for scene in first + other}) == 12
     assert [scene.name for scene in shorter] == ["scene-000", "scene-001"]
+
+
+def test_the_clients_scenes_are_what_is_drawn() -> None:
+    """Other versions of libjpeg may round differently, hence a mean difference instead of equal bytes."""
+    kept = {
+        path.stem: path.read_bytes() for path in sorted((Path(__file__).parents[1] / "clients" / "scenes").iterdir())
+    }
+    drawn = {scene.name: scene.jpeg for scene in scenes.draw_scenes(6) if scene.name in kept}
+    assert list(kept) == list(drawn) == ["scene-001", "scene-002", "scene-005"]
+    for name, jpeg in drawn.items():
+        one, other = (np.asarray(open_jpeg(data)).astype(int) for data in (jpeg, kept[name]))
+        assert np.abs(one - other).mean() < 1
 
 
 def test_a_scene_has_one_to_six_shapes_inside_it_that_hardly_overlap() -> None:

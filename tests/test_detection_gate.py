@@ -24,6 +24,7 @@ from PIL import Image
 from generator.cli import main
 from generator.errors import MissingDependencyError, VerificationError
 from generator.gate.candidate import Candidate
+from generator.gate.causes import of_precision
 from generator.gate.client import GrpcAddress, as_bytes
 from generator.gate.published import read_candidate, verify_published
 from generator.gate.stages import judge_pixels
@@ -33,6 +34,7 @@ from generator.repository import read_record
 from generator.spec.file import make_spec
 from generator.spec.recipe import Recipe
 from generator.task import StageResult
+from generator.tasks.detection import causes
 from generator.tasks.detection.anchors import measure_spread
 from generator.tasks.detection.annotations import Truth
 from generator.tasks.detection.answers import default_images, make_answers
@@ -769,3 +771,27 @@ def test_the_plain_loop_on_an_example_by_hand() -> None:
     one = replace(SETTINGS, nms="agnostic", most=2, thresholds=(0.25, 0.25, 0.65))
     assert detect(boxes, scores, classes, geometry, one).scores.tolist() == [np.float32(0.9)]
     assert detect(boxes, scores, classes, geometry, replace(SETTINGS, nms="none", most=2)).classes.tolist() == [0, 0]
+
+
+def test_boxes_at_their_places_are_not_called_displaced() -> None:
+    draw = np.random.default_rng(3)
+    corners = np.sort(draw.uniform(0, 300, (1, 60, 2, 2)), axis=2).reshape(1, 60, 4)
+    scores = np.linspace(0.9, 0.1, 60, dtype=np.float32)[None]
+    classes = draw.integers(0, 3, (1, 60)).astype(np.int32)
+    source = Rows(boxes=corners.astype(np.float32), scores=scores, classes=classes)
+    assert "displaced by 4 pixels" in causes.of_rows(source, replace(source, boxes=source.boxes + 4))
+    assert "displaced" not in causes.of_rows(source, replace(source, scores=scores - np.float32(5e-4)))
+
+
+@pytest.mark.parametrize(
+    ("precision", "is_as_is", "said"),
+    [
+        ("fp32", False, "TF32 rounds to 10 bits: try plan.tf32: false"),
+        ("fp16", False, "fp16 overflows or rounds too much: name the nodes to keep in FP32"),
+        ("int8", False, "scales that do not fit these images"),
+        ("int8", True, "TensorRT rounds this INT8 graph otherwise than onnxruntime"),
+    ],
+)
+def test_what_a_plan_may_round(precision: str, is_as_is: bool, said: str) -> None:
+    candidate: Any = SimpleNamespace(precision=precision, spec=SimpleNamespace(is_as_is=is_as_is))
+    assert said in of_precision(candidate)

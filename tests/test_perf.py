@@ -330,8 +330,8 @@ def test_perf_measures_the_ensemble_and_its_members(
     assert found == [(model, n) for model in ("tiny", "tiny_preprocess", "tiny_classifier") for n in (1, 4)]
     for one in document["measurements"]:
         assert 0 < one["p50_ms"] <= one["p95_ms"] <= one["p99_ms"]
-        # Little's law: requests in flight = throughput x latency. It fails when either is measured wrongly. Of 50
-        # requests those that begin or end outside count: 0.89 of 4 were found on a busy machine.
+        # Little's law: requests in flight = throughput x latency. It fails when either is measured wrongly. Among 50
+        # requests, those that begin before the window or end behind it count: on a busy machine 3.5 of 4 were found.
         assert one["infer_per_s"] * one["average_ms"] / 1000 == pytest.approx(one["concurrency"], rel=0.25)
         assert one["stages"]["infer_ms"] > 0
         assert one["spread"] is not None
@@ -339,7 +339,8 @@ def test_perf_measures_the_ensemble_and_its_members(
         assert f"-u {urls['grpc']} " in one["command"]  # the name would be looked up for every sixth request in flight
     ensemble = document["measurements"][1]
     assert [part["model"] for part in ensemble["members"]] == ["tiny_preprocess", "tiny_classifier"]
-    assert 0.2 < sum(part["share"] for part in ensemble["members"]) <= 1  # a busy client waits beside them
+    # the rest is the client's: 0.43 were left on a busy machine
+    assert 0.2 < sum(part["share"] for part in ensemble["members"]) <= 1
     assert document["versions"]["server"].endswith(" 2.51.0")
     assert document["images"]["count"] == images.DRAWN_IMAGES
     table, _, verdict = said.out.partition("\n\n")

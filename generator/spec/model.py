@@ -275,8 +275,8 @@ class ModelSpec(BaseModel):
     @classmethod
     def _follows_the_members(cls, value: Any, info: ValidationInfo) -> Any:
         make = instances_model if info.field_name == "instances" else config_model
-        if not {"task", "layout"} <= info.data.keys():  # refused for itself
-            return value
+        if not {"task", "layout"} <= info.data.keys():  # refused for itself: nothing to say here
+            return make("classification", "ensemble")()
         task, layout = info.data["task"], info.data["layout"]
         given = value.model_dump() if isinstance(value, BaseModel) else value
         if isinstance(given, dict):
