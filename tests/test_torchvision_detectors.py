@@ -138,7 +138,7 @@ def test_random_weights_tell_images_apart_and_stay_calm(name: str) -> None:
 
 
 def round_to_half(network: Network) -> torch.nn.Module:
-    """Return a copy whose backbone and head keep weights and values in FP16; as in a plan, boxes are decoded in FP32."""
+    """Return a copy that keeps weights and values in FP16; as in a plan, boxes are decoded in FP32."""
     detector = copy.deepcopy(network.module)
     model: Any = detector.model  # type: ignore[union-attr]
 
