@@ -17,7 +17,7 @@ from generator.graph.model import OnnxModel, read_onnx
 from generator.task import find_task
 from generator.tasks.detection.head import BOXES, CLASSES, SCORES
 
-Fault = Literal["none", "first image", "swap", "extra"]
+Fault = Literal["none", "first image", "swap", "extra", "order"]
 ROWS = 4
 BASE = [0.1, 0.3, 0.3, 0.2, 0.0]
 CORNERS = [[0, 0, 8, 8], [10, 0, 20, 9], [30, 5, 50, 60], [2, 2, 4, 4], [40, 40, 60, 60]]
@@ -28,8 +28,8 @@ def write_detector(path: Path, *, step: float = 2e-6, fault: Fault = "none") -> 
 
     The second anchor's number grows by `step` with each image of the batch, so that it overtakes the third in batches
     of 2 and more, as another order of summation would have it. With a fault the answers of a batch are wrong: every
-    image has the brightness of the first one, the two best boxes change places in batches, or the last anchor, which
-    is not among the best, leads in batches.
+    image has the brightness of the first one, the two best boxes change places in batches, the last anchor, which
+    is not among the best, leads in batches, or two rows of other scores change places in batches.
     """
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
@@ -59,14 +59,19 @@ def write_detector(path: Path, *, step: float = 2e-6, fault: Fault = "none") -> 
     if fault == "extra":
         numbers = add("Add", numbers, add("Mul", is_batch, constant([0, 0, 0, 0, 0.4])))
     scores = add("Add", bright, numbers)
-    add("TopK", scores, constant([ROWS], np.int64), result=SCORES, more=("places",), axis=1)
+    best = add("TopK", scores, constant([ROWS], np.int64), more=["places"], axis=1)
+    moved_by = constant([0, fault == "order", -(fault == "order"), 0])
+    order = add("Cast", add("Mul", is_batch, moved_by), to=TensorProto.INT64)
+    order = add("Add", order, constant(range(ROWS), np.int64))
+    add("Gather", best, order, result=SCORES, axis=1)
+    places = add("Gather", "places", order, axis=1)
     corners = constant(CORNERS)
     if fault == "swap":
         moved = np.zeros_like(CORNERS)
         moved[2], moved[3] = np.subtract(CORNERS[3], CORNERS[2]), np.subtract(CORNERS[2], CORNERS[3])
         corners = add("Add", corners, add("Mul", is_batch, constant(moved)))
-    add("Gather", corners, "places", result=BOXES, axis=0)
-    add("Cast", add("Mul", "places", constant(0, np.int64)), result=CLASSES, to=TensorProto.INT32)
+    add("Gather", corners, places, result=BOXES, axis=0)
+    add("Cast", add("Mul", places, constant(0, np.int64)), result=CLASSES, to=TensorProto.INT32)
     info = helper.make_tensor_value_info
     outputs = [
         info(BOXES, TensorProto.FLOAT, ["batch", ROWS, 4]),
@@ -89,7 +94,7 @@ def test_equal_scores_may_change_places(tmp_path: Path) -> None:
         prove(model, "classification")  # there each value has its place
 
 
-@pytest.mark.parametrize("fault", ["first image", "swap", "extra"])
+@pytest.mark.parametrize("fault", ["first image", "swap", "extra", "order"])
 def test_a_wrong_image_of_a_batch_is_found(tmp_path: Path, fault: Fault) -> None:
     model = write_detector(tmp_path / "model.onnx", step=0, fault=fault)
     with pytest.raises(ExportError, match="differs from the same image alone or in another batch"):
