@@ -46,19 +46,25 @@ def calibrate_detector(model: Any, recipe: Recipe) -> None:
         calm_branches(model.backbone)
         _smooth_filters(model.backbone)
         set_statistics(model.backbone, known)
-        set_statistics(model.head, list(model.backbone(known).values()))
+        if _has_norms(model.head):  # else the backbone would run for nothing
+            set_statistics(model.head, list(model.backbone(known).values()))
         features = list(model.backbone(unseen).values())
         _spread_outputs(model, features)
         _shift_scores(model, features)
+
+
+def _has_norms(module: Any) -> bool:
+    import torch
+
+    return any(isinstance(layer, torch.nn.BatchNorm2d) for layer in module.modules())
 
 
 def _smooth_filters(backbone: Any) -> None:
     """Make the filters of a backbone with BatchNorm look at averages rather than at single pixels."""
     import torch
 
-    layers = list(backbone.modules())
-    if any(isinstance(layer, torch.nn.BatchNorm2d) for layer in layers):
-        for layer in layers:
+    if _has_norms(backbone):
+        for layer in backbone.modules():
             if isinstance(layer, torch.nn.Conv2d):
                 layer.weight.lerp_(layer.weight.mean(dim=(2, 3), keepdim=True), _SMOOTHNESS)
 
