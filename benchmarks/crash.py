@@ -2,15 +2,16 @@
 
     python -m benchmarks.crash --repositories 100
 
-For each situation (first publish, new version, other configuration, --replace) a child process publishes and gets
-SIGKILL at its n-th call that changes the disk, for every n. Twice the repository is then served by a real tritonserver
-and asked: as it lies there, without recovery, where no answer is allowed and a wrong one is not; and after the next
-command, where the answer must be there and right. Equal trees are served once.
+For each situation (first publish, new version, other configuration, --replace) a child process publishes what a build
+has staged and gets SIGKILL at its n-th call that changes the disk, for every n. Twice the repository is then served by
+a real tritonserver and asked: as it lies there, without recovery, where no answer is allowed and a wrong one is not;
+and after the next command, where the answer must be there and right. Equal trees are served once.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 
@@ -35,7 +37,7 @@ from generator.spec.file import make_spec
 from tests.tiny_onnx import write_tiny_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -71,41 +73,57 @@ def tiny(folder: Path, *, seed: int = 0, classes: int = 4, **options: Any) -> Mo
     return make_spec([str(path)], labels="index", recipe=RECIPE, instances={"preprocess": 1}, **options)[0]
 
 
-def run_until_killed(build: Callable[[], object], *, step: int) -> bool:
-    """Run `build` in a child that is killed at its `step`-th change of the disk while publishing; say if it was."""
+def run_until_killed(work: Callable[[], object], *, step: int) -> bool:
+    """Do `work` in a child that is killed at its `step`-th change of the disk; say if it was."""
     child = os.fork()
     if child == 0:
-        counting = False
         calls = 0
 
         def counted(original: Callable[..., Any]) -> Callable[..., Any]:
             def call(*arguments: Any, **options: Any) -> Any:
                 nonlocal calls
-                if counting:
-                    calls += 1
-                    if calls > step:
-                        os.kill(os.getpid(), signal.SIGKILL)
+                calls += 1
+                if calls > step:
+                    os.kill(os.getpid(), signal.SIGKILL)
                 return original(*arguments, **options)
 
             return call
 
-        carry_out = journal.carry_out
-
-        def start_counting(*arguments: Any) -> None:
-            nonlocal counting
-            counting = True
-            carry_out(*arguments)
-
         for name in STEPS:
             setattr(os, name, counted(getattr(os, name)))
-        sys.modules[publish.__module__].carry_out = start_counting  # type: ignore[attr-defined]
-        build()
+        work()
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
-        msg = f"the build in the child failed with exit code {os.WEXITSTATUS(status)}"
+        msg = f"publishing failed in the child with exit code {os.WEXITSTATUS(status)}"
         raise RuntimeError(msg)
     return os.WIFSIGNALED(status)
+
+
+def kill_everywhere(build: Callable[[], object], folder: Path) -> list[Path]:
+    """Run `build` once, and publish a copy of what it staged again and again, each time killed one step later.
+
+    Return the repositories that were left so, below `folder`.
+    """
+    carry_out = journal.carry_out
+    left: list[Path] = []
+
+    def finish(root: Path, moves: Sequence[journal.Move]) -> None:
+        carry_out(root, moves)
+        shutil.rmtree(journal.staging_folder(root), ignore_errors=True)  # as `journal.staging` ends
+
+    def publish_copies(root: Path, moves: Sequence[journal.Move]) -> None:
+        for step in itertools.count():
+            copy = folder / str(step) / root.name
+            shutil.copytree(root.parent, copy.parent)  # with the staging folder beside it
+            if not run_until_killed(partial(finish, copy, moves), step=step):
+                break
+            left.append(copy)
+        carry_out(root, moves)
+
+    with mock.patch.object(sys.modules[publish.__module__], "carry_out", publish_copies):
+        build()
+    return left
 
 
 def answer_of(root: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
@@ -153,15 +171,12 @@ def crash(folder: Path, situations: list[str], *, limit: int) -> Iterator[tuple[
             build_repository(tiny(folder), before, options)
         spec = tiny(folder, **SITUATIONS[situation])
         how = BuildOptions(verify=False, replace=situation == "replace")
-        step = 0
-        while tally.killed < limit:
-            home = folder / situation / str(step)
-            root = home / "repo"
-            home.mkdir(parents=True)
-            if before.exists():
-                shutil.copytree(before, root)
-            if not run_until_killed(partial(build_repository, spec, root, how), step=step):
-                break
+        start = folder / situation / "start" / "repo"
+        if before.exists():
+            shutil.copytree(before, start)
+        left = kill_everywhere(partial(build_repository, spec, start, how), folder / situation)
+        for step, root in enumerate(left[: limit - tally.killed]):
+            home = root.parent
             tally.killed += 1
             torn = home / "torn" / "repo"  # without the staging folder beside it, nothing can be recovered
             shutil.copytree(root, torn)
@@ -177,7 +192,6 @@ def crash(folder: Path, situations: list[str], *, limit: int) -> Iterator[tuple[
             else:
                 tally.recovered += 1
             shutil.rmtree(home)
-            step += 1
             yield situation, tally
 
 

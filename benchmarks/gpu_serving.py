@@ -30,6 +30,8 @@ import numpy as np
 from benchmarks.gpu import plan_of
 from benchmarks.gpu_load import MODEL, find_faults, harm, soak, with_instances
 from benchmarks.gpu_targets import describe, of_serving
+from benchmarks.gpu_variants import VARIANTS, measure_variants
+from benchmarks.gpu_variants import summarise as summarise_variants
 from benchmarks.preprocess import make_jpegs
 from generator.images.served_pixels import load_step
 from generator.plan.local import open_engine
@@ -217,7 +219,11 @@ def main() -> None:
     parser.add_argument("--torch-python", default=sys.executable, help="as for benchmarks.gpu, for the export")
     parser.add_argument("--torch-path", default="", help="as for benchmarks.gpu")
     steps = ("build", "measure", "soak", "harm", "chain")
-    parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
+    parser.add_argument("--steps", nargs="*", choices=(*steps, "variants"), default=list(steps))
+    parser.add_argument(
+        "--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="those of --steps variants"
+    )
+    parser.add_argument("--turns", type=int, default=3, help="of --steps variants")
     parser.add_argument(
         "--configurations", nargs="*",
         default=[f"{usable_cores()}:{count}" for count in (3, 4)],
@@ -254,6 +260,16 @@ def run_step(step: str, work: Path, repository: Path, results: Results, argument
         if step == "harm":
             for what, found in harm(repository, engine, work):
                 results.save(step, {**results.new.get(step, {}), what: found})
+            return
+        if step == "variants":
+            rows = measure_variants(
+                work, repository, names=arguments.variants, turns=arguments.turns,
+                instances=int(arguments.configurations[0].partition(":")[2]),
+                measure_plan=lambda: measure_plan(engine, batch=128), perf=perf,
+            )  # fmt: skip
+            for row in rows:
+                results.save(step, [*results.new.get(step, []), row])
+            print("\n".join(summarise_variants(results.new[step])), flush=True)
             return
         bare = {batch: measure_plan(engine, batch=batch) for batch in (8, 64, 128)}
     print("bare plan, images/s by batch:", bare, flush=True)

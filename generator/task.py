@@ -151,6 +151,14 @@ class Task(Protocol):
     def restore_head(self, head: Mapping[str, Any] | None, spec: ModelSpec, reference: Path) -> Any:
         """Return what `finish_graph` did, from what a record kept of it; SourceError if that is something else."""
 
+    def is_reordered(
+        self, one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]], tolerance: float
+    ) -> bool:
+        """Say whether two answers to one image, of the graph's outputs, are the same but for an order of equals.
+
+        Values may differ by `tolerance` times the largest of their output, or 1.
+        """
+
     def list_assumed(self, spec: ModelSpec, network: Network, head: Any) -> dict[str, str]:
         """Say by its name what was taken on trust, and why."""
 

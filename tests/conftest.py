@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -19,20 +21,43 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
-def built_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with the demo model, built and proved once; not to be changed."""
-    root = tmp_path_factory.mktemp("built") / "model_repository"
-    spec = make_spec(["demo"], batch={"max": 8}, instances={"preprocess": 1, "classifier": 1})[0]
-    report = build_repository(spec, root, BuildOptions(require_all=True)).report
-    assert report is not None
-    return root
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A function that returns a folder by its name, which the first process of a run fills and the others wait for."""
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = common / f"once-{name}", common / f"once-{name}.done"
+        with (common / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built_demo(make_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A repository with the demo model, built and proved once; not to be changed."""
+
+    def build(folder: Path) -> None:
+        spec = make_spec(["demo"], batch={"max": 8}, instances={"preprocess": 1, "classifier": 1})[0]
+        report = build_repository(spec, folder / "model_repository", BuildOptions(require_all=True)).report
+        assert report is not None
+
+    return make_once("demo", build) / "model_repository"
+
+
+@pytest.fixture(scope="session")
+def program(make_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """perf_analyzer, installed by us; its libraries come with the extra `server`."""
     pytest.importorskip("pytriton", reason="perf_analyzer's libraries come with the extra 'server'")
-    return analyzer.install_analyzer(tmp_path_factory.mktemp("prefix"))
+    place = make_once("prefix", analyzer.install_analyzer)
+    return place / "bin" / "perf_analyzer"
 
 
 @pytest.fixture

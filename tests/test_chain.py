@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,10 +22,9 @@ pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+def server(built_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """The demo model and resnet18; tests/test_readme.py builds resnet50 and efficientnet_b0 as they come."""
-    root = tmp_path_factory.mktemp("chain") / "model_repository"
-    assert main(["build-repo", "demo", "--require", "all", "-r", str(root)]) == 0
+    root = Path(shutil.copytree(built_demo, tmp_path_factory.mktemp("chain") / "model_repository"))
     options = ["--weights", "random", "--max-batch", "4", "--require", "all", "-r", str(root)]
     assert main(["build-repo", "resnet18", *options]) == 0
     found = ["--labels", "index", "--recipe", "imagenet", "--image-size", "48", "--max-batch", "4", "--require", "all"]

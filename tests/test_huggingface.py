@@ -24,7 +24,8 @@ from generator.images.sets import default_images
 from generator.images.training_pixels import to_rgb
 from generator.repository.fingerprint import fingerprint
 from generator.sources import describe_source, load_network
-from generator.sources.huggingface import _check_recipe, _make_pixels, _read_recipe
+from generator.sources.huggingface import _check_recipe, _make_pixels, _read_recipe, read_license
+from generator.sources.network import describe_license
 from generator.spec.file import load_spec, make_spec
 from tests.tiny_onnx import only
 
@@ -418,3 +419,25 @@ def test_a_folder_becomes_a_proved_repository(
     capsys.readouterr()
     assert main(arguments) == 0
     assert "is up to date" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("card", "stated"),
+    [
+        ("---\nlicense: apache-2.0\ntags:\n- vision\n---\n# A model\n", " (apache-2.0)"),
+        ("---\nlicense: other\nlicense_name: faipl-1.0\n---\n", " (faipl-1.0)"),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", " (mit, apache-2.0)"),
+        ("# A model\n", ""),
+        ("---\nlicense: [mit\n---\n", ""),
+        ("---", ""),
+        ("---\n- mit\n---\n", ""),
+    ],
+)
+def test_the_license_of_the_card_is_said(tmp_path: Path, card: str, stated: str) -> None:
+    (tmp_path / "README.md").write_text(card)
+    assert describe_license(read_license(tmp_path)) == stated
+
+
+def test_a_model_with_a_card_says_its_license(vit: Path) -> None:
+    (vit / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert load(vit).description == "Hugging Face folder my-vit, ViTForImageClassification (apache-2.0)"

@@ -34,6 +34,7 @@ from generator.measure.inspect.timing import Timing, measure_layers, take_median
 from generator.plan.local import PlanEngine
 from generator.runtime.bindings import TensorRTLog
 from generator.runtime.device import Device
+from generator.spec.recipe import IMAGENET
 from generator.tensor import ShapeRange
 from tests.tensorrt_standin import DTYPES, Context, Driver, make_plan, make_tensorrt
 from tests.tiny_onnx import write_tiny_onnx
@@ -386,6 +387,26 @@ def test_refused_graph_names_node_and_operator(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"refuses .*\n.*odd \(Strange\)") as caught:
         inspect_onnx(graph)
     assert caught.value.hint
+
+
+def test_source_and_license_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file states, and what the record of an export or a repository says of what it was made of."""
+    monkeypatch.setattr(parsed, "_LIBRARIES", ("tensorrt_that_is_absent",))
+    monkeypatch.setattr("generator.gpu.why_no_gpu", lambda: "there is no GPU")
+    path = write_tiny_onnx(tmp_path / "model.onnx")
+    assert not {"license", "source"} & dict(inspect_onnx(path).facts).keys()
+    model = onnx.load(path)
+    model.metadata_props.add(key="license", value="AGPL-3.0 \n License")
+    onnx.save(model, path)
+    assert dict(inspect_onnx(path).facts)["license"] == "AGPL-3.0 License"
+    assert "AGPL-3.0 License" in run_command(str(path)).stdout
+    record = {"recipe": IMAGENET.model_dump(mode="json"), "labels": ["a"], "description": "ONNX file y.onnx (GPL)"}
+    (tmp_path / "export.json").write_text(json.dumps(record))
+    (tmp_path / "model.plan").write_bytes(PLAN)
+    for found in (inspect_onnx(path), inspect_plan(tmp_path / "model.plan", onnx=None, batch=None, iterations=5)):
+        assert dict(found.facts)["source"] == "ONNX file y.onnx (GPL)"
+    (tmp_path / "export.json").write_text("{}")
+    assert "source" not in dict(inspect_onnx(path).facts)
 
 
 def test_without_parser_the_graph_itself_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

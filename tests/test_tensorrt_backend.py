@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import mmap
+import re
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -812,6 +815,78 @@ def test_served_answers_stay_right_while_the_staging_memory_is_reused(client: gr
     for round_ in range(20):
         arrays = [rows(1 + index % 8, 1000 * round_ + 10 * index) for index in range(32)]
         check(infer_together(client, "alone", arrays), arrays)
+
+
+# --- inputs where they lie --------------------------------------------------------------------------------------------
+
+
+def share(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return a copy in a mapping of shared memory of its own."""
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        file.truncate(array.nbytes)
+        shared = np.frombuffer(mmap.mmap(file.fileno(), 0), array.dtype).reshape(array.shape)
+    shared[:] = array
+    return shared
+
+
+def make_raw_request(array: np.ndarray[Any, Any]) -> Any:
+    tensor = SimpleNamespace(name=lambda: "X", as_numpy=array.copy, to_dlpack=array.__dlpack__)
+    return SimpleNamespace(inputs=lambda: [tensor])
+
+
+def test_inputs_are_sent_from_shared_memory(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTGEN_RAW_INPUTS", "1")
+    model = load(plan_of())
+    arrays = [rows(5), rows(7, 100), rows(8, 200)]
+    shared = [share(array) for array in arrays]
+    for staging in model.engine.host_inputs:
+        staging.array[:] = 99  # what would be sent from there
+    responses = model.execute([make_raw_request(array) for array in shared])
+    check([response.tensors[0].as_numpy().copy() for response in responses], arrays)
+    assert [shapes["X"][0] for _, shapes in model.runs] == [8, 8, 4]
+    assert [size // 16 for size in model.driver.piece_bytes] == [5, 3, 4, 4, 4]
+    assert (model.engine.host_inputs[0].array == 99).all()
+    assert len(model.driver.registered) == len({array.ctypes.data for array in shared}) == 3
+    model.execute([make_raw_request(array) for array in shared])
+    assert len(model.driver.registered) == 3  # each mapping once
+    model.finalize()
+    assert not model.driver.memory
+
+
+def test_inputs_elsewhere_are_staged(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in no shared memory, or in one that the driver refuses, is in one execute with what it takes."""
+    monkeypatch.setenv("TRTGEN_RAW_INPUTS", "1")
+    model = load(plan_of())
+    own, taken, refused = rows(2), share(rows(3, 50)), share(rows(1, 90))
+    model.execute([make_raw_request(taken)])
+    model.driver.refuses_shared_memory = True
+    responses = model.execute([make_raw_request(array) for array in (own, taken, refused)])
+    check([response.tensors[0].as_numpy() for response in responses], [own, taken, refused])
+    assert len(model.driver.registered) == 1
+
+
+@pytest.mark.server
+def test_served_inputs_lie_in_shared_memory(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real stub's tensors: small ones, then some for which its memory has to grow to another mapping."""
+    monkeypatch.setenv("TRTGEN_RAW_INPUTS", "1")
+    width = 250_000
+    profiles = [{"X": ([1, width], [4, width], [8, width])}]
+    plan = make_plan({"X": ("UINT8", [-1, width])}, profiles=profiles)
+    model = add_model(tmp_path / "repository", folder, "raw", plan, dims=str(width), data_type="TYPE_UINT8")
+    said = "    def finalize(self):\n        backend.pb_utils.Logger.log_warn(f'registered {len(DRIVER.registered)}')\n"
+    with (model / "1" / "model.py").open("a") as stream:
+        stream.write(f"\n{said}        super().finalize()\n")
+    log = tmp_path / "log"
+    with (
+        EmbeddedServer(tmp_path / "repository", log_path=log) as server,
+        grpc.InferenceServerClient(server.grpc_url) as client,
+    ):
+        for count in (1, 2, 8, 1, 8):
+            arrays = [np.full((count, width), 3 * count + index, np.uint8) for index in range(6)]
+            check(infer_together(client, "raw", arrays), arrays)
+    found = re.search(r"registered (\d+)", log.read_text())
+    assert found is not None
+    assert int(found[1]) >= 2
 
 
 @pytest.mark.server

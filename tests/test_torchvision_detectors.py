@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import re
@@ -28,6 +29,10 @@ from generator.plan.profiles import make_profiles
 from generator.sources import Network, describe_source, load_network
 from generator.spec.file import make_spec
 from generator.spec.plan import BatchProfile
+from generator.tasks.detection.compare import LIMITS, compare
+from generator.tasks.detection.decode import decode, select_rows
+from generator.tasks.detection.naive import Settings, detect_all, network_geometry
+from generator.tasks.detection.reading import find_reading
 
 # At these sizes a test takes seconds; SSD has one size only.
 SIZES = {
@@ -132,11 +137,46 @@ def test_random_weights_tell_images_apart_and_stay_calm(name: str) -> None:
     assert np.median(by_image.max(axis=1)) > 0.2
 
 
+def round_to_half(network: Network) -> torch.nn.Module:
+    """Return a copy that keeps weights and values in FP16; as in a plan, boxes are decoded in FP32."""
+    detector = copy.deepcopy(network.module)
+    model: Any = detector.model  # type: ignore[union-attr]
+
+    def round_values(_: Any, values: Any) -> Any:
+        return tuple(one.half().float() if isinstance(one, torch.Tensor) else one for one in values)
+
+    for part in (model.backbone, model.head):
+        for layer in part.modules():
+            for weights in layer.parameters(recurse=False):
+                weights.data = weights.data.half().float()
+            if not any(layer.children()):
+                layer.register_forward_pre_hook(round_values)
+    return detector  # type: ignore[return-value]
+
+
+def test_random_weights_agree_in_half_precision() -> None:
+    """As built, VGG has neighbours with nearly equal scores, of which rounding chooses, and boxes beyond the edges."""
+    network = load("ssd300_vgg16")
+    recipe = network.recipe
+    pixels = drawn_pixels(network, 6)
+    with torch.inference_mode():
+        boxes, scores = round_to_half(network)(torch.from_numpy(recipe.normalise(pixels)))
+    spec = make_spec(["ssd300_vgg16"], weights="random")[0]
+    reading = find_reading(spec, network)
+    answers = [network.run(pixels), {"boxes": boxes.numpy(), "scores": scores.numpy()}]
+    rows = [select_rows(decode(reading, one, recipe.crop), reading) for one in answers]
+    settings = Settings(thresholds=(0.25,) * len(network.labels), iou=0.45, nms="per-class", most=100)
+    found = [detect_all(one, network_geometry(len(pixels), recipe.crop), settings) for one in rows]
+    comparison = compare(found[0], found[1], settings, LIMITS["fp16"])
+    assert comparison.confident >= 100
+    assert comparison.agreement >= 0.995
+    assert comparison.score > 1e-4  # it was rounded
+
+
 def test_random_weights_follow_from_the_seed() -> None:
-    same, again, other = (
-        load_network(make_spec(["fcos_resnet50_fpn"], weights="random", image_size=64, seed=seed)[0])
-        for seed in (0, 0, 1)
-    )
+    name = "ssdlite320_mobilenet_v3_large"
+    same = load(name)
+    again, other = (load_network(make_spec([name], weights="random", seed=seed)[0]) for seed in (0, 1))
     pixels = drawn_pixels(same, 1)
     scores = [network.run(pixels)["scores"] for network in (same, again, other)]
     assert np.array_equal(scores[0], scores[1])

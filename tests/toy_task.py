@@ -163,6 +163,11 @@ class Toy:
         assert head is not None
         return Colours(**head)
 
+    def is_reordered(
+        self, one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]], tolerance: float
+    ) -> bool:
+        return False
+
     def list_assumed(self, spec: ModelSpec, network: Network, head: Colours) -> dict[str, str]:
         return {}
 

@@ -69,9 +69,10 @@ def perf(
     ] = "constant",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per request.", rich_help_panel=LOAD)] = 1,
     shared_memory: Annotated[
-        Literal["none", "system"],
+        Literal["none", "system", "cuda"],
         typer.Option(
-            help="How images reach the server: in the request, or in shared memory of its host.", rich_help_panel=LOAD
+            help="How images reach the server: in the request, or in shared memory of its host, or of its GPU.",
+            rich_help_panel=LOAD,
         ),
     ] = "none",
     images: Annotated[

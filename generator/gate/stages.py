@@ -11,7 +11,7 @@ from generator.graph.batches import ROW_TOLERANCES, batch_sizes, prove_dynamic_b
 from generator.graph.model import read_onnx
 from generator.graph.names import DYNAMIC_HINT, NAN_HINT
 from generator.images.geometry import FIELDS, measure_geometry
-from generator.task import StageResult
+from generator.task import StageResult, find_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +32,7 @@ def check_batches(candidate: Candidate, reference: Reference) -> StageResult:
             maximum=candidate.spec.batch.max,
             pixels=reference.pixels,
             tolerance=ROW_TOLERANCES[candidate.graph_precision],
+            is_reordered=find_task(candidate.spec.task).is_reordered,
         )
     except ExportError as error:
         cause = {DYNAMIC_HINT: "a batch axis is baked in", NAN_HINT: causes.NAN}.get(error.hint, error.hint)

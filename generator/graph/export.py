@@ -60,12 +60,18 @@ def export_onnx(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL_FILE
-    head = find_task(spec.task).finish_graph(spec, network, proto, answers)
+    task = find_task(spec.task)
+    head = task.finish_graph(spec, network, proto, answers)
     _strip_traces(proto)
     _save(proto, path)
     _check(path)
     model = read_onnx(path)
-    prove_dynamic_batch(model, maximum=spec.batch.max, tolerance=ROW_TOLERANCES[model.precision])
+    prove_dynamic_batch(
+        model,
+        maximum=spec.batch.max,
+        tolerance=ROW_TOLERANCES[model.precision],
+        is_reordered=task.is_reordered,
+    )
     return model, head
 
 

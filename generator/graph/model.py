@@ -212,6 +212,11 @@ def graph_inputs(model: onnx.ModelProto) -> list[Any]:
     return [tensor for tensor in model.graph.input if tensor.name not in weights]
 
 
+def stated_license(model: onnx.ModelProto) -> str:
+    """Return the license that the file's metadata state; empty where they state none."""
+    return next((entry.value for entry in model.metadata_props if entry.key == "license"), "")
+
+
 def default_opset(model: onnx.ModelProto) -> int:
     """Return the version of the standard operators."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)

@@ -26,12 +26,13 @@ _BOTH = {"recipe": None, "labels": None}
 
 
 class ModelInfo(BaseModel):
-    """How images become rows, and what the outputs stand for, as export.json and trtgen.json say."""
+    """What it was made of, how images become rows, and what its outputs mean, as export.json and trtgen.json say."""
 
     model_config = ConfigDict(frozen=True)
 
     recipe: Recipe
     labels: tuple[str, ...]
+    description: str = ""
     spec: Mapping[str, Any] = {}
     head: Mapping[str, Any] | None = None
 
@@ -60,7 +61,7 @@ def find_model_info(plan: Path) -> ModelInfo | None:
     if record is None:
         return None
     try:
-        own = {"recipe": record.recipe, "spec": record.spec, "head": record.head}
+        own = {"description": record.description, "recipe": record.recipe, "spec": record.spec, "head": record.head}
         return ModelInfo.model_validate({**own, **record.contract})
     except ValidationError as error:
         msg = f"the trtgen.json of {record.name} does not say labels: {_why(error)}"

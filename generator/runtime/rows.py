@@ -13,6 +13,7 @@ import numpy as np
 from .device import EngineError
 from .engine import MOST_SHAPES
 from .gpu_array import GpuArray, is_on_gpu, read_gpu_array
+from .raw_inputs import RawArray
 from .shapes import choose_profile, find_misfit, find_row_ranges, split_rows
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Rows:
 
         Args:
             feeds: An array per input each, all with rows of the same shape. Without a batch axis there is one feed.
-                A feed of arrays on the GPU (`__cuda_array_interface__`) is the only one.
+                A feed of arrays on the GPU (`__cuda_array_interface__`) is the only one. All are `RawArray`, or none.
 
         Returns:
             For each output the rows of all feeds, one after the other. They lie in the staging memory: the next run
@@ -109,6 +110,8 @@ class Rows:
         try:
             if on_gpu:
                 self._take(on_gpu, chunks)
+            elif isinstance(feeds[0][0], RawArray):
+                self._feed_raw(feeds, counts, chunks)
             else:
                 self._feed(feeds, counts, self._stage_inputs(rows, total), chunks)
         finally:
@@ -135,6 +138,29 @@ class Rows:
                 self.engine.take(number, array.address + chunk.start * size, count * size)
             self.engine.launch(chunk.context, chunk.shapes)
             self.engine.receive(chunk.start, chunk.context, chunk.shapes)
+
+    def _feed_raw(self, feeds: Sequence[Sequence[RawArray]], counts: Sequence[int], chunks: Sequence[Chunk]) -> None:
+        """Send the feeds from where they lie; a chunk runs as soon as it is complete."""
+        device, waiting = self.engine.device, iter(chunks)
+        chunk = next(waiting)
+        sent = 0
+        for arrays, count in zip(feeds, counts, strict=True):
+            start = sent
+            while sent < start + count:
+                stop = min(start + count, chunk.stop)
+                for target, array in zip(self.engine.device_inputs, arrays, strict=True):
+                    size = array.nbytes // count
+                    copy = device.copy_within if array.on_gpu else device.copy_in
+                    copy(
+                        target + (sent - chunk.start) * size,
+                        array.address + (sent - start) * size,
+                        (stop - sent) * size,
+                    )
+                sent = stop
+                if sent == chunk.stop:
+                    self.engine.launch(chunk.context, chunk.shapes)
+                    self.engine.receive(chunk.start, chunk.context, chunk.shapes)
+                    chunk = next(waiting, chunk)
 
     def _split(self, total: int, rows: Shapes) -> list[Chunk]:
         """Return the rows as chunks that the profiles take."""

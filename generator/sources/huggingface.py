@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import MissingDependencyError, SourceError
 from generator.sources.module import describe_failure, describe_value, try_module
-from generator.sources.network import Network, resolve_recipe, torch_runner
+from generator.sources.network import Network, describe_license, resolve_recipe, torch_runner
 from generator.spec.recipe import Recipe
 from generator.task import find_task
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+_CARD = "README.md"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TASK = "ForImageClassification"
 _EDGES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
@@ -50,6 +51,7 @@ def load(spec: ModelSpec) -> Network:
             processor that does something which no recipe says.
     """
     folder, origin = _find_folder(spec)
+    stated = describe_license(read_license(folder))
     with _quiet():
         config, processor = _open(folder)
         own = _read_recipe(processor)
@@ -60,7 +62,7 @@ def load(spec: ModelSpec) -> Network:
     module, classes = try_module(module, recipe, origin)
     labels = find_task(spec.task).resolve_labels(spec, _labels(config), classes)
     return Network(
-        description=f"{origin}, {config.architectures[0]}",
+        description=f"{origin}, {config.architectures[0]}{stated}",
         recipe=recipe,
         labels=labels,
         run=torch_runner(module, recipe),
@@ -91,6 +93,22 @@ def read_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.name in (CONFIG, PROCESSOR) or "safetensors" in path.name)
 
 
+def read_license(folder: Path) -> str:
+    """Return the license that the model card states; empty where there is no card, or none that says it."""
+    import yaml
+
+    try:
+        card = (folder / _CARD).read_text(encoding="utf-8")
+        head = yaml.safe_load(card.split("---", 2)[1]) if card.startswith("---") else None
+    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        return ""
+    if not isinstance(head, dict):
+        return ""
+    # `other` is what the hub calls those that it has no name for
+    stated = head.get("license_name") if head.get("license") == "other" else head.get("license")
+    return ", ".join(map(str, stated)) if isinstance(stated, list) else str(stated or "")
+
+
 def _find_folder(spec: ModelSpec) -> tuple[Path, str]:
     """Return the folder of the files, and what the model is called in words."""
     name = spec.huggingface
@@ -119,7 +137,7 @@ def _fetch(asked: str) -> tuple[Path, str]:
     name, _, revision = asked.partition("@")
     reached = "where the hub can be reached, or copy the model's folder here and give that"
     try:
-        path = snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
+        path = snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", _CARD])
     except errors.GatedRepoError as error:
         msg = f"{name} of the hub is gated: its owner lets only those have it who agreed to conditions"
         raise SourceError(msg, hint="agree to them on the model's page, then log in: hf auth login") from error

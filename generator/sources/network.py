@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
 
+_SHOWN_LICENSE = 80
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
@@ -73,6 +75,12 @@ def resolve_recipe(spec: ModelSpec, own: Recipe | None) -> Recipe:
         return recipe
     size = (spec.image_size, spec.image_size) if isinstance(spec.image_size, int) else spec.image_size
     return recipe.with_image_size(size)
+
+
+def describe_license(stated: str) -> str:
+    """Return the license that a source states as words behind its name: in brackets, empty where it states none."""
+    words = " ".join(stated.split())
+    return f" ({words[:_SHOWN_LICENSE]})" if words else ""
 
 
 def check_channels(spec: ModelSpec, recipe: Recipe) -> None:

@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import SourceError
-from generator.graph.model import OnnxModel, broken_weights, describe_graph, image_axes, load_proto, open_onnx
+from generator.graph.model import (
+    OnnxModel,
+    broken_weights,
+    describe_graph,
+    image_axes,
+    load_proto,
+    open_onnx,
+    stated_license,
+)
 from generator.graph.repair import input_type, repair_graph
 from generator.graph.size_input import make_size, take_size_input
-from generator.sources.network import Network, resolve_recipe
+from generator.sources.network import Network, describe_license, resolve_recipe
 from generator.spec.recipe import IMAGENET
 from generator.task import find_task
 
@@ -24,7 +32,6 @@ if TYPE_CHECKING:
     from generator.spec.recipe import Recipe
     from generator.tensor import Tensor
 
-_SHOWN_LICENSE = 80
 _RAW_HINT = "where it takes uint8 [batch, height, width, 3] pixels as they are, set raw: true"
 
 
@@ -48,7 +55,7 @@ def load(spec: ModelSpec) -> Network:
     labels = find_task(spec.task).name_classes(spec, path, repaired.outputs)
     _check_weights(path, repaired.graph)
     return Network(
-        description=f"ONNX file {path.name}{_describe_license(proto)}",
+        description=f"ONNX file {path.name}{describe_license(stated_license(proto))}",
         recipe=recipe,
         labels=labels,
         run=_runner(session, model, recipe, repaired.outputs, raw=spec.raw),
@@ -62,12 +69,6 @@ def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe and the class names; the file is read for it."""
     network = load(spec)
     return network.recipe, network.labels
-
-
-def _describe_license(proto: onnx.ModelProto) -> str:
-    """Return the license that the file states, in brackets; empty where it states none."""
-    stated = next((entry.value for entry in proto.metadata_props if entry.key == "license"), "")
-    return f" ({' '.join(stated.split())[:_SHOWN_LICENSE]})" if stated.strip() else ""
 
 
 def _image_shape(model: OnnxModel, recipe: Recipe) -> tuple[int, ...]:

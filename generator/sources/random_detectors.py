@@ -17,12 +17,17 @@ _PIXELS, _MOST_IMAGES = 400_000, 6
 # Filters this near to their mean: with random ones each BatchNorm takes away what neighbouring pixels share and widens
 # what is left. One level of noise then moves the logits of an SSDlite by 15 % of their range, with these by 1 %.
 _SMOOTHNESS = 0.7
-# Standard deviations of the last layers' outputs. Boxes differ from their anchors by about a fifth of these.
-_LOGITS, _CENTRENESS, _CODES = 2.0, 1.0, 0.2
+# Standard deviations of the last layers' outputs.
+_LOGITS, _CENTRENESS = 2.0, 1.0
+# Boxes are so much smaller than their anchors that neighbours of one class hardly overlap: else NMS keeps one of many
+# that are nearly equal, and rounding decides which. Centres move by less than they are from the edge, as a share of
+# the anchor's size: boxes beyond the edge have no area, and no rounded one matches them.
+_SHRINKAGE, _MOST_MOVED, _MOST_GROWN = 0.3, 0.1, 0.5
 # FCOS answers distances from a place to four edges, in strides; those below 0 are cut off.
-_DISTANCE, _DISTANCES = 2.0, 0.5
-# So many anchors of the median image reach this score.
-_CONFIDENT, _SCORE = 30, 0.35
+_DISTANCE, _MOST_FARTHER = 1.0, 0.5
+# So many anchors of the median image reach this score. In other images more do than are answered, and which one is the
+# last, rounding decides.
+_CONFIDENT, _SCORE = 25, 0.35
 
 
 def calibrate_detector(model: Any, recipe: Recipe) -> None:
@@ -41,50 +46,65 @@ def calibrate_detector(model: Any, recipe: Recipe) -> None:
         calm_branches(model.backbone)
         _smooth_filters(model.backbone)
         set_statistics(model.backbone, known)
-        set_statistics(model.head, list(model.backbone(known).values()))
+        if _has_norms(model.head):  # else the backbone would run for nothing
+            set_statistics(model.head, list(model.backbone(known).values()))
         features = list(model.backbone(unseen).values())
         _spread_outputs(model, features)
         _shift_scores(model, features)
+
+
+def _has_norms(module: Any) -> bool:
+    import torch
+
+    return any(isinstance(layer, torch.nn.BatchNorm2d) for layer in module.modules())
 
 
 def _smooth_filters(backbone: Any) -> None:
     """Make the filters of a backbone with BatchNorm look at averages rather than at single pixels."""
     import torch
 
-    layers = list(backbone.modules())
-    if any(isinstance(layer, torch.nn.BatchNorm2d) for layer in layers):
-        for layer in layers:
+    if _has_norms(backbone):
+        for layer in backbone.modules():
             if isinstance(layer, torch.nn.Conv2d):
                 layer.weight.lerp_(layer.weight.mean(dim=(2, 3), keepdim=True), _SMOOTHNESS)
 
 
 def _spread_outputs(model: Any, features: list[torch.Tensor]) -> None:
     """Give what the head answers, over these images and all anchors, a mean for each channel and a deviation."""
+    import math
+
     import torch
 
     boxes = model.head.regression_head
-    wanted: list[tuple[Any, float, Any]] = [
-        (layer, 0.0, _LOGITS) for layer in _find_ends(model.head.classification_head)
-    ]
+    deviations: dict[Any, float] = dict.fromkeys(_find_ends(model.head.classification_head), _LOGITS)
+    means: dict[Any, Any] = {}
+    most: dict[Any, Any] = {}
     if hasattr(boxes, "bbox_ctrness"):
-        wanted += [(boxes.bbox_ctrness, 0.0, _CENTRENESS), (boxes.bbox_reg, _DISTANCE, _DISTANCES)]
+        deviations[boxes.bbox_ctrness] = _CENTRENESS
+        means[boxes.bbox_reg], most[boxes.bbox_reg] = _DISTANCE, torch.full((4,), _MOST_FARTHER)
     else:
-        units = torch.tensor(model.box_coder.weights)
-        wanted += [(layer, 0.0, _CODES * units.repeat(layer.out_channels // 4)) for layer in _find_ends(boxes)]
-    seen: dict[Any, list[torch.Tensor]] = {layer: [] for layer, _, _ in wanted}
+        units, smaller = torch.tensor(model.box_coder.weights), math.log(_SHRINKAGE)
+        for layer in _find_ends(boxes):
+            count = layer.out_channels // 4
+            means[layer] = (units * torch.tensor([0, 0, smaller, smaller])).repeat(count)
+            most[layer] = (units * torch.tensor([_MOST_MOVED] * 2 + [_MOST_GROWN] * 2)).repeat(count)
+    layers = [*deviations, *most]
+    seen: dict[Any, list[torch.Tensor]] = {layer: [] for layer in layers}
     hooks = [
         layer.register_forward_hook(lambda of, _, output: seen[of].append(output.transpose(0, 1).flatten(1)))
-        for layer in seen
+        for layer in layers
     ]
     model.head(features)
     for hook in hooks:
         hook.remove()
-    for layer, mean, deviation in wanted:
+    for layer in layers:
         values = torch.cat(seen[layer], dim=1)
-        means = values.mean(dim=1)
-        scale = (deviation / (values - means[:, None]).std()).expand(layer.out_channels)
+        centre = values.mean(dim=1)
+        centred = values - centre[:, None]
+        scale = most[layer] / centred.abs().amax(dim=1) if layer in most else deviations[layer] / centred.std()
+        scale = scale.expand(layer.out_channels)
         layer.weight.mul_(scale.reshape(-1, 1, 1, 1))
-        layer.bias.copy_((layer.bias - means) * scale + mean)
+        layer.bias.copy_((layer.bias - centre) * scale + means.get(layer, 0.0))
 
 
 def _find_ends(head: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.files import hash_file
-from generator.graph.model import default_opset, graph_inputs, load_proto
+from generator.graph.model import default_opset, graph_inputs, load_proto, stated_license
 from generator.measure.inspect.formats import WIDTHS, data_type_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class OnnxGraph:
     constants: frozenset[str]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    license: str
 
     @property
     def macs(self) -> int:
@@ -89,6 +90,7 @@ def read_graph(path: Path) -> OnnxGraph:
     return OnnxGraph(
         path=path,
         sha256=hash_file(path),
+        license=" ".join(stated_license(proto).split()),
         opset=default_opset(proto),
         nodes=tuple(nodes),
         constants=frozenset(known),

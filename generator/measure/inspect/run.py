@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from generator.errors import PlanError
+from generator.errors import PlanError, RepositoryError
 from generator.files import PLAN_MAGIC, RTX_MAGIC, hash_file
 from generator.measure.inspect.describe import describe_engine, describe_graph, describe_network
 from generator.measure.inspect.inspection import Inspection
@@ -55,6 +55,8 @@ def inspect_onnx(path: Path) -> Inspection:
         ("size", f"{path.stat().st_size / 1e6:.1f} MB"),
         ("opset", str(graph.opset)),
         ("sha256", graph.sha256[:16]),
+        *([("license", graph.license)] if graph.license else []),
+        *_source(path),
     ]
     network = parse_network(path)
     if network is not None:
@@ -180,12 +182,24 @@ def _find_graph(path: Path, onnx: Path | None, passport: Passport | None, notes:
     return graph
 
 
+def _source(path: Path) -> list[tuple[str, str]]:
+    """Return what the graph was made of, with its license where that is stated; nothing where no record says it."""
+    from generator.repository.model_info import find_model_info
+
+    try:
+        info = find_model_info(path)
+    except (PlanError, RepositoryError, OSError):  # what lies beside the file is not what was asked for
+        return []
+    return [("source", info.description)] if info and info.description else []
+
+
 def _plan_facts(path: Path, header: PlanHeader, passport: Passport | None) -> list[tuple[str, str]]:
     facts = [
         ("file", path.name),
         ("size", f"{header.size_bytes / 1e6:.1f} MB"),
         ("TensorRT", str(header.version or "unknown version")),
     ]
+    facts += _source(path)
     if passport is None:
         return facts
     gpu = passport.gpu

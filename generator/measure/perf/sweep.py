@@ -50,6 +50,7 @@ _HINT = "the lines above are perf_analyzer's own; the server's log may say more"
 _SHARED_MEMORY = re.compile("shared.memory", re.IGNORECASE)
 _SHARED_MEMORY_HINT = (
     "system shared memory needs a server on this host that sees the same /dev/shm (a container: --ipc=host), "
+    "cuda one that has this host's GPU, and both, "
     "from Triton 26.04 on started with --allow-client-shm=true"
 )
 _OPEN_OUTPUT_BYTES = 16 * 2**20  # per image and output; pages that nobody writes to cost nothing
@@ -78,8 +79,8 @@ class Load:
     `concurrencies` are numbers of requests in flight, `request_rates` how many are sent per second, at equal distances
     or, with `arrivals` of `poisson`, at random ones; `requests_per_window` is the least number of requests in a
     window, `timeout_s` the longest time that one model at one concurrency may take. A request has `batch_size` images.
-    `shared_memory` is `none` or `system`: with the latter, images and answers stay in shared memory of the server's
-    host. `metrics_url` is `host:port` of the server's metrics page. `max_spread_percent` is how far three windows in a
+    `shared_memory` is `none`, or `system` or `cuda`: images and answers stay in memory of the server's host, or of its
+    GPU. `metrics_url` is `host:port` of the server's metrics page. `max_spread_percent` is how far three windows in a
     row may differ to be a result.
     """
 

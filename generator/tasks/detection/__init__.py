@@ -114,6 +114,14 @@ class Detection:
 
         return restore_reading(head, reference)
 
+    def is_reordered(
+        self, one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]], tolerance: float
+    ) -> bool:
+        from generator.tasks.detection.compare import is_reordered
+        from generator.tasks.detection.judge import read_rows
+
+        return is_reordered(read_rows(one), read_rows(other), tolerance)
+
     def list_assumed(self, spec: ModelSpec, network: Network, head: Reading) -> dict[str, str]:
         from generator.tasks.detection.reading import list_assumed
 

@@ -268,3 +268,16 @@ def find_different_rows(one: Rows, other: Rows, *, score: float, box: float) -> 
             alike &= (np.abs(against.boxes - side.boxes[sought, None]) <= box).all(axis=2)
             different[image] += int((~alike.any(axis=1)).sum())
     return int(different.sum()), int(different.argmax())
+
+
+def is_reordered(one: Rows, other: Rows, tolerance: float) -> bool:
+    """Say whether the rows are the same, but for the places of those whose scores are equal within the tolerance.
+
+    That is a share of the largest score or corner, or of 1 where these are smaller.
+    """
+    import numpy as np
+
+    score, box = (tolerance * max(1.0, float(np.abs(values).max())) for values in (other.scores, other.boxes))
+    if not (np.abs(one.scores - other.scores) <= score).all() or not np.isfinite(one.boxes).all():
+        return False
+    return find_different_rows(one, other, score=score, box=box)[0] == 0

@@ -15,6 +15,7 @@ needs tensorrt (8.6, 10 or 11), numpy and cuda-python.
 
 import ctypes
 import json
+import os
 import re
 import struct
 from pathlib import Path
@@ -25,6 +26,7 @@ from trtgen_runtime.runtime import bindings
 from trtgen_runtime.runtime.device import Device, EngineError, call
 from trtgen_runtime.runtime.engine import OUT_OF_MEMORY, Engine
 from trtgen_runtime.runtime.graphs import GraphSpec, record_graphs
+from trtgen_runtime.runtime.raw_inputs import RawInputs
 from trtgen_runtime.runtime.rows import RequestError, Rows
 from trtgen_runtime.runtime.shapes import find_misfit, is_between
 
@@ -43,7 +45,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Load the plan and compare it with the configuration; every disagreement is named in one exception."""
-        self.engine = self.device = None
+        self.engine = self.device = self.raw = None
         try:
             self._open(args, json.loads(args["model_config"]))
         except EngineError as error:
@@ -71,6 +73,7 @@ class TritonPythonModel:
                 raise EngineError(problem.replace("request specifies invalid shape for input", words, 1))
         self.engine.open(numbers, largest)
         self.rows = Rows(self.engine, most=limit.rows)
+        self.raw = RawInputs(self.device) if takes_raw_inputs() else None
         warnings = []
         if config.get("optimization", {}).get("cuda", {}).get("graphs"):
             batches = find_graph_batches(config)
@@ -125,7 +128,8 @@ class TritonPythonModel:
             except RequestError as error:
                 responses[index] = make_error(str(error), pb_utils.TritonError.INVALID_ARG)
                 continue
-            groups.setdefault((rows, -1 if self.batched else index), []).append((index, arrays))
+            key = (rows, type(arrays[0]), -1 if self.batched else index)
+            groups.setdefault(key, []).append((index, arrays))
         for group in groups.values():
             try:
                 answers = self._run([arrays for _, arrays in group], last=len(groups) == 1)
@@ -141,6 +145,8 @@ class TritonPythonModel:
     def finalize(self):
         """Release the engine and all memory."""
         if self.engine is not None:
+            if self.raw is not None:
+                self.raw.close()
             self.engine.close()
             self.device.close()
         self.engine = None
@@ -158,7 +164,9 @@ class TritonPythonModel:
         missing = [name for name in self.names if name not in tensors]
         if missing:
             raise RequestError(f"missing input {', '.join(map(repr, missing))} for model '{self.model}'")
-        arrays = [tensors[name].as_numpy() for name in self.names]
+        arrays = [self.raw.read(tensors[name]) for name in self.names] if self.raw else [None]
+        if None in arrays:
+            arrays = [tensors[name].as_numpy() for name in self.names]
         if self.batched and len({array.shape[:1] for array in arrays}) > 1:
             rows = ", ".join(f"'{name}' has {a.shape[0]}" for name, a in zip(self.names, arrays, strict=True))
             raise RequestError(f"the inputs of one request differ in batch size for model '{self.model}': {rows}")
@@ -347,10 +355,15 @@ def read_profiles(group):
 def check_parameters(config, *, model):
     """Refuse tensors in GPU memory: Triton brings all of them to the CPU unless it is told not to."""
     value = config.get("parameters", {}).get("FORCE_CPU_ONLY_INPUT_TENSORS", {}).get("string_value", "yes")
-    if value.lower() != "yes":
+    if value.lower() != "yes" and not takes_raw_inputs():
         raise EngineError(
             f"parameter FORCE_CPU_ONLY_INPUT_TENSORS of model '{model}' is '{value}': this backend takes only 'yes'"
         )
+
+
+def takes_raw_inputs():
+    """Tell whether inputs are read where they lie, which is to be measured."""
+    return os.environ.get("TRTGEN_RAW_INPUTS") == "1"
 
 
 def check_profiles(named, count, *, model):
