@@ -53,9 +53,9 @@ def load_backend(model: Path, pb_utils: ModuleType) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    for name in [name for name in sys.modules if name.startswith("trtgen_")]:
+        del sys.modules[name]  # of another test's folder
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in sys.modules if name.startswith("trtgen_")]:
-            patch.delitem(sys.modules, name)  # of another test's folder
         patch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
         patch.syspath_prepend(str(model.parent))
         spec.loader.exec_module(module)

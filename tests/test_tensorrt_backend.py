@@ -921,7 +921,7 @@ def test_a_served_request_of_no_rows_is_refused_by_triton(client: grpc.Inference
     [
         ("count: 1 kind: KIND_CPU", "GPU", "unable to load model 'plan', TensorRT backend supports only GPU device"),
         ("count: 1 kind: KIND_GPU", "GPU", "instance group plan_0 of model plan has kind KIND_GPU but no GPUs"),
-        ("count: 1 kind: KIND_GPU gpus: [ 0 ]", "gpu", "specifies invalid or unsupported gpu id 0"),
+        ("count: 1 kind: KIND_GPU gpus: [ 0 ]", "names GPU 0", "specifies invalid or unsupported gpu id 0"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")

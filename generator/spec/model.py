@@ -276,7 +276,7 @@ class ModelSpec(BaseModel):
     def _follows_the_members(cls, value: Any, info: ValidationInfo) -> Any:
         make = instances_model if info.field_name == "instances" else config_model
         if not {"task", "layout"} <= info.data.keys():  # refused for itself: nothing to say here
-            return make("classification", "ensemble")()
+            return make("classification", None)()
         task, layout = info.data["task"], info.data["layout"]
         given = value.model_dump() if isinstance(value, BaseModel) else value
         if isinstance(given, dict):

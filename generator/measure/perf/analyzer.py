@@ -145,7 +145,9 @@ def check_analyzer(path: Path) -> str:
         )
     version = (run.stdout + run.stderr).strip()
     if not version.startswith("Perf Analyzer"):
-        raise PerfError(f"{path} is not perf_analyzer: asked for its version, it answers {version[:200]!r}", **_HOW_TO_GET)
+        raise PerfError(
+            f"{path} is not perf_analyzer: asked for its version, it answers {version[:200]!r}", **_HOW_TO_GET
+        )
     return " ".join(version.split())
 
 
