@@ -344,7 +344,7 @@ def check_speed(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         (processes, {**usual, "batch": 32, "size": size}) for size in ("1920x1080", "mixed") for processes in (1, 4)
     ]
     context = multiprocessing.get_context("spawn")
-    for processes, options in cases:
+    for processes, options in [case for case in cases if case[1]["size"] in arguments.sizes]:
         ready, results = context.Barrier(processes), context.Queue()
         args = (options, arguments.seconds, ready, results)
         children = [context.Process(target=work, args=args) for _ in range(processes)]
@@ -375,6 +375,7 @@ def main() -> int:
     parser.add_argument("--mutations", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES), help="of the section speed")
     arguments = parser.parse_args()
     if arguments.section:
         for line in SECTIONS[arguments.section](arguments):
@@ -387,6 +388,7 @@ def main() -> int:
         print(f"== {name}", flush=True)
         command = [sys.executable, "-m", "benchmarks.gpu_images", "--section", name, "--seed", str(arguments.seed)]
         command += ["--mutations", str(arguments.mutations), "--seconds", str(arguments.seconds)]
+        command += ["--sizes", *arguments.sizes]
         lines = []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None

@@ -41,10 +41,17 @@ MOST_GROWTH = 1.05  # of memory in the soak, as in benchmarks.soak
 _MIB = 2**20
 
 
-def with_instances(repository: Path, target: Path, *, preprocess: int, classifier: int) -> Path:
+def with_instances(repository: Path, target: Path, *, preprocess: int, classifier: int, model: str = MODEL) -> Path:
     """Return a copy of the model with other instance counts; the large files are links."""
+    return copy_with_counts(
+        repository, target, {model: 0, f"{model}_preprocess": preprocess, f"{model}_classifier": classifier}
+    )
+
+
+def copy_with_counts(repository: Path, target: Path, counts: dict[str, int]) -> Path:
+    """Return a copy of these models, each with so many instances; the large files are links."""
     shutil.rmtree(target, ignore_errors=True)
-    for name, count in ((MODEL, 0), (f"{MODEL}_preprocess", preprocess), (f"{MODEL}_classifier", classifier)):
+    for name, count in counts.items():
         shutil.copytree(repository / name, target / name, copy_function=os.link)
         config = target / name / "config.pbtxt"
         text = config.read_text()
@@ -53,10 +60,12 @@ def with_instances(repository: Path, target: Path, *, preprocess: int, classifie
     return target
 
 
-def soak(repository: Path, engine: PlanEngine, work: Path, *, requests: int, concurrency: int) -> dict[str, Any]:
-    """Ask the ensemble so many times; every answer is compared with the plan run directly on that image alone."""
-    record = read_record(repository, MODEL)
-    assert record is not None, f"{repository} holds no {MODEL}"
+def soak(
+    repository: Path, engine: PlanEngine, work: Path, *, requests: int, concurrency: int, model: str = MODEL
+) -> dict[str, Any]:
+    """Ask the model so many times; every answer is compared with the plan run directly on that image alone."""
+    record = read_record(repository, model)
+    assert record is not None, f"{repository} holds no {model}"
     recipe = Recipe.model_validate(record.recipe)
     drawn = draw_set(100, seed=4242)
     pixels = prepare_without_torch(recipe, [image.jpeg for image in drawn])
@@ -69,11 +78,11 @@ def soak(repository: Path, engine: PlanEngine, work: Path, *, requests: int, con
         for image, row in zip(drawn, scores, strict=True)
     ]
     tally, host, gpu, seconds = Tally(), [], [], 0.0
-    with EmbeddedServer(repository, models=[MODEL], log_path=work / "soak.log") as server:
+    with EmbeddedServer(repository, models=[model], log_path=work / "soak.log") as server:
         for phase in range(10):
             questions = mix(good, make_bad_questions(), requests // 10, bad_share=0.01, seed=phase)
             started = time.monotonic()
-            with Load("grpc", server.grpc_url, questions, concurrency=concurrency, model=MODEL) as load:
+            with Load("grpc", server.grpc_url, questions, concurrency=concurrency, model=model) as load:
                 pass
             seconds += time.monotonic() - started
             tally.count(load.answers)

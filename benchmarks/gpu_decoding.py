@@ -1,0 +1,218 @@
+"""JPEG in, answer out, decoded on the GPU: fused models behind tritonserver, from one command.
+
+    python -m benchmarks.gpu_decoding --work gpu-run
+
+Exports ResNet-50, the demo model and the demo detector, builds and proves each with `decode: gpu`, ResNet-50 with
+`decode: cpu`, too. Measures ResNet-50 with requests of 8 images of 500x375 and of one, by the number of its processes,
+against the bare chain of decode, resize and crop (benchmarks.gpu_images) before and after; then the latency at half of
+the top load against that of a single request, other sizes of images, and the ensemble that decodes on the CPU. A long
+load's every answer is compared, with memory of host and GPU. Steps can be run one after another, as in benchmarks.gpu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from benchmarks import gpu_load
+from benchmarks.gpu import Run, open_run
+from benchmarks.gpu_images import SIZES, check_speed, make_files
+from benchmarks.gpu_serving import perf
+from benchmarks.gpu_targets import Target, describe
+from generator.plan.local import open_engine
+from generator.server.embedded import EmbeddedServer
+from generator.spec.model import usable_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FUSED, ENSEMBLE = "resnet50_gpu", "resnet50_cpu"
+# name -> (what is exported, its batch profiles, further fields of the spec)
+_RESNET = ("resnet50", "--weights", "random")
+_PROFILES = ((1, 1, 8), (1, 64, 128))
+MODELS: dict[str, tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], dict[str, Any]]] = {
+    FUSED: (_RESNET, _PROFILES, {"decode": "gpu"}),
+    ENSEMBLE: (_RESNET, _PROFILES, {"decode": "cpu"}),
+    "demo_gpu": (("demo",), ((1, 8, 32),), {"decode": "gpu"}),
+    "detector_gpu": (("demo-detector",), ((1, 1, 8), (1, 32, 32)), {"decode": "gpu", "task": "detection"}),
+}
+_IN_FLIGHT = 64
+EIGHTS = ("--batch-size", "8", "--concurrency", str(_IN_FLIGHT), "--measurement-requests", "1500")
+SINGLES = ("--concurrency", "128", "--measurement-requests", "6000")
+
+
+def export(run: Run, target: str, only: list[str]) -> None:
+    """Export in FP16, one after another, what is not there."""
+    for name in only:
+        (source, profiles, _) = MODELS[name]
+        folder = run.work / "exported" / source[0]
+        if not (folder / "model.onnx").is_file():
+            run.trtgen(
+                "export", *source, "--target", target, "--precision", "fp16",
+                "--max-batch", str(max(profile[2] for profile in profiles)), "--output", str(folder), torch=True,
+            )  # fmt: skip
+
+
+def build(run: Run, repository: Path, only: list[str]) -> None:
+    """Build and prove; every failure is kept and shown, and the others go on."""
+    for name in only:
+        (source, profiles, more) = MODELS[name]
+        model = {
+            "name": name,
+            "source": "export",
+            "onnx": str(run.work / "exported" / source[0] / "model.onnx"),
+            "batch": {"max": max(profile[2] for profile in profiles)},
+            "plan": {"profiles": [{"min": low, "opt": opt, "max": high} for low, opt, high in profiles]},
+            **more,
+        }
+        spec = run.work / f"{name}.yaml"
+        spec.write_text(yaml.safe_dump({"models": [model]}))
+        run.trtgen("build-repo", "--spec", str(spec), "--repository", str(repository), check=False)
+        record = repository / name / "trtgen.json"
+        if record.is_file():
+            run.save(f"built {name}", {"proof": json.loads(record.read_text())["proof"]})
+
+
+def write_images(work: Path, size: str) -> Path:
+    """Return a folder with files of this size."""
+    folder = work / f"jpegs-{size}"
+    folder.mkdir(exist_ok=True)
+    for index, data in enumerate(make_files(size, len(SIZES[size]) * 4)):
+        (folder / f"{index}.jpg").write_bytes(data)
+    return folder
+
+
+def measure_bare(seconds: float, sizes: tuple[str, ...]) -> dict[str, float]:
+    """Return the images per second of the bare chain by size, the best of its numbers of processes and batches."""
+    best: dict[str, float] = {}
+    for row in check_speed(argparse.Namespace(seconds=seconds, sizes=sizes)):
+        print(json.dumps(row), flush=True)
+        best[row["size"]] = max(best.get(row["size"], 0.0), row["images_per_second"])
+    return best
+
+
+def top(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what matters of the fastest measurement; nothing where none settled."""
+    if not rows:
+        return {"images_per_s": 0.0}
+    one = max(rows, key=lambda row: float(row["infer_per_s"]))
+    return {
+        "images_per_s": one["infer_per_s"], "p50_ms": one["p50_ms"], "p99_ms": one["p99_ms"],
+        "images_per_joule": one["gpu"]["images_per_joule"], "power_w": one["gpu"]["power_w"],
+        "gpu": one["gpu"]["utilization"], "cpu": one["cpu_utilization"],
+    }  # fmt: skip
+
+
+def measure(run: Run, repository: Path, processes: list[int]) -> None:
+    """Measure the fused model by processes, and the bare chain before and after."""
+    images = ("--images", str(write_images(run.work, "500x375")))
+    bare = [measure_bare(1.5, ("500x375",))["500x375"]]
+    rows = {}
+    for count in processes:
+        tree = gpu_load.copy_with_counts(repository, run.work / "served", {FUSED: count})
+        with EmbeddedServer(tree, log_path=run.work / f"fused-{count}.log") as server:
+            asked = [perf(run.work, server, "--model", FUSED, *images, *more) for more in (EIGHTS, SINGLES)]
+        rows[count] = {"eights": top(asked[0]), "singles": top(asked[1])}
+        print(count, json.dumps(rows[count]), flush=True)
+        run.save("processes", rows)
+    bare.append(measure_bare(1.5, ("500x375",))["500x375"])
+    run.save("bare", bare)
+
+
+def measure_more(run: Run, repository: Path) -> None:
+    """Measure latencies, other sizes, and the ensemble that decodes on the CPU."""
+    rows = run.kept()["processes"]
+    count = int(max(rows, key=lambda one: rows[one]["eights"]["images_per_s"]))
+    tree = gpu_load.copy_with_counts(repository, run.work / "served", {FUSED: count})
+    found: dict[str, Any] = {"processes": count}
+    images = ("--images", str(write_images(run.work, "500x375")))
+    half = str(int(rows[str(count)]["eights"]["images_per_s"] / 8 / 2))
+    with EmbeddedServer(tree, log_path=run.work / "fused-more.log") as server:
+        ask = ("--model", FUSED, "--batch-size", "8")
+        found["unloaded"] = top(
+            perf(run.work, server, *ask, *images, "--concurrency", "1", "--measurement-requests", "200")
+        )
+        found["half"] = top(
+            perf(run.work, server, *ask, *images, "--request-rate", half, "--measurement-requests", "1500")
+        )
+        for size in ("1920x1080", "mixed"):
+            more = ("--concurrency", str(_IN_FLIGHT), "--measurement-requests", "500")
+            found[size] = top(perf(run.work, server, *ask, "--images", str(write_images(run.work, size)), *more))
+        run.save("more", found)
+    counts = {"preprocess": usable_cores(), "classifier": 3}
+    tree = gpu_load.with_instances(repository, run.work / "served", **counts, model=ENSEMBLE)
+    with EmbeddedServer(tree, log_path=run.work / "ensemble.log") as server:
+        for what, load in (("eights", EIGHTS), ("singles", SINGLES)):
+            found[f"cpu {what}"] = top(perf(run.work, server, "--model", ENSEMBLE, *images, *load))
+    found["bare other sizes"] = measure_bare(1.0, ("1920x1080", "mixed"))
+    run.save("more", found)
+    print(json.dumps(found, indent=1), flush=True)
+
+
+def soak(run: Run, repository: Path, requests: int) -> None:
+    """Ask the fused model so many times; every answer is compared with the plan run on the CPU's pixels."""
+    plan = max(repository.glob(f"{FUSED}/*/model.plan"), key=lambda path: int(path.parent.name))
+    with open_engine(plan) as engine:
+        run.save("soak", gpu_load.soak(repository, engine, run.work, requests=requests, concurrency=32, model=FUSED))
+
+
+def find_targets(results: dict[str, Any]) -> Iterator[Target]:
+    """Yield what must be reached, and what should."""
+    if {"processes", "bare"} <= results.keys():
+        rows, bare = results["processes"].values(), sum(results["bare"]) / len(results["bare"])
+        eights = max(row["eights"]["images_per_s"] for row in rows)
+        singles = max(row["singles"]["images_per_s"] for row in rows)
+        yield Target(what="JPEG, requests of 8, images/s", measured=eights, must=10_000, aim=20_000)
+        yield Target(what="JPEG, requests of 8, of the bare chain", measured=eights / bare, must=0.65, aim=0.85)
+        yield Target(what="JPEG, one per request, images/s", measured=singles, must=6_000, aim=12_000)
+    if "p99_ms" in (more := results.get("more", {})).get("half", {}):
+        ratio = more["half"]["p99_ms"] / more["unloaded"]["p50_ms"]
+        yield Target(
+            what="p99 at half of the top load against an unloaded request", measured=ratio, must=3, at_most=True
+        )
+
+
+def main() -> None:
+    """Run the steps that are asked for and keep the figures in gpu.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("gpu-run"))
+    parser.add_argument("--torch-python", default=sys.executable, help="as for benchmarks.gpu")
+    parser.add_argument("--torch-path", default="", help="as for benchmarks.gpu")
+    parser.add_argument("--only", nargs="*", choices=MODELS, default=list(MODELS), help="export and build only these")
+    parser.add_argument("--processes", nargs="*", type=int, default=[1, 2, 4])
+    parser.add_argument("--requests", type=int, default=100_000, help="of the soak")
+    steps = ("export", "build", "measure", "more", "soak")
+    parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
+    arguments = parser.parse_args()
+    run, target = open_run(arguments)
+    repository = run.work / "model_repository"
+    for step in arguments.steps:
+        print(f"## {step}", flush=True)
+        if step == "export":
+            export(run, target, arguments.only)
+        elif step == "build":
+            build(run, repository, arguments.only)
+        elif step == "measure":
+            measure(run, repository, arguments.processes)
+        elif step == "more":
+            measure_more(run, repository)
+        else:
+            soak(run, repository, arguments.requests)
+    targets = [*find_targets(run.kept())]
+    print("\n".join(describe(targets)))
+    faults = [
+        *run.failures,
+        *gpu_load.find_faults(run.new),
+        *(one.what for one in targets if not one.reaches(one.must)),
+    ]
+    if faults:
+        raise SystemExit("\n".join(f"failed: {fault}" for fault in faults))
+
+
+if __name__ == "__main__":
+    main()
