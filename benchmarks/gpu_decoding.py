@@ -31,7 +31,7 @@ from generator.spec.model import usable_cores
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FUSED, ENSEMBLE = "resnet50_gpu", "resnet50_cpu"
+FUSED, ENSEMBLE = "resnet50_gpu", gpu_load.MODEL
 # name -> (what is exported, its batch profiles, further fields of the spec)
 _RESNET = ("resnet50", "--weights", "random")
 _PROFILES = ((1, 1, 8), (1, 64, 128))
@@ -145,7 +145,7 @@ def measure_more(run: Run, repository: Path) -> None:
             found[size] = top(perf(run.work, server, *ask, "--images", str(write_images(run.work, size)), *more))
         run.save("more", found)
     counts = {"preprocess": usable_cores(), "classifier": 3}
-    tree = gpu_load.with_instances(repository, run.work / "served", **counts, model=ENSEMBLE)
+    tree = gpu_load.with_instances(repository, run.work / "served", **counts)
     with EmbeddedServer(tree, log_path=run.work / "ensemble.log") as server:
         for what, load in (("eights", EIGHTS), ("singles", SINGLES)):
             found[f"cpu {what}"] = top(perf(run.work, server, "--model", ENSEMBLE, *images, *load))
