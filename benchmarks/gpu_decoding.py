@@ -144,8 +144,8 @@ def measure_more(run: Run, repository: Path) -> None:
             more = ("--concurrency", str(_IN_FLIGHT), "--measurement-requests", "500")
             found[size] = top(perf(run.work, server, *ask, "--images", str(write_images(run.work, size)), *more))
         run.save("more", found)
-    counts = {"preprocess": usable_cores(), "classifier": 3}
-    tree = gpu_load.with_instances(repository, run.work / "served", **counts)
+    cores = usable_cores()
+    tree = gpu_load.with_instances(repository, run.work / "served", preprocess=cores, classifier=3)
     with EmbeddedServer(tree, log_path=run.work / "ensemble.log") as server:
         for what, load in (("eights", EIGHTS), ("singles", SINGLES)):
             found[f"cpu {what}"] = top(perf(run.work, server, "--model", ENSEMBLE, *images, *load))
