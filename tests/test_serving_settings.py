@@ -372,15 +372,19 @@ def test_each_request_is_still_preprocessed_by_itself(server: EmbeddedServer, as
 
 @pytest.mark.server
 def test_a_full_queue_inside_the_ensemble_is_answered(server: EmbeddedServer, asker: Asker) -> None:
-    """The classifier keeps two requests for 0.3 s, and its queue takes no third."""
-    for name in ("one", "two"):
-        asker.send_images(name, LATE, GOOD)
-    asker.wait_for_queue(2)
-    asker.send_images("three", LATE, GOOD)
-    asker.wait_for(3)
-    assert asker.done[0] == "three"
+    """The classifier keeps two requests for 0.3 s, its queue takes no third; a busy machine may be late with that."""
+    for attempt in range(5):
+        for name in ("one", "two"):
+            asker.send_images(f"{name} {attempt}", LATE, GOOD)
+        asker.wait_for_queue(2)
+        asker.send_images(f"three {attempt}", LATE, GOOD)
+        asker.wait_for(3 * (attempt + 1))
+        if asker.errors:
+            break
+    assert asker.done[3 * attempt] == f"three {attempt}"
     assert asker.errors == {
-        "three": f"StatusCode.UNAVAILABLE in ensemble '{LATE}', [request id: <id_unknown>] Exceeds maximum queue size"
+        f"three {attempt}": f"StatusCode.UNAVAILABLE in ensemble '{LATE}', [request id: <id_unknown>] "
+        "Exceeds maximum queue size"
     }
 
 
