@@ -29,8 +29,9 @@ from tests.test_tensorrt_backend import make_pb_utils
 
 RECIPE = Recipe(resize=20, crop=(16, 16), interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
 ROW = [16, 16, 3]
-# The network doubles its input, takes four images at once, and fails for three.
-PLAN = make_plan({"X": ("UINT8", [-1, *ROW])}, profiles=[{"X": ([1, *ROW], [2, *ROW], [4, *ROW])}], fail_rows=3)
+# The network doubles its input, takes four images at once with the second profile, and fails for three.
+PROFILES = [{"X": ([1, *ROW], [1, *ROW], [most, *ROW])} for most in (1, 4)]
+PLAN = make_plan({"X": ("UINT8", [-1, *ROW])}, profiles=PROFILES, fail_rows=3)
 FILES = [image.jpeg for image in draw_set(9, seed=4)]
 BAD = b"\xff\xd8\xff garbage"
 Load = Callable[..., Any]
@@ -79,13 +80,19 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
         backend = module.importlib.import_module("trtgen_tensorrt")
         monkeypatch.setattr(backend, "import_driver", lambda _model: gpu)
         monkeypatch.setattr(backend, "import_tensorrt", lambda: trt)
-        told = {**RECIPE.parameters(), "network_backend": "tensorrt", "network_input": "X", **parameters}
+        told = {
+            **RECIPE.parameters(),
+            "network_backend": "tensorrt",
+            "network_input": "X",
+            "profile": "1",
+            **parameters,
+        }
         config = {
             "max_batch_size": 4,
             "default_model_filename": "model.py",
             "input": [{"name": "IMAGE", "data_type": "TYPE_STRING", "dims": ["1"]}],
             "output": [{"name": name, "data_type": "TYPE_UINT8", "dims": ROW} for name in ("Y", "PIXELS")],
-            "instance_group": [{"name": "m_0", "count": 2, "gpus": [0], "profile": ["0"]}],
+            "instance_group": [{"name": "m_0", "count": 2, "gpus": [0]}],
             "parameters": {name: {"string_value": value} for name, value in told.items()},
         }
         model = module.TritonPythonModel()
@@ -145,7 +152,7 @@ def test_the_requests_of_one_execute_are_decoded_and_run_together(load: Load, on
         for part, answer in zip(parts, ask(model, *parts), strict=True):
             assert list(answer) == ["Y"]
             np.testing.assert_array_equal(answer["Y"], double(part))
-        assert model.runs == [(0, {"X": (4, *ROW)})] * 2
+        assert model.runs == [(1, {"X": (4, *ROW)})] * 2
         assert bool(model.driver.piece_bytes) != on_gpu  # nothing goes through host memory
     assert model.driver.awaited == ([5, 5] if on_gpu else [])
     threads = max(1, usable_cores() // 2)

@@ -118,6 +118,22 @@ def test_the_classifier_says_how_its_pixels_lie() -> None:
     assert (pixels.format, len(pixels.dims)) == (model_config_pb2.ModelInput.FORMAT_NHWC, 3)
 
 
+def test_a_fused_plan_lists_its_profiles_in_a_parameter() -> None:
+    """Triton refuses `profile` in the instance_group of what is no plan's own model."""
+    artifact = with_plan((1, 1, 4), (1, 16, 32))
+    spec: dict[str, Any] = {"target": "tensorrt-10", "batch": {"max": 32, "opt": 16}}
+    config = parsed(rendered(artifact, **spec, layout="fused"), "net")
+    plain = parsed(rendered(artifact, **spec), "net_classifier")
+    assert [list(group.profile) for group in config.instance_group] == [[]]
+    assert config.parameters["profile"].string_value.split(",") == list(plain.instance_group[0].profile) == ["0", "1"]
+    texts, members = rendered(artifact, **spec, layout="fused"), members_of(artifact, **spec, layout="fused")
+    check_members(texts, members, artifact)
+    with pytest.raises(ConfigError, match="instance_group lists profiles, which Triton refuses for the backend python"):
+        check_members({"net": texts["net"].replace("count: 4", 'count: 4 profile: "0"')}, members, artifact)
+    with pytest.raises(ConfigError, match="no profile of the group covers a batch of"):
+        check_members({"net": texts["net"].replace('"0,1"', '"0"')}, members, artifact)
+
+
 @pytest.mark.parametrize(("activation", "expected"), [("sigmoid", {"negative_label": "dog"}), ("none", {})])
 def test_one_probability_comes_with_the_name_of_the_other_class(activation: Any, expected: dict[str, str]) -> None:
     """A logit does not: the client would take one between 0 and 0.5 for a probability."""
@@ -142,7 +158,7 @@ def given(member: str, text: str, artifact: Artifact = ARTIFACT, **options: Any)
 FIELDS = {
     "optimization": "optimization { cuda { graph_spec { batch_size: 3 } } }",
     "dynamic_batching": "dynamic_batching { preferred_batch_size: [ 8 ] }",
-    "instance_group": "instance_group [ { kind: KIND_GPU count: 2 profile: '0' }, { kind: KIND_GPU count: 3 } ]",
+    "instance_group": "instance_group [ { kind: KIND_GPU count: 2 gpus: 0 }, { kind: KIND_GPU count: 3 } ]",
     "metric_tags": "metric_tags { key: 'a' value: 'b' }",
     "parameters": "parameters { key: 'a' value { string_value: 'b' } } parameters { key: 'c' value {} }",
     "model_warmup": "model_warmup { name: 'mine' batch_size: 2 }",

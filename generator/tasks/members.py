@@ -21,7 +21,7 @@ from generator.triton.config import (
     common_fields,
     network_fields,
 )
-from generator.triton.fused import DECODE, NETWORK_BACKEND, NETWORK_INPUT, read_decoder_files, read_fused_files
+from generator.triton.fused import DECODE, NETWORK_BACKEND, NETWORK_INPUT, PROFILE, read_decoder_files, read_fused_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ PREPROCESS = Role(
 
 def make_fused_role(own_parameters: Mapping[str, str]) -> Role:
     """Return the role of the one model of `layout: fused`; `own_parameters` are those of the task."""
-    follows = dict.fromkeys((NETWORK_BACKEND, NETWORK_INPUT, DECODE), "it follows from what was built")
+    follows = dict.fromkeys((NETWORK_BACKEND, NETWORK_INPUT, PROFILE, DECODE), "it follows from what was built")
     return Role(
         key="fused",
         suffix="",
@@ -163,7 +163,7 @@ def make_fused(
     """
     backend = "onnxruntime" if artifact.passport is None else "tensorrt"
     fields = network_fields(spec, artifact, role)
-    given = fields.pop("given_fields")
+    given, profiles = fields.pop("given_fields"), fields.pop("profiles", ())
     fields |= {"backend": "python", "default_model_filename": "model.py"}
     pixels = TensorConfig(name=PIXELS, data_type="TYPE_UINT8", dims=artifact.recipe.shape)
     config = FusedConfig(
@@ -176,6 +176,7 @@ def make_fused(
             **_make_recipe_parameters(artifact),
             NETWORK_BACKEND: backend,
             NETWORK_INPUT: artifact.inputs[0].name,
+            **({PROFILE: ",".join(map(str, profiles))} if profiles else {}),
             **({DECODE: "gpu"} if spec.decode == "gpu" else {}),
             **parameters,
         },

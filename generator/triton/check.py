@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import ConfigError
 from generator.spec.plan import uncovered_batches
-from generator.triton.fused import NETWORK_BACKEND, NETWORK_INPUT
+from generator.triton.fused import NETWORK_BACKEND, NETWORK_INPUT, PROFILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -75,6 +75,8 @@ def _single(name: str, config: Any) -> Iterable[str]:
     for group in config.instance_group:
         if group.count < 1:
             yield f"instance_group count is {group.count}, at least 1 was expected"
+        if group.profile and config.backend != "tensorrt":
+            yield f"instance_group lists profiles, which Triton refuses for the backend {config.backend}"
     for sample in config.model_warmup:
         if sample.batch_size > config.max_batch_size:
             yield f"warmup batch_size {sample.batch_size} is above max_batch_size {config.max_batch_size}"
@@ -97,6 +99,8 @@ def _find_network(config: Any, artifact: Artifact) -> Any:
     network.CopyFrom(config)
     network.backend = config.parameters[NETWORK_BACKEND].string_value
     del network.input[:], network.output[:]
+    for group in network.instance_group if PROFILE in config.parameters else ():
+        group.profile[:] = config.parameters[PROFILE].string_value.split(",")
     given = config.parameters[NETWORK_INPUT].string_value
     network.input.extend(
         type(config.input[0])(name=given, data_type=tensor.data_type, dims=tensor.dims)

@@ -7,6 +7,8 @@ from generator.render import read_runtime, read_static
 # What the model reads to know its network, besides its own tensors; its model.py says more.
 NETWORK_BACKEND, NETWORK_INPUT = "network_backend", "network_input"
 DECODE = "decode"  # gpu, where it decodes there
+# Numbers of the plan's profiles; Triton takes them in instance_group of a plan's own model only.
+PROFILE = "profile"
 
 
 def read_fused_files(backend: str) -> dict[str, bytes]:

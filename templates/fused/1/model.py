@@ -11,7 +11,8 @@ files lie beside this one, each a copy of what serves an ensemble:
     trtgen_runtime                  decoding in threads; a plan on a GPU
 
 Read from config.pbtxt: what these files read there; `network_backend`, and `network_input`, what the network calls its
-input; `decode`, gpu where images are decoded on the GPU of the plan; `decode_threads`, how many images an instance
+input; `profile`, the numbers of the plan's profiles, which Triton refuses in instance_group of a model that is no
+plan's own; `decode`, gpu where images are decoded on the GPU of the plan; `decode_threads`, how many images an instance
 decodes at once on the CPU: without it, the usable cores shared out among the instances.
 
 What passes from decoding to the network, PIXELS and GEOMETRY, and before post-processing the network's rows, can be
@@ -194,8 +195,12 @@ def make_network_config(config, has_postprocessing):
     if has_postprocessing:
         taken = importlib.import_module("trtgen_postprocess").INPUTS
         outputs = {name: tensor for name, tensor in outputs.items() if name in taken}
+    groups = config.get("instance_group", [])
+    if profiles := read_text(config, "profile", ""):
+        groups = [{**group, "profile": profiles.split(",")} for group in groups]
     return {
         **config,
+        "instance_group": groups,
         "default_model_filename": "",
         "input": [{**pixels, "name": read_text(config, "network_input")}],
         "output": list(outputs.values()),
