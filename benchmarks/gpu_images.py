@@ -48,11 +48,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ASSETS = Path(__file__).resolve().parent.parent / "generator" / "assets"
+LETTERBOX = {**IMAGENET.model_dump(), "fit": "letterbox", "fill": (114, 114, 114)}
 CHECKS = {
     "imagenet": IMAGENET,
     "inception": RECIPES["inception"],
     "clip": RECIPES["clip"],
     "stretch": Recipe.model_validate({**IMAGENET.model_dump(), "resize": (240, 300), "fit": "stretch"}),
+    # demo-detector's, without torch
+    "letterbox": Recipe.model_validate({**LETTERBOX, "resize": 192, "crop": 192}),
+    "letterbox, bicubic, in the corner": Recipe.model_validate(
+        {**LETTERBOX, "resize": (256, 224), "crop": (256, 224), "interpolation": "bicubic", "fit": "letterbox-corner"}
+    ),
 }
 SIZES = {
     "500x375": [(500, 375)],

@@ -56,6 +56,7 @@ class Libraries:
             Decoder=self._open,
         )
         self.cvcuda = SimpleNamespace(
+            Border=SimpleNamespace(CONSTANT="constant"),
             Format=SimpleNamespace(RGB8="RGB8"),
             Interp=SimpleNamespace(LINEAR=Image.Resampling.BILINEAR, CUBIC=Image.Resampling.BICUBIC),
             as_images=self._as_images,
@@ -112,6 +113,8 @@ class Libraries:
 
     def _crop(self, dst: Any, batch: list[Picture], **given: Any) -> None:
         assert given.pop("stream") == 7
+        assert given.pop("border") == "constant"
+        fill = given.pop("bvalue")
         tensors = {name: (interface, layout) for name, (interface, layout) in {"dst": dst, **given}.items()}
         assert {name: layout for name, (_, layout) in tensors.items() if layout != "NHWC"} == {"flip_code": "NC"}
 
@@ -125,6 +128,9 @@ class Libraries:
             assert values["scale"].item() == 1
             for row, picture, box in zip(values["dst"], batch, values["rect"].reshape(-1, 4), strict=True):
                 left, top, width, height = box
-                row[...] = picture.pixels[top : top + height, left : left + width]
+                row[...] = fill
+                inside = picture.pixels[max(top, 0) : top + height, max(left, 0) : left + width]
+                start_y, start_x = max(-top, 0), max(-left, 0)
+                row[start_y : start_y + inside.shape[0], start_x : start_x + inside.shape[1]] = inside
 
         self.gpu._submit(run)

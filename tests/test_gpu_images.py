@@ -281,6 +281,20 @@ def test_bicubic_and_both_edges() -> None:
     assert bench.libraries.cache_bytes == (1 << 30) // 32
 
 
+@pytest.mark.parametrize("fit", ["letterbox", "letterbox-corner"])
+@pytest.mark.parametrize("resize", [(224, 200), (231, 224)])  # the crop, and more
+def test_letterboxes(fit: str, resize: tuple[int, int]) -> None:
+    recipe = Recipe.model_validate(
+        {**IMAGENET.model_dump(), "fit": fit, "resize": resize, "crop": (224, 200), "fill": (114,) * 3}
+    )
+    assert why_on_cpu(recipe) == ""
+    bench = Bench(open_recipe(recipe))
+    sizes = [(500, 375), (375, 500), (333, 251), (251, 333), (900, 20), (20, 900), (260, 260), (100, 80), (100, 300)]
+    files = [save(PHOTO.resize(size)) for size in sizes]
+    bench.check(files, on_gpu=len(sizes) - 1)  # one would be enlarged
+    assert bench.warnings == []
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -289,7 +303,7 @@ def test_bicubic_and_both_edges() -> None:
         ({"interpolation": "box"}, "interpolation box"),
         ({"interpolation": "nearest"}, "interpolation nearest"),
         ({"exif": "apply"}, "EXIF"),
-        ({"fit": "letterbox", "resize": (224, 224)}, "fit letterbox"),
+        ({"fit": "letterbox", "resize": (224, 224), "fill": (114, 114, 0)}, "filled with (114, 114, 0)"),
         ({"channels": "grey", "mean": (0.5,), "std": (0.5,)}, "grey"),
     ],
 )

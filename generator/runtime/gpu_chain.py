@@ -51,7 +51,7 @@ class DeviceArray(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One image: its file, its size (width, height) after resizing, and where its crop begins (left, top)."""
+    """One image: its file, its size (width, height) after resizing, and its crop's (left, top), negative if padded."""
 
     data: bytes
     resized: tuple[int, int]
@@ -86,6 +86,7 @@ class GpuChain:
         libraries: What `import_libraries` returned.
         crop: Height and width of the pixels.
         resample: Pillow's name of the filter, one of FILTERS.
+        fill: The level of all channels where a crop reaches beyond its image.
         cache_bytes: How much memory CV-CUDA may keep for later.
         on_step: Called with the name of each step, to measure what it takes.
 
@@ -100,10 +101,11 @@ class GpuChain:
         *,
         crop: tuple[int, int],
         resample: str,
+        fill: int,
         cache_bytes: int,
         on_step: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
-        self._device, self._crop, self._on_step = device, crop, on_step
+        self._device, self._crop, self._fill, self._on_step = device, crop, fill, on_step
         self._codec, self._cvcuda = codec, cvcuda = libraries
         try:
             self._decoder = codec.Decoder(
@@ -155,6 +157,8 @@ class GpuChain:
                 flip_code=self._wrap(self._address + self._capacity * _BOX_BYTES, (len(taken), 1), "<i4", "NC"),
                 base=self._base,
                 scale=self._scale,
+                border=self._cvcuda.Border.CONSTANT,
+                bvalue=self._fill,
                 stream=self._stream,
             )
         return taken

@@ -33,8 +33,8 @@ def why_on_cpu(recipe: Any) -> str:
     """
     if recipe.interpolation.upper() not in FILTERS:
         return f"interpolation {recipe.interpolation} is done by Pillow only"
-    if recipe.fit not in ("crop", "stretch"):
-        return f"fit {recipe.fit} is done by Pillow only"
+    if recipe.fit.startswith("letterbox") and len(set(recipe.fill)) > 1:
+        return f"a letterbox filled with {tuple(recipe.fill)}, whose channels differ, is made by Pillow only"
     if recipe.channels == "grey":
         return "grey pixels are made by Pillow only"
     if recipe.exif == "apply":
@@ -107,6 +107,7 @@ class GpuImages:
             libraries or import_libraries(),
             crop=recipe.crop,
             resample=recipe.filter.name,
+            fill=recipe.fill[0],
             cache_bytes=self._most_bytes,
             **chain,
         )
@@ -154,7 +155,8 @@ class GpuImages:
             return None
         resized = recipe.resized(width, height)
         crop_height, crop_width = recipe.crop
-        is_strip = resized[0] * resized[1] > _MOST_WASTE * crop_height * crop_width
+        part = min(resized[0], crop_width) * min(resized[1], crop_height)
+        is_strip = resized[0] * resized[1] > _MOST_WASTE * part
         if is_strip or resized[0] > width or resized[1] > height:
             return None
         cost = 3 * (width * height + resized[0] * (height * _FLOAT_BYTES + resized[1]))
