@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import get_sampling
 
 from tests.tensorrt_standin import Driver
 
@@ -40,10 +41,14 @@ class Picture:
 
 
 class Libraries:
-    """Both modules. `refused` are files that the decoder does not take; `fault` is raised by the next call."""
+    """Both modules. `refused` are files that the decoder does not take; `fault` is raised by the next call.
+
+    `colour_off` is how many levels 4:2:0 files are off.
+    """
 
     def __init__(self, gpu: Driver) -> None:
         self.gpu, self.fault, self.refused = gpu, "", set[bytes]()
+        self.colour_off = 0
         self.batches: list[int] = []
         self.reused = 0
         self.cache_bytes = 0
@@ -90,7 +95,9 @@ class Libraries:
             found.append(None if data in self.refused else picture)
             ImageFile.LOAD_TRUNCATED_IMAGES = True
             try:
-                picture.pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+                jpeg = Image.open(io.BytesIO(data))
+                off = self.colour_off if get_sampling(jpeg) == 2 else 0
+                picture.pixels = np.asarray(jpeg.convert("RGB")) ^ np.uint8(off)
             finally:
                 ImageFile.LOAD_TRUNCATED_IMAGES = False
         return found

@@ -236,8 +236,13 @@ def test_the_step_says_what_is_missing(step: Any, monkeypatch: pytest.MonkeyPatc
 
 def test_the_probe(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert decoding.probe_gpu() == ""
+    assert step.libraries.batches == [2]
+    step.libraries.colour_off = 3
+    assert decoding.probe_gpu().startswith("a photograph is up to 3 levels off Pillow's pixels, as with nvJPEG of CUDA")
+    step.libraries.colour_off = 1
+    assert decoding.probe_gpu() == ""
     monkeypatch.setattr(step.libraries.cvcuda.Interp, "LINEAR", Image.Resampling.BOX)
-    assert "levels from Pillow's pixels" in decoding.probe_gpu()
+    assert "levels off Pillow's pixels" in decoding.probe_gpu()
     step.libraries.refused = {Path("generator/assets/flower.jpg").read_bytes()}
     assert decoding.probe_gpu() == "the GPU did not take a JPEG of 640x427, the CPU decodes such images"
 

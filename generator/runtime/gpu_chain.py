@@ -73,7 +73,9 @@ def import_libraries() -> tuple[Any, Any]:
             msg = (
                 f"decoding on the GPU needs {name}, which {'is not installed' if absent else f'does not load: {error}'}"
             )
-            raise EngineError(f"{msg}; install trtgen's extra 'gpu-decode', or rebuild with decode: cpu") from error
+            raise EngineError(
+                f"{msg}; install trtgen's extra 'gpu-decode' (driver 580 or later), or rebuild with decode: cpu"
+            ) from error
     codec, cvcuda = found
     return codec, cvcuda
 
