@@ -9,8 +9,8 @@
     speed    images per second and CPU time per image, by batch, processes and size: the bare chain of decode,
              resize and crop that a server is compared with
 
-Each runs in a process of its own. It ends with 1 where a file is more than one level off, a picture is there that
-Pillow refuses, or a neighbour changed. Needs a GPU with a JPEG engine and the extra gpu-decode.
+Each runs in a process of its own. It ends with 1 where a file's pixels are not Pillow's (`are_alike`), a picture is
+there that Pillow refuses, or a neighbour changed. Needs a GPU with a JPEG engine and the extra gpu-decode.
 """
 
 # ruff: noqa: S311, SLF001 - chance is meant to come again, and steps are looked into
@@ -35,7 +35,7 @@ from PIL import Image
 
 from benchmarks.machine import describe_machine
 from generator.gpu import load_driver
-from generator.images.served_pixels import load_step
+from generator.images.served_pixels import are_alike, load_step
 from generator.runtime.cpu_images import CpuImages
 from generator.runtime.device import Device
 from generator.runtime.gpu_array import to_host
@@ -163,17 +163,27 @@ def check_levels(_arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             off = {}
             for index, (kind, data) in enumerate(kinds.items()):
                 alone, alone_errors, on_gpu = both.decode([data])
-                levels = max(measure_levels(one, wanted.pixels[index]) for one in (batch[index], alone[0]))
-                same_words = errors[index] == alone_errors[0] == wanted.errors[index]
-                off[kind] = {"levels": levels, "gpu": bool(on_gpu), "same_errors": same_words}
+                both_ways, expected = np.stack([batch[index], alone[0]]), wanted.pixels[[index, index]]
+                levels = np.abs(both_ways.astype(int) - expected)
+                off[kind] = {
+                    "levels": int(levels.max()),
+                    "over_1": float((levels > 1).mean()),
+                    "mean": float(levels.mean()),
+                    "gpu": bool(on_gpu),
+                    "alike": bool(are_alike(both_ways, expected, on_gpu=True).all()),
+                    "same_errors": errors[index] == alone_errors[0] == wanted.errors[index],
+                }
             all_levels = [one["levels"] for one in off.values()]
             damaged = {kind for kind in kinds if kind.endswith("with an end")}  # what decoders make of it is their own
-            bad = {k: v for k, v in off.items() if k not in damaged and (v["levels"] > 1 or not v["same_errors"])}
+            bad = {k: v for k, v in off.items() if k not in damaged and not (v["alike"] and v["same_errors"])}
             yield {
                 "recipe": name,
                 "in": "host" if on_host else "GPU",
                 "exact": all_levels.count(0),
                 "one": all_levels.count(1),
+                "two": all_levels.count(2),
+                "most_over_1": max(one["over_1"] for one in off.values() if one["alike"]),
+                "mean": float(np.mean([one["mean"] for one in off.values() if one["alike"]])),
                 "of": len(all_levels),
                 "on_gpu": sum(one["gpu"] for one in off.values()),
                 "damaged": {kind: off[kind] for kind in damaged},

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from generator.spec.recipe import Recipe
 
 _TIMEOUT_S = 120.0
-_MOST_LEVELS = 1
 _USE_CPU: dict[str, Any] = {"hint": "decode on the CPU", "fields": {"decode": "cpu"}}
 
 
@@ -55,7 +54,7 @@ def choose_decode(
         return on_cpu, f"cpu: {error.message}{install}"
     layout = spec.layout or _choose_layout(spec, published)
     settled = settle(spec, {"decode": "gpu", "layout": layout})
-    return settled, f"gpu, {layout}: nvImageCodec and CV-CUDA are here, and make Pillow's pixels within one level"
+    return settled, f"gpu, {layout}: nvImageCodec and CV-CUDA are here, and make Pillow's pixels"
 
 
 def _check(spec: ModelSpec, find_recipe: Callable[[ModelSpec], Recipe]) -> None:
@@ -117,7 +116,7 @@ def probe_gpu() -> str:
     """
     import numpy as np
 
-    from generator.images.served_pixels import load_step
+    from generator.images.served_pixels import are_alike, load_step
     from generator.runtime.device import EngineError
     from generator.spec.recipe import IMAGENET
 
@@ -133,9 +132,9 @@ def probe_gpu() -> str:
     if images.on_gpu < len(files):
         return "; ".join(said) or "its JPEG engine did not take a photograph"
     wanted = np.array([step.decode(data, recipe) for data in files])
-    levels = int(np.abs(pixels.astype(int) - wanted).max())
-    if levels <= _MOST_LEVELS:
+    if are_alike(pixels, wanted, on_gpu=True).all():
         return ""
+    levels = np.abs(pixels.astype(int) - wanted).max()
     return (
         f"a photograph is up to {levels} levels off Pillow's pixels, as with nvJPEG of CUDA 12: install the extra "
         "gpu-decode in place of it, which is for CUDA 13 and needs NVIDIA's driver 580 or later"

@@ -19,7 +19,7 @@ from PIL import Image
 
 from generator import api, decoding
 from generator.errors import DeviceError, MissingDependencyError, SpecError
-from generator.images.served_pixels import load_step
+from generator.images.served_pixels import are_alike, load_step
 from generator.repository.fingerprint import fingerprint
 from generator.runtime.cpu_images import CpuImages
 from generator.spec.model import ModelSpec
@@ -289,3 +289,16 @@ def test_a_fused_model_says_what_is_missing(load: Load, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", ModuleType("nvidia.nvimgcodec"))
     with pytest.raises(Exception, match="decoding on the GPU needs cvcuda, which is not installed; install trtgen"):
         load(on_gpu=False, decode="gpu")
+
+
+@pytest.mark.parametrize(
+    ("levels", "values", "on_cpu", "on_gpu"),
+    [(0, 0, True, True), (1, 3000, True, True), (2, 3, False, True), (2, 4, False, False), (3, 1, False, False)],
+)
+def test_how_far_pixels_may_be_off(levels: int, values: int, on_cpu: bool, on_gpu: bool) -> None:
+    """An image of 3,000 values, so many of which are so many levels lower, beside one that is equal."""
+    expected = np.full((2, 10, 100, 3), 200, np.uint8)
+    pixels = expected.copy()
+    pixels[1].reshape(-1)[:values] -= levels
+    assert list(are_alike(pixels, expected, on_gpu=False)) == [True, on_cpu]
+    assert list(are_alike(pixels, expected, on_gpu=True)) == [True, on_gpu]
