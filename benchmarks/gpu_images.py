@@ -314,6 +314,7 @@ def check_steps(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 calls, started = 0, time.perf_counter()
                 while (spent := time.perf_counter() - started) < arguments.seconds:
                     both.images.decode(files)
+                    both.device.wait()
                     calls += 1
                 total = calls * count
                 yield {
@@ -341,6 +342,7 @@ def work(options: dict[str, Any], seconds: float, ready: Any, results: Any) -> N
     while (spent := time.perf_counter() - started) < seconds:
         before = time.perf_counter()
         both.images.decode(files)
+        both.device.wait()
         slowest = max(slowest, time.perf_counter() - before)
         calls += 1
     total = calls * len(files)

@@ -186,6 +186,7 @@ class Bench:
         wanted = self.on_cpu.decode(files)
         pixels = found.pixels
         if not isinstance(pixels, np.ndarray):
+            self.device.wait()
             interface = pixels.__cuda_array_interface__
             pixels = read_memory(self.gpu, interface["data"][0], interface["shape"])
         assert np.array_equal(pixels, wanted.pixels)

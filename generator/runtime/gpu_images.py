@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -120,11 +121,13 @@ class GpuImages:
     def decode(self, files: Sequence[bytes]) -> Decoded:
         """Return the pixels of encoded images; one that is bad costs only its own.
 
-        They lie in memory that the next call writes over.
+        They lie in memory that the next call writes over. On the GPU they are there when the device's stream is done.
         """
         try:
             return self._decode(files)
         except ERRORS as error:
+            with contextlib.suppress(EngineError):
+                self._device.wait()  # for what was begun
             self._warn_once("failure", f"the GPU decodes no images, the CPU does instead: {error}")
         self.on_gpu = 0
         return self._on_cpu.decode(files)
@@ -174,14 +177,11 @@ class GpuImages:
         indices, tasks = list(routes), [route.task for route in routes.values()]
         start = self._reserve("made", len(tasks))
         made: list[int] = []
-        try:
-            for part in split_tasks([route.cost for route in routes.values()], self._most_bytes):
-                taken = self._chain.run(tasks[part], start + len(made) * self._row_bytes)
-                made += [indices[part][place] for place in taken]
-                if part.stop < len(tasks):
-                    self._device.wait()  # before its images are written again
-        finally:
-            self._device.wait()
+        for part in split_tasks([route.cost for route in routes.values()], self._most_bytes):
+            taken = self._chain.run(tasks[part], start + len(made) * self._row_bytes)
+            made += [indices[part][place] for place in taken]
+            if part.stop < len(tasks):
+                self._device.wait()  # before its images are written again
         return made, start
 
     def _join(self, made: list[int], start: int, rest: list[int], pixels: NDArray[np.uint8]) -> Any:
@@ -217,6 +217,7 @@ class GpuImages:
         if wanted > size_bytes:
             self._memory[name] = (0, 0)
             if address:
+                self._device.wait()
                 self._device.release("cuMemFree", address)
             self._memory[name] = (self._device.allocate(wanted), wanted)
         return self._memory[name][0]
@@ -228,6 +229,8 @@ class GpuImages:
 
     def close(self) -> None:
         """Give everything back but the device."""
+        with contextlib.suppress(EngineError):
+            self._device.wait()
         self._chain.close()
         self._staging.close()
         for address, _ in self._memory.values():
