@@ -137,6 +137,7 @@ def build(run: Run, repository: Path, only: list[str]) -> None:
                 "source": "export",
                 "onnx": str(run.work / "exported" / served / "model.onnx"),
                 "batch": {"max": max(profile[2] for profile in profiles)},
+                "decode": "cpu",
                 "plan": {
                     "profiles": [{"min": low, "opt": opt, "max": high} for low, opt, high in profiles],
                 },

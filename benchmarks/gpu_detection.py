@@ -98,6 +98,7 @@ def build(run: Run, repository: Path, only: Sequence[str]) -> None:
                 "source": "export",
                 "onnx": str(run.work / "exported" / served / "model.onnx"),
                 "batch": {"max": 32},
+                "decode": "cpu",
                 "plan": PLANS.get(name, {"profiles": PROFILES}),
             }
             spec = run.work / f"{served}.yaml"

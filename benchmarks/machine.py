@@ -12,11 +12,20 @@ _PACKAGES = ("numpy", "pillow", "onnxruntime", "torch", "nvidia-pytriton")
 
 
 def describe_machine() -> str:
-    """Return date, processor, usable cores, Python and the packages that matter."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
+    """Return date, processor, usable cores, Python and those of the packages that matter that are here."""
+    installed = {name: find_version(name) for name in _PACKAGES}
+    versions = ", ".join(f"{name} {version}" for name, version in installed.items() if version)
     cores = len(os.sched_getaffinity(0))
     today = dt.datetime.now(tz=dt.timezone.utc).date()
     return f"{today}, {_name_processor()}, {cores} cores, Python {platform.python_version()}, {versions}"
+
+
+def find_version(package: str) -> str:
+    """Return a package's version; empty where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def measure_pss(pid: int) -> int:

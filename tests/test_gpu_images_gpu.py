@@ -43,7 +43,7 @@ def test_levels(recipe: str, on_host: bool) -> None:
     assert list(errors) == list(wanted.errors)
     alike = are_alike(pixels, wanted.pixels, on_gpu=True)
     assert [kind for kind, is_alike in zip(kinds, alike, strict=True) if not is_alike] == []
-    assert on_gpu > len(kinds) // 2
+    assert on_gpu > len(kinds) // 3  # others are enlarged, or no plain JPEG
     assert one.warnings == []
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -64,6 +65,7 @@ def import_libraries() -> tuple[Any, Any]:
     Raises:
         EngineError: One is not installed, or is for another CUDA than the driver's.
     """
+    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # it calls absent libraries for other formats errors
     found = []
     for name in PACKAGES:
         try:
