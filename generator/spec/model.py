@@ -188,9 +188,9 @@ class ModelSpec(BaseModel):
     decode: Decode = Field(
         default="auto",
         description="Where images are decoded, resized and cropped: `cpu` with Pillow, `gpu` with nvImageCodec and "
-        "CV-CUDA, which make its pixels but for rounding. `auto` is `gpu` beside a plan where the packages of the extra `gpu-decode` "
-        "(driver 580 or later) and a GPU with a JPEG engine are there and the recipe is one that they do; it is "
-        "settled when the model is built.",
+        "CV-CUDA, which make its pixels but for rounding. `auto` is `gpu` beside a plan where the packages of the "
+        "extra `gpu-decode` (driver 580 or later) and a GPU with a JPEG engine are there and the recipe is one that "
+        "they do; it is settled when the model is built.",
     )
     layout: ServingLayout | None = Field(
         default=None,
