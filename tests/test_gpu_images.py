@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.gpu_images import mutate
 from generator.images.served_pixels import load_step
 from generator.render import read_static
 from generator.runtime.cpu_images import CpuImages
@@ -121,25 +122,6 @@ def test_the_cpu_keeps(kind: str) -> None:
 
 def test_what_follows_the_end_is_left_out() -> None:
     assert read_jpeg(TAKEN["junk behind"]) == Jpeg(96, 64, len(PLAIN))
-
-
-def mutate(data: bytes, chance: random.Random) -> bytes:
-    changed, way = bytearray(data), chance.random()
-    if way < 0.15:
-        del changed[chance.randrange(2, len(data)) :]
-    elif way < 0.25:
-        changed[chance.randrange(len(data)) :] = b"\xff\xd9"
-    elif way < 0.35:
-        start = chance.randrange(len(data))
-        del changed[start : start + chance.randrange(1, 2000)]
-    elif way < 0.4:
-        start = chance.randrange(len(data))
-        changed[start:start] = chance.randbytes(chance.randrange(1, 30))
-    else:
-        reach = min(700, len(data)) if way < 0.8 else len(data)
-        for _ in range(chance.randrange(1, 6)):
-            changed[chance.randrange(reach)] = chance.choice((chance.randrange(256), 0, 1, 255))
-    return bytes(changed)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow, of EXIF
