@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -81,7 +82,7 @@ class TestFormats:
         assert out == (
             f"{broken}/keys/config.pbtxt:6: error config-syntax\n"
             '    its config.pbtxt cannot be read: line 6: Message type "inference.ModelConfig" has no field named '
-            '"max_queue".\n'
+            '"max_queue". (misspelt, or of a release after 26.08, the last one known)\n'
             "    fix: correct keys/config.pbtxt\n"
             f"{broken}/net/1/model.py:1: warning python-import-absent\n"
             "    it imports torch, which is not part of tritonserver's image\n"
@@ -130,6 +131,35 @@ class TestFormats:
         assert out.startswith(f"::error file={broken}/keys/config.pbtxt,line=6,title=config-syntax::its config.pbtxt ")
         assert out.splitlines()[1].startswith(f"::warning file={broken}/net/1/model.py,line=1,")
 
+    def test_names_control_neither_a_terminal_nor_a_workflow(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Both are somebody else's: a folder's name, and what a configuration says."""
+        write_files(
+            {"@/config.pbtxt": OWN + 'name: "a\\033[2J\\n::error::b"', "@/1/": ""}, tmp_path, "net\x1b[2J\n::x,y"
+        )
+        _, text, _ = run(capsys, tmp_path)
+        _, github, _ = run(capsys, tmp_path, "--format", "github")
+        assert "\x1b" not in text + github
+        assert not any(line.lstrip().startswith(("::x", "::error::b")) for line in (text + github).splitlines())
+        assert text.startswith(f"{tmp_path}/net\\x1b[2J\\n::x,y: warning layout-name-characters\n")
+        assert github.startswith(f"::warning file={tmp_path}/net\\x1b[2J%0A%3A%3Ax%2Cy,title=layout-name-characters::")
+
+    def test_a_uri_is_one(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        write_files({"@/config.pbtxt": "backend 5", "@/1/": ""}, tmp_path, "two words")
+        _, out, _ = run(capsys, tmp_path, "--format", "sarif")
+        [result] = json.loads(out)["runs"][0]["results"][-1:]
+        uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+        assert uri == f"{tmp_path}/two%20words/config.pbtxt"
+
+    def test_an_output_that_lacks_a_character(self, tmp_path: Path) -> None:
+        write_files({"@/config.pbtxt": OWN, "@/1/": ""}, tmp_path, "m\u00f6del")
+        command = [sys.executable, "-m", "generator", "doctor", str(tmp_path)]
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert (made.returncode, made.stderr) == (0, "")
+        assert "the name 'm\\xf6del' holds characters" in made.stdout
+
     @pytest.mark.parametrize("format_", ["text", "json", "sarif", "github"])
     def test_keys_are_not_printed(
         self, broken: Path, format_: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -140,6 +170,7 @@ class TestFormats:
         assert "has no value named ***" in out  # it quotes what stands there
         log = tmp_path / "log"
         words = "Internal: cannot reach s3 with AWS_SECRET_ACCESS_KEY=hunter2, --http-restricted-api=health:key=hunter2"
+        words += ", Authorization: Bearer hunter2"
         log.write_text(f"E1122 12:31:28.507750 1 model_lifecycle.cc:642] failed to load 'm' version 1: {words}\n")
         _, more, _ = run(capsys, "--log", log, "--format", format_)
         assert "cannot reach s3" in more
@@ -162,6 +193,7 @@ class TestExitCodes:
             ([], "one of REPOSITORY and --log was expected"),
             ([".", "--log", "x"], "one of REPOSITORY and --log was expected"),
             ([".", "--release", "26"], "'26' is not a release"),
+            ([".", "--release", "26.13"], "'26.13' is not a release"),
             ([".", "--tensorrt", "ten"], "'ten' is not a TensorRT version"),
             ([".", "--gpu", "h100"], "'h100' is not a compute capability"),
             ([".", "--ignore", "config-sintax"], "there is no rule config-sintax"),
@@ -186,6 +218,11 @@ def deep(root: Path) -> None:
     write_files({"@/config.pbtxt": OWN, "@/1/": ""}, root / "models", "net")
 
 
+def in_a_project(root: Path) -> None:
+    deep(root)
+    (root / "src" / "package").mkdir(parents=True)
+
+
 class TestUnusable:
     @pytest.mark.parametrize(
         ("make", "message", "hint"),
@@ -205,6 +242,7 @@ class TestUnusable:
                 "give the folder above it: {parent}",
             ),
             (deep, "holds no model: they are one level deeper", "give the folder that holds them: {root}/models"),
+            (in_a_project, "holds no model: they are one level", "give the folder that holds them: {root}/models"),
         ],
     )
     def test_is_said_with_the_folder_that_is_meant(
@@ -343,7 +381,7 @@ class TestHostileFiles:
         write_files({"@/config.pbtxt": future, "@/1/": ""}, tmp_path, "future")
         found = dict(find_rules(tmp_path))
         assert set(found) == {"platform-unknown", "config-syntax"}
-        assert 'no field named "teleport"' in found["config-syntax"]
+        assert 'no field named "teleport". (misspelt, or of a release after 26.08, the ' in found["config-syntax"]
         path = tmp_path / "future" / "config.pbtxt"
         path.write_text(
             path.read_text().replace("teleport { speed: 3 }\n", "").replace('backend: "own"', 'platform: "ensemble"')
@@ -400,6 +438,45 @@ class TestLogs:
         found = [(one["model"], one["rule"], one["fix"]) for one in json.loads(out)["findings"]]
         assert (code, found) == (1, [("a", "python-import", "pip install x"), ("b", "python-import", "pip install y")])
 
+    PARSER = "[libprotobuf ERROR text_format.cc:337] Error parsing text-format inference.ModelConfig: 1:5: {}"
+    UNREAD = OLD.format("Poll failed for model directory 'a': failed to read text proto from /m/a/config.pbtxt")
+
+    @pytest.mark.parametrize("prefix", ["", "triton-1  | ", "\x1b[36mtriton-1  | \x1b[0m", "2026-11-22T12:31:28.5Z "])
+    def test_what_the_parser_said_is_found_behind_a_prefix(
+        self, prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lines = [self.PARSER.format("oh"), self.PARSER.format("oh"), self.UNREAD]  # two servers on one repository
+        (tmp_path / "log").write_text("".join(f"{prefix}{line}\n" for line in lines))
+        _, out, _ = run(capsys, "--log", tmp_path / "log")
+        assert "config.pbtxt cannot be read: line 1, column 5: oh\n" in out
+
+    def test_a_log_without_its_beginning_is_read_from_its_table(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        table = (
+            "+-------+---------+----------------------------------------------------------+",
+            "| Model | Version | Status                                                   |",
+            "+-------+---------+----------------------------------------------------------+",
+            "| a     | 1       | UNAVAILABLE: Internal: ModuleNotFoundError: No module named 'x' |",
+            "|       |         |                                                          |",
+            "|       |         | At:                                                      |",
+            "|       |         |   /models/a/1/model.py(7): <module>                      |",
+            "| b     | 1       | READY                                                    |",
+            "| c     | 1       | UNAVAILABLE: unloaded                                    |",
+            "+-------+---------+----------------------------------------------------------+",
+        )
+        end = "error: creating server: Internal - failed to load all models"
+        (tmp_path / "log").write_text("".join(f"triton-1  | {line}\n" for line in (*table, end)))
+        code, out, _ = run(capsys, "--log", tmp_path / "log", "--format", "json")
+        found = [(one["model"], one["rule"], one["line"]) for one in json.loads(out)["findings"]]
+        assert (code, found) == (1, [("a", "python-import", 4)])
+        (tmp_path / "log").write_text(end)
+        code, out, _ = run(capsys, "--log", tmp_path / "log")
+        assert code == 1
+        assert "log:1: error unknown-words\n    failed to load all models, and the log does not say which" in out
+        (tmp_path / "log").write_text(self.UNREAD)
+        assert "config.pbtxt cannot be read: the log does not say where" in run(capsys, "--log", tmp_path / "log")[1]
+
     def test_words_that_no_rule_knows_are_given(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "log").write_text(OLD.format("failed to load 'a' version 1: Internal: the moon is full"))
         code, out, _ = run(capsys, "--log", tmp_path / "log")
@@ -411,7 +488,15 @@ class TestLogs:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         assert run(capsys, "--log", "-") == (0, "nothing found\n", "")
 
-    @pytest.mark.parametrize("text", ["", "[INFO] nginx started\nerror: no such upstream\n", "\x00\xff" * 100])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "[INFO] nginx started\nerror: no such upstream\n",
+            "\x00\xff" * 100,
+            "E1122 12:31:28.507750 1 pod.go:12] bad\n",
+        ],
+    )
     def test_a_log_of_another_program_is_refused(
         self, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

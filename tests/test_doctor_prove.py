@@ -97,6 +97,34 @@ def test_the_command_says_what_was_judged(tmp_path: Path, capsys: pytest.Capture
     assert "and doctor agree on 1 of 2 models\n  not judged: two words: its name holds" in captured.err
 
 
+@pytest.mark.server
+def test_what_is_not_copied_is_not_judged(tmp_path: Path) -> None:
+    output = 'output { name: "Y" data_type: TYPE_FP32 dims: 4 label_filename: "labels.txt" }'
+    write_files({"@/config.pbtxt": 'backend: "own"' + output, "@/1/": "", "@/labels.txt": ""}, tmp_path, "large")
+    with (tmp_path / "large" / "labels.txt").open("wb") as file:
+        file.truncate(3 << 30)
+    write_files({"@/config.pbtxt": Path("config.pbtxt"), "@/1/": ""}, tmp_path, "circle")
+    write_files({"@/config.pbtxt": b"\xff", "@/1/": ""}, tmp_path, "garbage")
+    made = prove(read_repository(tmp_path))
+    assert (made.disagreements, made.agreed) == ([], {"garbage": "config-syntax"})
+    assert made.not_judged == {
+        "circle": "its configuration cannot be read",
+        "large": "a label file is too large or cannot be read, and is not copied",
+    }
+
+
+def test_a_configuration_that_may_not_be_read_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user without the right to read it, which root always has."""
+    write_files({"@/config.pbtxt": OWN, "@/1/": ""}, tmp_path, "net")
+
+    def refuse(_: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("generator.doctor.repository._read_text", refuse)
+    made = prove(read_repository(tmp_path))
+    assert (made.disagreements, made.not_judged) == ([], {"net": "its configuration cannot be read"})
+
+
 def test_the_stand_in_is_a_library_that_answers_success(tmp_path: Path) -> None:
     path = tmp_path / "libtriton_own.so"
     path.write_bytes(make_stand_in())

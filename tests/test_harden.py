@@ -23,7 +23,16 @@ from generator.rules.rule import release_key
 from generator.server.container import STOCK_RELEASE, Container, Hardening
 from generator.server.endpoint import is_ready
 from generator.server.harden import Launch, find_input_limit
-from generator.server.hardening import FIXES, OPTIONS, OWNER_HEADER, PIP_RELEASE, PROXY, RESTRICTED_APIS, Option
+from generator.server.hardening import (
+    FIXES,
+    OPTIONS,
+    OWNER_HEADER,
+    PIP_RELEASE,
+    PROXY,
+    RESTRICTED_APIS,
+    Option,
+    describe,
+)
 from generator.server.launch import assemble_backends, assemble_python, make_environment
 from generator.server.ports import Ports, choose_ports
 from generator.server.secret_files import CLIENT_FILES, SERVER_FILES, make_secrets, read_key
@@ -356,6 +365,36 @@ def test_each_release_gets_the_options_that_it_knows(
     assert "# no release has TLS for HTTP: " in text
     assert read_key(secrets) not in text + said
     assert ("taken for 27.01, too" in said) is (release == "27.01")
+
+
+@pytest.mark.parametrize("release", ["25.07", "26.10"])
+def test_docker_runs_the_image_of_the_release_and_says_why_each_option(
+    release: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, _ = run_harden("--release", release, "--format", "docker", "--repository", tmp_path, capsys=capsys)
+    assert f"\n  trtgen-serving:{release} \\\n" in text
+    assert f"# the image: printf 'FROM nvcr.io/nvidia/tritonserver:{release}-py3\\nRUN " in text
+    command = text.partition("docker run ")[2]
+    for option in OPTIONS:
+        assert (f"--{option.name}" in command) == (f"\n# --{option.name}  {describe(option)}\n" in text), option.name
+
+
+def test_configurations_of_others_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, content in {
+        "garbage": b"\xff\xfe",
+        "later": b"teleport: 1",
+        "own": b'parameters { key: "max_bytes" value { string_value: "32MB" } }',
+        "ours": b'max_batch_size: 2 parameters { key: "max_bytes" value { string_value: "1000" } }',
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.pbtxt").write_bytes(content)
+    (tmp_path / "huge").mkdir()
+    with (tmp_path / "huge" / "config.pbtxt").open("wb") as file:
+        file.truncate(3 << 30)
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "config.pbtxt")
+    text, _ = run_harden("--repository", tmp_path, capsys=capsys)
+    assert f"--http-max-input-size={2 * 1000 + 2**16} " in text
 
 
 def test_insecure_releases_are_refused_and_old_ones_warned_of(capsys: pytest.CaptureFixture[str]) -> None:

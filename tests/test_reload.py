@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -124,9 +125,34 @@ def test_a_version_comes_and_goes_without_a_break(
             live.reload(record)
 
 
+@pytest.mark.server
+def test_another_batch_limit_comes_without_a_break(demo: Path) -> None:
+    """An ensemble whose members take fewer images than it does is ended by tritonserver."""
+    record = read_record(demo, "demo")
+    assert record is not None
+    with EmbeddedServer(demo, explicit=True) as server, Callers(server.grpc_url) as callers:
+        live = LiveServer(server.http_url, demo, key=server.secret)
+        headers = {OWNER_HEADER: server.secret}
+        for limit in (8, 4, 32):
+            for model in Layout.of_record(record).models:
+                path = demo / model / "config.pbtxt"
+                path.write_text(re.sub(r"max_batch_size: \d+", f"max_batch_size: {limit}", path.read_text()))
+            live.reload(record)
+            assert endpoint.find_batch_limit(server.http_url, "demo", headers=headers) == limit
+    assert callers.errors == []
+    assert callers.versions
+
+
 def test_what_is_refused_before_anything_is_asked(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reload", "demo", "--repository", str(demo), "--http-url", "10.0.0.1:8000"]) == 1
     assert "10.0.0.1:8000 is not this machine" in capsys.readouterr().err
+    for url in ("http://127.0.0.1:8000", "127.0.0.1", ":8000", "127.0.0.1:x"):
+        assert main(["reload", "demo", "--repository", str(demo), "--http-url", url]) == 1
+        said = capsys.readouterr().err
+        assert f"{url!r} is not an address" in said
+        assert "(--http-url 127.0.0.1:8000)" in said
+    assert main(["reload", "demo", "--repository", str(demo), "--key", str(demo / "absent")]) == 1
+    assert f"the key {demo}/absent cannot be read: No such file or directory\n" in capsys.readouterr().err
     assert main(["reload", "other", "--repository", str(demo)]) == 1
     assert "holds no model 'other'" in capsys.readouterr().err
     assert main(["reload", "demo", "--repository", str(demo), "--version", "7", "--http-url", "127.0.0.1:9"]) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -82,6 +83,8 @@ for _name, _module in _COMMANDS.items():
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code: 0, 1 (an error with a hint), 2 (usage) or 128 + N (signal N)."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have what the terminal's encoding does not
     try:
         code = _run(arguments)
         if sys.stdout is not None:  # which it is after `>&-`

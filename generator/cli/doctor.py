@@ -143,10 +143,11 @@ def _fix(repository: ModelRepository, findings: Sequence[Finding], *, write: boo
     """Show what has one right answer; return whether something was written."""
     from generator.cli.console import say
     from generator.doctor.fix import find_fixes, write_fix
+    from generator.doctor.formats import make_printable
 
     fixes = find_fixes(repository, findings)
     for one in fixes:
-        print(one.diff())
+        print("\n".join(map(make_printable, one.diff().split("\n"))))
         if write:
             write_fix(one)
             say(f"* wrote {one.path}")
@@ -159,6 +160,7 @@ def _fix(repository: ModelRepository, findings: Sequence[Finding], *, write: boo
 
 def _prove(repository: ModelRepository) -> list[Finding]:
     from generator.cli.console import say
+    from generator.doctor.formats import make_printable
     from generator.doctor.prove import SERVER_RELEASE, prove
 
     proof = prove(repository)
@@ -166,7 +168,7 @@ def _prove(repository: ModelRepository) -> list[Finding]:
     agreed = f"{len(proof.agreed)} of {judged} models"
     say(f"tritonserver {SERVER_RELEASE}, by whose rules this is, and doctor agree on {agreed}")
     for model, reason in proof.not_judged.items():
-        say(f"  not judged: {model}: {reason}")
+        say(f"  not judged: {make_printable(model)}: {reason}")
     return proof.disagreements
 
 

@@ -66,4 +66,6 @@ def _read_key(path: Path | None) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise RepositoryError(f"the key {path} cannot be read: {error}", hint="name another file") from error
+        why = getattr(error, "strerror", None) or "it is no text"
+        msg = f"the key {path} cannot be read: {why}"
+        raise RepositoryError(msg, hint="name another file", fields={"key": None}) from error

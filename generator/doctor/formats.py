@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote_from_bytes
 
 from generator.rules import BY_ID
 from generator.rules.rule import SEVERITIES
@@ -25,11 +27,17 @@ def format_text(findings: Sequence[Finding], *, models: int, release: str) -> st
     for finding in findings:
         place = f"{finding.path}:{finding.line}" if finding.line else f"{finding.path}"
         lines += [f"{place}: {finding.severity} {finding.rule.id}", f"    {finding.cause}", f"    fix: {finding.fix}"]
+    lines = [make_printable(line) for line in lines]
     counts = Counter(finding.severity for finding in findings)
     found = ", ".join(f"{counts[one]} {one}{'s' * (counts[one] != 1)}" for one in SEVERITIES if counts[one])
     where = f" in {models} model{'s' * (models != 1)}, for release {release}" if models else ""
     lines.append(f"{found or 'nothing found'}{where}")
     return "\n".join(lines)
+
+
+def make_printable(text: str) -> str:
+    """Return the text without what would control a terminal: names and words in it are somebody else's."""
+    return "".join(one if one.isprintable() or one == "\t" else one.encode("unicode_escape").decode() for one in text)
 
 
 def format_json(findings: Sequence[Finding], *, models: int, release: str) -> str:
@@ -89,7 +97,7 @@ def format_sarif(findings: Sequence[Finding], *, models: int, release: str) -> s
 
 
 def _locate(finding: Finding) -> dict[str, Any]:
-    location: dict[str, Any] = {"artifactLocation": {"uri": finding.path.as_posix()}}
+    location: dict[str, Any] = {"artifactLocation": {"uri": quote_from_bytes(os.fsencode(finding.path))}}
     if finding.line:
         location["region"] = {"startLine": finding.line}
     return location
@@ -102,11 +110,16 @@ def format_github(findings: Sequence[Finding], *, models: int, release: str) -> 
     lines = []
     for finding in findings:
         line = f",line={finding.line}" if finding.line else ""
-        text = f"{finding.cause}. Fix: {finding.fix}"
-        for character, code in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
-            text = text.replace(character, code)
-        lines.append(f"::{levels[finding.severity]} file={finding.path}{line},title={finding.rule.id}::{text}")
+        path = _escape(str(finding.path), "%\r\n:,")  # the latter two would end a property
+        text = _escape(f"{finding.cause}. Fix: {finding.fix}", "%\r\n")
+        lines.append(f"::{levels[finding.severity]} file={path}{line},title={finding.rule.id}::{text}")
     return "\n".join(lines)
+
+
+def _escape(text: str, characters: str) -> str:
+    """Return the text as a workflow command takes it, where a line of its own would be a command of its own."""
+    coded = {ord(one): f"%{ord(one):02X}" for one in characters}
+    return "".join(one.translate(coded) if one in characters else make_printable(one) for one in text)
 
 
 FORMATS = {"text": format_text, "json": format_json, "sarif": format_sarif, "github": format_github}

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # How a line of tritonserver begins, in both of its formats; what runs it may write something before that.
 _BEGINS = r"(?:\d{4}-\d\d-\d\dT[\d:.]+Z [IWEF] \d+ |[IWEF]\d{4} \d\d:\d\d:\d\d)"
-_BEFORE = re.compile(rf"^\S.*?[ |](?={_BEGINS})")
-_SERVER = re.compile(rf"^{_BEGINS}|^error: creating server", re.MULTILINE)
+_ALSO = r"\[libprotobuf ERROR |error: creating server|\S*triton_python_backend_stub: error while"
+_BEFORE = re.compile(rf"^(?!{_BEGINS}|{_ALSO})\S.*?[ |](?={_BEGINS}|{_ALSO})")
+# Programs in Go, such as those of Kubernetes, begin their lines as the older format does.
+_SERVER = re.compile(rf"^{_BEGINS}(?![^\]\n]*\.go:\d+\])|^error: creating server", re.MULTILINE)
+_ENDED = "failed to load all models"
 
 
 def explain_log(text: str, path: Path) -> list[Finding]:
@@ -38,4 +41,8 @@ def explain_log(text: str, path: Path) -> list[Finding]:
         known = find_rule(words, model=model)
         rule, values = known or (BY_ID["unknown-words"], {"words": words})
         findings[model] = Finding(rule=rule, model=model or "the server", path=path, line=line, values=values)
+    if not findings and _ENDED in plain:  # and why was said in lines that are not here
+        line = next(number for number, one in enumerate(plain.splitlines(), 1) if _ENDED in one)
+        values = {"words": f"{_ENDED}, and the log does not say which: its beginning is missing"}
+        return [Finding(rule=BY_ID["unknown-words"], model="the server", path=path, line=line, values=values)]
     return list(findings.values())

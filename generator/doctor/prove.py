@@ -6,6 +6,7 @@ file, and one backend, which does nothing, under the name of each that is asked 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 SERVER_RELEASE = "24.10"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")  # of models and backends; the pip server takes no other path
-_LARGEST_LABELS_BYTES = 16 << 20
+_LARGEST_COPIED_BYTES = 16 << 20
 _ALSO = {"backend-unstated": "layout-no-config"}  # of a folder without a configuration, which a backend may complete
 _OF_MEMBERS = ("ensemble-member-failed", "ensemble-members-absent")
 _START_S, _MODEL_S = 60, 0.5
@@ -115,13 +116,17 @@ def _find_obstacle(model: ModelFolder) -> str | None:
     if not _NAME.fullmatch(model.name):
         return "its name holds a character that the pip server does not take in a path"
     if not isinstance(model, ConfiguredModel):
-        return None
+        is_text = model.fault is not None and model.fault.line is not None and is_file(model.config_path)
+        return None if is_text and _is_copied(model.config_path) else "its configuration cannot be read"
     config, backend = model.config, find_backend(model)
     stated = all(one.dims and one.data_type for one in (*config.input, *config.output))
     obstacles = {
         "it has repository agents, whose libraries are not here": bool(config.model_repository_agents.agents),
         "a label file lies outside its folder, and is not copied": any(
             ".." in Path(one.label_filename).parts for one in config.output
+        ),
+        "a label file is too large or cannot be read, and is not copied": not all(
+            _is_copied(path) for path in _find_labels(model)
         ),
         "the name of its backend is not one of a folder": not all(
             _NAME.fullmatch(name) for name in (backend, config.backend) if name
@@ -136,9 +141,7 @@ def _copy_model(model: ModelFolder, target: Path, backends: Path) -> None:
     for version in model.versions:
         (target / str(version)).mkdir()
     if not isinstance(model, ConfiguredModel):
-        source = model.config_path
-        if is_file(source) and source.stat().st_size <= _LARGEST_LABELS_BYTES:
-            shutil.copyfile(source, target / CONFIG)
+        shutil.copyfile(model.config_path, target / CONFIG)
         return
     if model.text is None and not model.versions:
         return
@@ -171,14 +174,21 @@ def _change_config(model: ConfiguredModel) -> Any:
 
 
 def _copy_labels(model: ConfiguredModel, target: Path) -> None:
-    for output in model.config.output:
-        name = Path(output.label_filename)
-        source = model.path / name
-        if not output.label_filename or name.is_absolute() or ".." in name.parts or not is_file(source):
-            continue
-        if source.stat().st_size <= _LARGEST_LABELS_BYTES:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target / name)
+    for source in _find_labels(model):
+        copy = target / source.relative_to(model.path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+
+
+def _find_labels(model: ConfiguredModel) -> list[Path]:
+    """Return the label files that are there, in the model's folder."""
+    names = [Path(output.label_filename) for output in model.config.output if output.label_filename]
+    inside = [model.path / name for name in names if not name.is_absolute() and ".." not in name.parts]
+    return [path for path in inside if is_file(path)]
+
+
+def _is_copied(path: Path) -> bool:
+    return os.access(path, os.R_OK) and path.stat().st_size <= _LARGEST_COPIED_BYTES
 
 
 def _write_config(config: Any, path: Path) -> None:

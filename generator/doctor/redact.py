@@ -11,6 +11,9 @@ _HIDDEN = "***"
 _STATED = re.compile(rf"({_NAMES}\w*\\?[\"']?\s*[:=]\s*\\?[\"']?)[^\s\"',}}\\]+", re.IGNORECASE)
 # --http-restricted-api=GROUPS:KEY=VALUE and its like
 _RESTRICTED = re.compile(r"(--\w+-restricted-\w+=[^=\s]+=)[^\s\"']+")
+_AUTHORIZATION = re.compile(
+    r"(authorization\\?[\"']?\s*[:=]\s*\\?[\"']?(?:bearer|basic|token)\s+)[^\s\"',}\\]+", re.IGNORECASE
+)
 _PARAMETER = re.compile(
     rf"key\s*:\s*[\"'][^\"']*{_NAMES}[^\"']*[\"'][^}}]*?string_value\s*:\s*[\"']([^\"'\n]+)", re.IGNORECASE
 )
@@ -20,4 +23,6 @@ def redact(text: str, *, of: str = "") -> str:
     """Return the text with *** for what looks like a key or a password, there or in the configuration `of`."""
     for secret in {match[1] for match in _PARAMETER.finditer(of)}:
         text = text.replace(secret, _HIDDEN)
-    return _RESTRICTED.sub(rf"\1{_HIDDEN}", _STATED.sub(rf"\1{_HIDDEN}", text))
+    for pattern in (_STATED, _AUTHORIZATION, _RESTRICTED):
+        text = pattern.sub(rf"\1{_HIDDEN}", text)
+    return text

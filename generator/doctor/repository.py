@@ -107,8 +107,8 @@ def read_repository(root: Path) -> ModelRepository:
     if not folders:
         raise SourceError(f"{root} holds no folder, a folder for each model was expected", hint=_GIVE)
     models = {name: _read_model(root / name) for name in folders}
-    deeper = [model.path for model in models.values() if _holds_models(model)]
-    if deeper and len(deeper) == len([name for name in models if not name.startswith(".")]):
+    deeper = [] if any(map(_is_model, models.values())) else [one.path for one in models.values() if _holds_models(one)]
+    if deeper:
         msg = f"{root} holds no model: they are one level deeper"
         raise SourceError(msg, hint=f"give the folder that holds them: {deeper[0]}")
     return ModelRepository(root=root, models=models)
@@ -138,10 +138,13 @@ def is_missing(path: Path) -> bool:
     return False
 
 
+def _is_model(model: ModelFolder) -> bool:
+    """Tell whether a folder was meant to be a model; those of a project, beside its repository, are not."""
+    return not isinstance(model, ConfiguredModel) or model.text is not None or bool(model.versions)
+
+
 def _holds_models(model: ModelFolder) -> bool:
     """Tell whether a folder is a repository itself."""
-    if not isinstance(model, ConfiguredModel) or model.text is not None or model.versions:
-        return False
     return any(is_file(model.path / entry.name / CONFIG) for entry in model.entries if is_folder(entry))
 
 

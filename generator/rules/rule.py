@@ -56,7 +56,7 @@ def release_key(release: str) -> tuple[int, int]:
     Raises:
         ValueError: It is no release.
     """
-    if not (match := re.fullmatch(r"(\d\d)\.(\d\d)", release)):
+    if not (match := re.fullmatch(r"(\d\d)\.(0[1-9]|1[0-2])", release)):
         msg = f"{release!r} is not a release of the container, such as 24.10"
         raise ValueError(msg)
     return int(match[1]), int(match[2])

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # Answers are small: 1,000 scores are 4 kB. The memory is taken as the cache fills.
 CACHE_BYTES = 256 * 2**20
+_LARGEST_CONFIG_BYTES = 16 << 20  # a configuration has thousands of bytes
 
 
 def read_configs(root: Path) -> dict[str, Any]:
@@ -21,10 +22,16 @@ def read_configs(root: Path) -> dict[str, Any]:
     configs = {}
     for path in sorted(root.glob("*/config.pbtxt")):
         try:
-            configs[path.parent.name] = parse_config(path.parent.name, path.read_text(encoding="utf-8"))
-        except (ConfigError, OSError, UnicodeDecodeError):
+            text = path.read_text(encoding="utf-8") if _is_readable(path) else ""
+            configs[path.parent.name] = parse_config(path.parent.name, text)
+        except (ConfigError, OSError, UnicodeDecodeError, RecursionError):
             configs[path.parent.name] = model_config_pb2.ModelConfig()
     return configs
+
+
+def _is_readable(path: Path) -> bool:
+    """Tell whether it is a file, no pipe that nobody writes to, and not gigabytes, which take minutes."""
+    return path.is_file() and path.stat().st_size <= _LARGEST_CONFIG_BYTES
 
 
 def find_options(root: Path) -> list[str]:

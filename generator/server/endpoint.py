@@ -62,6 +62,22 @@ def list_models(url: str, *, headers: Mapping[str, str]) -> list[ModelState]:
     return sorted(states, key=lambda state: (state.name, state.version))
 
 
+def find_batch_limit(url: str, name: str, *, headers: Mapping[str, str]) -> int:
+    """Return the max_batch_size of a model that is served.
+
+    Raises:
+        ServerError: The server does not say.
+    """
+    try:
+        status, body = _request(url, "GET", f"/v2/models/{name}/config", headers)
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(f"tritonserver at {url} does not answer: {error}", hint="look at its log") from error
+    if status != http.client.OK:
+        msg = f"tritonserver at {url} does not show the configuration of {name}: HTTP {status}"
+        raise ServerError(msg, hint="give its key", fields={"key": None})
+    return int(json.loads(body).get("max_batch_size", 0))
+
+
 def load_model(url: str, name: str, *, headers: Mapping[str, str], body: Mapping[str, object]) -> None:
     """Load a model, or load it again, and wait until it is ready; `body` is that of Triton's repository API.
 

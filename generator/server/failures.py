@@ -54,6 +54,8 @@ _NOISE = re.compile(
     r"server\.cc:\d+\] $"
 )
 _PROTOBUF = re.compile(r"^\[libprotobuf ERROR .*?Error parsing text-format \S+: (\d+):(\d+): (?P<detail>.*)$")
+# A version in the table that is written when all models are through, and the lines that go on with its status.
+_ROW = re.compile(r"\| (?P<model>[^|]*?) +\| (?P<version>\d*|-) +\| (?P<status>.*?) *\|\s*$")
 # Where the rest of a message is said about the model that it names.
 _FAILURES = (
     re.compile(r"^failed to load '(?P<model>[^']+)' version \d+: (?P<words>.*)", re.DOTALL),
@@ -199,9 +201,10 @@ def _describe(findings: list[Finding], *, log_path: Path, note: str = "") -> Ser
 
 
 def read_failures(log: str) -> Iterator[tuple[str, str, int]]:
-    """Yield (model, words, line) for every line that reports a failure, then for every request of a warmup that raised.
+    """Yield (model, words, line) for every line that reports a failure.
 
-    tritonserver may crash before it says that such a request is why a model failed.
+    Then for every request of a warmup that raised: tritonserver may crash before it says that this is why a model
+    failed. Last what the table of all models says, which is what is left of a log whose beginning was cut off.
     """
     syntax: list[str] = []
     requests: list[tuple[str, str, int]] = []
@@ -216,13 +219,30 @@ def read_failures(log: str) -> Iterator[tuple[str, str, int]]:
                 requests.append((found["model"], f"failed to run warmup sample: {found['words']}", number))
             elif found := next(filter(None, (pattern.match(message) for pattern in _FAILURES)), None):
                 words = found["words"].strip()
-                if "failed to read text proto" in words and syntax:
-                    words += f" ({'; '.join(syntax)})"
+                if "failed to read text proto" in words:
+                    syntax = syntax or ["the log does not say where"]
+                    words += f" ({'; '.join(dict.fromkeys(syntax))})"
                     syntax = []
                 yield found["model"], words, number
         elif (match := _FATAL_LINE.match(line)) and "failed to load all models" not in line:
             yield "", match["words"], number
     yield from requests
+    yield from _read_table(log)
+
+
+def _read_table(log: str) -> Iterator[tuple[str, str, int]]:
+    rows: list[tuple[str, list[str], int]] = []
+    for number, line in enumerate(log.splitlines(), 1):
+        if not (match := _ROW.search(line)):
+            continue
+        if match["model"]:
+            rows.append((match["model"], [match["status"]], number))
+        elif rows:
+            rows[-1][1].append(match["status"])
+    for model, lines, number in rows:
+        state, _, words = "\n".join(lines).partition(": ")
+        if state == "UNAVAILABLE" and words not in ("", "unloaded"):
+            yield model, words, number
 
 
 def _unquote(message: str) -> str:

@@ -8,7 +8,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from generator.render import render
-from generator.server.container import Container, Hardening
+from generator.server.configs import read_configs
+from generator.server.container import DEFAULT_IMAGE, STOCK_RELEASE, Container, Hardening
 from generator.server.hardening import (
     DEFAULT_INPUT_BYTES,
     KEY,
@@ -18,9 +19,8 @@ from generator.server.hardening import (
     read_key_in_shell,
     write_options,
 )
-from generator.server.ports import LOOPBACK, Ports
+from generator.server.ports import ANY_ADDRESS, LOOPBACK, Ports
 from generator.server.secret_files import API_KEY, SERVER_FILES
-from generator.triton.check import parse_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,10 +61,23 @@ class Launch:
 
     def write_docker(self) -> str:
         """Return the `docker run` command of `trtgen serve --container --hardened`, one argument a line."""
+        release = self.hardening.release
+        image = DEFAULT_IMAGE.replace(STOCK_RELEASE, release)
         ports = Ports(http=8000, grpc=8001, metrics=8002)
-        argv = Container(self.repository, ports=ports, gpus=self.gpus, hardening=self.hardening).argv
-        remarks = "".join(f"# {remark}\n" for remark in list_remarks(self.hardening.release))
-        return remarks + " \\\n  ".join([shlex.join(argv[:2]), *map(shlex.quote, argv[2:])]) + "\n"
+        argv = Container(self.repository, ports=ports, image=image, gpus=self.gpus, hardening=self.hardening).argv
+        values = Values(address=ANY_ADDRESS, key="...", max_input_bytes=self.hardening.max_input_bytes)
+        written = write_options(values, "tls", "hardened", release=release)
+        stock = f"nvcr.io/nvidia/tritonserver:{release}-py3"
+        install = (
+            f"PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir pillow=={metadata.version('pillow')}"
+        )
+        comments = [
+            *list_remarks(release),
+            f"the image: printf 'FROM {stock}\\nRUN {install}\\n' | docker build -t {image} -",
+            *(f"{text.partition('=')[0]}  {describe(option)}" for option, text in written),
+        ]
+        lines = [shlex.join(argv[:2]), *map(shlex.quote, argv[2:])]
+        return "".join(f"# {comment}\n" for comment in comments) + " \\\n  ".join(lines) + "\n"
 
     def write_compose(self) -> str:
         """Return a compose file of tritonserver and nginx."""
@@ -103,14 +116,10 @@ def find_input_limit(repository: Path) -> int:
     """Return the bytes of the largest image that a recipe takes, as many times as its largest batch.
 
     Triton's own limit where the repository has no recipe.
-
-    Raises:
-        ConfigError: A configuration cannot be read.
     """
     limits = []
-    for path in sorted(repository.glob("*/config.pbtxt")):
-        config = parse_config(path.parent.name, path.read_text(encoding="utf-8"))
-        if "max_bytes" in config.parameters:
-            image = int(config.parameters["max_bytes"].string_value)
-            limits.append(image * max(config.max_batch_size, 1) + _HEADER_BYTES)
+    for config in read_configs(repository).values():
+        image = config.parameters["max_bytes"].string_value if "max_bytes" in config.parameters else ""
+        if image.isdecimal():  # another program's may be called so, too
+            limits.append(int(image) * max(config.max_batch_size, 1) + _HEADER_BYTES)
     return min(max(limits, default=DEFAULT_INPUT_BYTES), _MOST_BYTES)

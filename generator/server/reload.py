@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from generator.errors import RepositoryError, ServerError
 from generator.repository import Layout
@@ -29,11 +29,15 @@ class LiveServer:
         key: What opens its repository API.
 
     Raises:
-        ServerError: The address is another machine's: whoever may load models may run code there.
+        ServerError: It is no address, or another machine's: whoever may load models may run code there.
     """
 
     def __init__(self, url: str, root: Path, *, key: str) -> None:
-        if not is_loopback(url.rpartition(":")[0]):
+        host, _, port = url.rpartition(":")
+        if not host or "/" in host or not port.isdecimal():
+            msg = f"{url!r} is not an address, a name and a port were expected"
+            raise ServerError(msg, hint="give one", fields={"http_url": "127.0.0.1:8000"})
+        if not is_loopback(host):
             raise ServerError(
                 f"{url} is not this machine, and whoever may load models may run code: only loopback is served so",
                 hint="run it where the server runs",
@@ -77,7 +81,11 @@ class LiveServer:
         return before
 
     def _load_all(self, models: Sequence[str], target: int, versions: Sequence[int] | None) -> None:
-        for model in models:
+        ensemble = models[-1]
+        served = endpoint.find_batch_limit(self._url, ensemble, headers=self._headers)
+        # An ensemble may not take more than its members: where they are to take less, it comes before them, too.
+        lowered = len(models) > 1 and self._read_config(ensemble).max_batch_size < served
+        for model in [ensemble, *models] if lowered else models:
             self._load(model, versions)
         now = self._find_versions(models)
         if late := [model for model in models if target not in now[model]]:
@@ -100,9 +108,12 @@ class LiveServer:
         if versions is not None:
             from google.protobuf import json_format
 
-            config = parse_config(model, (self._root / model / "config.pbtxt").read_text(encoding="utf-8"))
+            config = self._read_config(model)
             config.name = model
             config.version_policy.specific.versions[:] = versions
             text = json.dumps(json_format.MessageToDict(config, preserving_proto_field_name=True))
             body = {"parameters": {"config": text}}
         endpoint.load_model(self._url, model, headers=self._headers, body=body)
+
+    def _read_config(self, model: str) -> Any:
+        return parse_config(model, (self._root / model / "config.pbtxt").read_text(encoding="utf-8"))

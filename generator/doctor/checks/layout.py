@@ -12,7 +12,7 @@ from generator.doctor.finding import Finding, at_path, in_config
 from generator.doctor.onnx_header import LFS
 from generator.doctor.repository import is_file, is_folder, is_missing
 from generator.rules import BY_ID
-from generator.rules.releases import FIELDS
+from generator.rules.releases import FIELDS, RELEASES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -35,7 +35,9 @@ def check_readable(model: ModelFolder) -> Iterator[Finding]:
         yield at_path(model, "layout-unreadable", model.config_path, path=model.config_path, detail=fault.detail)
         return
     field = next((name for name in FIELDS if f'no field named "{name}"' in fault.detail), None)
-    values = {"path": model.config_path, "detail": f"line {fault.line}: {fault.detail}", "field": field}
+    unknown = "no field named" in fault.detail and field is None
+    either = f" (misspelt, or of a release after {RELEASES[-1].name}, the last one known)" if unknown else ""
+    values = {"path": model.config_path, "detail": f"line {fault.line}: {fault.detail}{either}", "field": field}
     rule = BY_ID["config-field-newer" if field else "config-syntax"]
     yield Finding(rule=rule, model=model.name, path=model.config_path, line=fault.line, values=values)
 
