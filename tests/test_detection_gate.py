@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -352,6 +353,19 @@ def test_a_fault_in_the_preprocessing_fails_the_pixels(
     assert cause in result.cause, result
     if "height, " in old:
         assert "GEOMETRY is wrong" in result.reason
+
+
+@pytest.mark.parametrize(("off", "values", "status"), [(2, 5, "proved"), (2, 10_000, "failed"), (3, 1, "failed")])
+def test_pixels_of_a_gpu_may_be_off_in_few_values(root: Path, off: int, values: int, status: str) -> None:
+    candidate, reference = look_up(root)
+    on_gpu = dataclasses.replace(candidate, spec=candidate.spec.model_copy(update={"decode": "gpu"}))
+    pixels = reference.pixels.copy()
+    first = pixels[0].reshape(-1)[:values]
+    first[:] = np.where(first > 127, first - off, first + off)
+    assert judge_pixels({"PIXELS": pixels}, on_gpu, reference).status == status
+    on_cpu = judge_pixels({"PIXELS": pixels}, candidate, reference)
+    assert on_cpu.status == "failed"
+    assert on_cpu.reason.startswith("1 of ")
 
 
 CORNERS = "(boxes.reshape(-1, 2, 2) - offset) / scale"

@@ -77,7 +77,7 @@ def judge_pixels(answers: Mapping[str, NDArray[Any]], candidate: Candidate, refe
         status="failed",
         measured=f"{levels[worst]}/255",
         reason=f"{int((~alike).sum())} of {len(levels)} images differ by more than "
-        f"{'2 levels of 255, or in many values by 2' if on_gpu else '1 level of 255'}, "
+        f"{'2 levels of 255, or by 2 in more than 1 of 1,000 values' if on_gpu else '1 level of 255'}, "
         f"{reference.names[worst]} by {levels[worst]}",
         cause=causes.of_pixels(candidate, reference, pixels),
     )

@@ -1,6 +1,6 @@
 """Inputs of requests read where they lie: in the stub's shared memory, which the GPU copies from once it is registered.
 
-To be measured (TRTGEN_RAW_INPUTS=1, benchmarks.gpu_serving --variants): it saves the copy into the staging memory. With
+To be measured (TRTGEN_RAW_INPUTS=1, gpu_serving --steps variants): it saves the copy into the staging memory. With
 the model's parameter FORCE_CPU_ONLY_INPUT_TENSORS "no", tensors that a client put into the GPU's memory stay there.
 """
 
