@@ -42,6 +42,8 @@ _COMMANDS = {
     "inspect": "inspect",
     "bench": "bench",
 }
+# group -> its commands, each a function of the module named like the group, whose docstring is the group's help.
+_GROUPS: dict[str, dict[str, str]] = {}
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 app = typer.Typer(
@@ -79,6 +81,12 @@ def _options(
 for _name, _module in _COMMANDS.items():
     _command = getattr(importlib.import_module(f"generator.cli.{_module}"), _module)
     app.command(_name, cls=Command)(with_verbosity(_command))
+for _name, _functions in _GROUPS.items():
+    _module = importlib.import_module(f"generator.cli.{_name}")
+    _group = typer.Typer(cls=Group, help=_module.__doc__, no_args_is_help=True)
+    for _name_in_group, _function in _functions.items():
+        _group.command(_name_in_group, cls=Command)(with_verbosity(getattr(_module, _function)))
+    app.add_typer(_group, name=_name)
 
 
 def main(arguments: Sequence[str]) -> int:
