@@ -8,6 +8,7 @@
     |- DeviceError                  no GPU, no driver, or its memory is exhausted
     |- ConfigError                  a rendered config.pbtxt breaks one of Triton's rules, or disagrees with the graph
     |- RepositoryError              the model repository cannot be read, staged, published or recovered
+    |- ReleaseError                 a release or its store cannot be read or written, or is not what it says
     |- ServerError                  tritonserver does not start, does not get ready, or stops; keeps the log's tail
     |- VerificationError            a stage of the gate ran and failed
     |- PerfError                    perf_analyzer is absent or its run failed
@@ -88,6 +89,10 @@ class ConfigError(TrtgenError):
 
 class RepositoryError(TrtgenError):
     """The model repository cannot be read, staged, published or recovered."""
+
+
+class ReleaseError(TrtgenError):
+    """A release, a channel or the store that holds them cannot be read or written, or is not what it should be."""
 
 
 class ServerError(TrtgenError):

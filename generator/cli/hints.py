@@ -64,7 +64,10 @@ def write_command(command: Sequence[str], fields: Mapping[str, object]) -> str:
         arguments = given.pop("names", [])
         fields = {**fields, **{key: value for key, value in given.items() if key not in fields}}
     group: Any = _context.find_root().command
-    options = _options(group.commands[name], fields, defaults=False)
+    called = group.commands[name]
+    if hasattr(called, "commands"):
+        called = called.commands[arguments[0]]
+    options = _options(called, fields, defaults=False)
     return " ".join(["trtgen", name, *map(shlex.quote, arguments), *options])
 
 

@@ -27,12 +27,23 @@ class JsonRecord(BaseModel):
         """Read the file.
 
         Raises:
-            ValueError: It cannot be read, is of another format, or a field is not what it should be; in words.
+            ValueError: It cannot be read, or as `parse`.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            data = path.read_bytes()
         except OSError as error:
             raise ValueError(error.strerror or str(error)) from error
+        return cls.parse(data)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read the file's content.
+
+        Raises:
+            ValueError: It is of another format, or a field is not what it should be; in words.
+        """
+        try:
+            return cls.model_validate_json(data)
         except ValidationError as error:
             for detail in error.errors():
                 if detail["loc"] == ("format",):

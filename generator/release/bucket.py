@@ -1,0 +1,212 @@
+"""A store in a bucket of S3, Google Cloud Storage or Azure, by the package obstore."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from generator.errors import MissingDependencyError, ReleaseError
+from generator.files import hash_file
+from generator.release.manifest import RELEASES, File
+from generator.release.store import Stored
+from generator.release.transfer import PART_BYTES, run_all, share_parts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from obstore import UpdateVersion
+    from obstore.store import ClientConfig, S3Config
+
+# Any of these says where S3's credentials come from; without one only Amazon's machines have some.
+_CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+)
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_SET_KEYS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; those of a profile: aws configure export-credentials --format env"
+)
+_SET_REGION = "set AWS_REGION to the region of the bucket"
+# The store's code -> what is wrong, what to do.
+_CODES = {
+    "NoSuchBucket": ("there is no such bucket", "make the bucket, or correct the address"),
+    "ContainerNotFound": ("there is no such container", "make the container, or correct the address"),
+    "InvalidAccessKeyId": ("the access key is not known there", _SET_KEYS),
+    "SignatureDoesNotMatch": ("the secret key is not that of the access key", _SET_KEYS),
+    "ExpiredToken": ("the credentials have expired", _SET_KEYS),
+    "InvalidToken": ("the session token is not valid", _SET_KEYS),
+    "AccessDenied": ("these credentials may not do that", "give them the rights that docs/releases.md lists"),
+    "RequestTimeTooSkewed": (
+        "the clock of this machine is more than 15 minutes off",
+        "set the clock (timedatectl set-ntp true)",
+    ),
+    "AuthorizationHeaderMalformed": ("the bucket is in another region", _SET_REGION),
+    "PermanentRedirect": ("the bucket is in another region", _SET_REGION),
+}
+# Words of obstore's, where the store did not answer with a code.
+_WORDS = {
+    r"/latest/(api/token|meta-data)": ("there are no credentials", _SET_KEYS),
+    r"without LOCATION": ("the bucket is in another region", _SET_REGION),
+    r"error sending request|operation timed out": (
+        "it cannot be reached",
+        "check the network; AWS_ENDPOINT_URL names a server other than Amazon's",
+    ),
+}
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+
+
+class Bucket:
+    """A store below a prefix of a bucket."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            from obstore.store import from_url
+        except ImportError as error:
+            raise MissingDependencyError("obstore", extra="storage", why="it reads and writes buckets") from error
+        self.url = url
+        config: S3Config = {}
+        options: ClientConfig = {"timeout": "5m"}  # of a part, on a slow line
+        retries = 5
+        if url.startswith("s3://"):
+            config["checksum_algorithm"] = "SHA256"
+            endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+            options["allow_http"] = endpoint.startswith("http://")
+            if not any(os.environ.get(name) for name in _CREDENTIALS):
+                retries = 1  # to ask for those of an Amazon machine takes long where there is none
+        with self._errors():
+            self._objects = from_url(
+                url,
+                config=config,
+                client_options=options,
+                retry_config={"max_retries": retries, "retry_timeout": timedelta(minutes=1)},
+            )
+
+    def read(self, path: str) -> Stored | None:
+        """See `Store`."""
+        with self._errors():
+            try:
+                found = self._objects.get(path)
+            except FileNotFoundError as error:
+                if _find_code(str(error)) in ("NoSuchBucket", "ContainerNotFound"):
+                    raise
+                return None
+            tag = {key: str(value) for key in ("e_tag", "version") if (value := found.meta.get(key)) is not None}
+            return Stored(data=bytes(found.bytes()), tag=tag)
+
+    def read_part(self, path: str, start: int, stop: int) -> memoryview:
+        """See `Store`."""
+        with self._errors():
+            return memoryview(self._objects.get_range(path, start=start, end=stop))
+
+    def write(self, path: str, data: bytes) -> None:
+        """See `Store`."""
+        with self._errors():
+            self._objects.put(path, data)
+
+    def swap(self, path: str, data: bytes, before: Stored | None) -> bool:
+        """See `Store`."""
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        # obstore refuses a version of None: a key without a value has to be left out
+        now = cast("UpdateVersion", dict(before.tag)) if before else None
+        with self._errors():
+            try:
+                self._objects.put(path, data, mode=now or "create")
+            except (AlreadyExistsError, PreconditionError):
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def upload(self) -> Iterator[_Upload]:
+        """See `Store`. What a failed push leaves is finished by the next one of the same content, or pruned."""
+        yield _Upload(self)
+
+    def list_names(self, folder: str) -> list[str]:
+        """See `Store`."""
+        with self._errors():
+            found = self._objects.list_with_delimiter(folder or None)
+        folders = [f"{name.rpartition('/')[2]}/" for name in found["common_prefixes"]]
+        return sorted([*folders, *(one["path"].rpartition("/")[2] for one in found["objects"])])
+
+    def last_change(self, folder: str) -> datetime | None:
+        """See `Store`."""
+        return max((one["last_modified"] for one in self._list(folder)), default=None)
+
+    def remove(self, path: str) -> None:
+        """See `Store`."""
+        with self._errors():
+            self._objects.delete(path)
+
+    def delete(self, folder: str) -> None:
+        """See `Store`."""
+        if paths := [one["path"] for one in self._list(folder)]:
+            with self._errors():
+                self._objects.delete(paths)
+
+    def _list(self, folder: str) -> list[Any]:
+        with self._errors():
+            return [one for chunk in self._objects.list(folder) for one in chunk]
+
+    def put_file(self, source: Path, path: str, *, parts: int) -> None:
+        """Send a file, in `parts` parts at the same time if it is large, each with its SHA-256 where S3 checks it."""
+        with self._errors():
+            self._objects.put(path, source, chunk_size=PART_BYTES, max_concurrency=parts)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Translate what obstore raises.
+
+        Raises:
+            ReleaseError: With what the store says, and what to do.
+        """
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, FileNotFoundError, PermissionError, ValueError) as error:
+            text = str(error)
+            known = _CODES.get(_find_code(text)) or next(
+                (known for words, known in _WORDS.items() if re.search(words, text)), None
+            )
+            said = " ".join(text.partition("\n\nDebug source")[0].split())[:400]
+            what, hint = known or (said, "look at what the store says")
+            raise ReleaseError(f"{self.url} cannot be used: {what}", hint=hint) from error
+
+
+class _Upload:
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._sources: dict[str, tuple[Path, os.stat_result]] = {}
+
+    def add(self, source: Path, path: str) -> File:
+        before = source.stat()
+        self._sources[path] = (source, before)
+        return File(size_bytes=before.st_size, sha256=hash_file(source))
+
+    def finish(self, release: str) -> Iterator[str]:
+        parts = share_parts([status.st_size for _, status in self._sources.values()])
+
+        def send(path: str) -> None:
+            source, before = self._sources[path]
+            self._bucket.put_file(source, f"{RELEASES}/{release}/{path}", parts=parts)
+            now = source.stat()
+            if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                msg = f"{source} was changed while it was pushed"
+                raise ReleaseError(msg, hint="push again when nothing writes there")
+
+        largest_first = sorted(self._sources, key=lambda path: -self._sources[path][1].st_size)
+        for path, _ in run_all(send, largest_first):
+            yield path
+
+
+def _find_code(text: str) -> str:
+    found = _CODE.search(text)
+    return found[1] if found else ""
