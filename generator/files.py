@@ -99,6 +99,14 @@ def hash_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def find_cache() -> Path:
+    """Return where what can be made again is kept: `trtgen` in $XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # a relative one is to be ignored, says the XDG specification
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "trtgen"
+
+
 def write_temporary(path: Path, data: bytes) -> Path:
     """Write `data` to a new file in the folder of `path`, synced to the disk, for the caller to rename; OSError."""
     number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

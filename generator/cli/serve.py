@@ -19,6 +19,7 @@ from generator.cli.console import say, show_progress, step
 from generator.cli.options import SERVED_VARIABLES, RepositoryOption
 from generator.errors import ServerError
 from generator.events import Doing
+from generator.release.store import is_address
 from generator.signals import EndedBySignal
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from generator.server.embedded import EmbeddedServer
     from generator.server.ports import Ports
 
-CONTAINER = "Container"  # a panel of --help
+CONTAINER, RELEASE = "Container", "With a STORE"  # panels of --help
+_REPOSITORY = Path("model_repository")
 _COMMAND_ENDS_S = 10.0  # what a command gets to clean up
 PortOption = Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 takes a free one.")]
 
@@ -37,13 +39,14 @@ def serve(
     command: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="-- COMMAND",
-            help="Run this once every model is ready, then stop and leave with its exit code.",
+            metavar="[STORE] -- COMMAND",
+            help="A store of releases, such as s3://bucket/releases: its release is served. After --: run this once "
+            "every model is ready, then stop and leave with its exit code.",
             show_default=False,
         ),
     ] = None,
     *,
-    repository: RepositoryOption = Path("model_repository"),
+    repository: RepositoryOption = _REPOSITORY,
     http_port: PortOption = 8000,
     grpc_port: PortOption = 8001,
     metrics_port: PortOption = 8002,
@@ -78,6 +81,15 @@ def serve(
     secrets: Annotated[
         Path, typer.Option(metavar="DIR", help="With --tls and --hardened: certificates and key.")
     ] = Path("secrets"),
+    channel: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose release is served.", rich_help_panel=RELEASE)
+    ] = "production",
+    direct: Annotated[
+        bool,
+        typer.Option(
+            "--direct", help="Let tritonserver read it from s3:// by itself, unchecked.", rich_help_panel=RELEASE
+        ),
+    ] = False,
     container: Annotated[
         bool, typer.Option("--container", help="Run the stock tritonserver with docker.", rich_help_panel=CONTAINER)
     ] = False,
@@ -94,7 +106,11 @@ def serve(
 
     Example: trtgen serve -- python clients/classify.py cat.jpg
     """
+    store = command.pop(0) if command and is_address(command[0]) else None
     for wrong, msg in (
+        (store is None and (direct or channel != "production"), "--channel and --direct go with a store of releases"),
+        (store is not None and repository != _REPOSITORY, "give a store of releases or a --repository"),
+        (direct and container, "--direct goes with the pip server, not with --container"),
         (not container and (image or cpu or dry_run), "--image, --cpu and --dry-run go with --container"),
         (container and command, "a command after -- goes with the pip server, not with --container"),
         (container and model_control != "none", "--model-control goes with the pip server, not with --container"),
@@ -104,45 +120,71 @@ def serve(
     ):
         if wrong:
             raise typer.BadParameter(msg)
-    if container:
-        from generator.server.ports import Ports, check_address
+    with contextlib.ExitStack() as stack:
+        url = ""
+        if store is not None:
+            repository, url = _open_release(store, channel, direct=direct, stack=stack)
+        if container:
+            from generator.server.ports import Ports, check_address
 
-        check_address(address, allow_non_loopback=allow_non_loopback, embedded=False)
-        ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
-        hardening = _read_hardening(repository, image, secrets) if hardened else None
-        _serve_container(
+            check_address(address, allow_non_loopback=allow_non_loopback, embedded=False)
+            ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
+            hardening = _read_hardening(repository, image, secrets) if hardened else None
+            _serve_container(
+                repository,
+                ports,
+                address=address,
+                image=image,
+                gpus=not cpu,
+                log=log,
+                dry_run=dry_run,
+                hardening=hardening,
+            )
+            return
+        from generator.server.embedded import EmbeddedServer
+
+        if tls or hardened:
+            from generator.server.secret_files import make_secrets
+
+            if make_secrets(secrets, address=address):
+                say(f"made {secrets}: certificates and a key for development")
+        server = EmbeddedServer(
             repository,
-            ports,
             address=address,
-            image=image,
-            gpus=not cpu,
-            log=log,
-            dry_run=dry_run,
-            hardening=hardening,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            log_path=log,
+            ready_timeout_s=ready_timeout_s,
+            allow_non_loopback=allow_non_loopback,
+            explicit=model_control == "explicit",
+            locked=not unlocked,
+            secrets_folder=secrets if tls or hardened else None,
+            hardened=hardened,
+            url=url,
         )
-        return
-    from generator.server.embedded import EmbeddedServer
+        _serve_embedded(server, command, log=log)
 
-    if tls or hardened:
-        from generator.server.secret_files import make_secrets
 
-        if make_secrets(secrets, address=address):
-            say(f"made {secrets}: certificates and a key for development")
-    server = EmbeddedServer(
-        repository,
-        address=address,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        log_path=log,
-        ready_timeout_s=ready_timeout_s,
-        allow_non_loopback=allow_non_loopback,
-        explicit=model_control == "explicit",
-        locked=not unlocked,
-        secrets_folder=secrets if tls or hardened else None,
-        hardened=hardened,
-    )
-    _serve_embedded(server, command, log=log)
+def _open_release(store: str, channel: str, *, direct: bool, stack: contextlib.ExitStack) -> tuple[Path, str]:
+    """Return the folder of the channel's release and, with `direct`, the address at which tritonserver reads it."""
+    if direct:
+        from generator.release.direct import prepare_direct
+
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trtgen-release-")))
+        release, url = prepare_direct(store, folder, channel=channel)
+        step(f"{channel} names {release}", detail=f"read by tritonserver itself, unchecked: {url}")
+        return folder, url
+    from generator.files import find_cache, hash_bytes
+    from generator.release.fetch import pull
+
+    folder = find_cache() / "releases" / hash_bytes(f"{store} {channel}".encode())[:16]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with show_progress() as progress:
+        pulled = pull(store, folder, channel=channel, discard_edits=True, on_event=progress.draw)
+    detail = f"{pulled.fetched_bytes / 1e6:,.1f} MB fetched, every file checked"
+    step(f"{channel} names {pulled.manifest.release}", detail=detail)
+    return folder, ""
 
 
 def _serve_embedded(server: EmbeddedServer, command: Sequence[str] | None, *, log: Path | None) -> None:

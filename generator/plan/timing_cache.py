@@ -10,17 +10,16 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from generator.files import hash_bytes, write_temporary
+from generator.files import find_cache, hash_bytes, write_temporary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from generator.gpu import Gpu
 
@@ -30,10 +29,7 @@ CacheState = Literal["cold", "warm", "off"]
 
 def cache_folder() -> Path:
     """Return where timing caches are kept: `trtgen/timing-cache` in $XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # a relative one is to be ignored, says the XDG specification
-    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return root / "trtgen" / "timing-cache"
+    return find_cache() / "timing-cache"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,10 +14,11 @@ from generator.errors import MissingDependencyError, ReleaseError
 from generator.files import hash_file
 from generator.release.manifest import RELEASES, File
 from generator.release.store import Stored
-from generator.release.transfer import PART_BYTES, run_all, share_parts
+from generator.release.transfer import FILES, PART_BYTES, run_all, share_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
     from datetime import datetime
     from pathlib import Path
 
@@ -30,7 +33,7 @@ _CREDENTIALS = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_SKIP_SIGNATURE",
 )
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _SET_KEYS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; those of a profile: aws configure export-credentials --format env"
 )
@@ -72,12 +75,13 @@ class Bucket:
         except ImportError as error:
             raise MissingDependencyError("obstore", extra="storage", why="it reads and writes buckets") from error
         self.url = url
+        self._parts = ThreadPoolExecutor(2 * FILES)
         config: S3Config = {}
         options: ClientConfig = {"timeout": "5m"}  # of a part, on a slow line
         retries = 5
         if url.startswith("s3://"):
             config["checksum_algorithm"] = "SHA256"
-            endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+            endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "")
             options["allow_http"] = endpoint.startswith("http://")
             if not any(os.environ.get(name) for name in _CREDENTIALS):
                 retries = 1  # to ask for those of an Amazon machine takes long where there is none
@@ -101,8 +105,25 @@ class Bucket:
             tag = {key: str(value) for key in ("e_tag", "version") if (value := found.meta.get(key)) is not None}
             return Stored(data=bytes(found.bytes()), tag=tag)
 
-    def read_part(self, path: str, start: int, stop: int) -> memoryview:
+    def read_blocks(self, path: str, size_bytes: int, *, parts: int) -> Iterator[memoryview]:
         """See `Store`."""
+        ranges = [(start, min(start + PART_BYTES, size_bytes)) for start in range(0, size_bytes, PART_BYTES)]
+        if len(ranges) < 2:
+            yield from (self._read_part(path, *one) for one in ranges)
+            return
+        ahead: deque[Future[memoryview]] = deque()
+        try:
+            for one in ranges:
+                ahead.append(self._parts.submit(self._read_part, path, *one))
+                if len(ahead) == parts:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def _read_part(self, path: str, start: int, stop: int) -> memoryview:
         with self._errors():
             return memoryview(self._objects.get_range(path, start=start, end=stop))
 

@@ -14,7 +14,7 @@ from generator.files import hash_file, write_temporary
 from generator.release.channel import read_channel
 from generator.release.manifest import MANIFEST_FILE, RELEASES, File, read_manifest, read_pulled
 from generator.release.store import open_store
-from generator.release.transfer import Copier, run_all, share_parts
+from generator.release.transfer import Saver, run_all, share_parts
 from generator.repository.journal import lock
 
 if TYPE_CHECKING:
@@ -149,12 +149,12 @@ def _check_space(staged: Path, missing: Mapping[str, File], *, release: str) -> 
 
 
 def _fetch(store: Store, release: str, missing: Mapping[str, File], staged: Path, on_event: OnEvent) -> None:
-    copier = Copier(share_parts([file.size_bytes for file in missing.values()]))
+    saver, parts = Saver(), share_parts([file.size_bytes for file in missing.values()])
 
     def fetch(path: str) -> None:
         source, target = f"{RELEASES}/{release}/{path}", staged / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        found = copier.copy(lambda *part: store.read_part(source, *part), missing[path].size_bytes, target)
+        found = saver.save(store.read_blocks(source, missing[path].size_bytes, parts=parts), target)
         if found != missing[path]:
             target.unlink()
             msg = (
@@ -171,7 +171,7 @@ def _fetch(store: Store, release: str, missing: Mapping[str, File], staged: Path
             done += missing[path].size_bytes
             on_event(Doing(step="pulling", part=path, fraction=done / max(size_bytes, 1)))
     finally:
-        copier.close()
+        saver.close()
 
 
 def _exchange(staged: Path, destination: Path, *, retired: Path) -> None:

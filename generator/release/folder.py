@@ -15,7 +15,7 @@ from generator.errors import ReleaseError
 from generator.files import hash_bytes, write_temporary
 from generator.release.manifest import RELEASES, File
 from generator.release.store import Stored
-from generator.release.transfer import Copier
+from generator.release.transfer import Saver, read_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -40,10 +40,10 @@ class FolderStore:
                 return None
         return Stored(data=data, tag={"e_tag": hash_bytes(data)})
 
-    def read_part(self, path: str, start: int, stop: int) -> memoryview:
+    def read_blocks(self, path: str, size_bytes: int, *, parts: int) -> Iterator[memoryview]:  # noqa: ARG002
         """See `Store`."""
         with self._errors():
-            return _read_part(self.root / path, start, stop)
+            yield from read_blocks(self.root / path)
 
     def write(self, path: str, data: bytes) -> None:
         """See `Store`."""
@@ -126,13 +126,13 @@ class FolderStore:
 class _Upload:
     def __init__(self, store: FolderStore, folder: Path) -> None:
         self._store, self._folder = store, folder
-        self._copier = Copier(window=2)
+        self._saver = Saver()
 
     def add(self, source: Path, path: str) -> File:
         target = self._folder / path
         with self._store._errors():  # noqa: SLF001 - its other half
             target.parent.mkdir(parents=True, exist_ok=True)
-            return self._copier.copy(lambda *part: _read_part(source, *part), source.stat().st_size, target)
+            return self._saver.save(read_blocks(source), target)
 
     def finish(self, release: str) -> Iterable[str]:
         target = self._folder.with_name(release)
@@ -143,11 +143,4 @@ class _Upload:
         return ()
 
     def close(self) -> None:
-        self._copier.close()
-
-
-def _read_part(path: Path, start: int, stop: int) -> memoryview:
-    with path.open("rb", buffering=0) as stream:
-        stream.seek(start)
-        part = bytearray(stop - start)
-        return memoryview(part)[: stream.readinto(part)]
+        self._saver.close()

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from generator.errors import ReleaseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -51,8 +51,11 @@ class Store(Protocol):
     def read(self, path: str) -> Stored | None:
         """Return a small object, None where there is none."""
 
-    def read_part(self, path: str, start: int, stop: int) -> memoryview:
-        """Return the bytes from `start` up to `stop`, fewer where the object is shorter."""
+    def read_blocks(self, path: str, size_bytes: int, *, parts: int) -> Iterator[memoryview]:
+        """Yield an object block by block, with up to `parts` requests at the same time.
+
+        A block may be overwritten when the second one after it is asked for.
+        """
 
     def write(self, path: str, data: bytes) -> None:
         """Write a small object, in one step."""

@@ -1,9 +1,8 @@
-"""Many files at the same time, and the parts of large ones, with a bound on the memory that they take."""
+"""Many files at the same time, and a file in parts, with a bound on the memory that they take."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,9 +15,10 @@ if TYPE_CHECKING:
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-PART_BYTES = 8 << 20  # what is read or sent at once
-_FILES = 8  # at the same time
-_PARTS = 16  # of large files at the same time: 128 MiB
+FILES = 8  # at the same time
+PARTS = 8  # of large files at the same time, but at least two of each: 256 MiB with eight large files
+PART_BYTES = 16 << 20
+_BLOCK_BYTES = 1 << 20  # what is read from a disk at once
 
 
 def run_all(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[tuple[_Item, _Result]]:
@@ -26,7 +26,7 @@ def run_all(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterato
 
     The first failure is raised, and what has not begun then is not done.
     """
-    pool = ThreadPoolExecutor(_FILES)
+    pool = ThreadPoolExecutor(FILES)
     try:
         items_of = {pool.submit(work, item): item for item in items}
         for future in as_completed(items_of):
@@ -36,45 +36,46 @@ def run_all(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterato
 
 
 def share_parts(sizes: Sequence[int]) -> int:
-    """Return how many parts of one file may be under way, given the sizes of all files that are."""
+    """Return how many parts of one file may be under way at the same time, given the sizes of all files that are."""
     large = sum(size > PART_BYTES for size in sizes)
-    return max(2, _PARTS // max(1, min(large, _FILES)))
+    return max(2, PARTS // max(large, 1))
 
 
-class Copier:
-    """Copies files part by part and hashes what it copies: the next parts are read while one is hashed and written.
+def read_blocks(path: Path) -> Iterator[memoryview]:
+    """Yield the blocks of a file, each in the memory of the one before the last."""
+    size = min(path.stat().st_size, _BLOCK_BYTES)
+    block, other = memoryview(bytearray(size)), memoryview(bytearray(size))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            yield block[:count]
+            block, other = other, block
 
-    Args:
-        window: How many parts of one file are read ahead.
-    """
 
-    def __init__(self, window: int) -> None:
-        self._window = window
-        self._pool = ThreadPoolExecutor(_PARTS)
+class Saver:
+    """Writes files and hashes them on the way: each block while it is written and the next one is read."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(FILES)
 
     def close(self) -> None:
         """End its threads."""
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown()
 
-    def copy(self, read: Callable[[int, int], memoryview], size_bytes: int, target: Path) -> File:
-        """Write a file whose parts `read(start, stop)` returns; return the size and hash of what was written."""
-        digest, written = hashlib.sha256(), 0
+    def save(self, blocks: Iterable[memoryview], target: Path) -> File:
+        """Write a file; return the size and hash of what was written."""
+        digest, size_bytes = hashlib.sha256(), 0
+        hashing: Future[None] | None = None
         with target.open("wb") as stream:
-            for part in self._read_parts(read, size_bytes):
-                hashed = self._pool.submit(digest.update, part)
-                written += stream.write(part)
-                hashed.result()
-        return File(size_bytes=written, sha256=digest.hexdigest())
-
-    def _read_parts(self, read: Callable[[int, int], memoryview], size_bytes: int) -> Iterator[memoryview]:
-        if size_bytes <= PART_BYTES:
-            if size_bytes:
-                yield read(0, size_bytes)
-            return
-        ahead: deque[Future[memoryview]] = deque()
-        for start in range(0, size_bytes, PART_BYTES):
-            ahead.append(self._pool.submit(read, start, min(start + PART_BYTES, size_bytes)))
-            if len(ahead) == self._window:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            for block in blocks:
+                if hashing:
+                    hashing.result()
+                if len(block) < _BLOCK_BYTES:  # to hand it over would take longer
+                    hashing = None
+                    digest.update(block)
+                else:
+                    hashing = self._pool.submit(digest.update, block)
+                stream.write(block)
+                size_bytes += len(block)
+            if hashing:
+                hashing.result()
+        return File(size_bytes=size_bytes, sha256=digest.hexdigest())

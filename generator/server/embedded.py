@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
 from generator.server import endpoint, failures, stubs
+from generator.server.configs import find_options
 from generator.server.hardening import OWNER_HEADER, STOP_TIMEOUT_S, Values
 from generator.server.launch import (
     assemble_backends,
@@ -77,6 +78,8 @@ class EmbeddedServer:
         secrets_folder: Certificates and key for TLS over gRPC, which then asks every client for a certificate.
         hardened: Whether it also gets the other options of `trtgen harden`, as far as release 24.10 has them; needs
             `secrets_folder`.
+        url: Where tritonserver itself reads the models (s3://), in place of `repository`, which then holds their
+            configurations only.
 
     Attributes:
         http_url: `host:port`, as are `grpc_url` and `metrics_url`.
@@ -102,6 +105,7 @@ class EmbeddedServer:
         backends: Path | None = None,
         secrets_folder: Path | None = None,
         hardened: bool = False,
+        url: str = "",
     ) -> None:
         self.repository = repository
         self.address = address
@@ -125,7 +129,8 @@ class EmbeddedServer:
             self.secret = read_key(self.secrets_folder)
         self._identifier = ""
         self._directory: Path | None = None
-        self._served = repository  # the path that tritonserver was given
+        self._url = url
+        self._served = url or repository  # what tritonserver was given
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self._failed = False
@@ -276,12 +281,15 @@ class EmbeddedServer:
 
     def _start_supervisor(self, triton: EmbeddedTriton, ports: Ports, directory: Path) -> subprocess.Popen[bytes]:
         """Fill `directory` and start the supervisor, which removes it in the end."""
-        self._served = give_safe_path(self.repository, directory)
+        self._served = self._url or give_safe_path(self.repository, directory)
+        fetched = directory / "fetched"  # where tritonserver keeps what it reads from S3
+        fetched.mkdir()
         models = self._only or (("*",) if self.explicit else ())
         arguments = {
             "argv": make_argv(
                 triton,
                 self._served,
+                options=find_options(self.repository),
                 backends=self._backends or assemble_backends(triton, directory),
                 completed=self._backends is not None,
                 values=Values(
@@ -309,7 +317,10 @@ class EmbeddedServer:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=directory,
-                env=make_environment(triton, python=assemble_python(triton, directory)),
+                env={
+                    **make_environment(triton, python=assemble_python(triton, directory)),
+                    "TRITON_AWS_MOUNT_DIRECTORY": str(fetched),
+                },
                 start_new_session=True,  # Ctrl-C in a terminal must reach this process only, which stops the server
             )
 
@@ -349,7 +360,11 @@ class EmbeddedServer:
         if not self.log_path.is_file():
             return ""
         text = self.log_path.read_text(encoding="utf-8", errors="replace")
-        return text if self._served == self.repository else text.replace(str(self._served), str(self.repository))
+        return (
+            text
+            if self._url or self._served == self.repository
+            else text.replace(str(self._served), str(self.repository))
+        )
 
 
 def _end(supervisor: subprocess.Popen[bytes], timeout_s: float) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import ServerError
 from generator.render import read_runtime, template_root
 from generator.repository import published_root, recover
-from generator.server.configs import find_options, read_configs
+from generator.server.configs import read_configs
 from generator.server.hardening import OWNER_HEADER, PIP_RELEASE, write_options
 from generator.triton.fused import NETWORK_BACKEND
 
@@ -171,8 +171,9 @@ def _holds_packages(folder: Path) -> bool:
 
 def make_argv(
     triton: EmbeddedTriton,
-    repository: Path,
+    repository: Path | str,
     *,
+    options: Sequence[str],
     backends: Path,
     values: Values,
     uses: Sequence[Use] = (),
@@ -186,7 +187,8 @@ def make_argv(
 
     Args:
         triton: The parts of the wheel.
-        repository: A path that tritonserver can take.
+        repository: A path that tritonserver can take, or an address that it reads by itself.
+        options: What `find_options` returned for it.
         backends: What `assemble_backends` returned.
         values: What its options depend on.
         uses: Which options it gets beside those of every server.
@@ -210,7 +212,7 @@ def make_argv(
         ),
         f"--backend-directory={backends}",
         f"--cache-directory={triton.caches}",
-        *find_options(repository),
+        *options,
         *(f"--{name}-port={port}" for name, port in ports.named().items()),
         "--metrics-interval-ms=250",  # the server's end waits for an interval's end; the default is 2 s
         f"--backend-config=python,shm-region-prefix-name={identifier}_",

@@ -1,0 +1,161 @@
+"""Push and pull a repository, and copy the same files to and from the same store without a release.
+
+    python -m benchmarks.releases --size-mib 1024
+    python -m benchmarks.releases --store s3://bucket/benchmark
+
+Without --store: a folder, where the plain copy is shutil.copytree, and a server of moto's, a stand-in for S3 in a process
+of its own on this machine. The plain copy of a bucket is obstore's put and get of each file, eight at a time, without
+hashes, manifest or channel. Two shapes of a repository: files of a quarter of the size each, and files of 256 KiB.
+
+Each round does all four, in turn; the ratio is that of the fastest times, plain copy to release. Exit code 1: a ratio is
+below 0.8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.request import urlopen
+
+from benchmarks.machine import describe_machine
+from generator.release.bucket import Bucket
+from generator.release.fetch import pull
+from generator.release.publish import push
+from generator.release.store import is_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_MIB = 2**20
+_SMALL_BYTES = 256 * 1024
+_LOWEST_RATIO = 0.8
+_THREADS = 8
+_KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+
+
+def fill_repository(root: Path, *, size_bytes: int, file_bytes: int) -> None:
+    """Write a model whose version has files of `file_bytes` of noise, `size_bytes` together."""
+    version = root / "noise" / "1"
+    version.mkdir(parents=True)
+    (root / "noise" / "config.pbtxt").write_text('backend: "python"\n')
+    for number in range(size_bytes // file_bytes):
+        (version / f"{number}.bin").write_bytes(os.urandom(file_bytes))
+
+
+@contextlib.contextmanager
+def serve_moto(port: int = 18411) -> Iterator[str]:
+    """Run moto's server in a process of its own; yield the address of a bucket in it."""
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            while True:
+                with contextlib.suppress(OSError), urlopen(url):  # noqa: S310 - the address is ours
+                    break
+                time.sleep(0.1)
+            os.environ.update(_KEYS, AWS_ENDPOINT_URL=url)
+            import boto3
+
+            boto3.client("s3", endpoint_url=url).create_bucket(Bucket="benchmark")
+            yield "s3://benchmark/releases"
+        finally:
+            process.kill()
+
+
+def copy_up(root: Path, store: str) -> None:
+    """Copy the files of a repository to a store, as fast as is simple."""
+    if not is_address(store):
+        shutil.copytree(root, Path(store, "plain"))
+        return
+    objects = Bucket(f"{store}-plain")._objects  # noqa: SLF001 - the same client
+    files = [path for path in root.rglob("*") if path.is_file()]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(lambda path: objects.put(path.relative_to(root).as_posix(), path), files))
+
+
+def copy_down(store: str, target: Path) -> None:
+    """Copy what `copy_up` made back."""
+    if not is_address(store):
+        shutil.copytree(Path(store, "plain"), target)
+        return
+    objects = Bucket(f"{store}-plain")._objects  # noqa: SLF001
+
+    def load(path: str) -> None:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        with (target / path).open("wb") as stream:
+            for chunk in objects.get(path):
+                stream.write(chunk)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(load, [one["path"] for some in objects.list() for one in some]))
+
+
+def measure(root: Path, store: str, *, rounds: int) -> dict[str, float]:
+    """Return the fastest seconds of each of the four."""
+    seconds: dict[str, float] = {}
+
+    def clock(name: str, work: Callable[[], object]) -> None:
+        os.sync()  # what others have written is not to be written in this time
+        started = time.perf_counter()
+        work()
+        seconds[name] = min(seconds.get(name, float("inf")), time.perf_counter() - started)
+
+    for _ in range(rounds):
+        place = f"{store}/{uuid.uuid4().hex}"  # each time a new one: the same release is not pushed twice
+        with tempfile.TemporaryDirectory(dir=root.parent) as folder:
+            clock("plain up", lambda place=place: copy_up(root, place))  # type: ignore[misc]
+            clock("push", lambda place=place: push(root, f"{place}/releases", allow_unproved=True))  # type: ignore[misc]
+            clock("plain down", lambda place=place, to=folder: copy_down(place, Path(to, "plain")))  # type: ignore[misc]
+            clock("pull", lambda place=place, to=folder: pull(f"{place}/releases", Path(to, "pulled")))  # type: ignore[misc]
+        if not is_address(store):
+            shutil.rmtree(place)
+    return seconds
+
+
+def main() -> int:
+    """Print a line per store and shape."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size-mib", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--store", help="a bucket's prefix, by default a folder and moto's server")
+    options = parser.parse_args()
+    print(describe_machine())
+    print(
+        "| store | files | plain copy up, push, s | ratio | plain copy down, pull, s | ratio |\n|---|---|---|---|---|---|"
+    )
+    lowest = 1.0
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trtgen-releases-")))
+        stores = {"given": options.store} if options.store else {"folder": str(folder / "store")}
+        if not options.store:
+            stores["moto"] = stack.enter_context(serve_moto())
+        for size_bytes, file_bytes in (
+            (options.size_mib * _MIB, size) for size in (options.size_mib * _MIB // 4, _SMALL_BYTES)
+        ):
+            root = folder / "repository"
+            fill_repository(root, size_bytes=size_bytes, file_bytes=file_bytes)
+            for name, store in stores.items():
+                times = measure(root, store, rounds=options.rounds)
+                up, down = times["plain up"] / times["push"], times["plain down"] / times["pull"]
+                lowest = min(lowest, up, down)
+                print(
+                    f"| {name} | {size_bytes // file_bytes} of {file_bytes / _MIB:g} MiB | {times['plain up']:.2f}, "
+                    f"{times['push']:.2f} | {up:.2f} | {times['plain down']:.2f}, {times['pull']:.2f} | {down:.2f} |",
+                    flush=True,
+                )
+            shutil.rmtree(root)
+    return int(lowest < _LOWEST_RATIO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
