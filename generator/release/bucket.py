@@ -38,10 +38,13 @@ _SET_KEYS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; those of a profile: aws configure export-credentials --format env"
 )
 _SET_REGION = "set AWS_REGION to the region of the bucket"
+_GO_BACK = "roll back to the release before it, or push the repository again"
 # The store's code -> what is wrong, what to do.
 _CODES = {
     "NoSuchBucket": ("there is no such bucket", "make the bucket, or correct the address"),
     "ContainerNotFound": ("there is no such container", "make the container, or correct the address"),
+    "NoSuchKey": ("it is gone", _GO_BACK),
+    "InvalidRange": ("it is shorter than its manifest says", _GO_BACK),
     "InvalidAccessKeyId": ("the access key is not known there", _SET_KEYS),
     "SignatureDoesNotMatch": ("the secret key is not that of the access key", _SET_KEYS),
     "ExpiredToken": ("the credentials have expired", _SET_KEYS),
@@ -57,6 +60,7 @@ _CODES = {
 # Words of obstore's, where the store did not answer with a code.
 _WORDS = {
     r"/latest/(api/token|meta-data)": ("there are no credentials", _SET_KEYS),
+    r"Missing (AccessKeyId|SecretAccessKey)": ("the credentials are not complete", _SET_KEYS),
     r"without LOCATION": ("the bucket is in another region", _SET_REGION),
     r"error sending request|operation timed out": (
         "it cannot be reached",
@@ -124,7 +128,7 @@ class Bucket:
                 future.cancel()
 
     def _read_part(self, path: str, start: int, stop: int) -> memoryview:
-        with self._errors():
+        with self._errors(path):
             return memoryview(self._objects.get_range(path, start=start, end=stop))
 
     def write(self, path: str, data: bytes) -> None:
@@ -182,8 +186,8 @@ class Bucket:
             self._objects.put(path, source, chunk_size=PART_BYTES, max_concurrency=parts)
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Translate what obstore raises.
+    def _errors(self, path: str = "") -> Iterator[None]:
+        """Translate what obstore raises, about an object or the whole.
 
         Raises:
             ReleaseError: With what the store says, and what to do.
@@ -199,7 +203,8 @@ class Bucket:
             )
             said = " ".join(text.partition("\n\nDebug source")[0].split())[:400]
             what, hint = known or (said, "look at what the store says")
-            raise ReleaseError(f"{self.url} cannot be used: {what}", hint=hint) from error
+            place = f"{self.url}/{path}" if path else self.url
+            raise ReleaseError(f"{place} cannot be used: {what}", hint=hint) from error
 
 
 class _Upload:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # Without one of these it asks Amazon's metadata service, without a word in its log and without an end.
 _VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+_PLAIN = re.compile(r"s3://[A-Za-z0-9._/-]+")
 _DESCRIBES = ("config.pbtxt", RECORD_FILE)
 
 
@@ -35,11 +37,12 @@ def prepare_direct(url: str, folder: Path, *, channel: str = "production") -> tu
     if not url.startswith("s3://"):
         msg = f"{url} is not on S3, which is all that tritonserver was tried with"
         raise ReleaseError(msg, hint="have the release pulled instead")
+    if not _PLAIN.fullmatch(url):
+        msg = f"tritonserver takes {url} for the name of a host: letters, digits, '.', '_', '-' and '/' were expected"
+        raise ReleaseError(msg, hint="push to a prefix without other characters, or have the release pulled instead")
     if missing := [name for name in _VARIABLES if not os.environ.get(name)]:
         msg = f"tritonserver reads {', '.join(missing)} from the environment, which lacks it, and would wait for ever"
-        raise ReleaseError(
-            msg, hint="set it, or have the release pulled, which takes credentials from other places, too"
-        )
+        raise ReleaseError(msg, hint="set it, or have the release pulled instead")
     store = open_store(url)
     manifest = read_manifest(store, read_channel(store, channel).release)
 
