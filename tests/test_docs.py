@@ -95,7 +95,12 @@ def test_every_file_of_the_made_repository_exists() -> None:
 def test_every_command_and_option_named_exists(page: Path) -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     options = {
-        name: {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
+        name: {
+            option
+            for called in (command, *getattr(command, "commands", {}).values())
+            for one in called.params
+            for option in (*one.opts, *one.secondary_opts)
+        }
         for name, command in commands.items()
     }
     text = page.read_text()
