@@ -119,7 +119,7 @@ def _choose_plan(root: Path, record: Record, layout: Layout) -> Layout:
 
 def _find_capability() -> str | None:
     gpu = local_host().gpu
-    return gpu and gpu.compute_capability
+    return None if gpu is None else gpu.compute_capability
 
 
 def _ask_source(spec: ModelSpec, folder: Path) -> Reference:
