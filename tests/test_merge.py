@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,16 +17,17 @@ from typing import Any
 
 import pytest
 from google.protobuf import text_format
+from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2
 
 from generator.cli import main
 from generator.doctor.examine import examine
 from generator.doctor.repository import read_repository
-from generator.errors import PlanError, RepositoryError
+from generator.errors import PlanError, RepositoryError, ServerError
 from generator.exporting import export_folder
 from generator.files import hash_file
-from generator.gate.published import read_candidate
-from generator.gpu import Gpu
+from generator.gate.published import read_candidate, verify_published
+from generator.gpu import Gpu, why_no_gpu
 from generator.pipeline import BuildOptions, build_repository
 from generator.plan import build as plan_build
 from generator.plan.library import TensorRTVersion
@@ -36,16 +38,21 @@ from generator.repository.journal import lock, staging_folder
 from generator.repository.merge import Merged, merge_repositories
 from generator.repository.publish import hash_tree
 from generator.repository.removal import remove_model
+from generator.server.container import Container
+from generator.server.embedded import EmbeddedServer
 from generator.server.plans import check_local_plans, find_plans, has_version_compatible
+from generator.server.ports import Ports
 from generator.spec.file import make_spec
-from tests.tensorrt_standin import make_plan
+from tests.tensorrt_standin import make_plan, write_backend
 from tests.test_build_plan import as_version
 from tests.test_passport import H200
+from tests.test_tensorrt_backend import add_model, make_input, plan_of, rows
 
 L4 = replace(H200, name="NVIDIA L4", compute_capability="8.9", multiprocessors=58)
 A100 = replace(H200, name="NVIDIA A100", compute_capability="8.0", multiprocessors=108)
 B200 = replace(H200, name="NVIDIA B200", compute_capability="10.0", multiprocessors=148)
 VERSION = "8.6.1.6"
+ONNX = ("onnx", "proved", "")  # a stage, what came of it, and why
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -111,6 +118,25 @@ def demo(exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     place = tmp_path_factory.mktemp("demo")
     for gpu in (A100, L4, H200, B200):
         build(place / gpu.compute_capability, gpu, exports["demo"])
+    return place
+
+
+@pytest.fixture(scope="module")
+def merged(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both models with both plans."""
+    root = tmp_path_factory.mktemp("merged") / "models"
+    merge_repositories([built / "8.9", built / "9.0"], root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def with_default(demo: Path, exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: plans of the classifier for 8.0 and later, and in `merged` one of them beside that for 9.0."""
+    place = tmp_path_factory.mktemp("default")
+    for gpu in (A100, H200):
+        options = {"hardware_compatibility": "ampere-plus"}
+        build(place / f"any-{gpu.compute_capability}", gpu, exports["demo"], plan=options)
+    merge_repositories([demo / "9.0", place / "any-9.0"], place / "merged")
     return place
 
 
@@ -221,11 +247,11 @@ class TestResult:
         ("proofs", "expected"),
         [
             (
-                [[("onnx", "proved", ""), ("plan", "proved", "")], [("onnx", "proved", ""), ("plan", "not proved", "no GPU")]],
-                [("onnx", "proved", ""), ("plan", "not proved", "NVIDIA H200 (9.0): no GPU")],
+                [[ONNX, ("plan", "proved", "")], [ONNX, ("plan", "not proved", "no GPU")]],
+                [ONNX, ("plan", "not proved", "NVIDIA H200 (9.0): no GPU")],
             ),
             (
-                [[("onnx", "proved", "")], [("all", "not proved", "--no-verify")]],
+                [[ONNX], [("all", "not proved", "--no-verify")]],
                 [("all", "not proved", "NVIDIA H200 (9.0): --no-verify")],
             ),
             (
@@ -443,8 +469,6 @@ class TestRefusals:
         ],
     )
     def test_other_configurations(self, place: Path, model: str, old: str, new: str, said: str) -> None:
-        import re
-
         path = f"{model}/config.pbtxt"
         text, count = re.subn(old, new, (place / "9.0" / path).read_text())
         assert count == 1
@@ -496,10 +520,10 @@ class TestRefusals:
         assert "model.plan.json cannot be read" in refuse(place, "8.9", "9.0", error=PlanError)
 
     def test_models_without_a_plan(self, place: Path) -> None:
-        (spec,) = make_spec(["demo"], target="onnxruntime")
-        build_repository(spec, place / "cpu", BuildOptions(verify=False))
-        assert "demo of" in refuse(place, "cpu", "9.0")
-        assert "has no plan: its graph is served by onnxruntime" in refuse(place, "8.9", "cpu")
+        change_record(place / "8.9", lambda data: data["contract"].update(backend="onnxruntime"))
+        for order in (("8.9", "9.0"), ("9.0", "8.9")):
+            words = refuse(place, *order)
+            assert f"demo of {place / '8.9'} has no plan: its graph is served by onnxruntime" in words
 
     def test_models_that_are_not_in_all(self, built: Path, place: Path) -> None:
         with pytest.raises(RepositoryError, match="holds no model 'demo-detector' made by trtgen; it has demo"):
@@ -544,45 +568,148 @@ class TestRefusals:
 class TestDefault:
     """A plan for 8.0 and later is the file for every GPU that has none of its own."""
 
-    @pytest.fixture(scope="class")
-    def root(self, demo: Path, exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-        place = tmp_path_factory.mktemp("default")
-        options = {"hardware_compatibility": "ampere-plus"}
-        for gpu in (A100, H200):
-            build(place / f"any-{gpu.compute_capability}", gpu, exports["demo"], plan=options)
-        merge_repositories([demo / "9.0", place / "any-9.0"], place / "merged")
-        return place
-
-    def test_it_may_be_built_on_the_same_gpu(self, root: Path) -> None:
-        folder = root / "merged/demo_classifier/1"
+    def test_it_may_be_built_on_the_same_gpu(self, with_default: Path) -> None:
+        folder = with_default / "merged/demo_classifier/1"
         assert sorted(path.name for path in folder.glob("*.plan")) == ["model.plan", "model.sm90.plan"]
         assert read_passport(folder / "model.plan").hardware_compatibility == "ampere-plus"
-        config = read_config(root / "merged", "demo_classifier")
+        config = read_config(with_default / "merged", "demo_classifier")
         assert (dict(config.cc_model_filenames), config.default_model_filename) == (
             {"9.0": "model.sm90.plan"},
             "model.plan",
         )
-        assert "takes the default file" in (root / "merged/demo_classifier/config.pbtxt").read_text()
+        assert "takes the default file" in (with_default / "merged/demo_classifier/config.pbtxt").read_text()
 
-    def test_which_gpu_takes_it(self, root: Path) -> None:
+    def test_which_gpu_takes_it(self, with_default: Path) -> None:
         for gpu, name in ((H200, "model.sm90.plan"), (L4, "model.plan"), (B200, "model.plan")):
             with host(gpu):
-                check_local_plans(root / "merged")
-                record = read_record(root / "merged", "demo")
+                check_local_plans(with_default / "merged")
+                record = read_record(with_default / "merged", "demo")
                 assert record is not None
-                plan = read_candidate(root / "merged", record).plan
+                plan = read_candidate(with_default / "merged", record).plan
                 assert plan is not None
                 assert plan.name == name
         with host(replace(L4, compute_capability="7.5")), pytest.raises(PlanError, match=r"run on 8\.0 and later"):
-            check_local_plans(root / "merged")
+            check_local_plans(with_default / "merged")
 
-    def test_there_is_one_only(self, root: Path, tmp_path: Path) -> None:
+    def test_there_is_one_only(self, with_default: Path, tmp_path: Path) -> None:
         with pytest.raises(RepositoryError, match=r"hold a plan of demo for GPUs of 8\.0 and later"):
-            merge_repositories([root / "any-8.0", root / "any-9.0"], tmp_path / "merged")
+            merge_repositories([with_default / "any-8.0", with_default / "any-9.0"], tmp_path / "merged")
 
-    def test_doctor_finds_nothing(self, root: Path) -> None:
+    def test_doctor_finds_nothing_more(self, demo: Path, with_default: Path) -> None:
         for gpu in (None, "9.0", "12.0"):
-            assert diagnose(root / "merged", gpu) == []
+            assert diagnose(with_default / "merged", gpu) == diagnose(demo / "9.0", None)
+
+
+class TestHosts:
+    """What the other commands make of the result, on hosts with one GPU or another."""
+
+    def test_a_server_is_given_the_plan_for_its_gpu(self, merged: Path) -> None:
+        for gpu in (L4, H200):
+            with host(gpu):
+                check_local_plans(merged)
+                check_local_plans(merged, ["demo"])
+                found = find_plans(merged, capability=gpu.compute_capability)
+            name = f"model.sm{gpu.compute_capability.replace('.', '')}.plan"
+            assert [str(plan.relative_to(merged)) for plan in found] == [
+                f"demo-detector_detector/1/{name}",
+                f"demo_classifier/1/{name}",
+            ]
+        assert len(find_plans(merged)) == 4
+
+    def test_another_gpu_is_told_what_there_is(self, merged: Path, run: Run) -> None:
+        said = "demo_classifier/1 has no plan for a GPU of compute capability 10.0: there are plans for 8.9, 9.0"
+        with host(B200):
+            for names in ([], ["demo"]):
+                code, _, err = run("verify", *names, "--repository", merged)
+                assert code == 1
+                assert said.replace("demo_classifier", "demo_classifier" if names else "demo-detector_detector") in err
+                assert "hint: build the model on such a GPU, and merge that build with the others" in err
+            with pytest.raises(PlanError, match=re.escape(said)), EmbeddedServer(merged, models=["demo"]):
+                pass
+            with pytest.raises(PlanError, match=r"there are plans for 8\.9, 9\.0"):
+                Container(merged, ports=Ports(http=1, grpc=2, metrics=3)).check()
+
+    def test_another_tensorrt_is_refused_for_the_plan_that_would_be_taken(self, merged: Path) -> None:
+        with host(L4, "10.16.1.11"), pytest.raises(PlanError) as caught:
+            check_local_plans(merged)
+        assert "model.sm89.plan: the plan was built with TensorRT 8.6.1.6" in caught.value.message
+        assert "sm90" not in caught.value.message
+
+    def test_verify_takes_the_plan_for_its_gpu(self, merged: Path) -> None:
+        for gpu, name in ((L4, "model.sm89.plan"), (H200, "model.sm90.plan"), (None, "model.sm89.plan")):
+            with host(gpu) if gpu else contextlib.nullcontext():
+                for record in find_records(merged):
+                    candidate = read_candidate(merged, record)
+                    assert candidate.plan is not None
+                    assert candidate.plan.name == name
+                    assert candidate.artifact.passport == read_passport(candidate.plan)
+        with host(B200):  # as for a server elsewhere, which --url names
+            assert read_candidate(merged, record).plan is not None
+
+    def test_without_a_gpu_the_rest_is_proved(self, merged: Path) -> None:
+        if not why_no_gpu():
+            pytest.skip("this host has a GPU")
+        (report,) = verify_published(merged, ["demo"])
+        stages = {result.stage: result.status for result in report.results}
+        assert (stages["onnx"], stages["plan"]) == ("proved", "not proved")
+
+    def test_list_names_the_capabilities(self, merged: Path, run: Run) -> None:
+        code, out, _ = run("list", "--repository", merged)
+        assert code == 0
+        assert f"tensorrt {VERSION} (8.9, 9.0)" in out
+        _, out, _ = run("list", "--repository", merged, "--json")
+        plans = json.loads(out)[0]["plans"]
+        assert {name: plan["gpu"] for name, plan in plans.items()} == {
+            "model.sm89.plan": "NVIDIA L4",
+            "model.sm90.plan": "NVIDIA H200",
+        }
+
+    def test_the_command_line(self, built: Path, tmp_path: Path, run: Run) -> None:
+        given = ["--model", "demo", "--output", tmp_path / "merged"]
+        code, out, err = run("merge", built / "8.9", built / "9.0", *given)
+        assert code == 0
+        lines = [f"create    {tmp_path / 'merged' / path}" for path in hash_tree(tmp_path / "merged")]
+        assert sorted(out.splitlines()) == sorted(lines)
+        assert f"plan      for 8.9, built on NVIDIA L4, from {built / '8.9'}" in err
+        assert f"published demo version 1 in {tmp_path / 'merged'}" in err
+
+    def test_doctor_finds_nothing_more(self, built: Path, merged: Path) -> None:
+        """Than in each build, of which it says that the stock image lacks Pillow."""
+        for capability in ("8.9", "9.0"):
+            as_built = diagnose(built / capability, capability)
+            assert as_built == ["python-import-absent"] * 2
+            assert diagnose(merged, capability) == as_built
+        assert diagnose(merged, None) == as_built
+        assert sorted(diagnose(merged, "10.0")) == ["plan-capability-none"] * 2 + as_built
+
+    def test_doctor_sees_what_is_wrong_with_a_fused_model(self, exports: dict[str, Path], tmp_path: Path) -> None:
+        for gpu in (L4, H200):
+            build(tmp_path / gpu.compute_capability, gpu, exports["demo"], layout="fused")
+        merge(tmp_path, "8.9", "9.0")
+        folder = tmp_path / "merged/demo/1"
+        as_built = diagnose(tmp_path / "9.0", "9.0")
+        assert diagnose(tmp_path / "merged", "9.0") == as_built
+        shutil.copy(folder / "model.sm89.plan", folder / "model.plan")
+        assert sorted(diagnose(tmp_path / "merged", "9.0")) == sorted([*as_built, "plan-capability-default"])
+        (folder / "model.sm90.plan").unlink()
+        assert "plan-capability-missing" in diagnose(tmp_path / "merged", "9.0")
+
+
+@pytest.mark.server
+def test_a_real_server_hands_the_names_to_the_backend(tmp_path: Path) -> None:
+    """On the stand-in for a GPU of 9.0, which loads one of the plans only; the other is of another TensorRT."""
+    backend = write_backend(tmp_path / "backend").parent
+    named = 'cc_model_filenames [ {{ key: "8.9" value: "a.plan" }}, {{ key: "{}" value: "b.plan" }} ]'
+    for name, capability in (("one", "9.0"), ("none", "12.0")):
+        model = add_model(tmp_path / name, backend, "net", plan_of(), more=named.format(capability))
+        (model / "1/standin.plan").rename(model / "1/b.plan")
+        (model / "1/a.plan").write_bytes(plan_of(version=(8, 5, 0, 1)))
+    with EmbeddedServer(tmp_path / "one") as server, grpc.InferenceServerClient(server.grpc_url) as client:
+        answer = client.infer("net", [make_input(rows(3))]).as_numpy("Y")
+        assert (answer == rows(3) * 2).all()
+    with pytest.raises(ServerError) as caught, EmbeddedServer(tmp_path / "none"):
+        pass
+    assert "it has no plan for a GPU of compute capability 9.0: there are plans for 12.0, 8.9" in str(caught.value)
 
 
 def diagnose(root: Path, gpu: str | None) -> list[str]:

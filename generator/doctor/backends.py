@@ -52,7 +52,8 @@ def find_backend(model: ConfiguredModel) -> str:
 def find_model_files(model: ConfiguredModel, backend: str) -> Iterator[Path]:
     """Yield the files of every version that is served, where they are there: the default, those for one GPU only."""
     default = model.config.default_model_filename or FILES.get(backend, "")
-    names = dict.fromkeys([default, *model.config.cc_model_filenames.values()])
+    for_capability = {} if backend == "python" else model.config.cc_model_filenames  # whose file is model.py always
+    names = dict.fromkeys([default, *for_capability.values()])
     for version in model.served_versions:
         for name in names:
             path = model.path / str(version) / name
