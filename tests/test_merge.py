@@ -75,8 +75,9 @@ def write_plan(request: plan_build.BuildRequest, path: Path, gpu: Gpu, version: 
     from generator.plan.versions import open_adapter
 
     tensor = request.onnx.input
-    number = tuple(int(part) for part in version.split("."))
-    data = make_plan({tensor.name: ("UINT8", list(tensor.shape))}, version=number, built_on=gpu.name)
+    major, minor, patch, number = (int(part) for part in version.split("."))
+    given = {tensor.name: ("UINT8", list(tensor.shape))}
+    data = make_plan(given, version=(major, minor, patch, number), built_on=gpu.name)
     adapter = as_version(open_adapter("tensorrt_rtx"), version)
     passport = plan_build._make_passport(adapter, gpu, request, plan_build.Compiled(data=data))
     write(data, passport, path)
@@ -184,6 +185,10 @@ def change_record(root: Path, change: Callable[[dict[str, Any]], None], name: st
     path.write_text(json.dumps(data))
 
 
+def set_proof(root: Path, proof: list[dict[str, Any]]) -> None:
+    change_record(root, lambda data: data.update(proof=proof))
+
+
 def change_file(root: Path, path: str, content: bytes) -> None:
     """Change a file as if it had been published so."""
     (root / path).write_bytes(content)
@@ -228,8 +233,7 @@ class TestResult:
     def test_the_record_says_where_each_plan_is_from(self, place: Path) -> None:
         proved = {"stage": "plan", "status": "proved", "measured": "cosine 1"}
         for capability in ("8.9", "9.0"):
-            entry = {**proved, "measured": f"on {capability}"}
-            change_record(place / capability, lambda data, entry=entry: data.update(proof=[entry]))
+            set_proof(place / capability, [{**proved, "measured": f"on {capability}"}])
         merge(place, "8.9", "9.0")
         record = read_record(place / "merged", "demo")
         assert record is not None
@@ -263,7 +267,7 @@ class TestResult:
     def test_proved_is_what_was_proved_of_each_build(self, place: Path, proofs: Any, expected: Any) -> None:
         for capability, proof in zip(("8.9", "9.0"), proofs, strict=True):
             entries = [{"stage": stage, "status": status, "reason": why} for stage, status, why in proof]
-            change_record(place / capability, lambda data, entries=entries: data.update(proof=entries))
+            set_proof(place / capability, entries)
         merge(place, "8.9", "9.0")
         record = read_record(place / "merged", "demo")
         assert record is not None

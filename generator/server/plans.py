@@ -132,7 +132,8 @@ def check_container_plans(root: Path, image: str, *, gpus: bool) -> None:
 
 def _check_chosen(root: Path, models: Sequence[str], host: Host) -> None:
     """Check the plans that the host's GPU takes; all of them where it is not known."""
-    check_plans(find_plans(root, models, capability=host.gpu and host.gpu.compute_capability), host)
+    capability = None if host.gpu is None else host.gpu.compute_capability
+    check_plans(find_plans(root, models, capability=capability), host)
 
 
 def _without_gpu(plan: Path) -> dict[str, Any]:
