@@ -740,6 +740,7 @@ CASES = (
     for_capabilities("plan-capability-none", {"@/config.pbtxt": two_plans("8.9", "8.9")}, gpu="9.0"),
     for_capabilities("plan-capability-other", {"@/1/model.sm89.plan.json": passport("8.6")}, at="@/1/model.sm89.plan"),
     for_capabilities("plan-capability-default", {"@/1/model.plan": plan()}, at="@/1/model.plan"),
+    for_capabilities("plan-damaged", {"@/1/model.sm89.plan": plan()[:40]}, at="@/1/model.sm89.plan"),
     for_capabilities(
         "plan-capability-default",
         {"@/1/model.plan": plan(), "@/1/model.plan.json": passport("8.0", level="same-compute-capability")},

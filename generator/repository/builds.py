@@ -26,6 +26,8 @@ CONFIG_FILE = "config.pbtxt"
 # Made anew for what is merged; what it says is in the records.
 _DESCRIPTION = "version.json"
 _RECOPY = "build the model there again, or copy the whole repository again"
+# How a model runs, which its answers do not depend on.
+_OF_THE_HOST = ("instance_group", "dynamic_batching", "optimization")
 _FROM_ONE = "export the model once, and build it from that export on every host"
 
 
@@ -127,7 +129,7 @@ def check_builds(builds: Sequence[Build]) -> list[str]:
         if differences := list(_find_differences(first, other)):
             where = f"{first.record.name} is not the same in {first.root} and {other.root}"
             raise RepositoryError(f"{where}:\n  " + "\n  ".join(differences), hint=_FROM_ONE)
-        notes += _compare_instances(first, other)
+        notes += _list_settings(first, other)
     _check_capabilities(builds)
     _check_versions(builds)
     return list(dict.fromkeys(notes))
@@ -181,34 +183,33 @@ def _read_config(build: Build, path: PurePosixPath) -> Any:
     return parse_config(path.parts[0], leave_plans_out(text))
 
 
-def _compare_configs(path: PurePosixPath, one: Build, other: Build) -> Iterator[str]:
-    """Yield the fields that differ, but for instance groups: how many instances is the host's matter."""
+def _find_other_fields(path: PurePosixPath, one: Build, other: Build) -> Iterator[tuple[str, Any, Any]]:
     first, second = (_read_config(build, path) for build in (one, other))
     for field in first.DESCRIPTOR.fields_by_name:
         ours, theirs = getattr(first, field), getattr(second, field)
-        if field == "instance_group" or ours == theirs:
-            continue
-        if field != "parameters":
+        if ours != theirs:
+            yield field, ours, theirs
+
+
+def _compare_configs(path: PurePosixPath, one: Build, other: Build) -> Iterator[str]:
+    """Yield the fields that differ and must not."""
+    for field, ours, theirs in _find_other_fields(path, one, other):
+        if field == "parameters":
+            for key in sorted({*ours, *theirs}):
+                values = [found[key].string_value if key in found else None for found in (ours, theirs)]
+                if values[0] != values[1]:
+                    yield f"{path}: the parameter {key}: {values[0]} -> {values[1]}"
+        elif field not in _OF_THE_HOST:
             yield f"{path}: {field}"
-            continue
-        for key in sorted({*ours, *theirs}):
-            values = [found[key].string_value if key in found else None for found in (ours, theirs)]
-            if values[0] != values[1]:
-                yield f"{path}: the parameter {key}: {values[0]} -> {values[1]}"
 
 
-def _compare_instances(one: Build, other: Build) -> Iterator[str]:
-    """Yield a note for each model that has other instances on another host."""
+def _list_settings(one: Build, other: Build) -> Iterator[str]:
+    """Yield what differs and may: the number of instances, by default, follows from the host's cores."""
     for path, first, second in _find_different_files(one, other):
-        if path.name != CONFIG_FILE or not (first and second):
-            continue
-        groups = [_read_config(build, path).instance_group for build in (one, other)]
-        if groups[0] != groups[1]:
-            counts = [sum(group.count for group in found) for found in groups]
-            yield (
-                f"{path.parts[0]} has {counts[0]} instances, as in {one.root}; {counts[1]} in {other.root}: "
-                "set instances in the spec for a number that holds on every host"
-            )
+        if path.name == CONFIG_FILE and first and second:
+            for field, _, _ in _find_other_fields(path, one, other):
+                if field in _OF_THE_HOST:
+                    yield f"{path.parts[0]}: {field} is that of {one.root}; {other.root} has another"
 
 
 def _check_capabilities(builds: Sequence[Build]) -> None:
@@ -228,9 +229,8 @@ def _check_capabilities(builds: Sequence[Build]) -> None:
         msg = f"both {other.root} and {build.root} hold a plan of {build.record.name} for {what} (built on {gpus})"
         hint = "leave one of them out"
         if not is_default:
-            hint += "; a plan for several GPUs of one compute capability is built with same-compute-capability"
-        fields = {} if is_default else {"hardware_compatibility": "same-compute-capability"}
-        raise RepositoryError(msg, hint=hint, fields=fields)
+            hint += "; plan.hardware_compatibility: same-compute-capability makes one for all GPUs of it"
+        raise RepositoryError(msg, hint=hint)
 
 
 def _check_versions(builds: Sequence[Build]) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from generator.repository.builds import Build
 
 _LOG = logging.getLogger(__name__)
+_GIVE = "give the folder that the models were published into"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +91,13 @@ def merge_repositories(
 
 
 def _check_sources(sources: Sequence[Path]) -> None:
-    fields = {"repository": None}
     if len({source.resolve() for source in sources}) < 2:
         msg = f"two repositories were expected at least, and there is {sources[0] if sources else 'none'}"
-        raise RepositoryError(msg, hint="give one for each compute capability", fields=fields)
+        raise RepositoryError(msg, hint="give one for each compute capability")
     for source in sources:
         if not source.is_dir():
             msg = f"there is no model repository at {source}"
-            raise RepositoryError(msg, hint="give the folder that build-repo published into", fields=fields)
+            raise RepositoryError(msg, hint=_GIVE)
 
 
 def _find_names(sources: Sequence[Path], models: Sequence[str]) -> list[str]:
@@ -117,7 +117,7 @@ def _find_names(sources: Sequence[Path], models: Sequence[str]) -> list[str]:
                 raise RepositoryError(msg, hint=hint, fields={"models": None})
     if not every:
         msg = f"{sources[0]} holds no model made by trtgen"
-        raise RepositoryError(msg, hint="give the folder that build-repo published into")
+        raise RepositoryError(msg, hint=_GIVE)
     return list(dict.fromkeys(models or every))
 
 

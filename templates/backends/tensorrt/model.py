@@ -307,7 +307,7 @@ def find_plan(config, folder, device, *, instance):
     if not path.is_file():
         why = ""
         if for_capability and name is None:
-            capabilities = ", ".join(sorted(for_capability))
+            capabilities = ", ".join(sorted(for_capability, key=lambda text: (len(text), text)))
             why = f"; GPU {device.ordinal} has compute capability {device.compute_capability()}, "
             why += f"and cc_model_filenames has {capabilities}"
         raise EngineError(f"unable to find '{path}' for model instance '{instance}'{why}")
