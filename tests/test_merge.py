@@ -7,6 +7,7 @@ the one that the build writes, the plan has the header of one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 import shutil
@@ -518,6 +519,22 @@ class TestRefusals:
         plan = place / "8.9/demo_classifier/1/model.plan"
         plan.write_bytes(plan.read_bytes()[:-1])
         assert f"{plan} is missing, or is not what was published" in refuse(place, "8.9", "9.0")
+
+    def test_files_that_cannot_be_read(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def read(path: Path) -> str:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        monkeypatch.setattr("generator.repository.edits.hash_file", read)
+        assert "cannot be read: Permission denied\nhint: let this user read" in refuse(place, "8.9", "9.0")
+
+    def test_a_full_disk(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def copy(*_: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(merge_module, "_copy", copy)
+        words = refuse(place, "8.9", "9.0")
+        assert f"{place / 'merged'} was left as it was: No space left on device\nhint: make room" in words
+        assert not (place / "merged").exists()
 
     def test_a_passport_that_cannot_be_read(self, place: Path) -> None:
         change_file(place / "9.0", "demo_classifier/1/model.plan.json", b"{}")

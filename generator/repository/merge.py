@@ -82,8 +82,12 @@ def merge_repositories(
         for source in sources:
             if source.resolve() != root.resolve():
                 locks.enter_context(lock(source))
-        builds = {name: _read(sources, name) for name in _find_names(sources, models)}
-        notes = {name: check_builds(of_one) for name, of_one in builds.items()}
+        try:
+            builds = {name: _read(sources, name) for name in _find_names(sources, models)}
+            notes = {name: check_builds(of_one) for name, of_one in builds.items()}
+        except OSError as error:
+            msg = f"{error.filename} cannot be read: {error.strerror}"
+            raise RepositoryError(msg, hint="let this user read every file of the repositories") from error
         return [
             _merge(of_one, sources, root, notes=notes[name], replace=replace, discard_edits=discard_edits)
             for name, of_one in builds.items()

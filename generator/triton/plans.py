@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from generator.plan.choice import sort_capabilities
 from generator.render import render
 
 if TYPE_CHECKING:
@@ -20,12 +19,10 @@ def state_plans(text: str, for_capability: Mapping[str, str], *, has_default: bo
 
     Args:
         text: What config.pbtxt says.
-        for_capability: Names of files in the version directory, by compute capability.
+        for_capability: Names of files in the version directory, by compute capability, in the order of these.
         has_default: Whether the default file is there, which runs on other GPUs, too.
     """
-    capabilities = sort_capabilities(for_capability)
-    plans = {capability: for_capability[capability] for capability in capabilities}
-    return leave_plans_out(text) + render(_TEMPLATE, plans=plans, has_default=has_default)
+    return leave_plans_out(text) + render(_TEMPLATE, plans=for_capability, has_default=has_default)
 
 
 def leave_plans_out(text: str) -> str:
