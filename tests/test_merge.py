@@ -24,11 +24,12 @@ from tritonclient.grpc import model_config_pb2
 from generator.cli import main
 from generator.doctor.examine import examine
 from generator.doctor.repository import read_repository
-from generator.errors import PlanError, RepositoryError, ServerError
+from generator.errors import PlanError, RepositoryError, ServerError, SpecError
 from generator.exporting import export_folder
 from generator.files import hash_file
 from generator.gate.published import read_candidate, verify_published
 from generator.gpu import Gpu, why_no_gpu
+from generator.measure.tune.run import _find_record as find_tuned
 from generator.pipeline import BuildOptions, build_repository
 from generator.plan import build as plan_build
 from generator.plan.library import TensorRTVersion
@@ -684,6 +685,11 @@ class TestHosts:
             "model.sm89.plan": "NVIDIA L4",
             "model.sm90.plan": "NVIDIA H200",
         }
+
+    def test_tune_is_for_one_gpu(self, built: Path, merged: Path) -> None:
+        assert find_tuned(built / "9.0", "demo").name == "demo"
+        with pytest.raises(SpecError, match="has plans for several GPUs"):
+            find_tuned(merged, "demo")
 
     def test_the_command_line(self, built: Path, tmp_path: Path, run: Run) -> None:
         given = ["--model", "demo", "--output", tmp_path / "merged"]
