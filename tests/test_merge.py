@@ -24,7 +24,7 @@ from tritonclient.grpc import model_config_pb2
 from generator.cli import main
 from generator.doctor.examine import examine
 from generator.doctor.repository import read_repository
-from generator.errors import PlanError, RepositoryError, ServerError, SpecError
+from generator.errors import DeviceError, PlanError, RepositoryError, ServerError, SpecError
 from generator.exporting import export_folder
 from generator.files import hash_file
 from generator.gate.published import read_candidate, verify_published
@@ -636,7 +636,7 @@ class TestHosts:
                 f"demo-detector_detector/1/{name}",
                 f"demo_classifier/1/{name}",
             ]
-        assert len(find_plans(merged)) == 4
+        assert [plan.name for plan in find_plans(merged)] == ["model.sm89.plan", "model.sm90.plan"] * 2
 
     def test_another_gpu_is_told_what_there_is(self, merged: Path, run: Run) -> None:
         said = "demo_classifier/1 has no plan for a GPU of compute capability 10.0: there are plans for 8.9, 9.0"
@@ -671,6 +671,9 @@ class TestHosts:
     def test_without_a_gpu_the_rest_is_proved(self, merged: Path) -> None:
         if not why_no_gpu():
             pytest.skip("this host has a GPU")
+        with pytest.raises(DeviceError, match=r"sm89\.plan needs a GPU") as caught:
+            check_local_plans(merged, ["demo"])
+        assert caught.value.command == ()  # which would replace what others are served with
         (report,) = verify_published(merged, ["demo"])
         stages = {result.stage: result.status for result in report.results}
         assert (stages["onnx"], stages["plan"]) == ("proved", "not proved")

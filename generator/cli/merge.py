@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def merge(
     repositories: Annotated[
         list[Path],
-        typer.Argument(metavar="REPOSITORY...", help="Builds of the same models, one for each compute capability."),
+        typer.Argument(metavar="REPOSITORY", help="Builds of the same models, one for each compute capability."),
     ],
     *,
     output: Annotated[

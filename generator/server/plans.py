@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import DeviceError, MissingDependencyError, PlanError
-from generator.plan.choice import PLAN_FILE, choose_plan
+from generator.plan.choice import PLAN_FILE, choose_plan, sort_capabilities
 from generator.plan.library import TensorRTVersion
 from generator.repository.layout import numeric_versions
 from generator.server.configs import read_configs
@@ -57,7 +57,8 @@ def _find_plans_of(config: Any, folder: Path, capability: str | None) -> list[Pa
         return [folder / PLAN_FILE]
     default = (is_plans_own and config.default_model_filename) or PLAN_FILE
     if capability is None:
-        return [folder / name for name in dict.fromkeys([*named.values(), default])]
+        names = [named[one] for one in sort_capabilities(named)]
+        return [folder / name for name in dict.fromkeys([*names, default])]
     return [choose_plan(folder, named, default, capability)]
 
 
@@ -137,7 +138,9 @@ def _check_chosen(root: Path, models: Sequence[str], host: Host) -> None:
 
 
 def _without_gpu(plan: Path) -> dict[str, Any]:
-    """Return command and fields that build a plan's model anew for the CPU."""
+    """Return command and fields that build a plan's model anew for the CPU; none where that would cost other plans."""
+    if plan.name != PLAN_FILE:
+        return {}
     root, model = plan.parents[2], plan.parents[1].name
     ensembles = (name for name, config in read_configs(root).items() if model in _members(config))
     # the backend is part of what clients rely on: the same name takes `replace`
