@@ -511,6 +511,9 @@ class TestRefusals:
         build(tmp_path / "newer-too", H200, exports["demo"], tensorrt="8.6.2.3", plan=options)
         (merged,) = merge_repositories([tmp_path / "compatible", tmp_path / "newer-too"], tmp_path / "merged")
         assert has_version_compatible(tmp_path / "merged")
+        record = read_record(tmp_path / "merged", "demo")
+        assert record is not None
+        assert record.plan == {"tensorrt": "8.6.2.3", "precision": "fp32"}
         assert [plan["tensorrt"] for plan in merged.plans.values()] == [VERSION, "8.6.2.3"]
 
     def test_edited_and_missing_files(self, place: Path) -> None:

@@ -233,19 +233,22 @@ def _check_capabilities(builds: Sequence[Build]) -> None:
         raise RepositoryError(msg, hint=hint)
 
 
+def find_newest(builds: Sequence[Build]) -> Build:
+    """Return the build with the newest TensorRT, which a server of all of them needs."""
+    return max(builds, key=lambda build: TensorRTVersion.parse(build.passport.tensorrt))
+
+
 def _check_versions(builds: Sequence[Build]) -> None:
     """Refuse plans that no single TensorRT loads.
 
     Raises:
         RepositoryError: Names two of them with their versions.
     """
-    by_version = sorted(builds, key=lambda build: TensorRTVersion.parse(build.passport.tensorrt))
-    newest = by_version[-1]
+    newest = find_newest(builds)
     serves = TensorRTVersion.parse(newest.passport.tensorrt)
-    for build in by_version:
-        if not TensorRTVersion.parse(build.passport.tensorrt).same_plans(serves) and (
-            not build.passport.is_version_compatible
-        ):
+    for build in builds:
+        is_same = TensorRTVersion.parse(build.passport.tensorrt).same_plans(serves)
+        if not (is_same or build.passport.is_version_compatible):
             msg = f"{build.record.name}: no server loads both plans: {build.root} has one of TensorRT "
             msg += f"{build.passport.tensorrt}, {newest.root} one of {newest.passport.tensorrt}"
             hint = "build them with the same TensorRT: the one that serves them"

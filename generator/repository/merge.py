@@ -22,7 +22,7 @@ from generator.packages import made_by
 from generator.plan.choice import PLAN_FILE, sort_capabilities
 from generator.plan.passport import passport_path
 from generator.repository import Change, Layout, Record, find_records, plan_changes, publish, read_record, recover
-from generator.repository.builds import CONFIG_FILE, at_version, check_builds, read_builds
+from generator.repository.builds import CONFIG_FILE, at_version, check_builds, find_newest, read_builds
 from generator.repository.edits import check_edits, find_damaged
 from generator.repository.journal import lock, staging
 from generator.repository.layout import next_version, numeric_versions
@@ -160,8 +160,9 @@ def _merge(
         layout = _at_version(first, version)
         check_owner(root, layout, old)
         check_contract(old, contract, replace=replace)
-        if not replace:
+        if old is not None and not replace:
             _check_hosts(old, plans)
+        if not replace:
             _check_older_versions(root, first, layout, plans)
         if old is not None and not discard_edits:
             check_edits(root, old, removing=replace)
@@ -173,7 +174,7 @@ def _merge(
                 "version": version,
                 "inputs": inputs,
                 "contract": contract,
-                "plan": {"tensorrt": builds[0].passport.tensorrt, "precision": builds[0].passport.precision},
+                "plan": {"tensorrt": find_newest(builds).passport.tensorrt, "precision": builds[0].passport.precision},
                 "proof": _merge_proofs(plans.values()),
                 "files": hash_tree(staged),
                 "plans": described,
@@ -232,15 +233,15 @@ def _at_version(record: Record, version: int) -> Layout:
     return Layout.of_record(record.model_copy(update={"version": version}))
 
 
-def _check_hosts(old: Record | None, plans: Mapping[str, Build]) -> None:
+def _check_hosts(old: Record, plans: Mapping[str, Build]) -> None:
     """Refuse to take their plan from hosts that have one now.
 
     Raises:
         RepositoryError: Names their compute capabilities.
     """
-    if lost := [one for name, one in (old.plans if old else {}).items() if name not in plans]:
+    if lost := [one for name, one in old.plans.items() if name not in plans]:
         gpus = ", ".join(f"{one['compute_capability']} ({one['gpu']})" for one in lost)
-        msg = f"{old.name if old else ''} is published with a plan for {gpus}, which is in none of the repositories"
+        msg = f"{old.name} is published with a plan for {gpus}, which is in none of the repositories"
         hint = "give that build, too, or replace the published versions, which removes them"
         raise RepositoryError(msg, hint=hint, fields={"replace": True})
 
