@@ -15,9 +15,9 @@ from generator.errors import SpecError
 from generator.events import Done, OnEvent, ignore
 from generator.packages import installed_packages, made_by
 from generator.repository import Change, Layout, Record, plan_changes, publish, read_record, recover, staging
-from generator.repository.edits import check_edits
+from generator.repository.edits import check_edits, find_damaged
 from generator.repository.fingerprint import fingerprint
-from generator.repository.layout import RECORD_FILE, numeric_versions
+from generator.repository.layout import RECORD_FILE, next_version
 from generator.repository.publish import check_contract, check_owner, hash_tree
 from generator.repository.stage import stage_files, stage_listed_versions, take_over
 from generator.target import check_target, choose_target
@@ -76,7 +76,7 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
     old = read_record(root, spec.name)
     spec, where = choose_decode(spec, _find_recipe, old)
     inputs = fingerprint(spec)
-    if old is not None and old.inputs == inputs and _proof_suffices(old, options) and not _damaged(root, old.files):
+    if old is not None and old.inputs == inputs and _proof_suffices(old, options) and not find_damaged(root, old.files):
         return Built(
             name=spec.name,
             version=old.version,
@@ -91,7 +91,7 @@ def build_repository(spec: ModelSpec, root: Path, options: BuildOptions) -> Buil
     with _staging(root, dry_run=options.dry_run) as staged:
         old = read_record(root, spec.name)  # again, now that nobody else can write
         reusable = old is not None and _is_reusable(root, old, inputs)
-        version = old.version if old is not None and reusable else _next_version(root, spec)
+        version = old.version if old is not None and reusable else next_version(root, spec.model_names)
         layout = Layout.of(spec, version)
         check_owner(root, layout, old)
         _refuse_edits(root, old, options)
@@ -137,21 +137,10 @@ def _is_reusable(root: Path, old: Record, inputs: dict[str, str]) -> bool:
     versioned = {path: digest for path, digest in old.files.items() if f"/{old.version}/" in path}
     if old.inputs["artifact"] != inputs["artifact"]:
         return False
-    damaged = _damaged(root, versioned)
+    damaged = find_damaged(root, versioned)
     for path in damaged:
         _LOG.warning("%s is not what was published: it stays as it is, and a new version is made", root / path)
     return not damaged
-
-
-def _damaged(root: Path, files: Mapping[str, str]) -> list[str]:
-    """Return the files that are gone or no longer what was published."""
-    from generator.files import hash_file
-
-    return [path for path, digest in files.items() if not (root / path).is_file() or hash_file(root / path) != digest]
-
-
-def _next_version(root: Path, spec: ModelSpec) -> int:
-    return max((max(numeric_versions(root / name), default=0) for name in spec.model_names), default=0) + 1
 
 
 @contextmanager

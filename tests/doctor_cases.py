@@ -134,7 +134,7 @@ def plan(version: tuple[int, ...] = (10, 9, 0, 34)) -> bytes:
     return head + bytes(64 - len(head))
 
 
-def passport(capability: str = "9.0", *, largest: int = 8) -> str:
+def passport(capability: str = "9.0", *, largest: int = 8, level: str = "none") -> str:
     """The passport of that plan."""
     shapes = {"X": {"min": [1, 4], "opt": [4, 4], "max": [largest, 4]}}
     gpu = {"name": "GPU", "compute_capability": capability, "multiprocessors": 10, "memory_bytes": 1}
@@ -150,7 +150,7 @@ def passport(capability: str = "9.0", *, largest: int = 8) -> str:
         "inputs": [{"name": "X", **tensor}],
         "outputs": [{"name": "Y", **tensor}],
         "flags": [],
-        "options": {},
+        "options": {"hardware_compatibility": level},
         "onnx_sha256": "0",
         "plan_sha256": "0",
         "plan_bytes": 64,
@@ -170,6 +170,22 @@ def planned(rule: str, broken: Files, right: Files, *, at: str = "@/1/model.plan
         "@/1/model.plan.json": passport(),
     }
     return Case(name=rule, rule=rule, broken=base | broken, right=base | right, at=at, options=options)
+
+
+def two_plans(one: str, other: str) -> str:
+    """A configuration that names the plans for two compute capabilities."""
+    names = [f'{{ key: "{key}" value: "model.sm{key.replace(".", "")}.plan" }}' for key in (one, other)]
+    return f'backend: "tensorrt"{NETWORK}cc_model_filenames [ {names[0]}, {names[1]} ]  # HERE\n'
+
+
+def for_capabilities(
+    rule: str, broken: Files, right: Files | None = None, *, at: str = "@/config.pbtxt", **options: Any
+) -> Case:
+    """Plans for 8.9 and 9.0 with passports that fit, unless other files are given."""
+    base: Files = {"@/config.pbtxt": two_plans("8.9", "9.0")}
+    for capability, name in (("8.9", "model.sm89.plan"), ("9.0", "model.sm90.plan")):
+        base |= {f"@/1/{name}": plan(), f"@/1/{name}.json": passport(capability)}
+    return Case(name=rule, rule=rule, broken=base | broken, right=base | (right or {}), at=at, options=options)
 
 
 def step(
@@ -718,4 +734,21 @@ CASES = (
     planned("plan-damaged", {"@/1/model.plan": plan()[:40]}, {}),
     planned("plan-version-unknown", {}, {"@/1/model.plan": plan((99, 9, 9, 9))}),
     planned("network-max-batch", {"@/1/model.plan.json": passport(largest=4)}, {}, at="@/config.pbtxt"),
+    # several plans
+    for_capabilities("plan-capability-key", {"@/config.pbtxt": two_plans("sm_89", "9.0")}),
+    for_capabilities("plan-capability-missing", {"@/config.pbtxt": two_plans("8.6", "9.0")}),
+    for_capabilities("plan-capability-none", {"@/config.pbtxt": two_plans("8.9", "8.9")}, gpu="9.0"),
+    for_capabilities("plan-capability-other", {"@/1/model.sm89.plan.json": passport("8.6")}, at="@/1/model.sm89.plan"),
+    for_capabilities("plan-capability-default", {"@/1/model.plan": plan()}, at="@/1/model.plan"),
+    for_capabilities("plan-damaged", {"@/1/model.sm89.plan": plan()[:40]}, at="@/1/model.sm89.plan"),
+    for_capabilities(
+        "plan-capability-default",
+        {"@/1/model.plan": plan(), "@/1/model.plan.json": passport("8.0", level="same-compute-capability")},
+        {"@/1/model.plan": plan(), "@/1/model.plan.json": passport("8.0", level="ampere-plus")},
+        at="@/1/model.plan",
+        gpu="12.0",
+    ),
+    for_capabilities(
+        "plan-capability-differs", {"@/1/model.sm90.plan.json": passport(largest=16)}, at="@/1/model.sm90.plan"
+    ),
 )

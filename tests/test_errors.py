@@ -21,6 +21,7 @@ SAID = re.compile(rf"\btrtgen ({'|'.join(COMMANDS)})\b|(?<![\w-])({'|'.join(sort
 # What is no hint, but stands in trtgen.json, whose words stay.
 ALLOWED = {
     "pipeline.py": ("trtgen build-repo --spec {}/{} --repository {}",),
+    "repository/merge.py": ("trtgen merge {} --output {}",),
 }
 # What a record says of what it takes on trust.
 MEASURES = "--labelled DIR measures it"

@@ -74,7 +74,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
     limit = Image.MAX_IMAGE_PIXELS
 
-    def make(*, on_gpu: bool, **parameters: str) -> Any:
+    def make(*, on_gpu: bool, plans: dict[str, str] | None = None, **parameters: str) -> Any:
         gpu = Driver()
         trt = make_tensorrt(gpu)
         backend = module.importlib.import_module("trtgen_tensorrt")
@@ -90,6 +90,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
         config = {
             "max_batch_size": 4,
             "default_model_filename": "model.py",
+            "cc_model_filenames": plans or {},
             "input": [{"name": "IMAGE", "data_type": "TYPE_STRING", "dims": ["1"]}],
             "output": [{"name": name, "data_type": "TYPE_UINT8", "dims": ROW} for name in ("Y", "PIXELS")],
             "instance_group": [{"name": "m_0", "count": 2, "gpus": [0]}],
@@ -210,6 +211,19 @@ def _encode(image: Image.Image) -> bytes:
 def test_a_wrong_number_of_threads_is_refused(load: Load) -> None:
     with pytest.raises(Exception, match="parameter 'decode_threads' of model 'm' is 'many'"):
         load(on_gpu=False, decode_threads="many")
+
+
+def test_a_gpu_takes_the_plan_for_its_compute_capability(load: Load, tmp_path: Path) -> None:
+    folder = tmp_path / "1"
+    (folder / "model.plan").rename(folder / "model.sm90.plan")
+    (folder / "model.sm89.plan").write_bytes(b"for another GPU")
+    model = load(on_gpu=False, plans={"8.9": "model.sm89.plan", "9.0": "model.sm90.plan"})
+    (answer,) = ask(model, FILES[:4])
+    np.testing.assert_array_equal(answer["Y"], double(FILES[:4]))
+    with pytest.raises(Exception, match=r"GPU 0 has compute capability 9\.0, and cc_model_filenames has 10\.0, 8\.9"):
+        load(on_gpu=False, plans={"8.9": "model.sm89.plan", "10.0": "model.sm90.plan"})
+    (folder / "model.sm90.plan").rename(folder / "model.plan")
+    assert load(on_gpu=False, plans={"8.9": "model.sm89.plan"}).network
 
 
 def test_arrays_of_the_gpu_that_an_engine_cannot_take(load: Load) -> None:

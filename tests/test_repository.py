@@ -675,7 +675,7 @@ def test_a_record_is_written_as_it_was_by_earlier_versions(root: Path) -> None:
     text = (root / "tiny/trtgen.json").read_text(encoding="utf-8")
     assert list(json.loads(text)) == [
         "made_by", "command", "name", "version", "description", "spec", "inputs", "packages", "recipe", "contract",
-        "graph", "proof", "files", "plan", "head", "assumed", "repairs", "format",
+        "graph", "proof", "files", "plan", "head", "assumed", "repairs", "plans", "format",
     ]  # fmt: skip
     record = read_record(root, "tiny")
     assert record is not None

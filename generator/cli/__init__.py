@@ -29,6 +29,7 @@ _COMMANDS = {
     "harden": "harden",
     "reload": "reload",
     "verify": "verify",
+    "merge": "merge",
     "list": "list_models",
     "remove": "remove",
     "perf": "perf",

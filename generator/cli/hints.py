@@ -22,6 +22,7 @@ _PARAMETERS = {
     "grpc_url": "url",
     "secrets_folder": "secrets",
     "log_path": "log",
+    "models": "model",
     "plan.profiles": "profile",
     "requests_per_window": "measurement_requests",
     "timeout_s": "timeout",

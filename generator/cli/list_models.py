@@ -13,6 +13,7 @@ from generator.cli.options import JsonOption, RepositoryOption
 if TYPE_CHECKING:
     from generator.repository import Record
 
+_ORIGIN = ("compute_capability", "gpu", "hardware_compatibility", "repository", "proof")
 _COLUMNS = ("name", "versions", "served", "backend", "precision", "published", "proved")
 
 
@@ -67,6 +68,7 @@ def _describe(root: Path, record: Record) -> dict[str, Any]:
         "served": served,
         "backend": record.contract["backend"],
         "tensorrt": plan.get("tensorrt"),
+        "plans": {name: {key: one[key] for key in _ORIGIN} for name, one in record.plans.items()},
         "precision": plan.get("precision", record.spec["precision"]),
         "published": published.isoformat(timespec="seconds"),
         "proof": list(record.proof),
@@ -79,11 +81,16 @@ def _as_row(model: dict[str, Any]) -> tuple[str, ...]:
         model["name"],
         _join(model["versions"]),
         _join(model["served"]),
-        f"{model['backend']} {model['tensorrt'] or ''}".rstrip(),
+        " ".join(filter(None, (model["backend"], model["tensorrt"], _describe_plans(model["plans"])))),
         model["precision"],
         model["published"][:16].replace("T", " "),
         _proved(model["proof"]),
     )
+
+
+def _describe_plans(plans: dict[str, Any]) -> str:
+    """Return the compute capabilities of a merged model's plans, such as `(8.9, 9.0)`; nothing for one plan."""
+    return f"({', '.join(one['compute_capability'] for one in plans.values())})" if plans else ""
 
 
 def _join(versions: list[int]) -> str:

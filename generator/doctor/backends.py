@@ -50,12 +50,15 @@ def find_backend(model: ConfiguredModel) -> str:
 
 
 def find_model_files(model: ConfiguredModel, backend: str) -> Iterator[Path]:
-    """Yield the file of every version that is served, where it is there."""
-    stated = model.config.default_model_filename
+    """Yield the files of every version that is served, where they are there: the default, those for one GPU only."""
+    default = model.config.default_model_filename or FILES.get(backend, "")
+    for_capability = {} if backend == "python" else model.config.cc_model_filenames  # whose file is model.py always
+    names = dict.fromkeys([default, *for_capability.values()])
     for version in model.served_versions:
-        path = model.path / str(version) / (stated or FILES.get(backend, ""))
-        if is_file(path):
-            yield path
+        for name in names:
+            path = model.path / str(version) / name
+            if is_file(path):
+                yield path
 
 
 def _imply(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from generator.doctor.backends import find_backend, find_model_files
+from generator.doctor.checks.capabilities import check_capabilities
 from generator.doctor.checks.ensembles import check_ensemble
 from generator.doctor.checks.fields import check_fields
 from generator.doctor.checks.layout import check_contents, check_layout, check_names, check_readable
@@ -64,6 +65,9 @@ def _examine_files(
         yield finding
     if backend == "python":
         yield from check_python_model(model, release)
+    yield from check_capabilities(model, backend, gpu=gpu)
+    if model.config.cc_model_filenames:
+        gpu = None  # each plan is for a GPU of its own
     for path in find_model_files(model, backend):
         if path in unread:
             continue

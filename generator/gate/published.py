@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from generator.errors import RepositoryError
+from generator.errors import PlanError, RepositoryError
 from generator.events import Doing, OnEvent, ignore
 from generator.gate.candidate import Candidate
 from generator.gate.client import GrpcAddress, check_server
 from generator.gate.run import GateReport, run_gate
 from generator.images.reference import Reference, load_reference, make_reference
 from generator.images.sets import read_images
+from generator.plan.choice import PLAN_FILE, choose_plan
+from generator.plan.compatibility import local_host
 from generator.repository import Layout, Record, find_records, read_record, recover
 from generator.repository.layout import RECORD_FILE
 from generator.repository.stage import read_published
+from generator.server.plans import find_plans
 from generator.spec.model import ModelSpec
 from generator.task import find_task
 
@@ -37,11 +41,15 @@ def verify_published(
 
     Raises:
         RepositoryError: No such model.
+        PlanError: A model has plans for other GPUs only than this host's, which is to serve it.
         ServerError: No server at `grpc_url`, or it does not serve one of the models.
         VerificationError: The images cannot be used.
     """
     recover(root)
-    candidates = [read_candidate(root, record) for record in _find(root, names)]
+    records = _find(root, names)
+    candidates = [read_candidate(root, record) for record in records]
+    if grpc_url is None and (capability := _find_capability()):
+        find_plans(root, [record.name for record in records], capability=capability)
     address = None if grpc_url is None else GrpcAddress(url=grpc_url, secrets=secrets)
     if address is not None:
         check_server(address, [candidate.layout for candidate in candidates], root)
@@ -91,11 +99,27 @@ def read_candidate(root: Path, record: Record) -> Candidate:
         spec = ModelSpec.model_validate(record.spec)
         if isinstance(spec.versions, list):
             layout = replace(layout, version=max(spec.versions))
+        if record.plans:
+            layout = _choose_plan(root, record, layout)
         artifact = read_published(root, record, spec, layout)
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{root / record.name / RECORD_FILE} does not say spec, recipe, labels and head"
         raise RepositoryError(msg, hint=f"move {root / record.name} and its members away and build it again") from error
     return Candidate(repository=root, layout=layout, spec=spec, artifact=artifact)
+
+
+def _choose_plan(root: Path, record: Record, layout: Layout) -> Layout:
+    """Return the layout with the plan that this host takes; any where none is for it, as with a server elsewhere."""
+    if capability := _find_capability():
+        with contextlib.suppress(PlanError):
+            folder = (root / layout.plan).parent
+            return replace(layout, plan_file=choose_plan(folder, record.for_capability, PLAN_FILE, capability).name)
+    return layout
+
+
+def _find_capability() -> str | None:
+    gpu = local_host().gpu
+    return None if gpu is None else gpu.compute_capability
 
 
 def _ask_source(spec: ModelSpec, folder: Path) -> Reference:

@@ -81,6 +81,12 @@ def check_gpu(onnx: Path, low_precisions: Sequence[str], gpu: Gpu) -> None:
             raise PlanError(msg, hint=hint)
 
 
+def runs_on(passport: Passport, capability: str) -> bool:
+    """Say whether the plan is one for GPUs of this compute capability."""
+    built, here = _number(passport.gpu["compute_capability"]), _number(capability)
+    return here == built or (passport.hardware_compatibility == "ampere-plus" and min(built, here) >= (8, 0))
+
+
 def _check_version(passport: Passport, host: Host) -> Iterator[Misfit]:
     built = f"the plan was built with TensorRT {passport.tensorrt}"
     if host.tensorrt is None:
@@ -124,16 +130,14 @@ def _check_gpu(passport: Passport, host: Host) -> Iterator[Misfit]:
         return
     has = f"{host.source} has {gpu.name} ({gpu.compute_capability}, {gpu.multiprocessors})"
     level = passport.hardware_compatibility
-    if _number(gpu.compute_capability) != _number(capability):
-        if level == "ampere-plus" and min(_number(capability), _number(gpu.compute_capability)) >= (8, 0):
-            return
+    if not runs_on(passport, gpu.compute_capability):
         rule = {
             "ampere-plus": "plans for ampere-plus run on 8.0 and later",
             "same-compute-capability": "the plan runs on other GPUs of the same compute capability only",
         }.get(level, "a plan runs on the compute capability it was built on")
         yield Misfit(severity="refuse", found=built, expected=f"{has}, and {rule}", hint=_other_gpu_hint(level))
         return
-    if level != "none":
+    if level != "none":  # which is how it runs on another compute capability, too
         return
     if gpu.multiprocessors < multiprocessors:
         strict = _major(passport.tensorrt) >= _SM_RULE

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from generator.errors import RepositoryError, TrtgenError
 from generator.files import hash_file
+from generator.plan.choice import PLAN_FILE
 from generator.repository import Layout
 from generator.repository.publish import hash_tree_names
 from generator.repository.stage import read_published, stage_files
 from generator.spec.model import ModelSpec
+from generator.triton.plans import state_plans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from generator.repository import Record
 
@@ -32,6 +34,11 @@ def find_edited(root: Path, record: Record, *, versions: bool) -> list[str]:
         and (root / path).is_file()
         and hash_file(root / path) != digest
     ]
+
+
+def find_damaged(root: Path, files: Mapping[str, str]) -> list[str]:
+    """Return the files that are gone or no longer what was published: `files` has their hashes."""
+    return [path for path, digest in files.items() if not (root / path).is_file() or hash_file(root / path) != digest]
 
 
 def check_edits(root: Path, record: Record, *, removing: bool) -> None:
@@ -81,6 +88,10 @@ def _render_again(root: Path, record: Record, folder: Path) -> None:
     try:
         spec = ModelSpec.model_validate(record.spec)
         stage_files(spec, folder, layout, read_published(root, record, spec, layout), dict(record.inputs))
+        if record.plans:
+            config = folder / layout.network / "config.pbtxt"
+            text = state_plans(config.read_text("utf-8"), record.for_capability, has_default=PLAN_FILE in record.plans)
+            config.write_text(text, encoding="utf-8")
     except (TrtgenError, KeyError, OSError, TypeError, ValueError):
         return  # the error that is being made names the files all the same
 

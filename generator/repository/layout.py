@@ -8,10 +8,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from generator.errors import RepositoryError
+from generator.plan.choice import PLAN_FILE
 from generator.task import find_roles
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from generator.repository.record import Record
     from generator.spec.model import ModelSpec
@@ -25,12 +26,14 @@ class Layout:
     """The model directories of one served model, at one version.
 
     `members` maps each role's key to the model's name, in the order of publishing: clients see the last one last.
-    `network` is the one with the graph and the plan; where there is one model only, it is that.
+    `network` is the one with the graph and the plan; where there is one model only, it is that. `plan_file` is the
+    plan's name; of several plans, any.
     """
 
     members: Mapping[str, str]
     network: str
     version: int
+    plan_file: str = PLAN_FILE
 
     @classmethod
     def of(cls, spec: ModelSpec, version: int) -> Layout:
@@ -52,7 +55,8 @@ class Layout:
             raise RepositoryError(msg, hint="install the package that brings this task") from error
         (network,) = (record.name + role.suffix for role in roles if role.holds_network)
         members = {role.key: record.name + role.suffix for role in roles}
-        return cls(members=members, network=network, version=record.version)
+        plan_file = next(iter(record.plans), PLAN_FILE)
+        return cls(members=members, network=network, version=record.version, plan_file=plan_file)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -91,7 +95,7 @@ class Layout:
     @property
     def plan(self) -> PurePosixPath:
         """The TensorRT plan, beside the graph that it was built from; its passport has the suffix .json."""
-        return PurePosixPath(self.network, str(self.version), "model.plan")
+        return PurePosixPath(self.network, str(self.version), self.plan_file)
 
     @property
     def reference(self) -> PurePosixPath:
@@ -108,3 +112,8 @@ def numeric_versions(model: Path) -> list[int]:
     if not model.is_dir():
         return []
     return sorted(int(entry.name) for entry in model.iterdir() if entry.is_dir() and _VERSION.fullmatch(entry.name))
+
+
+def next_version(root: Path, models: Iterable[str]) -> int:
+    """Return the number above every version of these models."""
+    return max((max(numeric_versions(root / name), default=0) for name in models), default=0) + 1

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from generator.repository.record import Record
 
 # What a contract says now, and what was the only way before.
-_BEFORE = {"layout": "ensemble"}
+_BEFORE = {"layout": "ensemble", "plans": "one"}
 Word = Literal["create", "identical", "update", "remove"]
 
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, PositiveInt, TypeAdapter
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from generator.errors import RepositoryError
+from generator.plan.choice import PLAN_FILE
 from generator.repository.layout import RECORD_FILE
 from generator.spec.recipe import Recipe  # noqa: TC001 - pydantic reads the annotations
 from generator.spec.records import JsonRecord
@@ -39,6 +40,13 @@ class _Proof(TypedDict):
     status: Literal["proved", "not proved", "assumed"]
 
 
+class _MergedPlan(TypedDict):
+    compute_capability: str
+    gpu: str
+    repository: str
+    proof: list[_Proof]
+
+
 def _having(keys: type) -> AfterValidator:
     """Return the check that an object has these keys; it stays as it is, with all its keys in their order."""
     adapter: TypeAdapter[Any] = TypeAdapter(keys)
@@ -54,8 +62,9 @@ class Record(JsonRecord):
     """The content of trtgen.json.
 
     `inputs` holds two fingerprints: `artifact` of everything the graph and the plan follow from, `configuration` of
-    everything else. `plan` says where the plan runs, None without one. `contract` is what clients and older versions
-    rely on. `files` maps paths in the repository to SHA-256. `head`, `assumed` and `repairs` are those of `Artifact`;
+    everything else. `plan` says where the plan runs, None without one; `plans`, of a merged model, of each by its file
+    which build it is of, and what was proved of that. `contract` is what clients and older versions rely on. `files`
+    maps paths in the repository to SHA-256. `head`, `assumed` and `repairs` are those of `Artifact`;
     older records have no `head` and no `repairs`.
     """
 
@@ -76,7 +85,13 @@ class Record(JsonRecord):
     head: Mapping[str, Any] | None = None
     assumed: Mapping[str, str] = Field(default_factory=dict)
     repairs: list[str] = Field(default_factory=list)
+    plans: Mapping[str, Annotated[Mapping[str, Any], _having(_MergedPlan)]] = Field(default_factory=dict)
     format: Literal[1] = 1
+
+    @property
+    def for_capability(self) -> dict[str, str]:
+        """The plans of a merged model by the compute capability that each is for, but for the default one."""
+        return {str(one["compute_capability"]): name for name, one in self.plans.items() if name != PLAN_FILE}
 
 
 def read_record(root: Path, name: str) -> Record | None:

@@ -58,6 +58,14 @@ RULES = (
         seen_in=CORE,
     ),
     Rule(
+        id="plan-capability-none",
+        says=r"unable to find '[^']+' for model instance '[^']*'; GPU \d+ has compute capability (?P<gpu>[\d.]+), "
+        r"and cc_model_filenames has (?P<capabilities>[\d., ]+)",
+        cause="it has no plan for a GPU of compute capability {gpu}: there are plans for {capabilities}",
+        fix="build it on such a GPU and merge that build with the others, or serve it on another GPU",
+        seen_in=FILES,
+    ),
+    Rule(
         id="layout-no-model-file",
         says=r"(Python model file not found in|unable to find) '(?P<path>.+?)'( for model|$)",
         cause="its file is missing: {path}",

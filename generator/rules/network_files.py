@@ -62,6 +62,40 @@ RULES = (
         seen_in=("plan", "log"),
     ),
     Rule(
+        id="plan-capability-key",
+        cause="{key!r} in cc_model_filenames is not a compute capability: Triton looks for 9.0, major and minor, and "
+        "takes the default file without a word",
+        fix="write it as nvidia-smi --query-gpu=compute_cap --format=csv says it, in {model}/config.pbtxt",
+        build="rewrite",
+        seen_in=("files",),
+    ),
+    Rule(
+        id="plan-capability-missing",
+        cause="the plan for compute capability {capability} is missing: {path}",
+        fix="copy it there, or remove it from cc_model_filenames in {model}/config.pbtxt",
+        seen_in=("files",),
+    ),
+    Rule(
+        id="plan-capability-other",
+        cause="{path} is the plan for compute capability {capability}, and was built on a GPU of {made}",
+        fix="name it under its own in cc_model_filenames of {model}/config.pbtxt, or build it on the other GPU",
+        seen_in=("plan",),
+    ),
+    Rule(
+        id="plan-capability-default",
+        severity="warning",
+        cause="a GPU of another compute capability than {capabilities} takes {path} without a word, and nothing says "
+        "that this plan runs on others",
+        fix="move it away, or build it with hardware_compatibility ampere-plus",
+        seen_in=("plan",),
+    ),
+    Rule(
+        id="plan-capability-differs",
+        cause="{other} has other {what} than {one}, and one config.pbtxt is for both",
+        fix="build both from the same graph with the same profiles",
+        seen_in=("plan",),
+    ),
+    Rule(
         id="plan-damaged",
         cause="its plan cannot be loaded: {detail}",
         fix="{advice}",

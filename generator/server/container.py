@@ -16,7 +16,7 @@ from generator.server.configs import find_options
 from generator.server.failures import explain_end, find_failures, tail
 from generator.server.hardening import KEY, STOP_TIMEOUT_S, Values, describe, read_key_in_shell, write_options
 from generator.server.launch import create_log, find_fused
-from generator.server.plans import check_container_plans, find_plans, has_version_compatible
+from generator.server.plans import check_container_plans, has_version_compatible
 from generator.server.ports import ANY_ADDRESS, LOOPBACK, Ports
 from generator.server.secret_files import API_KEY
 
@@ -158,7 +158,7 @@ class Container:
             PlanError: A plan was built for another TensorRT or GPU.
             DeviceError: There is a plan, but the container gets no GPU.
         """
-        check_container_plans(find_plans(self.repository), self.image, gpus=self.gpus)
+        check_container_plans(self.repository, self.image, gpus=self.gpus)
         check_readable(self.repository)
         if self.image in (DEFAULT_IMAGE, STOCK_IMAGE) and (fused := find_fused(self.repository)):
             msg = f"{fused[0]} is a fused model, and {self.image} lacks the packages that run its network"

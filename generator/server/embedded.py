@@ -38,7 +38,7 @@ from generator.server.launch import (
     make_environment,
     open_repository,
 )
-from generator.server.plans import check_local_plans, find_plans
+from generator.server.plans import check_local_plans
 from generator.server.ports import ANY_ADDRESS, LOOPBACK, Ports, check_address, choose_ports, is_loopback
 from generator.server.secret_files import check_secrets, read_key
 from generator.server.wheel import EmbeddedTriton, check_embedded
@@ -155,7 +155,7 @@ class EmbeddedServer:
             )
         triton = check_embedded()
         self.repository = open_repository(self.repository)
-        check_local_plans(find_plans(self.repository, self._only))
+        check_local_plans(self.repository, self._only)
         for attempt in range(1, _ATTEMPTS + 1):
             ports = choose_ports(self._wish, address=self.address)
             try:

@@ -10,10 +10,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import DeviceError, MissingDependencyError, PlanError
+from generator.plan.choice import PLAN_FILE, choose_plan, sort_capabilities
 from generator.plan.library import TensorRTVersion
 from generator.repository.layout import numeric_versions
 from generator.server.configs import read_configs
 from generator.server.launch import name_rebuild
+from generator.triton.fused import NETWORK_BACKEND
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,11 +25,19 @@ if TYPE_CHECKING:
     from generator.plan.header import PlanHeader
 
 _LOG = logging.getLogger(__name__)
-PLAN_FILE = "model.plan"
 
 
-def find_plans(root: Path, models: Sequence[str] = ()) -> list[Path]:
-    """Return the plans below `root` that Triton would load; with `models`, those of them and of their members."""
+def find_plans(root: Path, models: Sequence[str] = (), *, capability: str | None = None) -> list[Path]:
+    """Return the plans below `root` that Triton would load; with `models`, those of them and of their members.
+
+    Args:
+        root: The model repository.
+        models: The names of those that are loaded; all where none is named.
+        capability: That of the GPU, which chooses among the plans of a model that has several; all where it is None.
+
+    Raises:
+        PlanError: A model has several plans, and none for this compute capability.
+    """
     configs = read_configs(root)
     loaded = set(models).union(*(_members(configs[name]) for name in models if name in configs))
     return [
@@ -35,8 +45,21 @@ def find_plans(root: Path, models: Sequence[str] = ()) -> list[Path]:
         for name, config in configs.items()
         if not models or name in loaded
         for number in _served(numeric_versions(root / name), config.version_policy)
-        if (plan := root / name / str(number) / PLAN_FILE).is_file()
+        for plan in _find_plans_of(config, root / name / str(number), capability)
+        if plan.is_file()
     ]
+
+
+def _find_plans_of(config: Any, folder: Path, capability: str | None) -> list[Path]:
+    named = dict(config.cc_model_filenames)
+    is_plans_own = config.backend == "tensorrt" or config.platform == "tensorrt_plan"
+    if not named or not (is_plans_own or config.parameters[NETWORK_BACKEND].string_value == "tensorrt"):
+        return [folder / PLAN_FILE]
+    default = (is_plans_own and config.default_model_filename) or PLAN_FILE
+    if capability is None:
+        names = [named[one] for one in sort_capabilities(named)]
+        return [folder / name for name in dict.fromkeys([*names, default])]
+    return [choose_plan(folder, named, default, capability)]
 
 
 def _members(ensemble: Any) -> set[str]:
@@ -61,8 +84,10 @@ def has_version_compatible(root: Path) -> bool:
     return any(read_passport(plan).is_version_compatible for plan in plans if passport_path(plan).is_file())
 
 
-def check_local_plans(plans: Sequence[Path]) -> None:
+def check_local_plans(root: Path, models: Sequence[str] = ()) -> None:
     """Refuse to start a server of this host whose plans cannot run here; do nothing where there is no plan.
+
+    `models` are those that it loads, as for `find_plans`.
 
     Raises:
         DeviceError: No GPU.
@@ -73,6 +98,7 @@ def check_local_plans(plans: Sequence[Path]) -> None:
     from generator.plan.compatibility import local_host
     from generator.plan.library import installed_version
 
+    plans = find_plans(root, models)
     if not plans:
         return
     if reason := why_no_gpu():
@@ -80,10 +106,10 @@ def check_local_plans(plans: Sequence[Path]) -> None:
         raise DeviceError(msg, hint="serve it where the GPU is, or build it for onnxruntime", **_without_gpu(plans[0]))
     if installed_version() is None:
         raise MissingDependencyError("tensorrt", extra="tensorrt", why=f"it runs {plans[0]}")
-    check_plans(plans, local_host())
+    _check_chosen(root, models, local_host())
 
 
-def check_container_plans(plans: Sequence[Path], image: str, *, gpus: bool) -> None:
+def check_container_plans(root: Path, image: str, *, gpus: bool) -> None:
     """Refuse to start a container whose TensorRT, or this host's GPU, is not that of the plans.
 
     Raises:
@@ -93,6 +119,7 @@ def check_container_plans(plans: Sequence[Path], image: str, *, gpus: bool) -> N
     from generator.plan.compatibility import Host, local_host
     from generator.plan.containers import read_image_version
 
+    plans = find_plans(root)
     if not plans:
         return
     if not gpus:
@@ -101,11 +128,19 @@ def check_container_plans(plans: Sequence[Path], image: str, *, gpus: bool) -> N
     version, reason = read_image_version(image)
     source = f"{image} ({reason})" if reason else image
     _LOG.info("%s: TensorRT %s", source, version or "unknown")
-    check_plans(plans, Host(tensorrt=version, gpu=local_host().gpu, source=source))
+    _check_chosen(root, (), Host(tensorrt=version, gpu=local_host().gpu, source=source))
+
+
+def _check_chosen(root: Path, models: Sequence[str], host: Host) -> None:
+    """Check the plans that the host's GPU takes; all of them where it is not known."""
+    capability = None if host.gpu is None else host.gpu.compute_capability
+    check_plans(find_plans(root, models, capability=capability), host)
 
 
 def _without_gpu(plan: Path) -> dict[str, Any]:
-    """Return command and fields that build a plan's model anew for the CPU."""
+    """Return command and fields that build a plan's model anew for the CPU; none where that would cost other plans."""
+    if plan.name != PLAN_FILE:
+        return {}
     root, model = plan.parents[2], plan.parents[1].name
     ensembles = (name for name, config in read_configs(root).items() if model in _members(config))
     # the backend is part of what clients rely on: the same name takes `replace`

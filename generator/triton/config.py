@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from generator.plan.choice import PLAN_FILE
 from generator.render import render
 from generator.spec.config_text import given_fields
 
@@ -190,7 +191,7 @@ def _engine(spec: ModelSpec, artifact: Artifact) -> dict[str, Any]:
         return {"backend": "onnxruntime", "default_model_filename": "model.onnx", "instance_kind": "KIND_CPU"}
     return {
         "backend": "tensorrt",
-        "default_model_filename": "model.plan",
+        "default_model_filename": PLAN_FILE,
         "instance_kind": "KIND_GPU",
         # each group lists all: requests are not routed by shape, any instance may get any batch
         "profiles": tuple(range(len(artifact.passport.profiles))),

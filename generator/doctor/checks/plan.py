@@ -31,7 +31,7 @@ def check_plan(
         detail = error.message.removeprefix(str(path)).strip()
         yield at_path(model, "plan-damaged", path, detail=detail, advice=error.hint)
         return
-    passport = _read_passport(path)
+    passport = find_passport(path)
     if made is not None and tensorrt is None:
         yield at_path(model, "plan-version-unknown", path, made=made, release=release)
     elif made is not None and tensorrt is not None and not made.same_plans(tensorrt):
@@ -46,7 +46,8 @@ def check_plan(
     yield from _check_passport(model, passport)
 
 
-def _read_passport(path: Path) -> Passport | None:
+def find_passport(path: Path) -> Passport | None:
+    """Return the passport of a plan, None where there is none that can be read."""
     try:
         return read_passport(path) if is_file(passport_path(path)) else None
     except PlanError:

@@ -163,12 +163,15 @@ def _find_record(root: Path, name: str | None) -> Record:
     """Return the record of the model `name`, or of the one that there is."""
     records = {record.name: record for record in find_records(root)}
     if name is None and len(records) == 1:
-        return next(iter(records.values()))
+        (name,) = records
     if name is None or name not in records:
         raise SpecError(
             f"{root} holds {', '.join(records) or 'no model of trtgen'}; {name or 'one model'} was to be tuned",
             hint="name one of them",
         )
+    if records[name].plans:
+        msg = f"{name} of {root} has plans for several GPUs, and settings are found for one"
+        raise SpecError(msg, hint="tune it in the repository that it was built in, and merge again")
     return records[name]
 
 

@@ -305,7 +305,12 @@ def find_plan(config, folder, device, *, instance):
     name = for_capability.get(device.compute_capability()) if for_capability else None
     path = folder / (name or config.get("default_model_filename") or "model.plan")
     if not path.is_file():
-        raise EngineError(f"unable to find '{path}' for model instance '{instance}'")
+        why = ""
+        if for_capability and name is None:
+            capabilities = ", ".join(sorted(for_capability, key=lambda text: (len(text), text)))
+            why = f"; GPU {device.ordinal} has compute capability {device.compute_capability()}, "
+            why += f"and cc_model_filenames has {capabilities}"
+        raise EngineError(f"unable to find '{path}' for model instance '{instance}'{why}")
     return path
 
 
