@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from generator.monitoring.watched import WatchedModel
 
-_SCRAPES = 10  # in a window
+_SCRAPES = 5  # in a window
 
 Series = dict[str, str]
 
@@ -22,7 +22,7 @@ Series = dict[str, str]
 class Case:
     """Series, and what the alert called `alert` says of them: nothing, unless `labels` are those it fires with.
 
-    `value` is its value as its summary writes it.
+    `value` is its value as its summary writes it, `after_s` how long it takes until what it asks for is the case.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Case:
     series: Series
     labels: Mapping[str, str] = field(default_factory=dict)
     value: str = ""
+    after_s: int = 0
 
 
 def make_unit_tests(
@@ -47,11 +48,11 @@ def make_unit_tests(
 
 def _write_test(case: Case, alerts: Sequence[Alert], limits: Limits, step_s: int) -> dict[str, Any]:
     alert = next(alert for alert in alerts if alert.name == case.alert)
-    late_s = (alert.for_s or limits.canary_silent_s) + limits.window_s + 2 * step_s
+    late_s = case.after_s + alert.for_s + limits.window_s + 2 * step_s
     steps = late_s // step_s + 2
     fires = {"exp_labels": {**case.labels, "severity": alert.severity}, "exp_annotations": _annotate(alert, case)}
     checks = [(late_s, [fires] if case.labels else [])]
-    if case.labels and alert.for_s > step_s:
+    if case.labels and alert.for_s >= step_s:
         checks.insert(0, (alert.for_s - step_s, []))  # not at once
     return {
         "name": case.name,
@@ -66,12 +67,10 @@ def _write_test(case: Case, alerts: Sequence[Alert], limits: Limits, step_s: int
 
 def _annotate(alert: Alert, case: Case) -> dict[str, str]:
     """Return the annotations as Prometheus would write them."""
-    summary = alert.summary
+    before, has_value, after = alert.summary.partition("{{ $value")
+    summary = before + case.value + after.partition("}}")[2] if has_value else before
     for label, text in case.labels.items():
         summary = summary.replace(f"{{{{ $labels.{label} }}}}", text)
-    before, opening, rest = summary.partition("{{ $value")
-    if opening:
-        summary = before + case.value + rest.partition("}}")[2]
     return {"summary": summary, "runbook": f"{RUNBOOK}#{alert.name.lower()}"}
 
 
@@ -247,11 +246,16 @@ class _Plant:
         )
         yield Case(name="answers as proved", alert="AnswersDrift", series={up: "1+0", proved: "1+0"})
         yield Case(name="no answers to judge", alert="AnswersDrift", series={up: "0+0", proved: "0+0"})
-        silent_s = self.limits.canary_silent_s + self.limits.window_s + 2 * self.step_s
-        yield Case(
-            name="a canary that hangs", alert="CanarySilent", series={last: "0+0"}, labels=labels, value=f"{silent_s}"
-        )
-        yield Case(name="a canary that asks", alert="CanarySilent", series={last: f"0+{self.step_s}"})
+        silent_s = self.limits.canary_silent_s
+        for name, values, silent in (("that hangs", "0+0", labels), ("that asks", f"0+{self.step_s}", {})):
+            yield Case(
+                name=f"a canary {name}",
+                alert="CanarySilent",
+                series={last: values},
+                labels=silent,
+                value=f"{silent_s + self.limits.window_s + 2 * self.step_s}",
+                after_s=silent_s,
+            )
         yield Case(
             name="servers of two releases",
             alert="ReleasesDiffer",
