@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / RUNBOOK
-TARGETS = Targets(metrics=("gpu-1:8002", "gpu-2:8002"), http=("gpu-1:8000", "gpu-2:8000"))
+TARGETS = Targets(metrics=("gpu-1:8002", "gpu-2:8002"), http=("gpu-1:8000", "gpu-2:8000"), canary=("gpu-1:9102",))
 LIMITS = Limits()
 # As short as a test of a real Prometheus wants it.
 QUICK = Limits(
@@ -50,6 +50,7 @@ QUICK = Limits(
     queue_for_s=2,
     memory_for_s=2,
     releases_for_s=5,
+    drift_for_s=1,
     canary_silent_s=20,
 )
 MODELS = [
@@ -89,10 +90,16 @@ BROKEN = {
     "QueueTooLong": [("/ 1e6", "/ 1e3"), ("> 0.1\n", "> 0.3\n"), ("> 0.101", "> 0.07"), ("> 0.1\n", "> 0.01\n")],
     "GpuMemoryFull": [("> 0.95", "> 0.9"), ("gpu_memory_used", "gpu_memory_total"), ("for: 10m", "for: 0s")],
     "PinnedMemoryFull": [("> 0.95", "> 0.9"), (' / nv_pinned_memory_pool_total_bytes{job="triton"} > 0.95', " >= 0")],
+    "CanaryDown": [
+        ("== 0", ">= 0"),
+        ('job="triton-canary"', 'job="triton"'),
+        ("for: 2m", "for: 0s"),
+    ],
     "CanaryUnanswered": [("== 0", "== 1"), ("canary_up", "canary_proved")],
     "AnswersDrift": [
-        (' unless on (job, instance, model) trtgen_canary_up{job="trtgen-canary"} == 0', ""),
+        (' unless on (job, instance, model) trtgen_canary_up{job="triton-canary"} == 0', ""),
         ("_proved", "_up"),
+        ("for: 10m", "for: 0s"),
     ],
     "CanarySilent": [("time() - ", ""), ("> 3600", "> 36000"), ("> 3600", "> -1")],
     "ReleasesDiffer": [("(model, release)", "(model, instance)"), ("> 1", "> 2"), ("for: 30m", "for: 0s")],
@@ -330,7 +337,11 @@ def test_the_command(
     assert expressions["QueueTooLong"].endswith("> 0.05")
     assert expressions["EnsembleFails"].endswith("> 0.02")
     assert expressions["TritonDown"] == 'up{job="ns/triton"} == 0'
-    assert yaml.safe_load((output / OPERATOR_RULES).read_text())["spec"] == rules
+    assert expressions["TritonNotReady"] == 'probe_success{job="ns/triton-ready"} == 0'
+    assert expressions["CanaryUnanswered"] == 'trtgen_canary_up{job="ns/triton-canary"} == 0'
+    wrapped = yaml.safe_load((output / OPERATOR_RULES).read_text())
+    assert wrapped["spec"] == rules
+    assert wrapped["metadata"]["name"] == "ns-triton"
     scraped = yaml.safe_load((output / SCRAPE).read_text())["scrape_configs"]
     assert [one["static_configs"][0]["targets"] for one in scraped[:2]] == [
         ["a:1"],

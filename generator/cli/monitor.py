@@ -21,13 +21,16 @@ def monitor(
         str,
         typer.Option(
             metavar="NAME",
-            help="The job of tritonserver's metrics in Prometheus, on Kubernetes NAMESPACE/PODMONITOR.",
+            help="Prometheus' job for the servers; JOB-ready is that of the blackbox exporter.",
             rich_help_panel=WATCHING,
         ),
     ] = "triton",
     canary_job: Annotated[
-        str, typer.Option(metavar="NAME", help="The job of the canary's metrics.", rich_help_panel=WATCHING)
-    ] = "trtgen-canary",
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Prometheus' job for the canary.  [default: JOB-canary]", rich_help_panel=WATCHING
+        ),
+    ] = None,
     queue_ms: Annotated[
         float,
         typer.Option(
@@ -63,6 +66,10 @@ def monitor(
             rich_help_panel=SCRAPING,
         ),
     ] = None,
+    canary_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:PORT", help="A canary's metrics; repeatable.", rich_help_panel=SCRAPING),
+    ] = None,
     discard_edits: Annotated[
         bool,
         typer.Option("--discard-edits", help="Also replace files that this command did not write, or somebody edited."),
@@ -78,8 +85,18 @@ def monitor(
     from generator.monitoring.watched import find_watched
 
     models = find_watched(repository)
-    limits = Limits(job=job, canary_job=canary_job, queue_s=queue_ms / 1000, failing_share=failing / 100)
-    targets = Targets(metrics=tuple(metrics_url or ["localhost:8002"]), http=tuple(http_url or ["localhost:8000"]))
+    limits = Limits(
+        job=job,
+        ready_job=f"{job}-ready",
+        canary_job=canary_job or f"{job}-canary",
+        queue_s=queue_ms / 1000,
+        failing_share=failing / 100,
+    )
+    targets = Targets(
+        metrics=tuple(metrics_url or ["localhost:8002"]),
+        http=tuple(http_url or ["localhost:8000"]),
+        canary=tuple(canary_url or []),
+    )
     for path, word in write_files(make_files(models, limits, targets), output, discard_edits=discard_edits).items():
         print(f"{word:9} {path}")
     say(f"check them: promtool check rules {output / RULES}; promtool test rules {output / UNIT_TESTS}")

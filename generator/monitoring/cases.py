@@ -233,12 +233,17 @@ class _Plant:
         def series(name: str, **more: str) -> str:
             return self._series(name, **{**labels, **more})
 
+        scraped = self._series("up", job=job)
         up, proved = (series(f"trtgen_canary_{name}") for name in ("up", "proved"))
         last = series("trtgen_canary_last_run_timestamp_seconds")
         old, same, new = (
             series("trtgen_release_info", release=release, version="1", instance=instance)
             for release, instance in (("r1", "a"), ("r1", "b"), ("r2", "c"))
         )
+        gone = {"job": job, "instance": "a"}
+        yield Case(name="a canary that has died", alert="CanaryDown", series={scraped: "0+0"}, labels=gone)
+        yield Case(name="a canary", alert="CanaryDown", series={scraped: "1+0"})
+        yield Case(name="no canary", alert="CanaryDown", series={})
         yield Case(name="no answer", alert="CanaryUnanswered", series={up: "0+0"}, labels=labels)
         yield Case(name="an answer", alert="CanaryUnanswered", series={up: "1+0"})
         yield Case(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from generator.files import hash_bytes
 from generator.monitoring.queries import Queries, match, quote
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class Row:
 def make_dashboard(models: Sequence[WatchedModel], limits: Limits) -> dict[str, Any]:
     """Return the dashboard, to be imported or provisioned; it asks for the data source and has none of its own."""
     return {
-        "uid": "trtgen-triton",
-        "title": "Triton",
+        "uid": f"trtgen-{hash_bytes(limits.job.encode())[:12]}",  # each job's own
+        "title": f"Triton: {limits.job}",
         "tags": ["triton"],
         "schemaVersion": 39,
         "editable": True,

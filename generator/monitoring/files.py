@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 RULES, UNIT_TESTS, OPERATOR_RULES = "triton.rules.yml", "triton.rules.test.yml", "prometheusrule.yml"
 DASHBOARD, SCRAPE = "dashboard.json", "prometheus.yml"
-WRITTEN = "trtgen.json"  # the hash of each file as it was written
+WRITTEN = ".trtgen.json"  # the hash of each file as it was written
 
 
 def make_files(models: Sequence[WatchedModel], limits: Limits, targets: Targets) -> dict[str, str]:
@@ -34,7 +35,7 @@ def make_files(models: Sequence[WatchedModel], limits: Limits, targets: Targets)
     operator_rules = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
-        "metadata": {"name": "triton"},
+        "metadata": {"name": _name_object(limits.job)},
         "spec": rules,
     }
     return {
@@ -72,6 +73,11 @@ def write_files(files: Mapping[str, str], folder: Path, *, discard_edits: bool =
         msg = f"{folder} cannot be written: {error.strerror}"
         raise ServerError(msg, hint="name another folder", fields={"output": None}) from error
     return {folder / name: word for name, word in words.items()}
+
+
+def _name_object(job: str) -> str:
+    """Return a name for Kubernetes that is another one for most other jobs."""
+    return re.sub(r"[^a-z0-9]+", "-", job.lower()).strip("-")[:63].strip("-") or "triton"
 
 
 def _read_hashes(path: Path) -> dict[str, str]:

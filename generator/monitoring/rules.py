@@ -28,7 +28,7 @@ class Limits:
 
     job: str = "triton"
     ready_job: str = "triton-ready"
-    canary_job: str = "trtgen-canary"
+    canary_job: str = "triton-canary"
     window_s: int = 300
     down_for_s: int = 60
     not_ready_for_s: int = 120
@@ -41,6 +41,7 @@ class Limits:
     memory_for_s: int = 600
     memory_share: float = 0.95
     releases_for_s: int = 1800
+    drift_for_s: int = 600
     canary_silent_s: int = 3600
 
     def find_wait(self, model: WatchedModel) -> float:
@@ -202,6 +203,13 @@ def _watch_memory(limits: Limits) -> Iterator[Alert]:
 def _watch_canary(limits: Limits) -> Iterator[Alert]:
     queries = _queries(limits.canary_job, limits.window_s)
     yield Alert(
+        name="CanaryDown",
+        expr=f"{queries.select('up')} == 0",
+        for_s=limits.not_ready_for_s,
+        severity="ticket",
+        summary="the canary {{ $labels.instance }} cannot be scraped",
+    )
+    yield Alert(
         name="CanaryUnanswered",
         expr=f"{queries.select('trtgen_canary_up')} == 0",
         for_s=limits.not_ready_for_s,
@@ -212,6 +220,7 @@ def _watch_canary(limits: Limits) -> Iterator[Alert]:
     yield Alert(
         name="AnswersDrift",
         expr=f"{queries.select('trtgen_canary_proved')} == 0 unless on (job, instance, model) {unanswered}",
+        for_s=limits.drift_for_s,  # longer than a roll-out, in which the other version is right
         severity="page",
         summary="{{ $labels.model }} answers otherwise than it was proved to",
     )

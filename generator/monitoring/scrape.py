@@ -13,17 +13,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """`host:port` of what Prometheus asks: Triton's metrics and its HTTP, the blackbox exporter, the canary."""
+    """`host:port` of what Prometheus asks: Triton's metrics and its HTTP, canaries if any, the blackbox exporter."""
 
     metrics: tuple[str, ...]
     http: tuple[str, ...]
+    canary: tuple[str, ...] = ()
     blackbox: str = "localhost:9115"
-    canary: tuple[str, ...] = ("localhost:9102",)
 
 
 def make_scrape_config(targets: Targets, limits: Limits, *, rules_file: str) -> dict[str, Any]:
     """Return the content of prometheus.yml. The exporter asks each server in Prometheus' place whether it is ready."""
     interval = write_duration(max(1, limits.window_s // 10))
+    canary = [{"job_name": limits.canary_job, "static_configs": [{"targets": list(targets.canary)}]}]
     ready = [f"http://{address}/v2/health/ready" for address in targets.http]
     return {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
@@ -41,6 +42,6 @@ def make_scrape_config(targets: Targets, limits: Limits, *, rules_file: str) -> 
                     {"target_label": "__address__", "replacement": targets.blackbox},
                 ],
             },
-            {"job_name": limits.canary_job, "static_configs": [{"targets": list(targets.canary)}]},
+            *(canary if targets.canary else []),
         ],
     }
