@@ -39,6 +39,7 @@ _COMMANDS = {
     "build-plan": "build_plan",
     "classify-plan": "classify_plan",
     "detect-plan": "detect_plan",
+    "monitor": "monitor",
     "doctor": "doctor",
     "inspect": "inspect",
     "bench": "bench",
