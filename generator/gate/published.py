@@ -41,7 +41,7 @@ def verify_published(
         VerificationError: The images cannot be used.
     """
     recover(root)
-    candidates = [read_candidate(root, record) for record in _find(root, names)]
+    candidates = [read_candidate(root, record) for record in find_published(root, names)]
     address = None if grpc_url is None else GrpcAddress(url=grpc_url, secrets=secrets)
     if address is not None:
         check_server(address, [candidate.layout for candidate in candidates], root)
@@ -59,7 +59,12 @@ def verify_published(
         yield report
 
 
-def _find(root: Path, names: Sequence[str]) -> list[Record]:
+def find_published(root: Path, names: Sequence[str]) -> list[Record]:
+    """Return the records of these models below `root`, of all if `names` is empty.
+
+    Raises:
+        RepositoryError: There is none, or a record cannot be read.
+    """
     records = find_records(root)
     if not names:
         if not records:
@@ -78,8 +83,11 @@ def _find(root: Path, names: Sequence[str]) -> list[Record]:
     return found
 
 
-def read_candidate(root: Path, record: Record) -> Candidate:
+def read_candidate(root: Path, record: Record, *, read_graph: bool = True) -> Candidate:
     """Return the model that `record` describes.
+
+    Without `read_graph` neither the graph nor the `onnx` package is needed, unless an older record of a graph in low
+    precision does not tell in which.
 
     Raises:
         RepositoryError: It does not describe one.
@@ -91,11 +99,12 @@ def read_candidate(root: Path, record: Record) -> Candidate:
         spec = ModelSpec.model_validate(record.spec)
         if isinstance(spec.versions, list):
             layout = replace(layout, version=max(spec.versions))
-        artifact = read_published(root, record, spec, layout)
+        read_graph = read_graph or (spec.is_as_is and "low_precisions" not in record.graph)
+        artifact = read_published(root, record, spec, layout, read_graph=read_graph)
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{root / record.name / RECORD_FILE} does not say spec, recipe, labels and head"
         raise RepositoryError(msg, hint=f"move {root / record.name} and its members away and build it again") from error
-    return Candidate(repository=root, layout=layout, spec=spec, artifact=artifact)
+    return Candidate(repository=root, layout=layout, spec=spec, artifact=artifact, proof=record.proof)
 
 
 def _ask_source(spec: ModelSpec, folder: Path) -> Reference:

@@ -82,6 +82,8 @@ def judge_rows(gate: Gate, stage: str, rows: Rows, limit: Limit, cause: Callable
     comparison = compare(expected, actual, gate.settings, limit, rows=cut)
     gate.ties = comparison.ties
     result = decide(gate, stage, comparison, limit, cause)
+    if comparison.ties:
+        result = replace(result, figures={**result.figures, "ties": comparison.ties})
     if result.status != "not proved":
         return result
     counted, missed = compare_rows(gate.source, rows, limit)
@@ -110,15 +112,25 @@ def decide(gate: Gate, stage: str, comparison: Comparison, limit: Limit, cause: 
         where = f", most on {gate.reference.names[comparison.worst]}" if comparison.missed else ""
         reason = f"{measured}{where} (limits: {', '.join(asked)})"
         return StageResult(
-            stage=stage, status="failed", measured=measured, figures=figures, reason=reason, cause=cause()
+            stage=stage,
+            status="failed",
+            measured=measured,
+            figures=figures,
+            reason=reason,
+            cause=cause(),
+            agreement=comparison.whole,
         )
     if comparison.confident < ENOUGH:
         reason = (
             f"{comparison.confident} confident detections of the source on {len(gate.reference.names)} images decide "
             f"nothing, {ENOUGH} are needed: give images with what it detects"
         )
-        return StageResult(stage=stage, status="not proved", reason=reason, figures=figures)
-    return StageResult(stage=stage, status="proved", measured=measured, figures=figures)
+        return StageResult(
+            stage=stage, status="not proved", reason=reason, figures=figures, agreement=comparison.whole
+        )
+    return StageResult(
+        stage=stage, status="proved", measured=measured, figures=figures, agreement=comparison.whole
+    )
 
 
 def describe(comparison: Comparison, limit: Limit) -> str:
