@@ -29,6 +29,7 @@ _COMMANDS = {
     "harden": "harden",
     "reload": "reload",
     "verify": "verify",
+    "canary": "canary",
     "list": "list_models",
     "remove": "remove",
     "perf": "perf",

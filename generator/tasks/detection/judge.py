@@ -125,12 +125,8 @@ def decide(gate: Gate, stage: str, comparison: Comparison, limit: Limit, cause: 
             f"{comparison.confident} confident detections of the source on {len(gate.reference.names)} images decide "
             f"nothing, {ENOUGH} are needed: give images with what it detects"
         )
-        return StageResult(
-            stage=stage, status="not proved", reason=reason, figures=figures, agreement=comparison.whole
-        )
-    return StageResult(
-        stage=stage, status="proved", measured=measured, figures=figures, agreement=comparison.whole
-    )
+        return StageResult(stage=stage, status="not proved", reason=reason, figures=figures, agreement=comparison.whole)
+    return StageResult(stage=stage, status="proved", measured=measured, figures=figures, agreement=comparison.whole)
 
 
 def describe(comparison: Comparison, limit: Limit) -> str:
