@@ -158,7 +158,7 @@ def _find_release(root: Path, name: str) -> str:
     if not path.is_file():
         return hash_file(root / name / "trtgen.json")[:12]
     try:
-        return str(json.loads(path.read_bytes())["id"])
+        return str(json.loads(path.read_bytes())["release"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         msg = f"{path} does not say which release this is: {error}"
         raise RepositoryError(msg, hint="pull the release again") from error

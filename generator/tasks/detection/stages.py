@@ -26,7 +26,7 @@ from generator.tasks.detection.compare import (
 from generator.tasks.detection.decode import Dense, Rows
 from generator.tasks.detection.head import BEST, BOXES, CLASSES, SCORES
 from generator.tasks.detection.judge import Gate, decide, find_broken, judge_rows, read_rows
-from generator.tasks.detection.naive import detect_all, read_settings, settings_of, to_network, unpad
+from generator.tasks.detection.naive import ANSWERS, detect_all, read_settings, settings_of, to_network, unpad
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 # A served graph is the same file in the same onnxruntime: only the order of summation in a batch may differ. Of scores,
 # and of boxes as a share of the network's input.
 _SERVED_TOLERANCE = 1e-4
-_ANSWERS = ("NUM_DETECTIONS", "BOXES", "SCORES", "CLASSES", "LABELS")
 # All anchors of a few images fit into memory.
 _BATCH = 4
 
@@ -76,7 +75,7 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
 
         return run
 
-    postprocessing = Stage(name=STAGE, needs="server", run=served(check_postprocessing))
+    postprocessing = Stage(name=STAGE, needs="server", run=served(check_postprocessing), watched=True)
     if candidate.layout.is_fused:
         postprocessing = Stage(name=CODE_STAGE, needs="graph", run=lambda _: check_postprocessing(gate, None))
     return [
@@ -254,7 +253,7 @@ def check_ensemble(gate: Gate, served: ServedModel) -> StageResult:
     """From the JPEG's bytes to the boxes, over the wire, like the source with its own transforms and a plain loop."""
     stage, files = gate.candidate.layout.entry_stage, gate.reference.files
     geometry = measure_geometry(gate.candidate.artifact.recipe, files)
-    answers = served.ask("ensemble", as_bytes(files), needed=_ANSWERS)
+    answers = served.ask("ensemble", as_bytes(files), needed=ANSWERS)
     if wrong := find_wrong_form(answers) or find_wrong_labels(answers, gate.candidate.artifact.labels):
         return StageResult(stage=stage, status="failed", reason=wrong[0], cause=wrong[1])
     own, note = _find_expected_rows(gate)
