@@ -11,7 +11,7 @@ from generator.errors import RepositoryError, ServerError, TrtgenError
 from generator.files import hash_file
 from generator.gate.client import GrpcAddress, ServedModel, check_server
 from generator.gate.published import find_published, read_candidate
-from generator.images.reference import load_reference
+from generator.images.reference import Reference, load_reference
 from generator.task import StageResult, find_task, not_proved
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def ask_model(root: Path, name: str, address: GrpcAddress, *, timeout_s: float) 
 def _ask(candidate: Candidate, address: GrpcAddress, timeout_s: float, results: list[StageResult]) -> None:
     """Append each stage's result; ServerError where the server does not answer."""
     layout = candidate.layout
-    reference = load_reference(candidate.repository / layout.reference)
+    reference = _shuffle(load_reference(candidate.repository / layout.reference))
     stages = [stage for stage in find_task(candidate.spec.task).make_stages(candidate, reference) if stage.watched]
     if not stages:
         msg = f"{candidate.spec.name}: nothing of the task {candidate.spec.task!r} can be watched"
@@ -134,6 +134,19 @@ def _ask(candidate: Candidate, address: GrpcAddress, timeout_s: float, results: 
             except (LookupError, TypeError, ValueError) as error:  # of a form that no model of ours answers in
                 reason = f"the answer cannot be compared: {type(error).__name__}: {error}"
                 results.append(StageResult(stage=stage.name, status="failed", reason=reason))
+
+
+def _shuffle(reference: Reference) -> Reference:
+    """Return the images in another order each time: a server with a response cache has not seen such a request yet."""
+    import numpy as np
+
+    order = np.random.default_rng().permutation(len(reference.names))
+    return Reference(
+        names=tuple(reference.names[index] for index in order),
+        files=tuple(reference.files[index] for index in order),
+        pixels=reference.pixels[order],
+        answers={name: rows[order] for name, rows in reference.answers.items()},
+    )
 
 
 def _check_versions(served: ServedModel, version: int) -> StageResult:
