@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError
 
@@ -29,7 +30,6 @@ from generator.cli import main
 from generator.errors import ServerError
 from generator.gate.client import GrpcAddress
 from generator.pipeline import BuildOptions, build_repository
-from generator.repository import Layout, read_record
 from generator.server import endpoint
 from generator.server.embedded import EmbeddedServer
 from generator.server.hardening import OWNER_HEADER
@@ -80,6 +80,8 @@ def served(built_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     spec = make_spec([DETECTOR], batch={"max": 8}, instances={"preprocess": 1})[0]
     build_repository(spec, proved, BuildOptions(verify=False))
     root = Path(shutil.copytree(proved, folder / "served"))
+    with (root / "demo" / "config.pbtxt").open("a") as config:  # which must not hide what changes behind it
+        config.write("response_cache { enable: true }\n")
     with EmbeddedServer(root, explicit=True) as server:
         yield Served(server=server, root=root, proved=proved)
 
@@ -214,7 +216,7 @@ FOUND = [
         member="demo-detector_postprocess",
         plant=edit("labels.txt", "arrow\nhexagon", "hexagon\narrow"),
         stage="served postprocessing",
-        says="is served as 'hexagon', the source calls it 'arrow'",
+        says="labels.txt has its lines in another order",
     ),
     Fault(
         member="demo-detector_detector",
@@ -233,11 +235,9 @@ FOUND = [
 REFUSED = [
     Fault(
         member="demo_preprocess",
-        plant=edit(
-            CONFIG, 'key: "max_bytes" value { string_value: "33554432"', 'key: "max_bytes" value { string_value: "9"'
-        ),
+        plant=edit(CONFIG, '"33554432"', '"33000"'),  # the warm-up image has less
         stage="served pixels",
-        says="demo_preprocess did not answer: image 0",
+        says="bytes, at most 33000 are accepted",
     ),
     Fault(
         member="demo_preprocess",
@@ -403,6 +403,9 @@ def test_a_release_is_told_by_its_id(served: Served, tmp_path: Path) -> None:
 # --- again and again -----------------------------------------------------------------------------------------------
 
 
+wait_for = partial(wait_until, timeout_s=90)
+
+
 class Canary:
     """`trtgen canary --every 1s` as a process; `read` gives its metrics, `said` what it has printed so far."""
 
@@ -413,7 +416,7 @@ class Canary:
         command += ["--metrics-port", "0", "--metrics-file", str(self.file), *arguments]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=log, stderr=log)
-        assert wait_until(lambda: "metrics: " in self.said)
+        assert wait_for(lambda: "metrics: " in self.said)
         self.url = self.said.partition("metrics: ")[2].split()[0]
 
     @property
@@ -432,7 +435,11 @@ class Canary:
         """Wait for so many more runs."""
         for _ in range(runs):
             last = self.read()
-            assert wait_until(lambda last=last: self.read() != last)  # type: ignore[misc]
+            assert wait_for(lambda last=last: self.read() != last)  # type: ignore[misc]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
     def end(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -446,9 +453,9 @@ class Canary:
 def test_the_watch_goes_on_while_models_come_and_go(served: Served, tmp_path: Path) -> None:
     canary = Canary(tmp_path / "canary", served.server.grpc_url, CLASSIFIER, "-r", str(served.proved))
     try:
-        assert wait_until(lambda: canary.tells("proved", 1))
+        assert wait_for(lambda: canary.tells("proved", 1))
         unload(served, CLASSIFIER)
-        assert wait_until(lambda: canary.tells("up", 0))
+        assert wait_for(lambda: canary.tells("up", 0))
         assert canary.tells("proved", 0)
         assert "trtgen_canary_agreement{" not in canary.read()
         canary.count_runs(3)
@@ -457,13 +464,13 @@ def test_the_watch_goes_on_while_models_come_and_go(served: Served, tmp_path: Pa
         with pytest.raises(HTTPError, match="404"):
             urllib.request.urlopen(canary.url.replace("/metrics", "/"), timeout=10)
         served.load(CLASSIFIER)
-        assert wait_until(lambda: canary.tells("proved", 1))
+        assert wait_for(lambda: canary.tells("proved", 1))
         assert canary.said.count("demo: proved, in ") == 2
         assert canary.file.read_text().startswith("# HELP trtgen_canary_up")
         canary.end()
     finally:
+        canary.kill()
         served.load(CLASSIFIER)
-        canary.process.kill()
 
 
 def unload(served: Served, name: str) -> None:
@@ -481,18 +488,18 @@ def test_a_server_with_tls_that_starts_after_the_canary_and_ends_before_it(demo:
     url = f"127.0.0.1:{port}"
     canary = Canary(tmp_path / "canary", url, "-r", str(demo), "--secrets", str(secrets))
     try:
-        assert wait_until(lambda: canary.tells("up", 0))
+        assert wait_for(lambda: canary.tells("up", 0))
         with EmbeddedServer(demo, grpc_port=port, secrets_folder=secrets):
-            assert wait_until(lambda: canary.tells("proved", 1))
+            assert wait_for(lambda: canary.tells("proved", 1))
             reading = ask_model(demo, CLASSIFIER, GrpcAddress(url=url), timeout_s=5)
             assert reading.error is not None
             assert "it may ask for TLS" in reading.error.message
-        assert wait_until(lambda: canary.tells("up", 0))
+        assert wait_for(lambda: canary.tells("up", 0))
         canary.count_runs(2)
         assert canary.said.count("no Triton server answers gRPC") == 2  # before and after
         canary.end()
     finally:
-        canary.process.kill()
+        canary.kill()
 
 
 def test_what_is_no_triton_server_is_told(built_demo: Path) -> None:
@@ -500,6 +507,15 @@ def test_what_is_no_triton_server_is_told(built_demo: Path) -> None:
         reading = ask_model(built_demo, CLASSIFIER, GrpcAddress(url=endpoint_.url), timeout_s=5)
     assert reading.error is not None
     assert "no Triton server answers gRPC" in reading.error.message
+
+
+@pytest.mark.server
+def test_a_configuration_that_is_no_text_is_told(served: Served, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(served.proved, tmp_path / "copy"))
+    (root / "demo-detector_postprocess" / "config.pbtxt").write_bytes(b"\xff")
+    reading = replace(served, proved=root).ask(DETECTOR)
+    assert reading.error is not None
+    assert "can't decode byte 0xff" in reading.error.message
 
 
 def test_a_repository_that_goes_away_is_told(demo: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generator.errors import RepositoryError, ServerError, TrtgenError
-from generator.files import hash_file
+from generator.files import hash_bytes
 from generator.gate.client import GrpcAddress, ServedModel, check_server
 from generator.gate.published import find_published, read_candidate
 from generator.images.reference import Reference, load_reference
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from generator.gate.candidate import Candidate
+    from generator.repository import Record
 
 RELEASE_FILE = "trtgen-release.json"
 # Few images at once, so that clients need not wait for them; several, so that a mix-up within a request shows.
@@ -100,14 +101,17 @@ def ask_model(root: Path, name: str, address: GrpcAddress, *, timeout_s: float) 
     """
     start_s = time.monotonic()
     results: list[StageResult] = []
-    expected, error = None, None
+    expected: Expected | None = None
+    error: TrtgenError | None = None
     try:
         (record,) = find_published(root, [name])
-        expected = Expected(release=_find_release(root, name), version=record.version)
+        expected = Expected(release=_find_release(root, record), version=record.version)
         candidate = read_candidate(root, record, read_graph=False)
         _ask(candidate, address, timeout_s, results)
     except TrtgenError as caught:
         error = caught
+    except (OSError, ValueError) as caught:  # such as a network's file system that is away
+        error = RepositoryError(f"{root} cannot be read: {caught}", hint="look at the file system, and at this file")
     seconds = time.monotonic() - start_s
     return Reading(model=name, expected=expected, results=results, error=error, at_s=time.time(), seconds=seconds)
 
@@ -120,7 +124,7 @@ def _ask(candidate: Candidate, address: GrpcAddress, timeout_s: float, results: 
     if not stages:
         msg = f"{candidate.spec.name}: nothing of the task {candidate.spec.task!r} can be watched"
         raise RepositoryError(msg, hint="have the task mark what only needs the server: Stage(watched=True)")
-    check_server(address, [layout], candidate.repository)
+    check_server(address, [layout], candidate.repository, timeout_s=timeout_s)
     batch = min(_IMAGES_AT_ONCE, candidate.spec.batch.max)
     with ServedModel(address, layout, max_batch_size=batch, timeout_s=timeout_s) as served:
         results.append(_check_versions(served, layout.version))
@@ -161,7 +165,7 @@ def _check_versions(served: ServedModel, version: int) -> StageResult:
     return StageResult(stage=stage, status="proved", measured=str(version))
 
 
-def _find_release(root: Path, name: str) -> str:
+def _find_release(root: Path, record: Record) -> str:
     """Return the id of the release that `root` was pulled as, else what tells this record from others.
 
     Raises:
@@ -169,7 +173,7 @@ def _find_release(root: Path, name: str) -> str:
     """
     path = root / RELEASE_FILE
     if not path.is_file():
-        return hash_file(root / name / "trtgen.json")[:12]
+        return hash_bytes(record.to_json().encode())[:12]
     try:
         return str(json.loads(path.read_bytes())["release"])
     except (OSError, ValueError, LookupError, TypeError) as error:

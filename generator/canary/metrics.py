@@ -102,7 +102,7 @@ def write_metrics(path: Path, text: str) -> None:
     temporary = write_temporary(path, text.encode())
     try:
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 

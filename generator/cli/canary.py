@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Canaries that start together, or go by the clock, are not to ask at the same time.
 _JITTER = 0.1
+_LONGEST_START_S = 30.0
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -143,7 +144,7 @@ def _watch(ask: Callable[[], list[Reading]], publish: Callable[[Sequence[Reading
     """Ask again and again, and say what has changed since the last time."""
     before: dict[str, object] = {}
     unwritten = ""
-    wait_s = random.uniform(0, _JITTER * every_s)  # noqa: S311 - nobody must not foresee it
+    wait_s = random.uniform(0, min(_JITTER * every_s, _LONGEST_START_S))  # noqa: S311 - nobody must not foresee it
     while True:
         time.sleep(wait_s)
         readings = ask()

@@ -52,7 +52,9 @@ class GrpcAddress:
         )
 
 
-def check_server(address: GrpcAddress, layouts: Sequence[Layout], repository: Path) -> None:
+def check_server(
+    address: GrpcAddress, layouts: Sequence[Layout], repository: Path, *, timeout_s: float = _ASK_TIMEOUT_S
+) -> None:
     """Refuse a server that cannot be asked about these models, before anything is said about the models themselves.
 
     Raises:
@@ -63,7 +65,7 @@ def check_server(address: GrpcAddress, layouts: Sequence[Layout], repository: Pa
     start: dict[str, Any] = {"command": ("serve",), "fields": {"repository": repository}}
     try:
         with contextlib.closing(address.connect()) as client:
-            ready = _list_ready(client, [name for layout in layouts for name in layout.models])
+            ready = _list_ready(client, [name for layout in layouts for name in layout.models], timeout_s)
     except InferenceServerException as error:
         msg = f"no Triton server answers gRPC at {address.url}: {error.message()}"
         if address.secrets is None and "Socket closed" in error.message():
@@ -77,16 +79,16 @@ def check_server(address: GrpcAddress, layouts: Sequence[Layout], repository: Pa
                 raise ServerError(msg, hint="name what it serves, give another address, or serve it", **start)
 
 
-def _list_ready(client: InferenceServerClient, names: Sequence[str]) -> list[str]:
+def _list_ready(client: InferenceServerClient, names: Sequence[str], timeout_s: float) -> list[str]:
     """Return the models that are ready; of those in `names`, where the server does not list its models."""
     from tritonclient.utils import InferenceServerException
 
     try:
-        index = client.get_model_repository_index(client_timeout=_ASK_TIMEOUT_S)
+        index = client.get_model_repository_index(client_timeout=timeout_s)
     except InferenceServerException as error:
         if not is_restricted(error):
             raise
-        return [name for name in names if client.is_model_ready(name, client_timeout=_ASK_TIMEOUT_S)]
+        return [name for name in names if client.is_model_ready(name, client_timeout=timeout_s)]
     return sorted({entry.name for entry in index.models if entry.state == "READY"})
 
 
