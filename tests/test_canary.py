@@ -247,7 +247,7 @@ REFUSED = [
             "        __import__('time').sleep(3)\n        return [self._respond(request)",
         ),
         stage="served pixels",
-        says="demo_preprocess did not answer: Deadline Exceeded",
+        says="Deadline Exceeded",
     ),
     Fault(
         member="demo-detector",
