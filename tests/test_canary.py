@@ -381,6 +381,13 @@ def test_records_and_references_are_enough_and_neither_torch_nor_onnxruntime_is_
     assert run.returncode == 1
     assert "likely cause: interpolation is bicubic" in run.stderr
     assert "Traceback" not in run.stderr
+    last_bit = edit(CODE, "self.recipe.cropped(image)", "self.recipe.cropped(image) ^ 1")
+    with served.planted(Fault(member="demo-detector_preprocess", plant=last_bit, stage="", says="")):
+        run = subprocess.run([*command, DETECTOR], capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 1
+    assert "demo-detector  served pixels          proved      within 1/255" in run.stdout
+    assert "served ensemble not proved: it needs the package onnx, which is not installed" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 @pytest.mark.server

@@ -135,6 +135,8 @@ def _ask(candidate: Candidate, address: GrpcAddress, timeout_s: float, results: 
                 raise
             except TrtgenError as error:
                 results.append(not_proved(stage.name, f"{error.message} ({error.hint})"))
+            except ModuleNotFoundError as error:  # no stage needs more for what most servers answer
+                results.append(not_proved(stage.name, f"it needs the package {error.name}, which is not installed"))
             except (LookupError, TypeError, ValueError) as error:  # of a form that no model of ours answers in
                 reason = f"the answer cannot be compared: {type(error).__name__}: {error}"
                 results.append(StageResult(stage=stage.name, status="failed", reason=reason))

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from generator.errors import MissingDependencyError, SourceError
+from generator.errors import SourceError
 from generator.files import ONNX, hash_file, name_kind
 from generator.tensor import Tensor, from_onnx
 
@@ -239,15 +239,10 @@ def open_onnx(
 
     Raises:
         SourceError: onnxruntime cannot load the file, or (from the returned function) cannot run it; in its own words.
-        MissingDependencyError: It is not installed.
     """
     import numpy as np
-
-    try:
-        import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("onnxruntime", extra=None, why=f"it runs {path.name}") from error
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     failures = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.InvalidArgument, state.NotImplemented,
                 state.NoSuchFile, state.RuntimeException)  # fmt: skip

@@ -32,7 +32,8 @@ class Gate:
     """What the stages of one detector share; later ones need what earlier ones find.
 
     `source` holds the source's rows, `direct` those of the file that is served, run here; `ties` is how many boxes NMS
-    chose otherwise there. `pixels` are those that the served step made.
+    chose otherwise there, or when the model was built. `pixels` are those that the served step made. `ran_graph` says
+    whether the graph was run here: a server alone is judged without.
     """
 
     candidate: Candidate
@@ -43,6 +44,7 @@ class Gate:
     direct: Rows | None = None
     ties: int = 0
     pixels: NDArray[np.uint8] | None = None
+    ran_graph: bool = False
 
     def take_pixels(self) -> NDArray[np.uint8]:
         """Return the served pixels, those of the reference where there are none of their form."""
