@@ -27,8 +27,10 @@ from onnx import helper, numpy_helper
 from generator.canary.asking import RELEASE_FILE, Reading, ask_model
 from generator.canary.metrics import CONTENT_TYPE, MetricsServer, format_metrics, write_metrics
 from generator.cli import main
-from generator.errors import ServerError
+from generator.errors import ServerError, SourceError
+from generator.gate.candidate import Candidate
 from generator.gate.client import GrpcAddress
+from generator.gate.published import find_published, read_candidate
 from generator.pipeline import BuildOptions, build_repository
 from generator.server import endpoint
 from generator.server.embedded import EmbeddedServer
@@ -535,6 +537,26 @@ def test_a_repository_that_goes_away_is_told(demo: Path) -> None:
     assert reading.error is not None
     assert reading.expected is None
     assert "trtgen_release_info{" not in format_metrics([reading])
+
+
+def test_the_precision_of_a_graph_that_is_not_there_is_the_records(demo: Path) -> None:
+    """Its limits follow from it. Older records do not tell it: then the graph is looked into."""
+    path = demo / "demo" / "trtgen.json"
+    record = json.loads(path.read_text())
+    record["spec"] |= {"precision": "as-is", "source": "onnx", "onnx": "demo.onnx", "architecture": None}
+    record["graph"]["low_precisions"] = ["int8"]
+    path.write_text(json.dumps(record))
+    (demo / "demo_classifier" / "1" / "model.onnx").unlink()
+
+    def read() -> Candidate:
+        (record,) = find_published(demo, ["demo"])
+        return read_candidate(demo, record, read_graph=False)
+
+    assert read().precision == "int8"
+    del record["graph"]["low_precisions"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(SourceError, match=r"model\.onnx cannot be read"):
+        read()
 
 
 # --- what is asked for in vain -------------------------------------------------------------------------------------
