@@ -234,6 +234,7 @@ def _record(
             "nodes": artifact.onnx.node_count,
             "input": artifact.onnx.input.name,
             "output": " ".join(tensor.name for tensor in artifact.onnx.outputs),
+            **({"low_precisions": list(low)} if (low := artifact.onnx.low_precisions) else {}),
         },
         plan=_plan_facts(artifact),
         proof=list(report.as_proof() if report else [UNVERIFIED]),

@@ -60,7 +60,8 @@ class StageResult:
     """What one stage of the gate found.
 
     `figures` are the task's own, by name, for trtgen.json and --json. `reason` says why it failed, did not run or is
-    assumed, `cause` what made it fail.
+    assumed, `cause` what made it fail. `agreement` is the share of images, 0 to 1, that are answered as the source
+    answers them; None where that was not compared.
     """
 
     stage: str
@@ -69,6 +70,7 @@ class StageResult:
     figures: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     cause: str = ""
+    agreement: float | None = None
 
 
 def not_proved(stage: str, reason: str) -> StageResult:
@@ -81,12 +83,14 @@ class Stage:
     """One comparison of the gate.
 
     `needs` says what runs it: the graph in onnxruntime, the plan on a GPU, or the served members, which `run` gets;
-    for the others that is None.
+    for the others that is None. A `watched` stage is asked again while a server serves (`trtgen canary`): it needs the
+    reference and the record, but neither graph nor plan.
     """
 
     name: str
     needs: Literal["graph", "plan", "server"]
     run: Callable[[ServedModel | None], StageResult]
+    watched: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

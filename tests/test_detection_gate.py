@@ -283,7 +283,7 @@ class Steps:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._root, self._monkeypatch = root, monkeypatch
 
-    def ask(self, key: str, values: Any) -> dict[str, NDArray[Any]]:
+    def ask(self, key: str, values: Any, *, needed: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         folder = self._root / f"blobs_{key}"
         module = ModuleType("step")
         triton: Any = ModuleType("triton_python_backend_utils")
@@ -298,6 +298,7 @@ class Steps:
             {"model_config": json.dumps(self._config(folder)), "model_repository": str(folder), "model_name": key}
         )
         (answers,) = model.execute([{"IMAGE": values} if key == "preprocess" else values])
+        assert set(needed) <= dict(answers).keys()
         return dict(answers)
 
     def _config(self, folder: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ _COMMANDS = {
     "reload": "reload",
     "verify": "verify",
     "merge": "merge",
+    "canary": "canary",
     "list": "list_models",
     "remove": "remove",
     "perf": "perf",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from generator.artifact import Artifact
@@ -15,12 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A model in a repository, staged or published, and what was said about it when it was made."""
+    """A model in a repository, staged or published, and what was said about it when it was made.
+
+    `proof` is what its record says of each stage, empty where it has none yet.
+    """
 
     repository: Path
     layout: Layout
     spec: ModelSpec
     artifact: Artifact
+    proof: Sequence[Mapping[str, Any]] = ()
 
     @property
     def onnx(self) -> Path:

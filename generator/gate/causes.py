@@ -40,10 +40,10 @@ def _levels(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
 
 def _make_mistakes(recipe: Recipe, reference: Reference) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield what the usual mistakes are, each with the pixels that it makes."""
-    from generator.images.training_pixels import prepare
+    from generator.images.served_pixels import prepare_without_torch
 
     def with_recipe(**changes: Any) -> NDArray[np.uint8]:
-        return prepare(recipe.model_copy(update=changes), reference.files)
+        return prepare_without_torch(recipe.model_copy(update=changes), reference.files)
 
     yield "the channels are in BGR order, the source takes RGB", reference.pixels[..., ::-1]
     for other in get_args(Interpolation):

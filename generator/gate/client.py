@@ -26,6 +26,7 @@ PREPROCESS_KEY = "preprocess"
 
 _TIMEOUT_S = 300.0
 _ASK_TIMEOUT_S = 20.0
+_OTHER_MODEL = "another model of this name is served: look at the server's repository"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,9 @@ class GrpcAddress:
         )
 
 
-def check_server(address: GrpcAddress, layouts: Sequence[Layout], repository: Path) -> None:
+def check_server(
+    address: GrpcAddress, layouts: Sequence[Layout], repository: Path, *, timeout_s: float = _ASK_TIMEOUT_S
+) -> None:
     """Refuse a server that cannot be asked about these models, before anything is said about the models themselves.
 
     Raises:
@@ -62,7 +65,7 @@ def check_server(address: GrpcAddress, layouts: Sequence[Layout], repository: Pa
     start: dict[str, Any] = {"command": ("serve",), "fields": {"repository": repository}}
     try:
         with contextlib.closing(address.connect()) as client:
-            ready = _list_ready(client, [name for layout in layouts for name in layout.models])
+            ready = _list_ready(client, [name for layout in layouts for name in layout.models], timeout_s)
     except InferenceServerException as error:
         msg = f"no Triton server answers gRPC at {address.url}: {error.message()}"
         if address.secrets is None and "Socket closed" in error.message():
@@ -76,16 +79,16 @@ def check_server(address: GrpcAddress, layouts: Sequence[Layout], repository: Pa
                 raise ServerError(msg, hint="name what it serves, give another address, or serve it", **start)
 
 
-def _list_ready(client: InferenceServerClient, names: Sequence[str]) -> list[str]:
+def _list_ready(client: InferenceServerClient, names: Sequence[str], timeout_s: float) -> list[str]:
     """Return the models that are ready; of those in `names`, where the server does not list its models."""
     from tritonclient.utils import InferenceServerException
 
     try:
-        index = client.get_model_repository_index(client_timeout=_ASK_TIMEOUT_S)
+        index = client.get_model_repository_index(client_timeout=timeout_s)
     except InferenceServerException as error:
         if not is_restricted(error):
             raise
-        return [name for name in names if client.is_model_ready(name, client_timeout=_ASK_TIMEOUT_S)]
+        return [name for name in names if client.is_model_ready(name, client_timeout=timeout_s)]
     return sorted({entry.name for entry in index.models if entry.state == "READY"})
 
 
@@ -95,12 +98,22 @@ def is_restricted(error: InferenceServerException) -> bool:
 
 
 class ServedModel:
-    """Calls to one model's members at `address`; a refused request becomes ServerError."""
+    """Calls to one model's members at `address`, one after the other; a refused request becomes ServerError.
 
-    def __init__(self, address: GrpcAddress, layout: Layout, *, max_batch_size: int) -> None:
+    Args:
+        address: The server's.
+        layout: Which members there are.
+        max_batch_size: How many rows go into a request.
+        timeout_s: How long the server may take for a request.
+    """
+
+    def __init__(
+        self, address: GrpcAddress, layout: Layout, *, max_batch_size: int, timeout_s: float = _TIMEOUT_S
+    ) -> None:
         self._client = address.connect()
         self._layout = layout
         self._batch = max_batch_size
+        self._timeout_s = timeout_s
         self._names: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     def __enter__(self) -> Self:
@@ -112,18 +125,42 @@ class ServedModel:
         self._client.close()
 
     def ask(
-        self, key: str, values: NDArray[Any] | Mapping[str, NDArray[Any]], *, only: Collection[str] = ()
+        self,
+        key: str,
+        values: NDArray[Any] | Mapping[str, NDArray[Any]],
+        *,
+        only: Collection[str] = (),
+        needed: Collection[str] = (),
     ) -> dict[str, NDArray[Any]]:
         """Return the outputs of the member with this role for any number of rows of its input, or inputs by name.
 
         `only` are the outputs to ask for, as far as it has them: of a fused model those that go from one of its parts
-        to the next, which it answers to who asks for nothing else.
+        to the next, which it answers to who asks for nothing else. `needed` are those that it must have.
         """
         import numpy as np
 
         model = self._layout.find(key)
-        parts = [self._infer(model, batch, 0, only) for batch in _split(values, self._batch)]
+        parts = []
+        for batch in _split(values, self._batch):
+            parts.append(part := self._infer(model, batch, 0, only))
+            count = len(batch) if isinstance(batch, np.ndarray) else len(next(iter(batch.values())))
+            if wrong := [name for name, rows in part.items() if rows.shape[:1] != (count,)]:
+                msg = f"{model} answers {list(part[wrong[0]].shape)} as {wrong[0]} for {count} images"
+                raise ServerError(msg, hint=_OTHER_MODEL)
+        if missing := [name for name in needed if name not in parts[0]]:
+            msg = f"{model} does not answer {', '.join(missing)}; it answers {', '.join(parts[0]) or 'nothing'}"
+            raise ServerError(msg, hint=_OTHER_MODEL)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def find_versions(self) -> dict[str, int]:
+        """Return of each member the version that answers who asks for none: the newest that is ready."""
+        found = {}
+        for model in self._layout.models:
+            versions = [int(version) for version in self._read_metadata(model).versions]
+            if not versions:
+                raise ServerError(f"no version of {model} is ready", hint="look at the server's log")
+            found[model] = max(versions)
+        return found
 
     def rank(self, key: str, values: NDArray[Any]) -> list[tuple[int, str]]:
         """Return (index, label) of every class of the member's first output, best first, as the server ranks them."""
@@ -151,18 +188,29 @@ class ServedModel:
                 tensors[-1].set_data_from_numpy(rows)
             outputs = tuple(output for output in outputs if output in only) or outputs
             asked = [InferRequestedOutput(output, class_count=class_count) for output in outputs]
-            result = self._client.infer(model, tensors, outputs=asked, client_timeout=_TIMEOUT_S)
+            result = self._client.infer(model, tensors, outputs=asked, client_timeout=self._timeout_s)
         except InferenceServerException as error:
-            msg = f"{model} did not answer: {error.message()}"
-            raise ServerError(msg, hint="look at the server's log") from error
+            raise _no_answer(model, error) from error
         answers = {output: result.as_numpy(output) for output in outputs}
         return {output: values for output, values in answers.items() if values is not None}
 
     def _tensor_names(self, model: str) -> tuple[str, tuple[str, ...]]:
         if model not in self._names:
-            metadata = self._client.get_model_metadata(model, client_timeout=_TIMEOUT_S)
+            metadata = self._read_metadata(model)
             self._names[model] = (metadata.inputs[0].name, tuple(output.name for output in metadata.outputs))
         return self._names[model]
+
+    def _read_metadata(self, model: str) -> Any:
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            return self._client.get_model_metadata(model, client_timeout=self._timeout_s)
+        except InferenceServerException as error:
+            raise _no_answer(model, error) from error
+
+
+def _no_answer(model: str, error: InferenceServerException) -> ServerError:
+    return ServerError(f"{model} did not answer: {error.message()}", hint="look at the server's log")
 
 
 def as_bytes(files: Sequence[bytes]) -> NDArray[np.object_]:

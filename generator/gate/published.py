@@ -46,7 +46,7 @@ def verify_published(
         VerificationError: The images cannot be used.
     """
     recover(root)
-    records = _find(root, names)
+    records = find_published(root, names)
     candidates = [read_candidate(root, record) for record in records]
     if grpc_url is None and (capability := _find_capability()):
         find_plans(root, [record.name for record in records], capability=capability)
@@ -67,7 +67,12 @@ def verify_published(
         yield report
 
 
-def _find(root: Path, names: Sequence[str]) -> list[Record]:
+def find_published(root: Path, names: Sequence[str]) -> list[Record]:
+    """Return the records of these models below `root`, of all if `names` is empty.
+
+    Raises:
+        RepositoryError: There is none, or a record cannot be read.
+    """
     records = find_records(root)
     if not names:
         if not records:
@@ -86,8 +91,11 @@ def _find(root: Path, names: Sequence[str]) -> list[Record]:
     return found
 
 
-def read_candidate(root: Path, record: Record) -> Candidate:
+def read_candidate(root: Path, record: Record, *, read_graph: bool = True) -> Candidate:
     """Return the model that `record` describes.
+
+    Without `read_graph` neither the graph nor the `onnx` package is needed, unless an older record of a graph in low
+    precision does not tell in which.
 
     Raises:
         RepositoryError: It does not describe one.
@@ -101,11 +109,12 @@ def read_candidate(root: Path, record: Record) -> Candidate:
             layout = replace(layout, version=max(spec.versions))
         if record.plans:
             layout = _choose_plan(root, record, layout)
-        artifact = read_published(root, record, spec, layout)
+        read_graph = read_graph or (spec.is_as_is and "low_precisions" not in record.graph)
+        artifact = read_published(root, record, spec, layout, read_graph=read_graph)
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{root / record.name / RECORD_FILE} does not say spec, recipe, labels and head"
         raise RepositoryError(msg, hint=f"move {root / record.name} and its members away and build it again") from error
-    return Candidate(repository=root, layout=layout, spec=spec, artifact=artifact)
+    return Candidate(repository=root, layout=layout, spec=spec, artifact=artifact, proof=record.proof)
 
 
 def _choose_plan(root: Path, record: Record, layout: Layout) -> Layout:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from generator.images.reference import Reference
     from generator.task import Stage
 
+_NOT_IN_PROOF = ("figures", "agreement")  # the former are entries of their own, the latter is what a server answered
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateReport:
@@ -40,7 +42,7 @@ class GateReport:
         """Return the results for trtgen.json and --json, without empty fields."""
         proof = []
         for result in self.results:
-            texts = {key: value for key, value in asdict(result).items() if value and key != "figures"}
+            texts = {key: value for key, value in asdict(result).items() if value and key not in _NOT_IN_PROOF}
             proof.append({**texts, **result.figures})
         return proof
 

@@ -47,7 +47,7 @@ def check_batches(candidate: Candidate, reference: Reference) -> StageResult:
 
 def ask_pixels(served: ServedModel, files: Sequence[bytes]) -> dict[str, NDArray[Any]]:
     """Return what the served preprocessing makes of encoded images: PIXELS, and where it tells it, GEOMETRY."""
-    return served.ask(PREPROCESS_KEY, as_bytes(files), only=("PIXELS", "GEOMETRY"))
+    return served.ask(PREPROCESS_KEY, as_bytes(files), only=("PIXELS", "GEOMETRY"), needed=("PIXELS",))
 
 
 def judge_pixels(answers: Mapping[str, NDArray[Any]], candidate: Candidate, reference: Reference) -> StageResult:

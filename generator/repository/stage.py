@@ -17,6 +17,7 @@ from generator.task import find_task
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from generator.graph.model import OnnxModel
     from generator.spec.model import ModelSpec
 
 
@@ -28,14 +29,19 @@ def take_over(root: Path, staged: Path, old: Record, spec: ModelSpec, layout: La
     return read_published(staged, old, spec, layout)
 
 
-def read_published(folder: Path, record: Record, spec: ModelSpec, layout: Layout) -> Artifact:
-    """Return the graph and plan of `layout` below `folder`, with what the record says about them."""
+def read_published(
+    folder: Path, record: Record, spec: ModelSpec, layout: Layout, *, read_graph: bool = True
+) -> Artifact:
+    """Return the graph and plan of `layout` below `folder`, with what the record says about them.
+
+    Without `read_graph` the graph is what the record says of it, which is all that is needed where it does not run.
+    """
     from generator.graph.model import read_onnx
     from generator.plan.passport import read_passport
     from generator.spec.recipe import Recipe
 
     return Artifact(
-        onnx=read_onnx(folder / layout.onnx),
+        onnx=read_onnx(folder / layout.onnx) if read_graph else _describe_graph(folder / layout.onnx, record),
         head=find_task(spec.task).restore_head(record.head, spec, folder / layout.reference),
         recipe=Recipe.model_validate(record.recipe),
         labels=tuple(record.contract.get("labels", ())),  # not every task has classes
@@ -43,6 +49,22 @@ def read_published(folder: Path, record: Record, spec: ModelSpec, layout: Layout
         assumed=record.assumed,
         repairs=tuple(record.repairs),
         passport=read_passport(folder / layout.plan) if (folder / layout.plan).is_file() else None,
+    )
+
+
+def _describe_graph(path: Path, record: Record) -> OnnxModel:
+    """Return the graph as its record tells it, without outputs, whose shapes it does not tell."""
+    from generator.graph.model import OnnxModel
+    from generator.tensor import Tensor, from_triton
+
+    return OnnxModel(
+        path=path,
+        input=Tensor(name=record.graph["input"], data_type=from_triton("TYPE_UINT8"), shape=(-1, *record.recipe.shape)),
+        outputs=(),
+        opset=record.graph["opset"],
+        node_count=record.graph["nodes"],
+        sha256=record.files[f"{path.parent.parent.name}/{path.parent.name}/{path.name}"],
+        low_precisions=tuple(record.graph.get("low_precisions", ())),
     )
 
 

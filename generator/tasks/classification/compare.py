@@ -52,18 +52,29 @@ def ensemble_limit(artifact: Limit) -> Limit:
 class Comparison:
     """The outcome over all images; `differing` holds the index of each whose first class differs.
 
-    `worst_cosine` is lowered where lengths differ, see `compare`. `top1` is the share among the images that count, nan
-    where none does.
+    `cosines` has one for each image, lowered where lengths differ, see `compare`. `top1` is the share among the images
+    that count, nan where none does. `confused` holds the index of each of these whose first class differs.
     """
 
-    worst_cosine: float
+    cosines: tuple[float, ...]
     worst_image: int
     top1: float
     differing: tuple[int, ...]
+    confused: frozenset[int]
+
+    @property
+    def worst_cosine(self) -> float:
+        """That of the image that is farthest off, NaN where there is one."""
+        return self.cosines[self.worst_image]
 
     def meets(self, limit: Limit) -> bool:
         """Say whether both limits are reached (a cosine of NaN never is)."""
         return self.worst_cosine >= limit.cosine and not self.top1 < limit.top1
+
+    def agreement(self, limit: Limit) -> float:
+        """Return the share of images that reach the cosine and have the same first class, where that counts."""
+        alike = [cosine >= limit.cosine and index not in self.confused for index, cosine in enumerate(self.cosines)]
+        return sum(alike) / len(alike)
 
 
 def comparable(answers: NDArray[np.floating[Any]], activation: str) -> NDArray[np.float64]:
@@ -105,10 +116,11 @@ def compare(
     counted = np.ones(len(expected), np.bool_) if counted is None else counted
     worst = int(np.argmin(np.where(np.isnan(similarities), -np.inf, similarities)))
     return Comparison(
-        worst_cosine=float(similarities[worst]),
+        cosines=tuple(similarities.tolist()),
         worst_image=worst,
         top1=1 - float(differs[counted].mean()) if counted.any() else float("nan"),
-        differing=tuple(int(index) for index in np.flatnonzero(differs)),
+        differing=tuple(np.flatnonzero(differs).tolist()),
+        confused=frozenset(np.flatnonzero(differs & counted).tolist()),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from generator.errors import SourceError, VerificationError
+from generator.errors import ServerError, SourceError, VerificationError
 from generator.gate import causes as pixel_causes
 from generator.gate.client import as_bytes
 from generator.gate.stages import ask_pixels, check_batches, describe_distance, judge_pixels
@@ -89,9 +89,9 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
         Stage(name="batches", needs="graph", run=lambda _: check_batches(candidate, reference)),
         Stage(name="onnx", needs="graph", run=lambda _: check_onnx(candidate, reference)),
         *([Stage(name="plan", needs="plan", run=run_plan)] if candidate.plan else []),
-        Stage(name="served pixels", needs="server", run=check_pixels),
+        Stage(name="served pixels", needs="server", run=check_pixels, watched=True),
         Stage(name="served classifier", needs="server", run=ask_classifier),
-        Stage(name=candidate.layout.entry_stage, needs="server", run=ask_ensemble),
+        Stage(name=candidate.layout.entry_stage, needs="server", run=ask_ensemble, watched=True),
     ]
 
 
@@ -223,10 +223,11 @@ def judge(
     figures = {"worst_cosine": comparison.worst_cosine}
     if not np.isnan(comparison.top1):
         figures["top1"] = comparison.top1
+    agreement = comparison.agreement(limit)
     if comparison.meets(limit):
         if comparison.differing:
             measured += f", other first class: {_differing(comparison, reference)}"
-        return StageResult(stage=stage, status="proved", measured=measured, figures=figures)
+        return StageResult(stage=stage, status="proved", measured=measured, figures=figures, agreement=agreement)
     return StageResult(
         stage=stage,
         status="failed",
@@ -234,6 +235,7 @@ def judge(
         figures=figures,
         reason=_reason(comparison, reference, limit),
         cause=cause(),
+        agreement=agreement,
     )
 
 
@@ -278,5 +280,8 @@ def _wrong_labels(served: Sequence[tuple[int, str]], labels: Sequence[str]) -> s
 
 
 def _scores(outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    if len(outputs) != 1:
+        msg = f"it answers {', '.join(outputs) or 'nothing'}, one output was expected: the scores of all classes"
+        raise ServerError(msg, hint="another model of this name is served: look at the server's repository")
     (scores,) = outputs.values()
     return scores

@@ -69,7 +69,8 @@ class Comparison:
 
     `confident` is the number of the source's boxes that count, `judged` that of both sides, `missed` how many of these
     have no partner. `score` and `box` are the largest differences between partners, `ties` how many boxes one side
-    dropped in favour of another one, both of which both sides have. `worst` is the image with the most missed ones.
+    dropped in favour of another one, both of which both sides have. `worst` is the image with the most missed ones,
+    `whole` the share of images without one.
     """
 
     confident: int
@@ -79,6 +80,7 @@ class Comparison:
     box: float
     ties: int
     worst: int
+    whole: float
 
     @property
     def agreement(self) -> float:
@@ -151,6 +153,7 @@ def compare(
         box=box,
         ties=ties,
         worst=int(missed.argmax()),
+        whole=float((missed == 0).mean()),
     )
 
 

@@ -32,7 +32,8 @@ class Gate:
     """What the stages of one detector share; later ones need what earlier ones find.
 
     `source` holds the source's rows, `direct` those of the file that is served, run here; `ties` is how many boxes NMS
-    chose otherwise there. `pixels` are those that the served step made.
+    chose otherwise there, or when the model was built. `pixels` are those that the served step made. `ran_graph` says
+    whether the graph was run here: a server alone is judged without.
     """
 
     candidate: Candidate
@@ -43,6 +44,7 @@ class Gate:
     direct: Rows | None = None
     ties: int = 0
     pixels: NDArray[np.uint8] | None = None
+    ran_graph: bool = False
 
     def take_pixels(self) -> NDArray[np.uint8]:
         """Return the served pixels, those of the reference where there are none of their form."""
@@ -82,6 +84,8 @@ def judge_rows(gate: Gate, stage: str, rows: Rows, limit: Limit, cause: Callable
     comparison = compare(expected, actual, gate.settings, limit, rows=cut)
     gate.ties = comparison.ties
     result = decide(gate, stage, comparison, limit, cause)
+    if comparison.ties:
+        result = replace(result, figures={**result.figures, "ties": comparison.ties})
     if result.status != "not proved":
         return result
     counted, missed = compare_rows(gate.source, rows, limit)
@@ -110,15 +114,21 @@ def decide(gate: Gate, stage: str, comparison: Comparison, limit: Limit, cause: 
         where = f", most on {gate.reference.names[comparison.worst]}" if comparison.missed else ""
         reason = f"{measured}{where} (limits: {', '.join(asked)})"
         return StageResult(
-            stage=stage, status="failed", measured=measured, figures=figures, reason=reason, cause=cause()
+            stage=stage,
+            status="failed",
+            measured=measured,
+            figures=figures,
+            reason=reason,
+            cause=cause(),
+            agreement=comparison.whole,
         )
     if comparison.confident < ENOUGH:
         reason = (
             f"{comparison.confident} confident detections of the source on {len(gate.reference.names)} images decide "
             f"nothing, {ENOUGH} are needed: give images with what it detects"
         )
-        return StageResult(stage=stage, status="not proved", reason=reason, figures=figures)
-    return StageResult(stage=stage, status="proved", measured=measured, figures=figures)
+        return StageResult(stage=stage, status="not proved", reason=reason, figures=figures, agreement=comparison.whole)
+    return StageResult(stage=stage, status="proved", measured=measured, figures=figures, agreement=comparison.whole)
 
 
 def describe(comparison: Comparison, limit: Limit) -> str:

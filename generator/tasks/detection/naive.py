@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
     from generator.tasks.detection.decode import Rows
 
+# What the served step and the ensemble answer.
+ANSWERS = ("NUM_DETECTIONS", "BOXES", "SCORES", "CLASSES", "LABELS")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -147,8 +150,6 @@ def to_network(found: Found, geometry: NDArray[np.float32]) -> Found:
 
 def unpad(answers: Mapping[str, NDArray[Any]]) -> Iterator[Found]:
     """Yield the boxes of each image that the served step or the ensemble answered, without padding."""
-    for number, boxes, scores, classes in zip(
-        *(answers[name] for name in ("NUM_DETECTIONS", "BOXES", "SCORES", "CLASSES")), strict=True
-    ):
+    for number, boxes, scores, classes in zip(*(answers[name] for name in ANSWERS[:4]), strict=True):
         count = int(number[0])
         yield Found(boxes[:count], scores[:count], classes[:count])

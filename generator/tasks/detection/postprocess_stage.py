@@ -15,7 +15,7 @@ from generator.tasks.detection import causes
 from generator.tasks.detection.decode import Rows
 from generator.tasks.detection.head import BOXES, CLASSES, SCORES
 from generator.tasks.detection.members import POSTPROCESS_CODE
-from generator.tasks.detection.naive import Found, Settings, detect, detect_all, settings_of, unpad
+from generator.tasks.detection.naive import ANSWERS, Found, Settings, detect, detect_all, settings_of, unpad
 from generator.triton.check import parse_config
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _distance(found: NDArray[np.floating[Any]], known: NDArray[np.floating[Any]]
 
 
 def _ask(served: ServedModel, sample: Sample) -> dict[str, NDArray[Any]]:
-    return served.ask("postprocess", _feeds(sample))
+    return served.ask("postprocess", _feeds(sample), needed=ANSWERS)
 
 
 def _feeds(sample: Sample) -> dict[str, NDArray[Any]]:

@@ -11,6 +11,7 @@ from generator.gate.client import as_bytes
 from generator.gate.stages import ask_pixels, check_batches, describe_distance, judge_pixels
 from generator.graph.model import load_proto, open_onnx, read_onnx, run_graph
 from generator.images.geometry import measure_geometry
+from generator.images.served_pixels import are_alike
 from generator.task import Stage, StageResult, not_proved
 from generator.tasks.detection import causes
 from generator.tasks.detection.anchors import AnchorErrors, measure_errors, measure_spread, pick_anchors
@@ -25,7 +26,7 @@ from generator.tasks.detection.compare import (
 from generator.tasks.detection.decode import Dense, Rows
 from generator.tasks.detection.head import BEST, BOXES, CLASSES, SCORES
 from generator.tasks.detection.judge import Gate, decide, find_broken, judge_rows, read_rows
-from generator.tasks.detection.naive import detect_all, read_settings, settings_of, to_network, unpad
+from generator.tasks.detection.naive import ANSWERS, detect_all, read_settings, settings_of, to_network, unpad
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +65,7 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
         settings=find_settings(candidate),
         limit=plan_limit(candidate.precision) if candidate.plan else LIMITS[candidate.precision],
         source=Rows(**{name: reference.answers[name] for name in ("boxes", "scores", "classes")}),
+        ties=max((int(entry.get("ties", 0)) for entry in candidate.proof), default=0),
     )
 
     def served(check: Callable[[Gate, ServedModel], StageResult]) -> Callable[[ServedModel | None], StageResult]:
@@ -73,17 +75,17 @@ def make_stages(candidate: Candidate, reference: Reference) -> list[Stage]:
 
         return run
 
-    postprocessing = Stage(name=STAGE, needs="server", run=served(check_postprocessing))
+    postprocessing = Stage(name=STAGE, needs="server", run=served(check_postprocessing), watched=True)
     if candidate.layout.is_fused:
         postprocessing = Stage(name=CODE_STAGE, needs="graph", run=lambda _: check_postprocessing(gate, None))
     return [
         Stage(name="batches", needs="graph", run=lambda _: check_batches(candidate, reference)),
         Stage(name="onnx", needs="graph", run=lambda _: check_onnx(gate)),
         *([Stage(name="plan", needs="plan", run=lambda _: check_plan(gate))] if candidate.plan else []),
-        Stage(name="served pixels", needs="server", run=served(check_pixels)),
+        Stage(name="served pixels", needs="server", run=served(check_pixels), watched=True),
         Stage(name="served detector", needs="server", run=served(check_detector)),
         postprocessing,
-        Stage(name=candidate.layout.entry_stage, needs="server", run=served(check_ensemble)),
+        Stage(name=candidate.layout.entry_stage, needs="server", run=served(check_ensemble), watched=True),
     ]
 
 
@@ -119,6 +121,7 @@ def check_onnx(gate: Gate) -> StageResult:
     # what came in low precision is compared with itself: only the pixels in front may round otherwise
     limit = AS_IS if candidate.spec.is_as_is else LIMITS[candidate.graph_precision]
     model = read_onnx(candidate.onnx)
+    gate.ran_graph = True
     try:
         outputs, errors = _run_with_anchors(gate, model, limit)
     except SourceError as error:
@@ -243,14 +246,15 @@ def _find_direct(gate: Gate) -> Rows | str:
 def ask_rows(served: ServedModel, candidate: Candidate, pixels: NDArray[Any], files: Sequence[bytes]) -> Rows:
     """Return the rows of the served network: for these pixels, of a fused model for the encoded images."""
     values = as_bytes(files) if candidate.layout.is_fused else pixels
-    return read_rows(served.ask("detector", values, only=(BOXES, SCORES, CLASSES)))
+    names = (BOXES, SCORES, CLASSES)
+    return read_rows(served.ask("detector", values, only=names, needed=names))
 
 
 def check_ensemble(gate: Gate, served: ServedModel) -> StageResult:
     """From the JPEG's bytes to the boxes, over the wire, like the source with its own transforms and a plain loop."""
     stage, files = gate.candidate.layout.entry_stage, gate.reference.files
     geometry = measure_geometry(gate.candidate.artifact.recipe, files)
-    answers = served.ask("ensemble", as_bytes(files))
+    answers = served.ask("ensemble", as_bytes(files), needed=ANSWERS)
     if wrong := find_wrong_form(answers) or find_wrong_labels(answers, gate.candidate.artifact.labels):
         return StageResult(stage=stage, status="failed", reason=wrong[0], cause=wrong[1])
     own, note = _find_expected_rows(gate)
@@ -275,8 +279,11 @@ def _find_expected_rows(gate: Gate) -> tuple[Rows, str]:
     """
     import numpy as np
 
-    pixels = gate.pixels
-    if pixels is None or pixels.shape != gate.reference.pixels.shape or np.array_equal(pixels, gate.reference.pixels):
+    pixels, expected = gate.pixels, gate.reference.pixels
+    if pixels is None or pixels.shape != expected.shape or np.array_equal(pixels, expected):
+        return gate.source, ""
+    alike = are_alike(pixels, expected, on_gpu=gate.candidate.spec.decode == "gpu").all()
+    if not alike and not gate.ran_graph:  # wrong ones are no reason to begin with that
         return gate.source, ""
     rows = read_rows(run_graph(read_onnx(gate.candidate.onnx), pixels))
     return rows, "; compared with what the graph answers to the served pixels"

@@ -1,0 +1,1 @@
+"""What `trtgen canary` does: ask a running server the gate's images again, and tell it to those who watch."""
