@@ -220,7 +220,7 @@ def test_a_gpu_takes_the_plan_for_its_compute_capability(load: Load, tmp_path: P
     model = load(on_gpu=False, plans={"8.9": "model.sm89.plan", "9.0": "model.sm90.plan"})
     (answer,) = ask(model, FILES[:4])
     np.testing.assert_array_equal(answer["Y"], double(FILES[:4]))
-    with pytest.raises(Exception, match=r"GPU 0 has compute capability 9\.0, and cc_model_filenames has 10\.0, 8\.9"):
+    with pytest.raises(Exception, match=r"GPU 0 has compute capability 9\.0, and cc_model_filenames has 8\.9, 10\.0"):
         load(on_gpu=False, plans={"8.9": "model.sm89.plan", "10.0": "model.sm90.plan"})
     (folder / "model.sm90.plan").rename(folder / "model.plan")
     assert load(on_gpu=False, plans={"8.9": "model.sm89.plan"}).network
