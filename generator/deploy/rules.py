@@ -68,11 +68,13 @@ class Manifests:
         for place, one in self.of(*WORKLOADS):
             template = one["spec"]["template"]
             yield place, template["metadata"].get("labels", {}), template["spec"]
-        services = {one["spec"]["predictor"]["model"].get("runtime"): one for _, one in self.of("InferenceService")}
-        for place, one in self.of("ServingRuntime"):
-            name = one["metadata"]["name"]
-            # the runtime has the containers, the service the rest; KServe labels the pods by itself
-            yield place, {}, {**(services[name]["spec"]["predictor"] if name in services else {}), **one["spec"]}
+        # A runtime has the containers, the service that names it the rest; KServe labels the pods by itself.
+        runtimes = {one["metadata"]["name"]: (place, one["spec"]) for place, one in self.of("ServingRuntime")}
+        for _, one in self.of("InferenceService"):
+            predictor = one["spec"]["predictor"]
+            if (name := predictor["model"].get("runtime")) in runtimes:
+                place, spec = runtimes[name]
+                yield place, {}, {**predictor, **spec}
 
 
 def check(manifests: Manifests) -> list[Problem]:

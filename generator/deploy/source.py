@@ -95,6 +95,7 @@ class ReleaseSource:
     runs_in_server: bool = False
 
     def __post_init__(self) -> None:
+        _check_url(self.url, "release")
         check_image(self.puller, "release_image")
 
     @property
@@ -127,6 +128,9 @@ class DirectSource:
     url: str
     secret: str = ""
     runs_in_server: bool = True
+
+    def __post_init__(self) -> None:
+        _check_url(self.url, "direct")
 
     @property
     def location(self) -> str:
@@ -199,6 +203,12 @@ def has_version(image: str) -> bool:
     name, _, digest = image.partition("@")
     _, _, tag = name.rpartition("/")[2].partition(":")
     return re.fullmatch(r"\S+", image) is not None and bool(digest or tag not in ("", "latest"))
+
+
+def _check_url(url: str, field: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9]*://[^\s/]\S*", url):
+        msg = f"{url} is not a URL of an object store"
+        raise DeployError(msg, hint="give one such as s3://bucket/models", fields={field: None})
 
 
 def _find_port(url: str) -> int:
