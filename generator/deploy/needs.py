@@ -28,7 +28,7 @@ _LEAST_SHARED_BYTES = 256 * MIB
 # A Python process with numpy and Pillow, and what it keeps of freed memory (docs/benchmarks.md).
 _PROCESS_BYTES = 192 * MIB
 _PIXEL_BYTES = 4  # of Pillow's canvas
-_SERVER_BYTES = GIB  # 133 MiB were measured with the demo, and with a plan on an H200 1.9 GiB in all
+SERVER_BYTES = GIB  # 133 MiB were measured with the demo, and with a plan on an H200 1.9 GiB in all
 _CUDA_BYTES = 2 * GIB  # libraries and contexts, in the host's memory
 _AMPERE = (8, 0)
 
@@ -148,7 +148,7 @@ def read_needs(repository: Path) -> Needs:
     gpu = bool(plans) or any(member.uses_gpu for member in members)
     shared_bytes = sum(member.shared_bytes for member in members)
     shared_bytes = max(_round_up(shared_bytes, 64 * MIB), _LEAST_SHARED_BYTES)
-    memory_bytes = shared_bytes + _SERVER_BYTES + (_CUDA_BYTES if gpu else 0)
+    memory_bytes = shared_bytes + SERVER_BYTES + (_CUDA_BYTES if gpu else 0)
     memory_bytes += sum(member.memory_bytes for member in members)
     processes = sum(member.instances for member in members if member.is_python)
     capabilities, ampere_or_later = _find_capabilities(root, configs, plans)

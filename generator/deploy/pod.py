@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from generator.deploy.needs import Needs
     from generator.deploy.source import Source
 
-# A connection lasts 30 s, give or take a tenth, before the server asks its client for a new one. A pod that is to end
-# waits longer than that, so that every client has left for another pod before its models are unloaded.
+# A connection lasts 30 s, give or take a tenth, before the server asks its client for a new one. The client then asks
+# for the service's name again, whose old answer the cluster's DNS may have cached. A pod that is to end waits for both,
+# so that every client has left for another pod before its models are unloaded (benchmarks/pod_end.py).
 CONNECTION_AGE_S = 30
-PAUSE_S = 40
+DNS_CACHE_S = 30
+PAUSE_S = 65
 MARGIN_S = 10  # beyond what the server takes to stop
 LIVE, READY = "/v2/health/live", "/v2/health/ready"
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from generator.deploy.needs import SERVER_BYTES
 from generator.deploy.pod import GPU, LIVE, MARGIN_S, READY
 from generator.deploy.source import has_version
 from generator.errors import DeployError
@@ -245,7 +246,7 @@ def _resources(manifests: Manifests) -> Iterator[Finding]:
                 size = sizes[mount["name"]].get("sizeLimit")
                 if size is None:
                     yield place, f"the volume {mount['name']} is memory, but has no sizeLimit"
-                elif read_quantity(size) > read_quantity(limits["memory"]) / 2:
+                elif read_quantity(size) + SERVER_BYTES > read_quantity(limits["memory"]):
                     yield place, f"{mount['name']} may take {size} of memory, and {name} has {limits['memory']} in all"
 
 

@@ -67,8 +67,8 @@ class ImageSource:
 
     @property
     def storage_uri(self) -> str:
-        """The image as KServe takes it."""
-        return f"oci://{self.image}"
+        """The image as a volume, since KServe 0.20: its `oci://` would want a shell in the image."""
+        return f"oci+native://{self.image}"
 
     def make_volumes(self) -> list[dict[str, Any]]:
         """Return the image as a volume."""
@@ -118,7 +118,7 @@ class ReleaseSource:
     def make_pull(self) -> tuple[str, list[str]]:
         """Return image and command that pull it."""
         which = ["--release", self.release] if self.release else ["--channel", self.channel]
-        return self.puller, ["trtgen", "release", "pull", self.url, *which, "--output", f"{_PULLED}/{_FOLDER}"]
+        return self.puller, ["trtgen", "release", "pull", self.url, *which, "--repository", f"{_PULLED}/{_FOLDER}"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
