@@ -171,6 +171,13 @@ def test_every_object_has_a_schema_that_accepts_it(
     assert found == {}
 
 
+@pytest.mark.parametrize(("version", "source"), [("1.31", "release"), ("1.31", "direct"), ("1.33", "image")])
+def test_the_oldest_kubernetes_knows_every_field(cases: dict[str, Case], version: str, source: str) -> None:
+    for folder in ("overlays/cpu", "base"):
+        for manifest in cases[f"cpu/{source}/{folder}"].layer.merge():
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
 def test_no_object_breaks_a_rule(cases: dict[str, Case]) -> None:
     found = {name: [*map(str, problems)] for name, case in cases.items() if (problems := check(case.manifests))}
     assert found == {}
@@ -627,6 +634,19 @@ def test_the_container_runs_a_hardened_launch(cases: dict[str, Case]) -> None:
     assert not any("$(" in text for text in (script, *options))  # which Kubernetes would take for its own
 
 
+def test_the_container_gets_what_the_models_need(tmp_path: Path, edit: Callable[[Path, str, str], None]) -> None:
+    """The options without which the server ignores a cache, or refuses a plan that carries code."""
+    repository = write_gpu(tmp_path, version_compatible=True)
+    edit(
+        repository / "demo" / "config.pbtxt",
+        "ensemble_scheduling {",
+        "response_cache { enable: true }\nensemble_scheduling {",
+    )
+    options = describe_served(repository, IMAGE).options
+    more = ["--cache-config=local,size=268435456", "--backend-config=tensorrt,version-compatible=true"]
+    assert list(options[-2:]) == more
+
+
 def test_services(cases: dict[str, Case]) -> None:
     objects = cases["cpu/image/base"].layer.merge()
     http, grpc = (find(objects, "Service", name)["spec"] for name in ("demo", "demo-grpc"))
@@ -761,6 +781,8 @@ def test_a_gpu_is_asked_for_and_found_by_the_passport(cases: dict[str, Case]) ->
     assert resources["limits"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" not in resources["requests"]
     assert list_capabilities(pod) == [{"nvidia.com/gpu.compute.major": "9", "nvidia.com/gpu.compute.minor": "0"}]
+    without, with_gpu = (cases[f"{one}/image/base"].served.needs.memory_bytes for one in ("cpu", "gpu"))
+    assert with_gpu == without + 2 * GIB  # CUDA's libraries and contexts
     assert "affinity" not in get_pod(cases["gpu/image/base"].layer.merge())
 
 

@@ -42,9 +42,8 @@ _LONGEST_NAME = 50  # what is made of it, such as NAME-grpc, has 63 at most
 class Served:
     """What is to be served, how it is called in the cluster, and how it gets there.
 
-    Attributes:
-        repository: The model repository here, which says what is needed; the pods get theirs from `source`.
-        options: Those of tritonserver, after the table of `generator.server.hardening`.
+    `options` are those of tritonserver, from the table of `generator.server.hardening`; `locks` are those with a key,
+    which a shell puts in.
     """
 
     name: str

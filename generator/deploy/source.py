@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
 from generator.errors import DeployError
@@ -57,10 +57,10 @@ class ImageSource:
     """An OCI image whose folder /models is the repository, mounted as a volume: Kubernetes 1.35, or 1.33 if enabled."""
 
     image: str
-    location: str = MODELS
-    ports: tuple[int, ...] = ()
-    secret: str = ""
-    runs_in_server: bool = False
+    location: ClassVar[str] = MODELS
+    ports: ClassVar[tuple[int, ...]] = ()
+    secret: ClassVar[str] = ""
+    runs_in_server: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_image(self.image, "repository_image")
@@ -91,8 +91,8 @@ class ReleaseSource:
     channel: str = ""
     release: str = ""
     secret: str = ""
-    location: str = MODELS
-    runs_in_server: bool = False
+    location: ClassVar[str] = MODELS
+    runs_in_server: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_url(self.url, "release")
@@ -127,7 +127,7 @@ class DirectSource:
 
     url: str
     secret: str = ""
-    runs_in_server: bool = True
+    runs_in_server: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_url(self.url, "direct")
