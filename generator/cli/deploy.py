@@ -178,7 +178,8 @@ def _describe(repository: Path, source: Source, *, name: str | None, namespace: 
 
 def _write(output: Path, layers: list[Layer], served: Served, *, discard_edits: bool) -> None:
     from generator.deploy.files import write_files
-    from generator.deploy.rules import Manifests, refuse_problems
+    from generator.deploy.manifests import Manifests
+    from generator.deploy.rules import refuse_problems
 
     for layer in layers:
         external = {("Secret", served.source.secret)}
