@@ -10,6 +10,7 @@
     |- RepositoryError              the model repository cannot be read, staged, published or recovered
     |- ReleaseError                 a release or its store cannot be read or written, or is not what it says
     |- ServerError                  tritonserver does not start, does not get ready, or stops; keeps the log's tail
+    |- DeployError                  manifests for a cluster cannot be made, or break a rule
     |- VerificationError            a stage of the gate ran and failed
     |- PerfError                    perf_analyzer is absent or its run failed
     `- MissingDependencyError       a package of an extra is not installed
@@ -101,6 +102,10 @@ class ServerError(TrtgenError):
     def __init__(self, message: str, *, hint: str, log_tail: Sequence[str] = (), **advice: Any) -> None:
         super().__init__(message, hint=hint, **advice)
         self.log_tail = list(log_tail)
+
+
+class DeployError(TrtgenError):
+    """Manifests for a cluster cannot be made of what was given, or break a rule."""
 
 
 class VerificationError(TrtgenError):

@@ -18,6 +18,7 @@ import yaml
 
 from generator import __version__
 from generator.cli import _COMMANDS as COMMANDS
+from generator.cli import _GROUPS as GROUPS
 from generator.cli import app, hints, main
 from generator.cli.options import complete_models
 from generator.errors import TrtgenError
@@ -37,13 +38,13 @@ def test_help_is_fast_and_names_every_command() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(seconds) < 0.5  # of a processor, since a machine may be busy
-    for command in COMMANDS:
+    for command in (*COMMANDS, *GROUPS):
         assert f" {command} " in result.stdout
 
 
 def help_of(command: str) -> str:
     run = subprocess.run(
-        [sys.executable, "-m", "generator", command, "--help"],
+        [sys.executable, "-m", "generator", *command.split(), "--help"],
         env={**os.environ, "COLUMNS": "80"},
         capture_output=True,
         text=True,
@@ -52,10 +53,12 @@ def help_of(command: str) -> str:
     return run.stdout
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"{group} {name}" for group, names in GROUPS.items() for name in names)])
 def test_help_shows_every_option_whole_and_an_example(name: str) -> None:
     text = help_of(name)
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    command: Any = typer.main.get_command(app)
+    for word in name.split():
+        command = command.commands[word]
     for parameter in command.params:
         for option in (*parameter.opts, *parameter.secondary_opts):
             assert not option.startswith("-") or f" {option} " in text, option

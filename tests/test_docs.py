@@ -45,6 +45,17 @@ def find_code_lines(text: str) -> list[str]:
     return [*fenced, *(line.strip() for line in re.findall(r"^    .*$", text, re.MULTILINE))]
 
 
+def list_options() -> dict[str, set[str]]:
+    """The options of each command, of those of a group under both their names."""
+    commands = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    for name, group in list(commands.items()):
+        commands |= {f"{name} {inner}": command for inner, command in getattr(group, "commands", {}).items()}
+    return {
+        name: {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
+        for name, command in commands.items()
+    }
+
+
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -93,23 +104,15 @@ def test_every_file_of_the_made_repository_exists() -> None:
 # the page of rules quotes regular expressions
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "rules.md"], ids=identify)
 def test_every_command_and_option_named_exists(page: Path) -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    options = {
-        name: {
-            option
-            for called in (command, *getattr(command, "commands", {}).values())
-            for one in called.params
-            for option in (*one.opts, *one.secondary_opts)
-        }
-        for name, command in commands.items()
-    }
+    options = list_options()
     text = page.read_text()
     for span in (*find_spans(text), *find_code_lines(text)):
         for part in span.removeprefix("$ ").split(" -- "):
             words = part.partition("#")[0].split()
             if len(words) > 1 and words[0] == "trtgen" and words[1] not in PROGRAM_OPTIONS:
-                assert words[1] in commands, span
-                assert {word for word in words[2:] if word.startswith("-")} <= options[words[1]], span
+                name = " ".join(words[1:3]) if " ".join(words[1:3]) in options else words[1]
+                assert name in options, span
+                assert {word for word in words[2:] if word.startswith("-")} <= options[name], span
             elif words and words[0].startswith("--") and page != ROOT / "CONTRIBUTING.md":
                 known = set().union(*options.values()) | {"--help", "--version", "--model-control-mode=none"}
                 assert words[0] in known, span

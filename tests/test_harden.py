@@ -31,6 +31,7 @@ from generator.server.hardening import (
     PROXY,
     RESTRICTED_APIS,
     Option,
+    Values,
     describe,
 )
 from generator.server.launch import assemble_backends, assemble_python, make_environment
@@ -60,7 +61,13 @@ def make_tables() -> dict[str, str]:
         return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *rows])
 
     uses = {"always": "every server", "tls": "`--tls`, `--hardened`", "hardened": "`--hardened`"}
-    values = {"{secrets}": "DIR", "{key}": "KEY", "{max_input_bytes}": "BYTES"}
+    age = str(Values(address="").max_connection_age_ms)
+    values = {
+        "{secrets}": "DIR",
+        "{key}": "KEY",
+        "{max_input_bytes}": "BYTES",
+        "{max_connection_age_ms}": age,
+    }
 
     def describe(option: Option) -> str:
         value = option.value

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from generator.cli import _COMMANDS as COMMANDS
+from generator.cli import _GROUPS as GROUPS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -83,7 +84,7 @@ def test_the_test_command_is_what_ci_runs() -> None:
 
 def test_every_command_and_option_named_exists() -> None:
     for words in re.findall(r"trtgen ([a-z-]+)", README):
-        assert words in COMMANDS, words
+        assert words in (*COMMANDS, *GROUPS), words
     run = subprocess.run(
         [sys.executable, "-m", "generator", "build-repo", "--help"],
         cwd=ROOT,

@@ -48,6 +48,7 @@ _COMMANDS = {
 # group -> its commands, each a function of the module named like the group, whose docstring is the group's help.
 _GROUPS: dict[str, dict[str, str]] = {
     "release": {"push": "push", "list": "list_releases", "pull": "pull", "rollback": "rollback", "prune": "prune"},
+    "deploy": {"kubernetes": "kubernetes", "kserve": "kserve"},
 }
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 

@@ -31,7 +31,7 @@ FUSED_IMAGE = "trtgen-serving-fused:26.10"  # that with what a fused model runs 
 
 _SECRETS = "/secrets"  # in the container
 _INSIDE = (8000, 8001, 8002)  # tritonserver's own ports
-_USER = 1000  # triton-server in the stock image
+USER = 1000  # triton-server in the stock image
 _DOCKER_FAILED = 125  # docker's own exit code, when the container did not run
 _KEPT_LINES = 5000
 
@@ -132,7 +132,7 @@ class Container:
             "--rm",
             f"--name={self.name}",
             *(["--gpus=all"] if self.gpus else []),
-            f"--user={_USER}:{_USER}",
+            f"--user={USER}:{USER}",
             "--read-only",
             "--tmpfs=/tmp",
             "--cap-drop=ALL",
@@ -145,9 +145,7 @@ class Container:
             *command,
             "--model-repository=/models",
             *options,  # they bind to every address: docker decides which of the host lead there
-            *find_options(self.repository),
-            # such plans carry code, which Triton runs only if it is told to
-            *(["--backend-config=tensorrt,version-compatible=true"] if has_version_compatible(self.repository) else []),
+            *find_model_options(self.repository),
         ]
 
     def check(self) -> None:
@@ -165,7 +163,7 @@ class Container:
             hint = "build the image that has them (docker compose build triton-fused) and serve with it"
             raise ServerError(msg, hint=hint, fields={"image": FUSED_IMAGE})
         if self.hardening:
-            check_readable(self.hardening.secrets, hint=f"chown -R {_USER} {shlex.quote(str(self.hardening.secrets))}")
+            check_readable(self.hardening.secrets, hint=f"chown -R {USER} {shlex.quote(str(self.hardening.secrets))}")
 
     def run(self, *, show: Callable[[str], None], log_path: Path) -> None:
         """Run until the server ends, after `check`; every line of its log goes to `show` and to `log_path`.
@@ -222,6 +220,13 @@ class Container:
                 process.stdout.close()
 
 
+def find_model_options(repository: Path) -> list[str]:
+    """Return the options that the stock server needs for the models below `repository`, and for nothing else."""
+    # such plans carry code, which Triton runs only if it is told to
+    compatible = ["--backend-config=tensorrt,version-compatible=true"] if has_version_compatible(repository) else []
+    return [*find_options(repository), *compatible]
+
+
 def _mount(folder: Path, target: str) -> list[str]:
     source = str(folder.expanduser().resolve())
     # --mount is a line of CSV: a path with a comma is quoted. (-v would not take a path with a colon.)
@@ -240,9 +245,9 @@ def check_readable(folder: Path, *, hint: str = "") -> None:
             continue
         status = path.stat()
         needed = stat.S_IROTH | (stat.S_IXOTH if path.is_dir() else 0)
-        if status.st_uid != _USER and status.st_mode & needed != needed:
+        if status.st_uid != USER and status.st_mode & needed != needed:
             raise ServerError(
-                f"the container's user ({_USER}) cannot read {path} (mode {stat.filemode(status.st_mode)})",
+                f"the container's user ({USER}) cannot read {path} (mode {stat.filemode(status.st_mode)})",
                 hint=hint or f"chmod -R o+rX {shlex.quote(str(folder))}",
             )
 

@@ -51,7 +51,7 @@ class Values:
     """What the options' values depend on.
 
     `secrets` is the folder of certificates and key as tritonserver sees it. `key` is what opens the restricted APIs, or
-    the shell's expression for it.
+    the shell's expression for it. `max_connection_age_ms` is when a gRPC connection is told to end.
     """
 
     address: str
@@ -60,6 +60,7 @@ class Values:
     secrets: str = ""
     key: str = ""
     max_input_bytes: int = DEFAULT_INPUT_BYTES
+    max_connection_age_ms: int = 3_600_000
 
 
 def _tls(name: str, value: str, first: str, reason: str) -> Option:
@@ -157,7 +158,13 @@ OPTIONS = (
         "what counts as flooding: pings without requests every 5 minutes or faster",
         _PATIENCE,
     ),
-    _hard("grpc-max-connection-age", "3600000", "24.01", "no connection is kept for ever", _PATIENCE),
+    _hard(
+        "grpc-max-connection-age",
+        "{max_connection_age_ms}",
+        "24.01",
+        "no connection is kept for ever",
+        _PATIENCE,
+    ),
     _hard("grpc-max-connection-age-grace", "60000", "24.01", "requests under way are answered first", _PATIENCE),
     _hard("trace-config", "level=OFF", "23.04", "no request is written to a file", "it is off unless asked for"),
     _hard("log-verbose", "0", "20.01", "verbose logs tell names and headers of requests"),
@@ -195,6 +202,7 @@ def write_options(values: Values, *uses: Use, release: str = LAST_KNOWN) -> list
         "secrets": values.secrets,
         "key": values.key,
         "max_input_bytes": values.max_input_bytes,
+        "max_connection_age_ms": values.max_connection_age_ms,
     }
     return [
         (option, f"--{option.name}={option.value.format(**fields)}" if option.value else f"--{option.name}")

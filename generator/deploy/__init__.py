@@ -1,0 +1,1 @@
+"""Manifests for Kubernetes and KServe, made of what the repository says: values -> dictionaries -> YAML."""
