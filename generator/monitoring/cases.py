@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.monitoring.queries import quote
@@ -20,7 +20,7 @@ Series = dict[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Series, and what the alert called `alert` says of them: nothing, unless `labels` are those it fires with.
+    """Series, and how often the alert called `alert` fires on them: once for each of `fires`, which are its labels.
 
     `value` is its value as its summary writes it, `after_s` how long it takes until what it asks for is the case.
     """
@@ -28,7 +28,7 @@ class Case:
     name: str
     alert: str
     series: Series
-    labels: Mapping[str, str] = field(default_factory=dict)
+    fires: Sequence[Mapping[str, str]] = ()
     value: str = ""
     after_s: int = 0
 
@@ -50,26 +50,29 @@ def _write_test(case: Case, alerts: Sequence[Alert], limits: Limits, step_s: int
     alert = next(alert for alert in alerts if alert.name == case.alert)
     late_s = case.after_s + alert.for_s + limits.window_s + 2 * step_s
     steps = late_s // step_s + 2
-    fires = {"exp_labels": {**case.labels, "severity": alert.severity}, "exp_annotations": _annotate(alert, case)}
-    checks = [(late_s, [fires] if case.labels else [])]
-    if case.labels and alert.for_s >= step_s:
+    expected = [
+        {"exp_labels": {**labels, "severity": alert.severity}, "exp_annotations": _annotate(alert, case.value, labels)}
+        for labels in case.fires
+    ]
+    checks: list[tuple[int, list[Any]]] = [(late_s, expected)]
+    if expected and alert.for_s >= step_s:
         checks.insert(0, (alert.for_s - step_s, []))  # not at once
     return {
         "name": case.name,
         "interval": write_duration(step_s),
         "input_series": [{"series": name, "values": f"{start}x{steps}"} for name, start in case.series.items()],
         "alert_rule_test": [
-            {"eval_time": write_duration(at_s), "alertname": alert.name, "exp_alerts": expected}
-            for at_s, expected in checks
+            {"eval_time": write_duration(at_s), "alertname": alert.name, "exp_alerts": alerts_then}
+            for at_s, alerts_then in checks
         ],
     }
 
 
-def _annotate(alert: Alert, case: Case) -> dict[str, str]:
+def _annotate(alert: Alert, value: str, labels: Mapping[str, str]) -> dict[str, str]:
     """Return the annotations as Prometheus would write them."""
     before, has_value, after = alert.summary.partition("{{ $value")
-    summary = before + case.value + after.partition("}}")[2] if has_value else before
-    for label, text in case.labels.items():
+    summary = before + value + after.partition("}}")[2] if has_value else before
+    for label, text in labels.items():
         summary = summary.replace(f"{{{{ $labels.{label} }}}}", text)
     return {"summary": summary, "runbook": f"{RUNBOOK}#{alert.name.lower()}"}
 
@@ -104,32 +107,29 @@ class _Plant:
         here, ready = {"job": self.limits.job}, {"job": self.limits.ready_job, "instance": "a"}
         up, probe = self._series("up"), self._series("probe_success", job=self.limits.ready_job)
         yield Case(
-            name="an unreachable server", alert="TritonDown", series={up: "0+0"}, labels=here | {"instance": "a"}
+            name="an unreachable server", alert="TritonDown", series={up: "0+0"}, fires=[here | {"instance": "a"}]
         )
         yield Case(name="a server", alert="TritonDown", series={up: "1+0"})
-        yield Case(name="no server", alert="TritonGone", series={}, labels=here)
+        yield Case(name="no server", alert="TritonGone", series={}, fires=[here])
         yield Case(name="a server that is down", alert="TritonGone", series={up: "0+0"})
-        yield Case(name="a server that is not ready", alert="TritonNotReady", series={probe: "0+0"}, labels=ready)
+        yield Case(name="a server that is not ready", alert="TritonNotReady", series={probe: "0+0"}, fires=[ready])
         yield Case(name="a ready server", alert="TritonNotReady", series={probe: "1+0"})
 
     def _missing(self) -> Iterator[Case]:
         names = [model.name for model in self.models]
         success = "nv_inference_request_success"
-        everywhere = {self._series("up", instance=one): "1+0" for one in "ab"}
-        on_a, on_b = (
-            {self._series(success, instance=one, model=name, version="1"): "0+0" for name in names} for one in "ab"
+        both = {self._series("up", instance=one): "1+0" for one in "ab"}
+        both |= {self._series(success, model=name, version="1"): "0+0" for name in names}
+        on_b = {self._series(success, instance="b", model=name, version="1"): "0+0" for name in names}
+        without_first = dict(list(on_b.items())[1:])
+        missing = [{"job": self.limits.job, "instance": "b", "model": name} for name in names]
+        case = "beside a server that has all models one that has"
+        yield Case(name=f"{case} none", alert="ModelMissing", series=both, fires=missing)
+        yield Case(
+            name=f"{case} all but {names[0]}", alert="ModelMissing", series=both | without_first, fires=missing[:1]
         )
-        for name in names:
-            others = {series: start for series, start in on_b.items() if f"model={quote(name)}" not in series}
-            yield Case(
-                name=f"a server without {name}, beside one that has it",
-                alert="ModelMissing",
-                series=everywhere | on_a | others,
-                labels={"job": self.limits.job, "instance": "b", "model": name},
-            )
-        yield Case(name="servers with all models", alert="ModelMissing", series=everywhere | on_a | on_b)
-        down = {self._series("up"): "0+0"}
-        yield Case(name="a server that is down", alert="ModelMissing", series=down)
+        yield Case(name=f"{case} all, too", alert="ModelMissing", series=both | on_b)
+        yield Case(name="a server that is down", alert="ModelMissing", series={self._series("up"): "0+0"})
 
     def _requests(self, model: str, *, answered: int, failed: int, reason: str) -> Series:
         return {
@@ -145,7 +145,7 @@ class _Plant:
                 name="an ensemble that refuses many",
                 alert="EnsembleFails",
                 series=self._requests(name, answered=10_000 - many, failed=2 * many, reason="OTHER"),
-                labels={"job": self.limits.job, "model": name},
+                fires=[{"job": self.limits.job, "model": name}],
                 value=share,
             )
             yield Case(
@@ -158,7 +158,7 @@ class _Plant:
             name="a model that fails many",
             alert="ModelFails",
             series=self._requests(name, answered=10_000 - many, failed=many, reason="BACKEND"),
-            labels={"job": self.limits.job, "model": name, "reason": "BACKEND"},
+            fires=[{"job": self.limits.job, "model": name, "reason": "BACKEND"}],
             value=share,
         )
         yield Case(
@@ -181,7 +181,7 @@ class _Plant:
             name="requests that wait for nothing",
             alert="ModelStuck",
             series={waits: "3+0", answers: "7+0"},
-            labels={"job": self.limits.job, "instance": "a", **labels},
+            fires=[{"job": self.limits.job, "instance": "a", **labels}],
             value="3",
         )
         yield Case(
@@ -200,7 +200,7 @@ class _Plant:
                 name=f"requests that wait twice the {wait_s:g} s that they may",
                 alert="QueueTooLong",
                 series={answers: "0+1000", waited: f"0+{long}"},
-                labels={"job": self.limits.job, "model": names[0]},
+                fires=[{"job": self.limits.job, "model": names[0]}],
                 value=f"{2 * wait_s:.3f}",
             )
             yield Case(
@@ -220,7 +220,7 @@ class _Plant:
                 name="memory that is full",
                 alert=alert,
                 series={used: f"{full}+0", total: "10000+0"},
-                labels={"job": self.limits.job, "instance": "a", **labels},
+                fires=[{"job": self.limits.job, "instance": "a", **labels}],
                 value=f"{full / 100:.4g}%",
             )
             yield Case(name="some memory left", alert=alert, series={used: f"{free}+0", total: "10000+0"})
@@ -241,23 +241,23 @@ class _Plant:
             for release, instance in (("r1", "a"), ("r1", "b"), ("r2", "c"))
         )
         gone = {"job": job, "instance": "a"}
-        yield Case(name="a canary that has died", alert="CanaryDown", series={scraped: "0+0"}, labels=gone)
+        yield Case(name="a canary that has died", alert="CanaryDown", series={scraped: "0+0"}, fires=[gone])
         yield Case(name="a canary", alert="CanaryDown", series={scraped: "1+0"})
         yield Case(name="no canary", alert="CanaryDown", series={})
-        yield Case(name="no answer", alert="CanaryUnanswered", series={up: "0+0"}, labels=labels)
+        yield Case(name="no answer", alert="CanaryUnanswered", series={up: "0+0"}, fires=[labels])
         yield Case(name="an answer", alert="CanaryUnanswered", series={up: "1+0"})
         yield Case(
-            name="other answers than proved", alert="AnswersDrift", series={up: "1+0", proved: "0+0"}, labels=labels
+            name="other answers than proved", alert="AnswersDrift", series={up: "1+0", proved: "0+0"}, fires=[labels]
         )
         yield Case(name="answers as proved", alert="AnswersDrift", series={up: "1+0", proved: "1+0"})
         yield Case(name="no answers to judge", alert="AnswersDrift", series={up: "0+0", proved: "0+0"})
         silent_s = self.limits.canary_silent_s
-        for name, values, silent in (("that hangs", "0+0", labels), ("that asks", f"0+{self.step_s}", {})):
+        for name, values, silent in (("that hangs", "0+0", [labels]), ("that asks", f"0+{self.step_s}", [])):
             yield Case(
                 name=f"a canary {name}",
                 alert="CanarySilent",
                 series={last: values},
-                labels=silent,
+                fires=silent,
                 value=f"{silent_s + self.limits.window_s + 2 * self.step_s}",
                 after_s=silent_s,
             )
@@ -265,7 +265,7 @@ class _Plant:
             name="servers of two releases",
             alert="ReleasesDiffer",
             series={old: "1+0", same: "1+0", new: "1+0"},
-            labels={"model": labels["model"]},
+            fires=[{"model": labels["model"]}],
             value="2",
         )
         yield Case(name="one release", alert="ReleasesDiffer", series={old: "1+0", same: "1+0"})
