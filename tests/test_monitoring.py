@@ -141,7 +141,14 @@ def judge(promtool: str, folder: Path) -> str:
     [
         LIMITS,
         replace(QUICK, queue_s=7.5, failing_share=0.5, memory_share=0.8),
-        Limits(job='monitoring/triton "2"', ready_job="r", canary_job="c", canary_silent_s=600, queue_s=0.0005),
+        Limits(
+            job='monitoring/triton "2"',
+            ready_job="r",
+            canary_job="c",
+            canary_silent_s=600,
+            queue_s=0.00001,
+            failing_share=0.0001,
+        ),
     ],
 )
 def test_each_alert_fires_when_it_should_and_not_when_it_should_not(

@@ -124,6 +124,7 @@ def check_metrics(page: str) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_alerts_fire_on_what_happens_to_a_real_server(tmp_path: Path) -> None:
     if shutil.which("prometheus") is None:
         pytest.skip("no Prometheus here (apt-get install prometheus)")

@@ -75,7 +75,7 @@ def monitor(
         typer.Option("--discard-edits", help="Also replace files that this command did not write, or somebody edited."),
     ] = False,
 ) -> None:
-    """Write what watches the repository's servers: Prometheus rules and their tests, a Grafana dashboard, an example.
+    """Write Prometheus rules with their unit tests, a Grafana dashboard and what to scrape, for a repository's servers.
 
     Example: trtgen monitor -r models --output monitoring --queue-ms 50
     """

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from generator.monitoring.watched import WatchedModel
 
 _SCRAPES = 5  # in a window
+_MANY = 1_000_000  # requests between two scrapes, so that small shares of them are whole numbers
 
 Series = dict[str, str]
 
@@ -138,38 +139,38 @@ class _Plant:
         }
 
     def _failures(self) -> Iterator[Case]:
-        few, many = (round(10_000 * factor * self.limits.failing_share) for factor in (0.8, 1.25))
-        share = f"{many / 100:.4g}%"
+        few, many = (round(_MANY * factor * self.limits.failing_share) for factor in (0.8, 1.25))
+        share = f"{100 * many / _MANY:.4g}%"
         for name in [model.name for model in self.models if model.is_ensemble][:1]:
             yield Case(
                 name="an ensemble that refuses many",
                 alert="EnsembleFails",
-                series=self._requests(name, answered=10_000 - many, failed=2 * many, reason="OTHER"),
+                series=self._requests(name, answered=_MANY - many, failed=2 * many, reason="OTHER"),
                 fires=[{"job": self.limits.job, "model": name}],
                 value=share,
             )
             yield Case(
                 name="an ensemble that refuses few, each counted twice",
                 alert="EnsembleFails",
-                series=self._requests(name, answered=10_000 - few, failed=2 * few, reason="OTHER"),
+                series=self._requests(name, answered=_MANY - few, failed=2 * few, reason="OTHER"),
             )
         name = self._queued[0]
         yield Case(
             name="a model that fails many",
             alert="ModelFails",
-            series=self._requests(name, answered=10_000 - many, failed=many, reason="BACKEND"),
+            series=self._requests(name, answered=_MANY - many, failed=many, reason="BACKEND"),
             fires=[{"job": self.limits.job, "model": name, "reason": "BACKEND"}],
             value=share,
         )
         yield Case(
             name="a model that fails few",
             alert="ModelFails",
-            series=self._requests(name, answered=10_000 - few, failed=few, reason="BACKEND"),
+            series=self._requests(name, answered=_MANY - few, failed=few, reason="BACKEND"),
         )
         yield Case(
             name="clients that cancel many",
             alert="ModelFails",
-            series=self._requests(name, answered=10_000 - many, failed=many, reason="CANCELED"),
+            series=self._requests(name, answered=_MANY - many, failed=many, reason="CANCELED"),
         )
 
     def _stuck(self) -> Iterator[Case]:
