@@ -11,6 +11,7 @@
     |- ReleaseError                 a release or its store cannot be read or written, or is not what it says
     |- ServerError                  tritonserver does not start, does not get ready, or stops; keeps the log's tail
     |- DeployError                  manifests for a cluster cannot be made, or break a rule
+    |- OutputError                  what a command makes cannot be written where it was asked to, or was edited there
     |- VerificationError            a stage of the gate ran and failed
     |- PerfError                    perf_analyzer is absent or its run failed
     `- MissingDependencyError       a package of an extra is not installed
@@ -106,6 +107,10 @@ class ServerError(TrtgenError):
 
 class DeployError(TrtgenError):
     """Manifests for a cluster cannot be made of what was given, or break a rule."""
+
+
+class OutputError(TrtgenError):
+    """What a command makes for its user cannot be written, or would overwrite what somebody edited."""
 
 
 class VerificationError(TrtgenError):

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from generator.cli import main
-from generator.errors import ServerError
+from generator.errors import OutputError
 from generator.monitoring.dashboard import make_dashboard
 from generator.monitoring.files import (
     DASHBOARD,
@@ -22,14 +22,13 @@ from generator.monitoring.files import (
     RULES,
     SCRAPE,
     UNIT_TESTS,
-    WRITTEN,
     make_files,
-    write_files,
 )
 from generator.monitoring.metrics import METRICS, Metric
 from generator.monitoring.rules import RUNBOOK, Limits, make_alerts
 from generator.monitoring.scrape import Targets
 from generator.monitoring.watched import WatchedModel, find_watched
+from generator.written import WRITTEN, write_files
 from tests.tiny_repository import build_tiny_repository
 
 if TYPE_CHECKING:
@@ -415,10 +414,10 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, capsys: pytest.Captur
 def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
     files = make_files(MODELS, LIMITS, TARGETS)
     (tmp_path / "file").touch()
-    with pytest.raises(ServerError, match="cannot be written: Not a directory"):
+    with pytest.raises(OutputError, match="cannot be written: Not a directory"):
         write_files(files, tmp_path / "file")
     (tmp_path / "folder" / DASHBOARD).mkdir(parents=True)
-    with pytest.raises(ServerError, match="cannot be written: Is a directory"):
+    with pytest.raises(OutputError, match="cannot be written: Is a directory"):
         write_files(files, tmp_path / "folder")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == [DASHBOARD]
 

@@ -18,7 +18,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from generator.monitoring.files import SCRAPE, make_files, write_files
+from generator.monitoring.files import SCRAPE, make_files
 from generator.monitoring.metrics import METRICS
 from generator.monitoring.scrape import Targets
 from generator.monitoring.watched import find_watched
@@ -26,6 +26,7 @@ from generator.server.embedded import EmbeddedServer
 from generator.server.hardening import OWNER_HEADER
 from generator.server.ports import Ports, choose_ports
 from generator.server.stubs import find_stubs
+from generator.written import write_files
 from tests.server_parts import wait_until
 from tests.test_monitoring import QUICK, find_dashboard_expressions
 from tests.tiny_repository import build_tiny_repository, make_image

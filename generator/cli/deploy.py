@@ -44,6 +44,7 @@ IdOption = Annotated[
 ]
 LeastOption = Annotated[int, typer.Option(min=1, metavar="N", help="Pods at least.", rich_help_panel=SCALING)]
 MostOption = Annotated[int, typer.Option(min=1, metavar="N", help="Pods at most.", rich_help_panel=SCALING)]
+_HEAD = "# Made by trtgen, which overwrites it unless it was edited: put changes into an overlay on top.\n"
 DiscardOption = Annotated[bool, typer.Option("--discard-edits", help="Overwrite files that somebody edited by hand.")]
 
 
@@ -177,15 +178,15 @@ def _describe(repository: Path, source: Source, *, name: str | None, namespace: 
 
 
 def _write(output: Path, layers: list[Layer], served: Served, *, discard_edits: bool) -> None:
-    from generator.deploy.files import write_files
     from generator.deploy.manifests import Manifests
     from generator.deploy.rules import refuse_problems
+    from generator.written import write_files, write_yaml
 
     for layer in layers:
         external = {("Secret", served.source.secret)}
         refuse_problems(Manifests(objects=layer.merge(), external=external, members=served.needs.members))
-    files = {path: documents for layer in layers for path, documents in layer.write().items()}
-    for path, change in write_files(output.expanduser(), files, discard_edits=discard_edits).items():
+    files = {path: _HEAD + write_yaml(documents) for layer in layers for path, documents in layer.write().items()}
+    for path, change in write_files(files, output.expanduser(), discard_edits=discard_edits).items():
         print(f"{change:<9} {path}")
 
 

@@ -79,10 +79,11 @@ def monitor(
 
     Example: trtgen monitor -r models --output monitoring --queue-ms 50
     """
-    from generator.monitoring.files import RULES, UNIT_TESTS, make_files, write_files
+    from generator.monitoring.files import RULES, UNIT_TESTS, make_files
     from generator.monitoring.rules import Limits
     from generator.monitoring.scrape import Targets
     from generator.monitoring.watched import find_watched
+    from generator.written import write_files
 
     models = find_watched(repository)
     limits = Limits(

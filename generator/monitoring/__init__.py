@@ -6,5 +6,5 @@ Made of what the repository knows: its models, which of them are ensembles, how 
     queries.Queries                 PromQL, which rules and dashboard share
     rules.make_alerts               the alerts, each with its threshold of `Limits`
     cases.make_unit_tests           series for promtool that make each alert fire, and series that come close
-    files.make_files, write_files   everything as text, into a folder
+    files.make_files                everything as text
 """
