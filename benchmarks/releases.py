@@ -4,8 +4,9 @@
     python -m benchmarks.releases --store s3://bucket/benchmark
 
 Without --store: a folder, where the plain copy is shutil.copytree, and a server of moto's, a stand-in for S3 in a
-process of its own on this machine. The plain copy of a bucket is obstore's put and get of each file, eight at a time,
-without hashes, manifest or channel. Two shapes of a repository: four large files, and files of 256 KiB.
+process of its own on this machine, which reads the whole object for each part that is asked for. The plain copy of a
+bucket is that of boto3, as `aws s3 cp` does it: large files in parts, ten requests for each, eight files at a time. Two
+shapes of a repository: four large files, and files of 256 KiB.
 
 Each round does all four, in turn, until what was written is on the disk; the ratio is that of the fastest times, plain
 copy to release. Exit code 1: a ratio is below 0.8.
@@ -17,6 +18,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,11 +26,10 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 from benchmarks.machine import describe_machine
-from generator.release.bucket import Bucket
 from generator.release.fetch import pull
 from generator.release.publish import push
 from generator.release.store import is_address
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 _MIB = 2**20
 _SMALL_BYTES = 256 * 1024
 _LOWEST_RATIO = 0.8
-_THREADS = 8
-_KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+_FILES = 8  # at the same time
+_KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def fill_repository(root: Path, *, size_bytes: int, file_bytes: int) -> None:
@@ -53,8 +54,10 @@ def fill_repository(root: Path, *, size_bytes: int, file_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def serve_moto(port: int = 18411) -> Iterator[str]:
+def serve_moto() -> Iterator[str]:
     """Run moto's server in a process of its own; yield the address of a bucket in it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -73,14 +76,14 @@ def serve_moto(port: int = 18411) -> Iterator[str]:
 
 
 def copy_up(root: Path, store: str) -> None:
-    """Copy the files of a repository to a store, as fast as is simple."""
+    """Copy the files of a repository to a store."""
     if not is_address(store):
         shutil.copytree(root, Path(store, "plain"))
         return
-    objects = Bucket(f"{store}-plain")._objects  # noqa: SLF001 - the same client
+    client, bucket, prefix = connect(store)
     files = [path for path in root.rglob("*") if path.is_file()]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda path: objects.put(path.relative_to(root).as_posix(), path), files))
+    with ThreadPoolExecutor(_FILES) as pool:
+        list(pool.map(lambda path: client.upload_file(path, bucket, f"{prefix}{path.relative_to(root)}"), files))
 
 
 def copy_down(store: str, target: Path) -> None:
@@ -88,16 +91,24 @@ def copy_down(store: str, target: Path) -> None:
     if not is_address(store):
         shutil.copytree(Path(store, "plain"), target)
         return
-    objects = Bucket(f"{store}-plain")._objects  # noqa: SLF001
+    client, bucket, prefix = connect(store)
 
-    def load(path: str) -> None:
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        with (target / path).open("wb") as stream:
-            for chunk in objects.get(path):
-                stream.write(chunk)
+    def load(key: str) -> None:
+        path = target / key.removeprefix(prefix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        client.download_file(bucket, key, path)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(load, [one["path"] for some in objects.list() for one in some]))
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    with ThreadPoolExecutor(_FILES) as pool:
+        list(pool.map(load, [one["Key"] for page in pages for one in page["Contents"]]))
+
+
+def connect(store: str) -> tuple[Any, str, str]:
+    """Return a client of S3, the bucket, and the prefix of the plain copy."""
+    import boto3
+
+    bucket, _, prefix = store.removeprefix("s3://").partition("/")
+    return boto3.client("s3"), bucket, f"{prefix}/plain/"
 
 
 def measure(root: Path, store: str, *, rounds: int) -> dict[str, float]:
@@ -128,7 +139,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size-mib", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--store", help="a bucket's prefix, by default a folder and moto's server")
+    parser.add_argument("--store", help="a prefix on S3, by default a folder and moto's server")
     options = parser.parse_args()
     print(describe_machine())
     print("| store | files | plain copy up, push, s | ratio | plain copy down, pull, s | ratio |")

@@ -136,7 +136,8 @@ def test_what_a_store_refuses_is_said_in_words(
 ) -> None:
     amazon.status, amazon.code = status, code
     repository = str(write_repository(tmp_path / "models"))
-    for command in (["push", "--allow-unproved"], ["list"], ["pull"], ["rollback"], ["prune"]):
+    one = ["pull", "--release", "20260101T000000Z-0123456789abcdef"]
+    for command in (["push", "--allow-unproved"], ["list"], ["pull"], one, ["rollback"], ["prune"]):
         options = ["--repository", repository] if command[0] == "push" else []
         assert main(["release", command[0], "s3://bucket/releases", *command[1:], *options]) == 1
         said = capsys.readouterr().err

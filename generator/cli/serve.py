@@ -39,7 +39,7 @@ def serve(
     command: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[STORE] -- COMMAND",
+            metavar="STORE -- COMMAND",
             help="A store of releases, such as s3://bucket/releases: its release is served. After --: run this once "
             "every model is ready, then stop and leave with its exit code.",
             show_default=False,
