@@ -35,7 +35,7 @@ _CREDENTIALS = (
 )
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _SET_KEYS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; those of a profile: aws configure export-credentials --format env"
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; `aws configure export-credentials` prints those of a profile"
 )
 _SET_REGION = "set AWS_REGION to the region of the bucket"
 _GO_BACK = "roll back to the release before it, or push the repository again"
