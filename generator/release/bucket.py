@@ -34,7 +34,9 @@ _CREDENTIALS = (
     "AWS_SKIP_SIGNATURE",
 )
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-_SET_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; profiles are not read (docs/releases.md)"
+_SET_KEYS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; `aws configure export-credentials` prints those of a profile"
+)
 _SET_REGION = "set AWS_REGION to the region of the bucket"
 _GO_BACK = "roll back to the release before it, or push the repository again"
 # The store's code -> what is wrong, what to do.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, TypeVar
 
@@ -43,9 +44,11 @@ def share_parts(sizes: Sequence[int]) -> int:
 
 def read_blocks(path: Path) -> Iterator[memoryview]:
     """Yield the blocks of a file, each in the memory of the one before the last."""
-    size = min(path.stat().st_size, _BLOCK_BYTES)
-    block, other = memoryview(bytearray(size)), memoryview(bytearray(size))
     with path.open("rb", buffering=0) as stream:
+        if os.fstat(stream.fileno()).st_size <= _BLOCK_BYTES:
+            yield memoryview(stream.readall())
+            return
+        block, other = memoryview(bytearray(_BLOCK_BYTES)), memoryview(bytearray(_BLOCK_BYTES))
         while count := stream.readinto(block):
             yield block[:count]
             block, other = other, block
