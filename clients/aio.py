@@ -55,7 +55,7 @@ from triton_images import (
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 
     from triton_images import Detection, Model, Score, Tls
     from typing_extensions import Self
@@ -263,11 +263,11 @@ def find_target(endpoints: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
     for endpoint in endpoints:
         host, _, port = endpoint.rpartition(":")
         try:
-            found = socket.getaddrinfo(host.strip("[]"), port, socket.AF_INET, socket.SOCK_STREAM)
+            found = socket.getaddrinfo(host.strip("[]"), None, socket.AF_INET, socket.SOCK_STREAM)
         except OSError as error:
             message = f"{endpoint}: no IPv4 address is known of this host: {error.strerror or error}"
             raise ClientError(message, "check --url; of several servers IPv4 addresses are needed") from None
-        addresses += [f"{to[0]}:{to[1]}" for *_, to in found]
+        addresses += [f"{address[0]!s}:{port}" for *_, address in found]
     # whose certificate is expected; gRPC would take the whole list for a name
     return f"ipv4:{','.join(addresses)}", [("grpc.default_authority", endpoints[0])]
 
@@ -309,9 +309,7 @@ async def run(options: argparse.Namespace) -> int:
         return 1
     tls, headers = read_security(options)
     print_result: Any = classify.print_result if options.task == "classification" else detect.print_result
-    files: Iterator[tuple[str, bytes]] = itertools.chain.from_iterable(
-        make_batches(names, 1)
-    )  # names what cannot be read
+    files = itertools.chain.from_iterable(make_batches(names, 1))  # it tells of what cannot be read
     done = 0
     client = AsyncClient(
         options.url,
