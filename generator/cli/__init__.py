@@ -31,6 +31,8 @@ _COMMANDS = {
     "verify": "verify",
     "list": "list_models",
     "remove": "remove",
+    "classify-all": "classify_all",
+    "detect-all": "detect_all",
     "perf": "perf",
     "tune": "tune",
     "export": "export",

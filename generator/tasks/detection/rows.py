@@ -60,7 +60,8 @@ def make_detected_rows(
     top: int | None,
 ) -> list[dict[str, Any]]:
     """Return the rows of one image from the network's own; ValueError if a box is not numbers."""
-    boxes, scores, classes = postprocess.detect(*(outputs[name] for name in (BOXES, SCORES, CLASSES)), geometry)
-    answer = {"NUM_DETECTIONS": [[len(scores)]], "BOXES": [boxes], "SCORES": [scores], "CLASSES": [classes]}
+    found = postprocess.detect(outputs[BOXES], outputs[SCORES], outputs[CLASSES], geometry)
+    answer: dict[str, Any] = {"NUM_DETECTIONS": [[len(found[1])]]}
+    answer |= {name: [values] for name, values in zip(("BOXES", "SCORES", "CLASSES"), found, strict=True)}
     (rows,) = make_rows(answer, labels, top)
     return rows
