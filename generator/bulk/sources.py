@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from generator.bulk.images import open_store
+from generator.bulk.images import open_store, refuse_bucket
 from generator.bulk.table import import_pyarrow
 from generator.errors import BulkError
 from generator.images.sets import SUFFIXES
@@ -181,8 +181,7 @@ class BucketSource:
                     if os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 - no path of this machine
                         yield Item(f"{self.bucket}/{name}", name)
         except (obstore.exceptions.BaseError, OSError) as error:
-            msg = f"{self.bucket}/{self.prefix} cannot be listed: {' '.join(str(error).split())}"
-            raise BulkError(msg, hint="check bucket, region and credentials, such as AWS_REGION") from error
+            raise refuse_bucket(f"{self.bucket}/{self.prefix}", error) from error
 
     def count(self) -> None:
         """Return nothing: each thousand takes a request."""

@@ -13,8 +13,8 @@ import signal
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from multiprocessing import connection
-from typing import TYPE_CHECKING, Any
+from multiprocessing import connection, resource_tracker
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from generator.bulk.images import Batch, read_images
 from generator.bulk.table import import_pyarrow, make_table
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from generator.bulk.step import Step
+
+# The next batch with its images, or why there is none.
+_Queue: TypeAlias = "queue.Queue[tuple[int, Batch] | Exception]"
 
 _LOG = logging.getLogger(__name__)
 _BATCHES_EACH = 2
@@ -163,7 +166,9 @@ def _start(make_step: Callable[[], Step]) -> _Worker:
     context = multiprocessing.get_context("spawn")  # threads and CUDA do not survive a fork
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(make_step, theirs), daemon=True)
-    # Ctrl-C goes to all processes of a terminal: those that are started now inherit that it is blocked
+    # Ctrl-C goes to all processes of a terminal: one that is started now inherits that it is blocked. What Python
+    # starts beside the first one would lift that again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
@@ -184,22 +189,26 @@ def _work(make_step: Callable[[], Step], pipe: Connection) -> None:
         try:
             step = make_step()
             pipe.send(_Ready())
-            batches: queue.Queue[tuple[int, Batch] | None] = queue.Queue(1)
+            batches: _Queue = queue.Queue(1)
             threading.Thread(target=_read, args=(pipe, batches, step.most_bytes), daemon=True).start()
-            while (work := batches.get()) is not None:
+            while not isinstance(work := batches.get(), Exception):
                 number, batch = work
                 pipe.send((number, _pack(make_table(step(batch)))))
+            if isinstance(work, TrtgenError):
+                raise work
         except TrtgenError as error:
             pipe.send(_Failure(error.message, error.advice))
 
 
-def _read(pipe: Connection, batches: queue.Queue[tuple[int, Batch] | None], most_bytes: int) -> None:
-    """Read the images of each batch that comes."""
-    with contextlib.suppress(EOFError, OSError):
-        while True:
+def _read(pipe: Connection, batches: _Queue, most_bytes: int) -> None:
+    """Read the images of each batch that comes, until there is none any more or they cannot be read."""
+    while True:
+        try:
             number, batch = pipe.recv()
             batches.put((number, read_images(batch, most_bytes=most_bytes)))
-    batches.put(None)
+        except (EOFError, ConnectionResetError, TrtgenError) as error:
+            batches.put(error)
+            return
 
 
 def _pack(table: Any) -> bytes:
