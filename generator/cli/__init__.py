@@ -31,6 +31,8 @@ _COMMANDS = {
     "verify": "verify",
     "list": "list_models",
     "remove": "remove",
+    "classify-all": "classify_all",
+    "detect-all": "detect_all",
     "perf": "perf",
     "tune": "tune",
     "export": "export",
@@ -82,10 +84,10 @@ for _name, _module in _COMMANDS.items():
     _command = getattr(importlib.import_module(f"generator.cli.{_module}"), _module)
     app.command(_name, cls=Command)(with_verbosity(_command))
 for _name, _functions in _GROUPS.items():
-    _module = importlib.import_module(f"generator.cli.{_name}")
-    _group = typer.Typer(cls=Group, help=_module.__doc__, no_args_is_help=True)
+    _commands = importlib.import_module(f"generator.cli.{_name}")
+    _group = typer.Typer(cls=Group, help=_commands.__doc__, no_args_is_help=True)
     for _name_in_group, _function in _functions.items():
-        _group.command(_name_in_group, cls=Command)(with_verbosity(getattr(_module, _function)))
+        _group.command(_name_in_group, cls=Command)(with_verbosity(getattr(_commands, _function)))
     app.add_typer(_group, name=_name)
 
 
