@@ -7,7 +7,7 @@
     python clients/aio.py photos/
     python clients/aio.py photos/ --url gpu-1:8001,gpu-2:8001 --in-flight 16 --deadline 600
 
-gRPC itself spreads, waits and repeats, as `RETRIES` says; there is no retry loop here. The command prints what
+gRPC itself spreads, waits and repeats, as channel.py says; there is no retry loop here. The command prints what
 classify.py and detect.py print. Exit code: 0 = every image was answered, 1 = not every one (standard error says why),
 2 = wrong usage.
 """
@@ -19,14 +19,13 @@ import collections
 import contextlib
 import importlib
 import itertools
-import json
-import socket
 import sys
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import classify
 import detect
+from channel import describe_channel, is_reachable
 from command_line import (
     DEFAULT_URLS,
     REQUEST_BYTES,
@@ -45,7 +44,6 @@ from triton_images import (
     ClientError,
     Connection,
     RefusedError,
-    is_reachable,
     make_request,
     parse_classes,
     parse_detections,
@@ -63,32 +61,6 @@ if TYPE_CHECKING:
 _Key = TypeVar("_Key")
 _T = TypeVar("_T")
 
-# A request waits for a server that is not there, and is repeated, five times at most, where the server did not take it:
-# it is busy, or ends. One that ends also says for some seconds that it does not know its models (NOT_FOUND), and
-# takes 30 s for it by default. All of this happens within the request's own deadline.
-RETRIES: dict[str, Any] = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{"service": "inference.GRPCInferenceService"}],
-            "waitForReady": True,
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.5s",
-                "backoffMultiplier": 4,
-                "maxBackoff": "20s",
-                "retryableStatusCodes": ["UNAVAILABLE", "NOT_FOUND"],
-            },
-        }
-    ],
-}
-CHANNEL = (
-    ("grpc.service_config", json.dumps(RETRIES)),
-    ("grpc.per_rpc_retry_buffer_size", 2**31 - 1),  # a request above this, by default 256 KiB, is never repeated
-    ("grpc.max_reconnect_backoff_ms", 2000),  # by default two minutes
-    ("grpc.max_send_message_length", 2**31 - 1),
-    ("grpc.max_receive_message_length", 2**31 - 1),
-)
 BATCH_SIZE = 32  # more images in a request make no difference
 
 
@@ -96,13 +68,12 @@ class AsyncClient(contextlib.AbstractAsyncContextManager["AsyncClient"]):
     """Servers of one model, asked in turn.
 
     Args:
-        endpoints: `host:port` of each. One name may stand for several addresses, such as that of a headless service in
-            Kubernetes, and is looked up again when servers come and go; several names are looked up once.
+        endpoints: `host:port` of each; see `describe_channel`.
         model: The model's name; by default the one ensemble or fused model for `task`.
         task: One of TASKS.
         in_flight: The most requests that wait for an answer.
         timeout_s: The longest wait for one answer, also across a restart of the server.
-        tls: What encryption needs. The certificates of several servers must have the name of the first.
+        tls: What encryption needs.
         headers: Sent with every request.
 
     Attributes:
@@ -130,11 +101,14 @@ class AsyncClient(contextlib.AbstractAsyncContextManager["AsyncClient"]):
         self._timeout_s, self._tls, self._headers = timeout_s, tls, headers
 
     async def __aenter__(self) -> Self:
-        target, arguments = await asyncio.to_thread(find_target, self._endpoints)
+        try:
+            target, options = await asyncio.to_thread(describe_channel, self._endpoints)
+        except OSError as error:
+            raise ClientError(str(error), "check --url; of several servers IPv4 addresses are needed") from None
         self._server = await asyncio.to_thread(self._find_server)
         self._triton = importlib.import_module("tritonclient.grpc.aio")
         security = self._tls.make_grpc_options() if self._tls else {}
-        self._client = self._triton.InferenceServerClient(target, channel_args=[*CHANNEL, *arguments], **security)
+        self._client = self._triton.InferenceServerClient(target, channel_args=options, **security)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -249,27 +223,6 @@ class AsyncClient(contextlib.AbstractAsyncContextManager["AsyncClient"]):
         if len(self._endpoints) > 1 and not isinstance(error, RefusedError):
             return ClientError(f"{error} (one of {everybody})", error.hint)
         return error
-
-
-def find_target(endpoints: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
-    """Return gRPC's name for all of these servers, and the channel's arguments that go with it.
-
-    Raises:
-        ClientError: A host is not known.
-    """
-    if len(endpoints) == 1:
-        return f"dns:///{endpoints[0]}", []
-    addresses = []
-    for endpoint in endpoints:
-        host, _, port = endpoint.rpartition(":")
-        try:
-            found = socket.getaddrinfo(host.strip("[]"), None, socket.AF_INET, socket.SOCK_STREAM)
-        except OSError as error:
-            message = f"{endpoint}: no IPv4 address is known of this host: {error.strerror or error}"
-            raise ClientError(message, "check --url; of several servers IPv4 addresses are needed") from None
-        addresses += [f"{address[0]!s}:{port}" for *_, address in found]
-    # whose certificate is expected; gRPC would take the whole list for a name
-    return f"ipv4:{','.join(addresses)}", [("grpc.default_authority", endpoints[0])]
 
 
 async def _read_batches(

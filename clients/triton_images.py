@@ -507,14 +507,6 @@ def read_limit(error: RefusedError) -> int | None:
     return int(limit[1]) if limit else None
 
 
-def is_reachable(url: str) -> bool:
-    """Tell whether anything accepts connections at `host:port`."""
-    host, _, port = url.partition("/")[0].rpartition(":")
-    with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S):
-        return True
-    return False
-
-
 def _find_task(metadata: dict[str, Any]) -> str | None:
     """Say what a model does with encoded images, or None. What answers pixels is a part of another model."""
     inputs, outputs = metadata.get("inputs", []), metadata.get("outputs", [])

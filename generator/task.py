@@ -195,6 +195,20 @@ class Task(Protocol):
         ValueError if the network answers what is no number.
         """
 
+    def find_answers(self, types: Mapping[str, str]) -> dict[str, bool]:
+        """Return which outputs of a served model are its answers, and whether the server is to rank and label them.
+
+        `types` are Triton's data types by output; nothing is returned for a model of another task.
+        """
+
+    def read_answer(
+        self, outputs: Mapping[str, NDArray[Any]], negative_label: str | None, top: int | None
+    ) -> list[dict[str, Any]]:
+        """Return what a client prints for one image, from the row of each of a served model's answers.
+
+        `negative_label` is the parameter of that name in its configuration. ValueError if it answers what is no number.
+        """
+
 
 TASKS: Registry[Task] = Registry(
     "task",

@@ -15,6 +15,7 @@ class TextStep:
     """Answers one class, whose label is what the file holds; what `at` says happens where that is `word`."""
 
     most_bytes = 1000
+    calls_at_once = 1
 
     def __init__(self, word: str = "", at: str = "", once: Path | None = None) -> None:
         self.word, self.at, self.once = word.encode(), at, once

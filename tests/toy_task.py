@@ -271,6 +271,14 @@ class Toy:
     ) -> list[dict[str, Any]]:
         return self.make_rows({"REPORT": outputs["bright"][None]}, None, top)[0]
 
+    def find_answers(self, types: Mapping[str, str]) -> dict[str, bool]:
+        return {"REPORT": False} if "REPORT" in types else {}
+
+    def read_answer(
+        self, outputs: Mapping[str, NDArray[Any]], negative_label: str | None, top: int | None
+    ) -> list[dict[str, Any]]:
+        return self.make_rows({"REPORT": outputs["REPORT"][None]}, None, top)[0]
+
 
 def _value(row: dict[str, Any]) -> float:
     return -float(row["value"])

@@ -45,9 +45,11 @@ class Step(Protocol):
 
     Attributes:
         most_bytes: The largest encoded image that it takes.
+        calls_at_once: How many threads may call it at the same time.
     """
 
     most_bytes: int
+    calls_at_once: int
 
     def __call__(self, batch: Batch) -> Batch:
         """Return the answers to a batch.
@@ -84,6 +86,8 @@ class LocalStep:
         PlanError: The plan does not run here.
         DeviceError: No GPU for the plan, or its memory is exhausted.
     """
+
+    calls_at_once = 1
 
     def __init__(
         self, root: Path | str, name: str, *, top: int | None = None, threads: int | None = None, gpu: int = 0

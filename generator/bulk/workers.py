@@ -1,6 +1,6 @@
-"""The processes of the local engine, each of which has a step.
+"""The processes of this machine, each of which has a step.
 
-A process reads the images of one batch while its step is at work on the one before, and never has more than these two.
+A process reads the images of one batch while its step is at work on those before, and never has more than these.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import queue
 import signal
 import threading
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 _Queue: TypeAlias = "queue.Queue[tuple[int, Batch] | Exception]"
 
 _LOG = logging.getLogger(__name__)
-_BATCHES_EACH = 2
 _MOST_LOSSES = 3  # of one batch
 _END_S = 5.0
 
@@ -42,13 +43,15 @@ class _Worker:
     make_step: Callable[[], Step]
     process: Any
     pipe: Connection
-    is_ready: bool = False
+    calls_at_once: int = 0  # of its step; 0: it is not ready
     batches: dict[int, Batch] = field(default_factory=dict)  # sent and not answered, by number
 
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
     """What a process says once its step is made."""
+
+    calls_at_once: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +90,16 @@ class Workers:
     @property
     def most_batches(self) -> int:
         """How many batches they have at once."""
-        return _BATCHES_EACH * len(self._workers)
+        return sum(worker.calls_at_once + 1 for worker in self._workers)
 
     def find_room(self) -> bool:
         """Say whether one of them takes a batch now."""
-        return any(worker.is_ready and len(worker.batches) < _BATCHES_EACH for worker in self._workers)
+        return any(worker.calls_at_once and len(worker.batches) <= worker.calls_at_once for worker in self._workers)
 
     def send(self, number: int, batch: Batch) -> None:
         """Give a batch to the process that has the fewest; there must be room."""
-        worker = min((one for one in self._workers if one.is_ready), key=lambda one: len(one.batches))
+        ready = [one for one in self._workers if one.calls_at_once]
+        worker = min(ready, key=lambda one: len(one.batches) / one.calls_at_once)
         worker.batches[number] = batch
         _send(worker, number)
 
@@ -117,7 +121,7 @@ class Workers:
                 if isinstance(said, _Failure):
                     raise BulkError(said.message, **said.advice)
                 if isinstance(said, _Ready):
-                    worker.is_ready = True
+                    worker.calls_at_once = said.calls_at_once
                     for number in worker.batches:  # of the process that it replaces
                         _send(worker, number)
                 else:
@@ -143,10 +147,10 @@ class Workers:
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         if code == -signal.SIGKILL:
             how += ", as when memory runs out"
-        if not dead.is_ready:
+        if not dead.calls_at_once:
             msg = f"a worker process ended {how} before it was ready"
             raise BulkError(msg, hint="use fewer workers", fields={"workers": 1})
-        for number in list(dead.batches)[:1]:  # the one that it was at work on
+        for number in list(dead.batches)[: dead.calls_at_once]:  # those that it was at work on
             self._losses[number] += 1
             if self._losses[number] >= _MOST_LOSSES:
                 paths = dead.batches[number]["path"]
@@ -185,19 +189,40 @@ def _send(worker: _Worker, number: int) -> None:
 
 def _work(make_step: Callable[[], Step], pipe: Connection) -> None:
     """Answer batches until the other end of the pipe is closed, as it is where that process is killed."""
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    sending = threading.Lock()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
         try:
             step = make_step()
-            pipe.send(_Ready())
+            pipe.send(_Ready(step.calls_at_once))
             batches: _Queue = queue.Queue(1)
             threading.Thread(target=_read, args=(pipe, batches, step.most_bytes), daemon=True).start()
-            while not isinstance(work := batches.get(), Exception):
-                number, batch = work
-                pipe.send((number, _pack(make_table(step(batch)))))
-            if isinstance(work, TrtgenError):
-                raise work
+            for _ in range(step.calls_at_once - 1):
+                threading.Thread(target=_answer_beside, args=(step, batches, pipe, sending), daemon=True).start()
+            _answer(step, batches, pipe, sending)
         except TrtgenError as error:
-            pipe.send(_Failure(error.message, error.advice))
+            with sending:
+                pipe.send(_Failure(error.message, error.advice))
+
+
+def _answer(step: Step, batches: _Queue, pipe: Connection, sending: threading.Lock) -> None:
+    """Answer one batch after the other; raises why there is none any more, EOFError at the end of the pipe."""
+    while not isinstance(work := batches.get(), Exception):
+        number, batch = work
+        answers = _pack(make_table(step(batch)))
+        with sending:
+            pipe.send((number, answers))
+    raise work
+
+
+def _answer_beside(step: Step, batches: _Queue, pipe: Connection, sending: threading.Lock) -> None:
+    """Do it in another thread, and leave what ends it to the main one."""
+    try:
+        _answer(step, batches, pipe, sending)
+    except (TrtgenError, EOFError, ConnectionError) as error:
+        batches.put(error)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _read(pipe: Connection, batches: _Queue, most_bytes: int) -> None:

@@ -30,10 +30,14 @@ _ASK_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpcAddress:
-    """Where a server is, `host:port`; `secrets` is the folder of certificates, None for a server without TLS."""
+    """Where a server is, `host:port`; `secrets` is the folder of certificates, None for a server without TLS.
+
+    With `options`, gRPC's for the channel, `url` may be another of gRPC's targets.
+    """
 
     url: str
     secrets: Path | None = None
+    options: tuple[tuple[str, Any], ...] | None = None
 
     def connect(self) -> InferenceServerClient:
         """Return a client.
@@ -44,10 +48,15 @@ class GrpcAddress:
         from tritonclient.grpc import InferenceServerClient
 
         if self.secrets is None:
-            return InferenceServerClient(self.url)
+            return InferenceServerClient(self.url, channel_args=self.options)
         ca, certificate, key = (str(path) for path in find_client_files(self.secrets))
         return InferenceServerClient(
-            self.url, ssl=True, root_certificates=ca, certificate_chain=certificate, private_key=key
+            self.url,
+            ssl=True,
+            root_certificates=ca,
+            certificate_chain=certificate,
+            private_key=key,
+            channel_args=self.options,
         )
 
 
@@ -62,7 +71,7 @@ def check_server(address: GrpcAddress, layouts: Sequence[Layout], repository: Pa
     start: dict[str, Any] = {"command": ("serve",), "fields": {"repository": repository}}
     try:
         with contextlib.closing(address.connect()) as client:
-            ready = _list_ready(client, [name for layout in layouts for name in layout.models])
+            ready = list_ready(client, [name for layout in layouts for name in layout.models])
     except InferenceServerException as error:
         msg = f"no Triton server answers gRPC at {address.url}: {error.message()}"
         if address.secrets is None and "Socket closed" in error.message():
@@ -76,7 +85,7 @@ def check_server(address: GrpcAddress, layouts: Sequence[Layout], repository: Pa
                 raise ServerError(msg, hint="name what it serves, give another address, or serve it", **start)
 
 
-def _list_ready(client: InferenceServerClient, names: Sequence[str]) -> list[str]:
+def list_ready(client: InferenceServerClient, names: Sequence[str]) -> list[str]:
     """Return the models that are ready; of those in `names`, where the server does not list its models."""
     from tritonclient.utils import InferenceServerException
 

@@ -177,5 +177,17 @@ class Classification:
 
         return answer_one(artifact, outputs, top)
 
+    def find_answers(self, types: Mapping[str, str]) -> dict[str, bool]:
+        from generator.tasks.classification.rows import find_answers
+
+        return find_answers(types)
+
+    def read_answer(
+        self, outputs: Mapping[str, NDArray[Any]], negative_label: str | None, top: int | None
+    ) -> list[dict[str, Any]]:
+        from generator.tasks.classification.rows import read_answer
+
+        return read_answer(outputs, negative_label)
+
 
 CLASSIFICATION = Classification()

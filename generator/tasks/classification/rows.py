@@ -50,3 +50,27 @@ def answer_one(artifact: Artifact, outputs: Mapping[str, NDArray[Any]], top: int
     if len(scores) == 1 and artifact.head.activation == "sigmoid" and scores[0] < 0.5:
         return [{"label": artifact.labels[0], "index": None, "score": 1 - float(scores[0])}]
     return rows
+
+
+def find_answers(types: Mapping[str, str]) -> dict[str, bool]:
+    """Return the output that holds the scores, for the server to rank and label; nothing without exactly one."""
+    scores = [name for name in ("PROBABILITIES", "LOGITS") if types.get(name) == "FP32"]
+    return dict.fromkeys(scores, True) if len(scores) == 1 else {}
+
+
+def read_answer(outputs: Mapping[str, NDArray[Any]], negative_label: str | None) -> list[dict[str, Any]]:
+    """Return the classes of one image that the server ranked, `score:index:label` each.
+
+    Raises:
+        ValueError: A score is not a number.
+    """
+    (cells,) = outputs.values()
+    rows = []
+    for cell in cells:
+        score, index, *label = cell.decode(errors="replace").split(":", 2)
+        rows.append({"label": label[0] if label else None, "index": int(index), "score": float(score)})
+        if not math.isfinite(rows[-1]["score"]):
+            raise ValueError(f"the score of {rows[-1]['label']} is {score}, a number was expected")
+    if negative_label is not None and rows[0]["score"] < 0.5:
+        return [{"label": negative_label, "index": None, "score": round(1 - rows[0]["score"], 6)}]
+    return rows

@@ -168,5 +168,17 @@ class Detection:
 
         return answer_one(spec, artifact, outputs, geometry, top)
 
+    def find_answers(self, types: Mapping[str, str]) -> dict[str, bool]:
+        from generator.tasks.detection.rows import find_answers
+
+        return find_answers(types)
+
+    def read_answer(
+        self, outputs: Mapping[str, NDArray[Any]], negative_label: str | None, top: int | None
+    ) -> list[dict[str, Any]]:
+        from generator.tasks.detection.rows import read_answer
+
+        return read_answer(outputs, top)
+
 
 DETECTION = Detection()

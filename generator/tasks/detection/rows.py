@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from generator.tasks.detection.head import BOXES, CLASSES, SCORES
@@ -64,4 +65,24 @@ def make_detected_rows(
     answer: dict[str, Any] = {"NUM_DETECTIONS": [[len(found[1])]]}
     answer |= {name: [values] for name, values in zip(("BOXES", "SCORES", "CLASSES"), found, strict=True)}
     (rows,) = make_rows(answer, labels, top)
+    return rows
+
+
+def find_answers(types: Mapping[str, str]) -> dict[str, bool]:
+    """Return the outputs that hold the boxes; nothing for a model without them."""
+    wanted = ("NUM_DETECTIONS", "BOXES", "SCORES", "CLASSES")
+    return dict.fromkeys((*wanted, "LABELS"), False) if types.keys() >= {*wanted, "LABELS"} else {}
+
+
+def read_answer(outputs: Mapping[str, NDArray[Any]], top: int | None) -> list[dict[str, Any]]:
+    """Return the boxes of one image that the server answered.
+
+    Raises:
+        ValueError: A box is not numbers.
+    """
+    (rows,) = make_rows({name: values[None] for name, values in outputs.items()}, None, top)
+    for row, label in zip(rows, outputs["LABELS"], strict=False):  # padding follows
+        row["label"] = label.decode(errors="replace")
+        if not all(map(math.isfinite, (row["score"], *row["box"]))):
+            raise ValueError(f"a box of {row['label']} is {row['box']} with the score {row['score']}, not numbers")
     return rows
