@@ -28,8 +28,8 @@ from tests.tiny_repository import LABELS, STARTED, build_tiny_repository, make_i
 CLIENTS = Path(__file__).parents[1] / "clients"
 sys.path.insert(0, str(CLIENTS))  # its modules import one another by their bare names
 
-from aio import AsyncClient  # type: ignore[import-not-found]  # noqa: E402
-from triton_images import ClientError, RefusedError, Tls  # type: ignore[import-not-found]  # noqa: E402
+from aio import AsyncClient  # noqa: E402
+from triton_images import ClientError, RefusedError, Tls  # noqa: E402
 
 pytestmark = pytest.mark.server
 

@@ -47,13 +47,18 @@ class ServedModel:
     max_batch_size: int | None
     negative_label: str | None
 
+    @property
+    def most_images(self) -> int | None:
+        """How many images a request may have; None where the server hides it."""
+        return None if self.max_batch_size is None else max(self.max_batch_size, 1)
+
     def identify(self, top: int | None) -> dict[str, Any]:
         """Return what the answers follow from besides the images."""
         return {"task": self.task, "model": self.name, "version": self.version, "served": True, "top": top}
 
 
 def find_served_model(endpoints: Sequence[str], name: str | None, task: str, secrets: Path | None) -> ServedModel:
-    """Return the model `name`, or the only ensemble or fused model for a task, as the first server that is there has it.
+    """Return the model `name`, or the only one for a task, as the first server that is there has it.
 
     Args:
         endpoints: `host:port` of each server's gRPC.
@@ -205,8 +210,7 @@ class EndpointStep:
 
     def _split(self, places: Sequence[int], images: NDArray[Any]) -> Iterator[list[int]]:
         """Yield the places of the images of each request."""
-        limit = self._model.max_batch_size
-        most = len(places) if limit is None else max(limit, 1)
+        most = self._model.most_images or len(places)
         request: list[int] = []
         size = 0
         for place in places:

@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -37,6 +37,7 @@ def run_bulk(
     steps: Sequence[Callable[[], Step]],
     *,
     batch_size: int = 32,
+    engine: Engine | None = None,
     on_event: OnEvent = ignore,
 ) -> Finished:
     """Answer what is not answered yet, and return what the results hold then.
@@ -48,16 +49,16 @@ def run_bulk(
         results: Where the answers go.
         steps: What makes the step of each process; it is pickled.
         batch_size: Images in a call of a step.
+        engine: What runs the steps; by default processes of this machine.
         on_event: Called with the state every second.
 
     Raises:
         BulkError: The source cannot be read or holds no image, the results cannot be written, or a process fails.
     """
     if not results.is_complete:
-        progress = _Progress(source, results.finished, on_event)
+        progress = Progress(source, results.finished, on_event)
         try:
-            with Workers(steps) as workers:
-                _answer_all(_make_batches(source, results.finished, batch_size), workers, results, progress)
+            (engine or run_in_processes)(_make_batches(source, results.finished, batch_size), steps, results, progress)
         finally:
             with hold_signals():
                 results.flush()
@@ -67,24 +68,41 @@ def run_bulk(
     return results.finished
 
 
-class _Numbered(NamedTuple):
+class Numbered(NamedTuple):
     """A batch, and the name of its last image in the source."""
 
     batch: Batch
     last: str
 
 
-def _make_batches(source: Source, finished: Finished, size: int) -> Iterator[_Numbered]:
+def _make_batches(source: Source, finished: Finished, size: int) -> Iterator[Numbered]:
     """Yield the images behind those that are finished, with their numbers in the source."""
     items = source.iterate(finished.items, finished.last)
     first = finished.items
     while chunk := list(itertools.islice(items, size)):
         numbers = np.arange(first, first + len(chunk), dtype=np.int64)
-        yield _Numbered({"item": numbers, PATH: as_column([item.path for item in chunk])}, chunk[-1].name)
+        yield Numbered({"item": numbers, PATH: as_column([item.path for item in chunk])}, chunk[-1].name)
         first += len(chunk)
 
 
-def _answer_all(batches: Iterator[_Numbered], workers: Workers, results: Results, progress: _Progress) -> None:
+class Engine(Protocol):
+    """Hands batches to steps, and their answers on to the results in the order of the source."""
+
+    def __call__(
+        self, batches: Iterator[Numbered], steps: Sequence[Callable[[], Step]], results: Results, progress: Progress
+    ) -> None:
+        """Answer all of the batches; BulkError where that cannot be gone on with."""
+
+
+def run_in_processes(
+    batches: Iterator[Numbered], steps: Sequence[Callable[[], Step]], results: Results, progress: Progress
+) -> None:
+    """Have one process of this machine for each step; see Engine."""
+    with Workers(steps) as workers:
+        _answer_all(batches, workers, results, progress)
+
+
+def _answer_all(batches: Iterator[Numbered], workers: Workers, results: Results, progress: Progress) -> None:
     """Keep the workers busy, and hand their answers on in the order of the source."""
     lasts: dict[int, str] = {}  # of the batches that are at work, or wait
     waiting: dict[int, Any] = {}
@@ -107,10 +125,10 @@ def _answer_all(batches: Iterator[_Numbered], workers: Workers, results: Results
             with hold_signals():
                 results.add(waiting.pop(written), lasts.pop(written))
             written += 1
-        progress.tell(workers)
+        progress.tell(workers.describe)
 
 
-class _Progress:
+class Progress:
     """How far it is, and how fast."""
 
     def __init__(self, source: Source, finished: Finished, on_event: OnEvent) -> None:
@@ -134,12 +152,12 @@ class _Progress:
         self._errors += table.num_rows - table["error"].null_count
         self._heard_s = time.monotonic()
 
-    def tell(self, workers: Workers) -> None:
-        """Say how far it is, every second; and that nothing comes, every minute."""
+    def tell(self, describe: Callable[[], str]) -> None:
+        """Say how far it is, every second; and what is at work where nothing comes, every minute."""
         now_s = time.monotonic()
         if now_s - self._heard_s >= _SILENCE_S:
             self._heard_s = now_s
-            at = workers.describe()
+            at = describe()
             _LOG.warning("no image was finished for %.0f s; at work: %s", _SILENCE_S, at or "the source itself")
         if now_s - self._told_s >= _TOLD_EVERY_S:
             self._told_s = now_s

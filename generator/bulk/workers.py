@@ -220,7 +220,7 @@ def _answer_beside(step: Step, batches: _Queue, pipe: Connection, sending: threa
         _answer(step, batches, pipe, sending)
     except (TrtgenError, EOFError, ConnectionError) as error:
         batches.put(error)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - nobody else would hear of it
         traceback.print_exc()
         os._exit(1)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from generator.bulk.results import Finished
+    from generator.bulk.run import Engine
     from generator.cli.console import Progress
     from generator.events import Done
 
@@ -50,6 +52,33 @@ WorkersOption = Annotated[
         help="Processes, each with the network.  [default: one for each core, at most 8; with a plan 4]",
     ),
 ]
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        metavar="HOST:PORT[,...]",
+        help="Ask these servers (gRPC), in turn, in place of the repository.",
+    ),
+]
+InFlightOption = Annotated[
+    int, typer.Option("--in-flight", min=1, metavar="N", help="With --endpoint: requests that wait for an answer.")
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout", min=1, metavar="S", help="With --endpoint: seconds for an answer, also while a server restarts."
+    ),
+]
+SecretsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="With --endpoint, for TLS: the folder with ca.crt, client.crt and client.key."),
+]
+EngineOption = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        "--engine", help="What runs it: processes of this machine, or Ray's workers, on several (needs the extra ray)."
+    ),
+]
 RowsOption = Annotated[
     int, typer.Option("--rows-per-part", min=1, metavar="N", help="Rows of a Parquet file; a minute's at most.")
 ]
@@ -66,23 +95,43 @@ def answer_all(
     batch: int,
     workers: int | None,
     rows_per_part: int,
+    endpoint: str | None,
+    in_flight: int,
+    timeout_s: float,
+    secrets: Path | None,
+    engine: str,
 ) -> None:
     """Answer all images of a source with a model of this task, and say what came of it.
 
     Raises:
         BulkError: See `generator.bulk.run`.
         RepositoryError: There is no such model.
+        MissingDependencyError: Ray is not installed.
     """
+    from generator.bulk.endpoint import find_served_model, make_endpoint_steps
     from generator.bulk.local import choose_model, identify_local, make_local_steps
     from generator.bulk.results import open_results
     from generator.bulk.run import run_bulk
     from generator.bulk.sources import open_source
 
-    root = repository.expanduser().resolve()
-    name = model or choose_model(root, task)
+    if secrets is not None and endpoint is None:
+        raise typer.BadParameter("--secrets goes with --endpoint")
+    run_engine = _open_engine(engine)
     source = open_source(source_text)
-    identity = {**source.identify(), **identify_local(root, name, task=task, top=top)}
-    steps = make_local_steps(root, name, top=top, workers=workers)
+    if endpoint is not None:
+        endpoints = _split_endpoints(endpoint)
+        served = find_served_model(endpoints, model, task, secrets)
+        batch = min(batch, served.most_images or batch)
+        identity = served.identify(top)
+        steps = make_endpoint_steps(
+            endpoints, served, top=top, in_flight=in_flight, timeout_s=timeout_s, secrets=secrets, workers=workers or 1
+        )
+    else:
+        root = repository.expanduser().resolve()
+        name = model or choose_model(root, task)
+        identity = identify_local(root, name, task=task, top=top)
+        steps = make_local_steps(root, name, top=top, workers=workers)
+    identity = {**source.identify(), **identity}
     with open_results(out.expanduser(), identity, rows_per_part=rows_per_part) as results:
         before, since_s = results.finished, time.monotonic()
         if before.items:
@@ -90,12 +139,33 @@ def answer_all(
             say(f"{out} holds the answers to {before.items:,} images: {done}")
         try:
             with show_progress() as progress:
-                run_bulk(source, results, steps, batch_size=batch, on_event=_make_drawing(progress))
+                run_bulk(source, results, steps, batch_size=batch, engine=run_engine, on_event=_make_drawing(progress))
         except BaseException:
             if kept := results.finished.items:
                 say(f"{out} holds the answers to {kept:,} images: the same command goes on behind them")
             raise
         _say_what_came(out, before, results.finished, time.monotonic() - since_s)
+
+
+def _split_endpoints(text: str) -> list[str]:
+    """Return the addresses in a list that commas separate."""
+    endpoints = text.split(",")
+    for one in endpoints:
+        found = re.fullmatch(r"[^/\s]+:(\d{1,5})", one)
+        if found is None or not 0 < int(found[1]) < 2**16:
+            raise typer.BadParameter(f"{one!r} is not HOST:PORT", param_hint="--endpoint")
+    return endpoints
+
+
+def _open_engine(name: str) -> Engine:
+    """Return what runs the steps."""
+    if name == "ray":
+        from generator.bulk.ray_engine import open_ray
+
+        return open_ray()
+    from generator.bulk.run import run_in_processes
+
+    return run_in_processes
 
 
 def _make_drawing(progress: Progress) -> Callable[[Doing | Done], None]:

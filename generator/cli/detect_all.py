@@ -6,10 +6,15 @@ from pathlib import Path
 
 from generator.cli.bulk import (
     BatchOption,
+    EndpointOption,
+    EngineOption,
+    InFlightOption,
     ModelOption,
     OutOption,
     RowsOption,
+    SecretsOption,
     SourceArgument,
+    TimeoutOption,
     WorkersOption,
     answer_all,
 )
@@ -25,6 +30,11 @@ def detect_all(
     batch: BatchOption = 32,
     workers: WorkersOption = None,
     rows_per_part: RowsOption = 20_000,
+    endpoint: EndpointOption = None,
+    in_flight: InFlightOption = 8,
+    timeout: TimeoutOption = 120.0,
+    secrets: SecretsOption = None,
+    engine: EngineOption = "local",
 ) -> None:
     """Detect objects in all images of a folder, a bucket or a list with a model of the repository, into Parquet files.
 
@@ -42,4 +52,9 @@ def detect_all(
         batch=batch,
         workers=workers,
         rows_per_part=rows_per_part,
+        endpoint=endpoint,
+        in_flight=in_flight,
+        timeout_s=timeout,
+        secrets=secrets,
+        engine=engine,
     )

@@ -65,12 +65,12 @@ def read_answer(outputs: Mapping[str, NDArray[Any]], negative_label: str | None)
         ValueError: A score is not a number.
     """
     (cells,) = outputs.values()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for cell in cells:
         score, index, *label = cell.decode(errors="replace").split(":", 2)
         rows.append({"label": label[0] if label else None, "index": int(index), "score": float(score)})
         if not math.isfinite(rows[-1]["score"]):
-            raise ValueError(f"the score of {rows[-1]['label']} is {score}, a number was expected")
+            raise ValueError(f"the score of {rows[-1]['label']} is {rows[-1]['score']}, a number was expected")
     if negative_label is not None and rows[0]["score"] < 0.5:
         return [{"label": negative_label, "index": None, "score": round(1 - rows[0]["score"], 6)}]
     return rows
