@@ -19,6 +19,7 @@ from generator.errors import PlanError
 from generator.images.served_pixels import prepare_one
 from generator.plan import local
 from generator.runtime.bindings import TensorRTLog
+from generator.runtime.device import EngineError
 from generator.spec.recipe import Recipe
 from tests.gpu_images_standin import Libraries
 from tests.tensorrt_standin import Driver, make_plan, make_tensorrt
@@ -99,7 +100,7 @@ def test_images_are_decoded_on_the_cpu_where_the_gpu_cannot(
     make_step: Any, batch: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
-        raise step_module.EngineError("nvidia.nvimgcodec is not installed")
+        raise EngineError("nvidia.nvimgcodec is not installed")
 
     monkeypatch.setattr("generator.runtime.gpu_images.import_libraries", fail)
     step, *_ = make_step("gpu")
