@@ -418,10 +418,11 @@ def test_a_source_without_an_image_is_said_and_another_can_follow(tmp_path: Path
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    for package, act in {
+    acts: dict[str, Callable[[], object]] = {
         "pyarrow": lambda: make_schema(["path"]),
         "obstore.store": lambda: open_source("s3://not-asked-before/photos"),
-    }.items():
+    }
+    for package, act in acts.items():
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, package, None)
             with pytest.raises(MissingDependencyError, match=f"{package.partition('.')[0]} is not installed"):
