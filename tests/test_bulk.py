@@ -170,13 +170,13 @@ def test_an_image_that_cannot_be_read_is_an_error_of_its_own(tmp_path: Path) -> 
     os.mkfifo(tmp_path / "pipe.jpg")
     names = ["good.jpg", "gone.jpg", "large.jpg", "folder.jpg", "pipe.jpg", "\0"]
     batch = read_images({"path": np.array([f"{tmp_path}/{name}" for name in names], np.object_)}, most_bytes=10)
-    assert list(batch["image"]) == [b"good", None, None, None, b"", None]
+    assert list(batch["image"]) == [b"good", None, None, None, None, None]
     assert list(batch["error"]) == [
         None,
         "cannot be read: No such file or directory",
         "more than 10 bytes, which is the most that is accepted",
         "cannot be read: Is a directory",
-        None,
+        "cannot be read: not a regular file",
         "cannot be read: embedded null byte",
     ]
 
@@ -418,10 +418,11 @@ def test_a_source_without_an_image_is_said_and_another_can_follow(tmp_path: Path
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    for package, act in {
+    acts: dict[str, Callable[[], object]] = {
         "pyarrow": lambda: make_schema(["path"]),
         "obstore.store": lambda: open_source("s3://not-asked-before/photos"),
-    }.items():
+    }
+    for package, act in acts.items():
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, package, None)
             with pytest.raises(MissingDependencyError, match=f"{package.partition('.')[0]} is not installed"):

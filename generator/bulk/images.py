@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # Columns of equal length by their names: what Ray Data hands to a class, too.
 Batch: TypeAlias = "dict[str, NDArray[Any]]"
 
+_TOO_LARGE = "more than {} bytes, which is the most that is accepted"
 PATH, IMAGE, ERROR = "path", "image", "error"
 # What says that the fault is not one object's, and that it is.
 _NO_BUCKET, _DENIED = "NoSuchBucket", "<Code>AccessDenied</Code>"
@@ -67,10 +69,14 @@ def _read_one(path: str, *, most_bytes: int) -> _Read:
     try:
         # not to wait for the other end of a pipe; a Path costs more than the call
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as stream:
-            data = stream.read(most_bytes + 1) or b""
+            state = os.fstat(stream.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                return _Read(None, "cannot be read: not a regular file")
+            if state.st_size > most_bytes:
+                return _Read(None, _TOO_LARGE.format(most_bytes))
+            return _Read(stream.read())
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         return _Read(None, f"cannot be read: {getattr(error, 'strerror', None) or error}")
-    return _check_size(data, most_bytes)
 
 
 def _read_object(url: str, most_bytes: int) -> _Read:
@@ -84,7 +90,7 @@ def _read_object(url: str, most_bytes: int) -> _Read:
     try:
         found = open_store(f"{scheme}://{bucket}").get(key)
         if found.meta["size"] > most_bytes:
-            return _Read(None, f"more than {most_bytes} bytes, which is the most that is accepted")
+            return _Read(None, _TOO_LARGE.format(most_bytes))
         return _Read(bytes(found.bytes()))
     except ValueError as error:  # a name that no object can have
         return _Read(None, f"cannot be read: {error}")
@@ -100,12 +106,6 @@ def refuse_bucket(place: str, error: Exception) -> BulkError:
     """Return the error of a bucket, or a prefix of it, that cannot be used."""
     msg = f"{place} cannot be read: {' '.join(str(error).split())}"
     return BulkError(msg, hint="check the bucket, its region (AWS_REGION) and the credentials, then run it again")
-
-
-def _check_size(data: bytes, most_bytes: int) -> _Read:
-    if len(data) > most_bytes:
-        return _Read(None, f"more than {most_bytes} bytes, which is the most that is accepted")
-    return _Read(data)
 
 
 @functools.cache

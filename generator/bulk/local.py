@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from generator.bulk.step import LocalStep, find_candidate
 from generator.errors import RepositoryError
 from generator.files import hash_file
+from generator.gpu import count_gpus, find_gpu
 from generator.repository import find_records
 from generator.spec.model import usable_cores
 
@@ -62,10 +63,20 @@ def identify_local(root: Path, name: str, *, task: str, top: int | None) -> dict
 def make_local_steps(root: Path, name: str, *, top: int | None, workers: int | None) -> list[Callable[[], Step]]:
     """Return what makes the step of each process; together they have as many threads as there are usable cores.
 
+    With a plan the processes are shared out among the GPUs that can be seen.
+
     Raises:
         RepositoryError: No such model.
+        DeviceError: It has a plan, and there is no GPU.
+        MissingDependencyError: It has a plan, and cuda-python is not installed.
     """
-    cores = usable_cores()
-    on_gpu = find_candidate(root, name).plan is not None
-    count = workers or (_WORKERS_PER_GPU if on_gpu else min(cores, _MOST_WORKERS))
-    return [functools.partial(LocalStep, root, name, top=top, threads=max(1, cores // count))] * count
+    cores, gpus = usable_cores(), 0
+    if find_candidate(root, name).plan is not None:
+        find_gpu()
+        gpus = count_gpus()
+    count = workers or (gpus * _WORKERS_PER_GPU or min(cores, _MOST_WORKERS))
+    threads = max(1, cores // count)
+    return [
+        functools.partial(LocalStep, root, name, top=top, threads=threads, gpu=number % max(gpus, 1))
+        for number in range(count)
+    ]

@@ -125,6 +125,7 @@ class _Part:
         self._temporary = folder / f".part-{before.items:012d}.parquet.tmp"
         self._since_s = time.monotonic()
         self._waiting: list[Any] = []
+        self._waiting_bytes = 0
         self.rows, self._errors, self._last = 0, 0, before.last
         self._pa = import_pyarrow()
         self._stream = self._temporary.open("wb")
@@ -141,13 +142,14 @@ class _Part:
         self._errors += table.num_rows - table["error"].null_count
         self._last = last
         self._waiting.append(table)
-        if sum(one.nbytes for one in self._waiting) >= _ROW_GROUP_BYTES:
+        self._waiting_bytes += table.nbytes
+        if self._waiting_bytes >= _ROW_GROUP_BYTES:
             self._write()
 
     def _write(self) -> None:
         if self._waiting:
             self._writer.write_table(self._pa.concat_tables(self._waiting))
-            self._waiting = []
+            self._waiting, self._waiting_bytes = [], 0
 
     def finish(self) -> Finished:
         """Give it its name, once all of it is on the disk."""

@@ -93,7 +93,15 @@ class FolderSource:
 
     def count(self) -> int:
         """Return how many files there are now."""
-        return sum(1 for _ in self._walk(""))
+        files, pending = 0, [""]
+        while pending:
+            folder = pending.pop()
+            for name in self._list(folder):
+                if name.endswith("/"):
+                    pending.append(folder + name)
+                else:
+                    files += 1
+        return files
 
     def _walk(self, after: str) -> Iterator[str]:
         """Yield the files' paths below the root that are greater than `after`; a folder's name counts with its "/"."""

@@ -16,15 +16,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from generator.bulk.images import ERROR, IMAGE, Batch, as_column, read_images
 from generator.errors import RepositoryError
 from generator.gate.published import read_candidate
-from generator.images.served_pixels import load_step
+from generator.images.served_pixels import load_own_step
 from generator.repository import read_record
+from generator.runtime.device import EngineError
+from generator.spec.model import usable_cores
 from generator.task import find_task
 
 if TYPE_CHECKING:
@@ -97,9 +98,9 @@ class LocalStep:
         self._answer = functools.partial(task.answer_one, candidate.spec, candidate.artifact, top=top)
         self.column = ANSWERS[candidate.spec.task]
         self.most_bytes = candidate.artifact.recipe.max_bytes
-        self._stack = contextlib.ExitStack()
-        threads = threads or len(os.sched_getaffinity(0))
-        self._decode, self._run = _open(candidate, self._stack, threads=threads, gpu=gpu)
+        with contextlib.ExitStack() as stack:
+            self._decode, self._run = _open(candidate, stack, threads=threads or usable_cores(), gpu=gpu)
+            self._stack = stack.pop_all()
 
     def __call__(self, batch: Batch) -> Batch:
         """Return the answers to a batch; see Step.
@@ -116,7 +117,7 @@ class LocalStep:
         read = [place for place, error in enumerate(errors) if error is None]
         if read:
             decoded = self._decode([batch[IMAGE][place] for place in read])
-            outputs = self._run(decoded.pixels) if None in decoded.errors else {}  # pixels of a bad image are zeros
+            outputs = self._run_network(decoded.pixels) if None in decoded.errors else {}
             for number, place in enumerate(read):
                 errors[place] = decoded.errors[number]
                 if errors[place] is None:
@@ -127,6 +128,14 @@ class LocalStep:
                         errors[place] = str(error)
         others = {name: column for name, column in batch.items() if name not in (IMAGE, ERROR)}
         return {**others, self.column: as_column(rows), ERROR: as_column(errors)}
+
+    def _run_network(self, pixels: Any) -> Mapping[str, NDArray[Any]]:
+        """Return the network's outputs by their names; the pixels of a bad image are zeros."""
+        try:
+            return self._run(pixels)
+        except EngineError:
+            with self._stack:  # what opened the plan says what this means
+                raise
 
     def close(self) -> None:
         """End the threads and release the network."""
@@ -157,7 +166,7 @@ def _open(
     """Return what decodes images and what runs the network on their pixels; the stack closes both."""
     from generator.runtime.cpu_images import CpuImages
 
-    step = load_step("preprocess")
+    step = load_own_step("preprocess")
     step.keep_freed_memory()
     recipe = step.Recipe(
         {key: {"string_value": value} for key, value in candidate.artifact.recipe.parameters().items()}
@@ -171,4 +180,14 @@ def _open(
     from generator.plan.local import open_engine
 
     engine = stack.enter_context(open_engine(candidate.plan, index=gpu))
-    return on_cpu.decode, engine.run_outputs
+    if candidate.spec.decode != "gpu":
+        return on_cpu.decode, engine.run_outputs
+    from generator.runtime.gpu_images import GpuImages
+
+    try:
+        on_gpu = GpuImages(recipe, on_cpu, engine.device, warn=_LOG.warning, to_host=False)
+    except EngineError as error:
+        _LOG.warning("images are decoded on the CPU: %s", error)
+        return on_cpu.decode, engine.run_outputs
+    stack.callback(on_gpu.close)
+    return on_gpu.decode, engine.run_outputs

@@ -156,11 +156,8 @@ class Workers:
                 paths = dead.batches[number]["path"]
                 which = f"{paths[0]} to {paths[-1]}"
                 msg = f"{_MOST_LOSSES} worker processes ended at the same images, the last {how}: {which}"
-                raise BulkError(
-                    msg,
-                    hint="look for the image that does it and take it away, or use fewer workers",
-                    fields={"workers": 1},
-                )
+                hint = "a batch of one image tells which it is; where memory runs out, use fewer workers"
+                raise BulkError(msg, hint=hint, fields={"batch": 1, "workers": 1})
         _LOG.warning("a worker process ended %s: it is started again", how)
         self._workers[place] = _start(dead.make_step)
         self._workers[place].batches = dead.batches
