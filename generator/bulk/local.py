@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from generator.bulk.step import Step
 
 _MOST_WORKERS = 8  # each holds the network; with more cores each has several threads
-_WORKERS_PER_GPU = 4  # so that others decode and copy while one computes
+WORKERS_PER_GPU = 4  # so that others decode and copy while one computes
 
 
 def choose_model(root: Path, task: str) -> str:
@@ -74,7 +74,7 @@ def make_local_steps(root: Path, name: str, *, top: int | None, workers: int | N
     if find_candidate(root, name).plan is not None:
         find_gpu()
         gpus = count_gpus()
-    count = workers or (gpus * _WORKERS_PER_GPU or min(cores, _MOST_WORKERS))
+    count = workers or (gpus * WORKERS_PER_GPU or min(cores, _MOST_WORKERS))
     threads = max(1, cores // count)
     return [
         functools.partial(LocalStep, root, name, top=top, threads=threads, gpu=number % max(gpus, 1))

@@ -113,11 +113,12 @@ def answer_all(
     from generator.bulk.results import open_results
     from generator.bulk.run import run_bulk
     from generator.bulk.sources import open_source
+    from generator.bulk.step import find_candidate
 
     if secrets is not None and endpoint is None:
         raise typer.BadParameter("--secrets goes with --endpoint")
-    run_engine = _open_engine(engine)
     source = open_source(source_text)
+    on_gpu = False
     if endpoint is not None:
         endpoints = _split_endpoints(endpoint)
         served = find_served_model(endpoints, model, task, secrets)
@@ -131,6 +132,8 @@ def answer_all(
         name = model or choose_model(root, task)
         identity = identify_local(root, name, task=task, top=top)
         steps = make_local_steps(root, name, top=top, workers=workers)
+        on_gpu = find_candidate(root, name).plan is not None
+    run_engine = _open_engine(engine, on_gpu=on_gpu)
     identity = {**source.identify(), **identity}
     with open_results(out.expanduser(), identity, rows_per_part=rows_per_part) as results:
         before, since_s = results.finished, time.monotonic()
@@ -157,12 +160,13 @@ def _split_endpoints(text: str) -> list[str]:
     return endpoints
 
 
-def _open_engine(name: str) -> Engine:
+def _open_engine(name: str, *, on_gpu: bool) -> Engine:
     """Return what runs the steps."""
     if name == "ray":
-        from generator.bulk.ray_engine import open_ray
+        from generator.bulk.local import WORKERS_PER_GPU
+        from generator.bulk.ray_engine import RayEngine
 
-        return open_ray()
+        return RayEngine(gpus=1 / WORKERS_PER_GPU if on_gpu else 0)
     from generator.bulk.run import run_in_processes
 
     return run_in_processes
