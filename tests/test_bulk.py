@@ -26,7 +26,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from generator.bulk import run, sources
+from generator.bulk import results, run, sources
 from generator.bulk.images import as_column, open_store, read_images
 from generator.bulk.results import MANIFEST, Finished, Results, open_results
 from generator.bulk.run import run_bulk
@@ -317,7 +317,7 @@ def test_parts_that_do_not_follow_each_other_are_refused(tmp_path: Path, harm: s
     assert third.exists()
 
 
-def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
+def test_results_of_something_else_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "results"
     with opened(folder, {"source": "phots", "top": 5}):
         pass
@@ -333,6 +333,14 @@ def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
     (folder / MANIFEST).unlink()
     with pytest.raises(BulkError, match=f"holds files, but no {MANIFEST}"), opened(folder):
         pass
+
+    def deny(*_arguments: Any, **_options: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", "x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "write_temporary", deny)  # these tests run as root, whom nothing is denied
+        with pytest.raises(BulkError, match=r"cannot be written to .*: Permission denied"), opened(tmp_path / "new"):
+            pass
     (tmp_path / "file").touch()
     with pytest.raises(BulkError, match=r"cannot be written to .*file: "), opened(tmp_path / "file"):
         pass
@@ -488,7 +496,7 @@ def check_all_there(out: Path, photos: Path) -> None:
 
 def kill_after(process: subprocess.Popen[str], out: Path, parts: int) -> None:
     """Kill the command, not its processes, once there are so many parts; all of them end."""
-    assert wait_until(lambda: count_parts(out) >= parts)
+    assert wait_until(lambda: count_parts(out) >= parts, timeout_s=60)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
@@ -517,7 +525,7 @@ def test_three_times_killed_and_every_image_is_answered_once(root: Path, photos:
 def test_ctrl_c_keeps_what_is_answered(root: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"
     process = start(root, photos, out, "--rows-per-part", "1000000")
-    assert wait_until(lambda: bool(list(out.glob(".part-*"))))
+    assert wait_until(lambda: bool(list(out.glob(".part-*"))), timeout_s=60)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, said = process.communicate()
     assert process.returncode == 130
@@ -533,11 +541,16 @@ def test_ctrl_c_keeps_what_is_answered(root: Path, photos: Path, tmp_path: Path)
     check_all_there(out, photos)
 
 
-def test_images_that_vanish_are_errors(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_vanish_are_errors(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows of a list whose files are gone; another list, model or number of classes is another result."""
     (tmp_path / "list.csv").write_text("path\ngone.jpg\n" + f"{ROOT}/clients/samples/star.jpg\n")
     arguments = [str(tmp_path / "list.csv"), "-r", str(root), "--out", str(tmp_path / "results")]
-    assert main(["classify-all", *arguments, "--model", "tiny"]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("PIL.__version__", "1.2")
+        assert main(["classify-all", *arguments, "--model", "tiny"]) == 0
+    assert "Pillow is 1.2, the pixels of tiny were proved with" in capsys.readouterr().err
     rows = read_rows(tmp_path / "results")
     assert [row["error"] for row in rows] == ["cannot be read: No such file or directory", None]
     assert [len(row["classes"]) for row in rows[1:]] == [4]

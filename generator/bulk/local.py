@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import TYPE_CHECKING, Any
 
 from generator.bulk.step import LocalStep, find_candidate
 from generator.errors import RepositoryError
 from generator.files import hash_file
 from generator.gpu import count_gpus, find_gpu
-from generator.repository import find_records
+from generator.repository import find_records, read_record
 from generator.spec.model import usable_cores
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from generator.bulk.step import Step
 
+_LOG = logging.getLogger(__name__)
 _MOST_WORKERS = 8  # each holds the network; with more cores each has several threads
 WORKERS_PER_GPU = 4  # so that others decode and copy while one computes
 
@@ -70,6 +72,7 @@ def make_local_steps(root: Path, name: str, *, top: int | None, workers: int | N
         DeviceError: It has a plan, and there is no GPU.
         MissingDependencyError: It has a plan, and cuda-python is not installed.
     """
+    _compare_pillow(root, name)
     cores, gpus = usable_cores(), 0
     if find_candidate(root, name).plan is not None:
         find_gpu()
@@ -80,3 +83,12 @@ def make_local_steps(root: Path, name: str, *, top: int | None, workers: int | N
         functools.partial(LocalStep, root, name, top=top, threads=threads, gpu=number % max(gpus, 1))
         for number in range(count)
     ]
+
+
+def _compare_pillow(root: Path, name: str) -> None:
+    """Warn where Pillow is another version than the one that the pixels were proved with, as the served step does."""
+    import PIL
+
+    record = read_record(root, name)
+    if record is not None and (proved := record.packages.get("pillow")) != PIL.__version__:
+        _LOG.warning("Pillow is %s, the pixels of %s were proved with %s", PIL.__version__, name, proved)

@@ -194,22 +194,19 @@ def open_results(folder: Path, identity: Mapping[str, Any], *, rows_per_part: in
         MissingDependencyError: pyarrow is not installed.
     """
     import_pyarrow()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        msg = f"the results cannot be written to {folder}: {error.strerror}"
-        raise BulkError(msg, hint="give another folder", fields={"out": None}) from error
-    try:
-        _lock(folder, handle)
-        manifest = _take_manifest(folder, identity)
-        results = Results(folder, manifest, _read_parts(folder), rows_per_part=rows_per_part)
+    with contextlib.ExitStack() as stack:
         try:
-            yield results
-        finally:
-            results.drop()
-    finally:
-        os.close(handle)
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, handle)
+            _lock(folder, handle)
+            manifest, finished = _take_manifest(folder, identity), _read_parts(folder)
+        except OSError as error:
+            msg = f"the results cannot be written to {folder}: {error.strerror or error}"
+            raise BulkError(msg, hint="give another folder", fields={"out": None}) from error
+        results = Results(folder, manifest, finished, rows_per_part=rows_per_part)
+        stack.callback(results.drop)
+        yield results
 
 
 def _lock(folder: Path, handle: int) -> None:
