@@ -57,13 +57,15 @@ def run_command(parse: Callable[[], argparse.Namespace], run: Callable[[argparse
     return code
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of every command that is given images."""
+def make_parser(
+    description: str, add_server: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.ArgumentParser:
+    """Return a parser with the options of every command that is given images; `add_server` adds those of the server."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "images", nargs="+", type=text, metavar="IMAGE", help="a file, a folder, or - for standard input"
     )
-    add_server_options(parser)
+    (add_server or add_server_options)(parser)
     parser.add_argument("--model", type=text, metavar="NAME", help="default: the one ensemble that is served")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image and line")
     parser.add_argument("--batch-size", type=positive(int), metavar="N", help="default, and limit: the model's")
@@ -74,6 +76,11 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where the server is; `connect` reads them."""
     parser.add_argument("--protocol", choices=sorted(DEFAULT_URLS), default="grpc", help="default: grpc")
     parser.add_argument("--url", type=address, metavar="HOST:PORT", help="default: localhost:8001, with http :8000")
+    add_request_options(parser)
+
+
+def add_request_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every request, whichever server it goes to; `read_security` reads those of them."""
     parser.add_argument(
         "--timeout", type=positive(float), default=60.0, metavar="S", help="seconds per request; default: 60"
     )
@@ -96,17 +103,26 @@ def connect(options: argparse.Namespace) -> Connection:
     Raises:
         ClientError: They contradict each other, or a file cannot be read.
     """
+    tls, headers = read_security(options)
+    url = options.url or DEFAULT_URLS[options.protocol]
+    return Connection(options.protocol, url, options.timeout, tls=tls, headers=headers)
+
+
+def read_security(options: argparse.Namespace) -> tuple[Tls | None, dict[str, str]]:
+    """Return what encryption needs, None without, and the headers.
+
+    Raises:
+        ClientError: The options contradict each other, or a file cannot be read.
+    """
     files = (options.ca, options.certificate, options.key)
     if any(files) and not options.tls:
         raise ClientError("--ca, --certificate and --key go with --tls", "add --tls")
     if (options.certificate is None) != (options.key is None):
         raise ClientError("--certificate and --key go together", "give both")
-    url = options.url or DEFAULT_URLS[options.protocol]
-    tls = Tls(*files) if options.tls else None
     headers = {
         name: read_text(value[1:]).strip() if value.startswith("@") else value for name, value in options.header or ()
     }
-    return Connection(options.protocol, url, options.timeout, tls=tls, headers=headers)
+    return Tls(*files) if options.tls else None, headers
 
 
 def find_images(arguments: Iterable[str]) -> tuple[list[str], int]:

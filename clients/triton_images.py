@@ -153,6 +153,11 @@ class Tls:
             context.load_cert_chain(self.certificate, self.key)
         return context
 
+    def make_grpc_options(self) -> dict[str, Any]:
+        """Return what Triton's gRPC clients, also that of asyncio, need."""
+        files = {"root_certificates": self.ca, "certificate_chain": self.certificate, "private_key": self.key}
+        return {"ssl": True, **files}
+
     def check(self) -> None:
         """Refuse files that cannot be read or do not belong together.
 
@@ -176,6 +181,9 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         timeout_s: The longest wait for one answer.
         tls: What encryption needs; by default there is none. Triton's own HTTP has none, a proxy in front of it may.
         headers: Sent with every request, such as the one that opens restricted APIs.
+
+    Attributes:
+        headers: The same in the words of the protocol.
     """
 
     def __init__(
@@ -197,7 +205,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         self._tls, self._limits = tls, dict[str, int]()
         # In gRPC the header that opens restricted APIs has a prefix of Triton's.
         prefixes = ("", "triton-grpc-protocol-") if protocol == "grpc" else ("",)
-        self._headers = {
+        self.headers = {
             f"{prefix}{name.lower()}": text for name, text in (headers or {}).items() for prefix in prefixes
         }
         options: dict[str, Any] = {}
@@ -207,8 +215,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
             tls.check()
             options |= {"ssl": True, "ssl_context_factory": tls.make_context}
             if protocol == "grpc":
-                files = {"root_certificates": tls.ca, "certificate_chain": tls.certificate, "private_key": tls.key}
-                options = {"ssl": True, **files}
+                options = tls.make_grpc_options()
         self._client = self._triton.InferenceServerClient(url, **options)
 
     def __exit__(self, *_: object) -> None:
@@ -251,8 +258,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         Raises:
             RefusedError: One of the images is bad, or a score of it is not a number. Nothing is known about the others.
         """
-        (rows,) = self._infer(model, images, class_count=top)
-        return [[_parse_class(cell, model.negative_label) for cell in row] for row in rows]
+        return parse_classes(model, self._infer(model, images, class_count=top))
 
     def detect(
         self, model: Model, images: Sequence[bytes], labels: Sequence[str] | None = None
@@ -268,8 +274,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
             RefusedError: One of the images is bad, or a box of it is not a number. Nothing is known about the others.
             ClientError: A class of the answer is not among `labels`.
         """
-        tensors = dict(zip(model.outputs, self._infer(model, images), strict=True))
-        return [_parse_boxes(tensors, index, labels) for index in range(len(images))]
+        return parse_detections(model, self._infer(model, images), labels)
 
     def classify_each(self, model: Model, images: Sequence[bytes], top: int = 5) -> list[list[Score] | RefusedError]:
         """Like `classify`, but one bad image costs only its own answer: a refused request is halved and sent again."""
@@ -300,26 +305,20 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         try:
             parts = [self._ask_for(model, images[at : at + size], class_count) for at in range(0, len(images), size)]
         except RefusedError as error:
-            limit = _LIMIT.search(str(error))
-            if limit is None or not 0 < int(limit[1]) < size:
+            limit = read_limit(error) or 0
+            if not 0 < limit < size:
                 raise
-            self._limits[model.name] = int(limit[1])
+            self._limits[model.name] = limit
             return self._infer(model, images, class_count)
         return [np.concatenate(one) for one in zip(*parts, strict=True)]
 
     def _ask_for(self, model: Model, images: Sequence[bytes], class_count: int) -> list[NDArray[Any]]:
         """Send one request."""
-        import numpy as np
-
-        shape = [len(images), 1] if model.max_batch_size else [1]
-        tensor = self._triton.InferInput(model.input, shape, "BYTES")
-        tensor.set_data_from_numpy(np.array(images, dtype=np.object_).reshape(shape))
-        wanted = [self._triton.InferRequestedOutput(name, class_count=class_count) for name in model.outputs]
+        request = make_request(self._triton, model, images, class_count)
         limit = {"client_timeout": self._timeout_s} if self._protocol == "grpc" else {}
         with self._explained():
-            answer = self._client.infer(model.name, [tensor], outputs=wanted, headers=self._headers, **limit)
-        outputs = [answer.as_numpy(name) for name in model.outputs]
-        return outputs if model.max_batch_size else [values[np.newaxis] for values in outputs]
+            answer = self._client.infer(**request, headers=self.headers, **limit)
+        return read_outputs(model, answer)
 
     def _list_ready(self, name: str | None = None) -> list[str]:
         """Return the models that are ready, or raise where `name` is not; none where the server lists nothing."""
@@ -397,7 +396,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
     def _ask(self, question: str, *arguments: str) -> Any:
         options = {"as_json": True, "client_timeout": self._timeout_s} if self._protocol == "grpc" else {}
         with self._explained():
-            return getattr(self._client, question)(*arguments, headers=self._headers, **options)
+            return getattr(self._client, question)(*arguments, headers=self.headers, **options)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -406,13 +405,19 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         try:
             yield
         except InferenceServerException as error:
-            raise self._explain(error.status() or "", error.message()) from None
+            raise self.explain(error.status() or "", error.message()) from None
         except TimeoutError as error:
-            raise self._explain("StatusCode.DEADLINE_EXCEEDED", str(error)) from None
+            raise self.explain("StatusCode.DEADLINE_EXCEEDED", str(error)) from None
         except (OSError, http.client.HTTPException) as error:
-            raise self._explain("StatusCode.UNAVAILABLE", str(error) or type(error).__name__) from None
+            raise self.explain("StatusCode.UNAVAILABLE", str(error) or type(error).__name__) from None
 
-    def _explain(self, status: str, message: str) -> ClientError:
+    def explain(self, status: str, message: str) -> ClientError:
+        """Return what a failed request says, in plain words; asks the server again where it does not answer.
+
+        Args:
+            status: gRPC's name with `StatusCode.` before it, or HTTP's number.
+            message: What came with it.
+        """
         hidden = status in {"403", "StatusCode.PERMISSION_DENIED"}  # a proxy's word for it
         if hidden or ("restricted" in message and "expecting header" in message):
             return HiddenError(f"the server at {self._url} refuses: {message}", "ask whoever runs it")
@@ -461,6 +466,45 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
             found = f"{self._url} speaks {spoken}, not {self._protocol}"
             return ClientError(found, f"add --protocol {spoken}, or give --url the server's {self._protocol} port")
         return ClientError(f"the server at {self._url} cannot answer now: {message}", "look at its log and try again")
+
+
+def make_request(triton: Any, model: Model, images: Sequence[bytes], class_count: int) -> dict[str, Any]:
+    """Return the arguments of `infer`, the headers apart; `triton` is one of Triton's client modules."""
+    import numpy as np
+
+    shape = [len(images), 1] if model.max_batch_size else [1]
+    tensor = triton.InferInput(model.input, shape, "BYTES")
+    tensor.set_data_from_numpy(np.array(images, dtype=np.object_).reshape(shape))
+    wanted = [triton.InferRequestedOutput(name, class_count=class_count) for name in model.outputs]
+    return {"model_name": model.name, "inputs": [tensor], "outputs": wanted}
+
+
+def read_outputs(model: Model, answer: Any) -> list[NDArray[Any]]:
+    """Return the model's outputs in an answer of Triton's client, each with the images as its first axis."""
+    import numpy as np
+
+    outputs = [answer.as_numpy(name) for name in model.outputs]
+    return outputs if model.max_batch_size else [values[np.newaxis] for values in outputs]
+
+
+def parse_classes(model: Model, outputs: Sequence[NDArray[Any]]) -> list[list[Score]]:
+    """Return the classes of each image, as the server ranked them."""
+    (rows,) = outputs
+    return [[_parse_class(cell, model.negative_label) for cell in row] for row in rows]
+
+
+def parse_detections(
+    model: Model, outputs: Sequence[NDArray[Any]], labels: Sequence[str] | None = None
+) -> list[list[Detection]]:
+    """Return the objects of each image, best first; `labels` are as in `Connection.detect`."""
+    tensors = dict(zip(model.outputs, outputs, strict=True))
+    return [_parse_boxes(tensors, image, labels) for image in range(len(outputs[0]))]
+
+
+def read_limit(error: RefusedError) -> int | None:
+    """Return how many images a request may have, where that is why it was refused."""
+    limit = _LIMIT.search(str(error))
+    return int(limit[1]) if limit else None
 
 
 def _find_task(metadata: dict[str, Any]) -> str | None:

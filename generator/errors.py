@@ -14,6 +14,7 @@
     |- OutputError                  what a command makes cannot be written where it was asked to, or was edited there
     |- VerificationError            a stage of the gate ran and failed
     |- PerfError                    perf_analyzer is absent or its run failed
+    |- BulkError                    bulk work cannot begin or go on: its source, its results or a worker
     `- MissingDependencyError       a package of an extra is not installed
 
 Anything else that escapes is a bug and keeps its traceback. Only `generator.cli` prints.
@@ -119,6 +120,10 @@ class VerificationError(TrtgenError):
 
 class PerfError(TrtgenError):
     """perf_analyzer is absent or did not measure."""
+
+
+class BulkError(TrtgenError):
+    """Bulk work cannot begin or go on; what is finished stays, and the same command goes on behind it."""
 
 
 class MissingDependencyError(TrtgenError):

@@ -76,6 +76,16 @@ def find_gpu(index: int = 0) -> Gpu:
     raise DeviceError(msg, hint=f"take one from 0 to {count - 1}" if count else _INSTALL)
 
 
+def count_gpus() -> int:
+    """Return how many GPUs can be seen.
+
+    Raises:
+        DeviceError: No driver.
+        MissingDependencyError: cuda-python is not installed.
+    """
+    return int(call(load_driver(), "cuDeviceGetCount"))
+
+
 def _describe(driver: Any, index: int) -> Gpu:
     device = call(driver, "cuDeviceGet", index)
 

@@ -181,9 +181,37 @@ class Task(Protocol):
         """Yield what each stage scores on labelled data."""
 
     def make_rows(
-        self, outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None, top: int
+        self, outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None, top: int | None
     ) -> list[list[dict[str, Any]]]:
         """Return what a client prints for each image: its results, best first."""
+
+    def answer_one(
+        self,
+        spec: ModelSpec,
+        artifact: Artifact,
+        outputs: Mapping[str, NDArray[Any]],
+        geometry: Sequence[float],
+        top: int | None,
+    ) -> list[dict[str, Any]]:
+        """Return what a client prints for one image, without a server: from the row of each of the network's outputs.
+
+        `geometry` are six numbers, how the original became its pixels, as `generator.runtime.decoded` has them.
+        ValueError if the network answers what is no number.
+        """
+
+    def find_answers(self, types: Mapping[str, str]) -> dict[str, bool]:
+        """Return which outputs of a served model are its answers, and whether the server is to rank and label them.
+
+        `types` are Triton's data types by output; nothing is returned for a model of another task.
+        """
+
+    def read_answer(
+        self, outputs: Mapping[str, NDArray[Any]], negative_label: str | None, top: int | None
+    ) -> list[dict[str, Any]]:
+        """Return what a client prints for one image, from the row of each of a served model's answers.
+
+        `negative_label` is the parameter of that name in its configuration. ValueError if it answers what is no number.
+        """
 
 
 TASKS: Registry[Task] = Registry(

@@ -34,10 +34,12 @@ from generator.plan.profiles import describe_profiles
 from generator.repository import read_record
 from generator.repository.model_info import check_model_info, find_model_info, read_recipe
 from generator.runtime.bindings import TensorRTLog
+from generator.runtime.gpu_chain import DeviceArray
 from generator.runtime.shapes import choose_profile, split_rows
 from generator.spec.recipe import IMAGENET, Recipe
 from generator.tasks.classification.rows import make_rows
 from generator.tensor import DATA_TYPES, Profile, ShapeRange, Tensor, from_onnx, from_tensorrt, from_triton
+from tests.gpu_images_standin import read_memory
 from tests.tensorrt_standin import Driver, make_plan, make_tensorrt
 from tests.test_passport import make, write_passport
 from tests.test_plan_header import plan_bytes
@@ -312,6 +314,20 @@ class TestOpen:
             assert number == len(profiles) - 1
             assert (engine.run_rows(given) == given * 2).all()
         assert (driver.memory, driver.graphs, driver.open) == ({}, {}, 0)
+
+    @pytest.mark.parametrize("rows", [1, 3, 16, 37])
+    @pytest.mark.parametrize("profiles", [TWO, TWO[1:]])
+    def test_rows_that_lie_on_the_gpu(self, place: Any, profiles: tuple[Any, ...], rows: int) -> None:
+        path, driver = place(make_plan({"X": ("FLOAT", [-1, 4])}, profiles=list(profiles)))
+        given = np.random.default_rng(rows).random((rows, 4), np.float32)
+        with open_engine(path) as engine:
+            address = engine.device.allocate(given.nbytes)
+            read_memory(driver, address, given.shape, np.float32)[...] = given
+            on_gpu = DeviceArray(address, given.shape, "<f4")
+            assert (engine.run_outputs(on_gpu)["Y"] == given * 2).all()
+            with pytest.raises(PlanError, match="takes rows of 4"):
+                engine.run_outputs(DeviceArray(address, (rows, 2, 2), "<f4"))
+            engine.device.release("cuMemFree", address)
 
     def test_a_static_plan(self, place: Any) -> None:
         path, _ = place(make_plan({"X": ("FLOAT", [4, 4])}))

@@ -205,9 +205,9 @@ HIDDEN: dict[str, Callable[[Any, dict[str, str]], Any]] = {
 def test_restricted_apis_need_the_key(hardened: Hardened, protocol: str, api: str) -> None:
     with hardened.connect(protocol) as closed, hardened.connect(protocol, key=True) as opened:
         with pytest.raises(InferenceServerException, match="restricted"):
-            HIDDEN[api](closed._client, closed._headers)
-        HIDDEN[api](opened._client, opened._headers)
-        wrong = dict.fromkeys(opened._headers, "0" * 32)
+            HIDDEN[api](closed._client, closed.headers)
+        HIDDEN[api](opened._client, opened.headers)
+        wrong = dict.fromkeys(opened.headers, "0" * 32)
         with pytest.raises(InferenceServerException, match="restricted"):
             HIDDEN[api](closed._client, wrong)
 
@@ -251,7 +251,7 @@ def test_the_proxy_passes_what_clients_need_and_limits_bodies(hardened: Hardened
     with hardened.connect(protocol, proxy=True, key=True) as connection:
         for ask in HIDDEN.values():  # whoever has the key
             with pytest.raises(InferenceServerException) as caught:
-                ask(connection._client, connection._headers)
+                ask(connection._client, connection.headers)
             assert caught.value.status() in ("403", "StatusCode.PERMISSION_DENIED")
         client = connection._client
         assert client.is_server_live()

@@ -253,13 +253,31 @@ class Toy:
         yield StageResult(stage="labelled colours", status="measured", figures={"right": 1.0})
 
     def make_rows(
-        self, outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None, top: int
+        self, outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None, top: int | None
     ) -> list[list[dict[str, Any]]]:
         names = ("red", "green", "blue")
         return [
             sorted(({"colour": name, "value": float(v)} for name, v in zip(names, row, strict=False)), key=_value)[:top]
             for row in outputs["REPORT"]
         ]
+
+    def answer_one(
+        self,
+        spec: ModelSpec,
+        artifact: Artifact,
+        outputs: Mapping[str, NDArray[Any]],
+        geometry: Sequence[float],
+        top: int | None,
+    ) -> list[dict[str, Any]]:
+        return self.make_rows({"REPORT": outputs["bright"][None]}, None, top)[0]
+
+    def find_answers(self, types: Mapping[str, str]) -> dict[str, bool]:
+        return {"REPORT": False} if "REPORT" in types else {}
+
+    def read_answer(
+        self, outputs: Mapping[str, NDArray[Any]], negative_label: str | None, top: int | None
+    ) -> list[dict[str, Any]]:
+        return self.make_rows({"REPORT": outputs["REPORT"][None]}, None, top)[0]
 
 
 def _value(row: dict[str, Any]) -> float:

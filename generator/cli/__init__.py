@@ -33,6 +33,8 @@ _COMMANDS = {
     "canary": "canary",
     "list": "list_models",
     "remove": "remove",
+    "classify-all": "classify_all",
+    "detect-all": "detect_all",
     "perf": "perf",
     "tune": "tune",
     "export": "export",

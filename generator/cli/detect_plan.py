@@ -34,9 +34,8 @@ def detect_plan(
     from generator.plan.header import read_header
     from generator.plan.local import open_engine
     from generator.repository.model_info import find_model_info
-    from generator.tasks.detection.head import BOXES, CLASSES, SCORES
     from generator.tasks.detection.postprocess import Postprocess
-    from generator.tasks.detection.rows import make_rows
+    from generator.tasks.detection.rows import make_detected_rows
 
     read_header(plan)
     info = find_model_info(plan)
@@ -62,12 +61,9 @@ def detect_plan(
             if not ready:
                 continue
             outputs = engine.run_outputs(np.stack([pixels for _, pixels, _ in ready]))
-            images_rows = zip(*(outputs[name] for name in (BOXES, SCORES, CLASSES)), strict=True)
-            for (path, _, geometry), (boxes, scores, classes) in zip(ready, images_rows, strict=True):
-                found = postprocess.detect(boxes, scores, classes, geometry)
-                answer = {"NUM_DETECTIONS": np.array([[len(found[1])]])}
-                answer |= {name: part[None] for name, part in zip(("BOXES", "SCORES", "CLASSES"), found, strict=True)}
-                (rows,) = make_rows(answer, names, len(found[1]))
+            for number, (path, _, geometry) in enumerate(ready):
+                row = {name: values[number] for name, values in outputs.items()}
+                rows = make_detected_rows(postprocess, row, geometry, names, None)
                 _print_result(path, rows, as_json=as_json)
     if failed:
         raise typer.Exit(1)

@@ -31,10 +31,14 @@ _OTHER_MODEL = "another model of this name is served: look at the server's repos
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpcAddress:
-    """Where a server is, `host:port`; `secrets` is the folder of certificates, None for a server without TLS."""
+    """Where a server is, `host:port`; `secrets` is the folder of certificates, None for a server without TLS.
+
+    With `options`, gRPC's for the channel, `url` may be another of gRPC's targets.
+    """
 
     url: str
     secrets: Path | None = None
+    options: tuple[tuple[str, Any], ...] | None = None
 
     def connect(self) -> InferenceServerClient:
         """Return a client.
@@ -45,10 +49,15 @@ class GrpcAddress:
         from tritonclient.grpc import InferenceServerClient
 
         if self.secrets is None:
-            return InferenceServerClient(self.url)
+            return InferenceServerClient(self.url, channel_args=self.options)
         ca, certificate, key = (str(path) for path in find_client_files(self.secrets))
         return InferenceServerClient(
-            self.url, ssl=True, root_certificates=ca, certificate_chain=certificate, private_key=key
+            self.url,
+            ssl=True,
+            root_certificates=ca,
+            certificate_chain=certificate,
+            private_key=key,
+            channel_args=self.options,
         )
 
 
@@ -65,7 +74,7 @@ def check_server(
     start: dict[str, Any] = {"command": ("serve",), "fields": {"repository": repository}}
     try:
         with contextlib.closing(address.connect()) as client:
-            ready = _list_ready(client, [name for layout in layouts for name in layout.models], timeout_s)
+            ready = list_ready(client, [name for layout in layouts for name in layout.models], timeout_s)
     except InferenceServerException as error:
         msg = f"no Triton server answers gRPC at {address.url}: {error.message()}"
         if address.secrets is None and "Socket closed" in error.message():
@@ -79,7 +88,7 @@ def check_server(
                 raise ServerError(msg, hint="name what it serves, give another address, or serve it", **start)
 
 
-def _list_ready(client: InferenceServerClient, names: Sequence[str], timeout_s: float) -> list[str]:
+def list_ready(client: InferenceServerClient, names: Sequence[str], timeout_s: float) -> list[str]:
     """Return the models that are ready; of those in `names`, where the server does not list its models."""
     from tritonclient.utils import InferenceServerException
 

@@ -228,11 +228,12 @@ def open_onnx(
     as_served: bool = False,
     more_inputs: Mapping[str, NDArray[Any]] | None = None,
     tensors: Sequence[str] = (),
+    threads: int = 0,
 ) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
     """Return a function that runs the only input through the graph on the CPU and returns the outputs by name.
 
     `more_inputs` are what further inputs get for each image. With `tensors` a copy in memory is run that answers these
-    inner ones, too.
+    inner ones, too. It runs in so many `threads`, which sleep between two runs; by default in one for each core.
 
     Q/DQ are computed as they stand, which TensorRT comes nearest to; `as_served` computes in integers as a server does.
     Of a BF16 graph a copy cast to FP32 is run: onnxruntime has no BF16 convolutions on the CPU.
@@ -249,6 +250,9 @@ def open_onnx(
     silent = 4  # what goes wrong is raised, and need not be on stderr as well
     options, run_options = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
     options.log_severity_level = run_options.log_severity_level = silent
+    if threads:
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not as_served:  # else onnxruntime quantizes the biases of convolutions too, which TensorRT leaves in float
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:

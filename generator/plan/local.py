@@ -25,6 +25,7 @@ from generator.plan.passport import passport_path, read_passport
 from generator.plan.profiles import describe_profiles
 from generator.runtime.device import Device, EngineError
 from generator.runtime.engine import Engine
+from generator.runtime.gpu_array import is_on_gpu, read_gpu_array, to_host
 from generator.runtime.rows import RequestError, Rows
 from generator.runtime.shapes import choose_profile, split_rows
 
@@ -124,23 +125,31 @@ class PlanEngine(Engine):
         name = self.output.name
         return self.run_outputs(rows)[name]
 
-    def run_outputs(self, rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def run_outputs(self, rows: Any) -> dict[str, NDArray[Any]]:
         """Return every output, by its name, for any number of rows, in as few batches as the profiles allow.
 
         Rows that are too few for every profile are run together with rows of zeros.
 
         Args:
-            rows: The input's data type; axis 0 is the row, the other axes are the input's.
+            rows: The input's data type; axis 0 is the row, the other axes are the input's. They may lie on the GPU
+                (`__cuda_array_interface__`), and stay there unless they need rows of zeros.
 
         Raises:
             PlanError: Another data type or shape, or no row.
         """
-        check_rows(self.input, rows.shape, str(rows.dtype))
+        given = read_gpu_array(rows) if is_on_gpu(rows) else rows
+        check_rows(self.input, given.shape, str(given.dtype))
         if self._rows is None:
             largest = [tuple(one.max for one in profile.values()) for profile in self.all_profiles]
             self.open(range(len(largest)), largest)
             self._rows = Rows(self, most=max(shape[0] for (shape,) in largest))
-        ranges = self._rows.find_ranges((rows.shape[1:],), [rows.shape])
+        ranges = self._rows.find_ranges((given.shape[1:],), [given.shape])
+        names = [tensor.name for tensor in self.outputs]
+        if is_on_gpu(rows):
+            if split_rows(given.shape[0], ranges) is not None:
+                answers = [answer.copy() for answer in self._rows.run([[rows]])]
+                return dict(zip(names, answers, strict=True))
+            rows = to_host(self.device, rows)
         largest_batch = max(most for _, most in ranges)
         parts: list[list[NDArray[Any]]] = []
         for start in range(0, len(rows), largest_batch):
@@ -149,7 +158,6 @@ class PlanEngine(Engine):
             padding = np.zeros((count - len(part), *part.shape[1:]), part.dtype)
             answers = self._rows.run([[np.concatenate([part, padding]) if len(padding) else part]])
             parts.append([answer[: len(part)].copy() for answer in answers])
-        names = [tensor.name for tensor in self.outputs]
         return {name: np.concatenate(of_one) for name, of_one in zip(names, zip(*parts, strict=True), strict=True)}
 
     def open_batch(self, batch: int) -> tuple[Shapes, int]:

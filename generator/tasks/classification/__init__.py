@@ -159,11 +159,35 @@ class Classification:
         return measure_labelled(candidate, folder, address)
 
     def make_rows(
-        self, outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None, top: int
+        self, outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None, top: int | None
     ) -> list[list[dict[str, Any]]]:
         from generator.tasks.classification.rows import make_rows
 
         return make_rows(outputs, labels, top)
+
+    def answer_one(
+        self,
+        spec: ModelSpec,
+        artifact: Artifact,
+        outputs: Mapping[str, NDArray[Any]],
+        geometry: Sequence[float],
+        top: int | None,
+    ) -> list[dict[str, Any]]:
+        from generator.tasks.classification.rows import answer_one
+
+        return answer_one(artifact, outputs, top)
+
+    def find_answers(self, types: Mapping[str, str]) -> dict[str, bool]:
+        from generator.tasks.classification.rows import find_answers
+
+        return find_answers(types)
+
+    def read_answer(
+        self, outputs: Mapping[str, NDArray[Any]], negative_label: str | None, top: int | None
+    ) -> list[dict[str, Any]]:
+        from generator.tasks.classification.rows import read_answer
+
+        return read_answer(outputs, negative_label)
 
 
 CLASSIFICATION = Classification()
