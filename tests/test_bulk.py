@@ -7,7 +7,6 @@ import csv
 import errno
 import functools
 import io
-import itertools
 import json
 import os
 import shutil
@@ -349,24 +348,24 @@ def test_results_of_something_else_are_refused(tmp_path: Path, monkeypatch: pyte
         pass
 
 
-def write_on(results: Results) -> None:
-    for number in itertools.count(2):
-        results.add(answers(10 * number, 10), "name")
+def write_on(results: Results, count: int) -> None:
+    while True:
+        results.add(answers(results.finished.items, count), "name")
 
 
 def test_a_full_disk_is_said_and_what_is_finished_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parts(tmp_path / "results", 2)
-    for room, least in itertools.product((0, 3, 1000, 1500), (1, 1 << 20)):  # rows are written at once, or at the end
+    monkeypatch.setattr("generator.bulk.results._ROW_GROUP_BYTES", 1 << 16)
+    for room, count in ((0, 10), (3, 10), (1000, 10), (1500, 10), (9000, 5000)):  # the last one as rows are written
         with monkeypatch.context() as patched, opened(tmp_path / "results") as results:
-            patched.setattr("generator.bulk.results._ROW_GROUP_BYTES", least)
             fill(patched, Disk(tmp_path, room))
             with pytest.raises(BulkError, match=r"cannot be written to .*: No space left on device"):
-                write_on(results)
+                write_on(results, count)
             results.flush()  # as a run does however it ends: there is nothing that could be kept
         assert list((tmp_path / "results").glob(".*")) == []
         with opened(tmp_path / "results") as results:
-            assert results.finished.items % 10 == 0
             assert results.finished.items >= 20
+            assert [row["item"] for row in read_rows(tmp_path / "results")] == list(range(results.finished.items))
 
 
 # --- the work
