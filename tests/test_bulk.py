@@ -7,7 +7,6 @@ import csv
 import errno
 import functools
 import io
-import itertools
 import json
 import os
 import shutil
@@ -295,16 +294,19 @@ def test_results_go_on_behind_the_last_part(tmp_path: Path) -> None:
 
 def test_a_part_that_a_crash_cut_off_is_thrown_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "results"
-    *_, last = write_parts(folder, 3)
+    *others, last = write_parts(folder, 3)
     (folder / ".part-000000000030.parquet.tmp").write_bytes(last.read_bytes()[:100])
     (folder / f".{MANIFEST}.abc").touch()
+    with opened(tmp_path / "short", rows_per_part=9) as results:
+        results.add(answers(0, 9), "name")
+    (short,) = (tmp_path / "short").glob("*.parquet")
     data = last.read_bytes()
-    for size in (0, 4, len(data) // 2, len(data) - 1):
-        last.write_bytes(data[:size])
+    for harmed in (b"", data[:4], data[: len(data) // 2], data[:-1], short.read_bytes()):
+        last.write_bytes(harmed)
         with opened(folder) as results:
             assert results.finished.items == 20
         assert "is no whole Parquet file" in caplog.text
-        assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, *(part.name for part in _)]
+        assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, *(part.name for part in others)]
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut off"])
@@ -346,22 +348,24 @@ def test_results_of_something_else_are_refused(tmp_path: Path, monkeypatch: pyte
         pass
 
 
-def write_on(results: Results) -> None:
-    for number in itertools.count(2):
-        results.add(answers(10 * number, 10), "name")
+def write_on(results: Results, count: int) -> None:
+    while True:
+        results.add(answers(results.finished.items, count), "name")
 
 
 def test_a_full_disk_is_said_and_what_is_finished_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parts(tmp_path / "results", 2)
-    for room in (0, 3, 1000, 1500):  # in front of, in the middle of and behind the rows
+    monkeypatch.setattr("generator.bulk.results._ROW_GROUP_BYTES", 1 << 16)
+    for room, count in ((0, 10), (3, 10), (1000, 10), (1500, 10), (9000, 5000)):  # the last one as rows are written
         with monkeypatch.context() as patched, opened(tmp_path / "results") as results:
             fill(patched, Disk(tmp_path, room))
             with pytest.raises(BulkError, match=r"cannot be written to .*: No space left on device"):
-                write_on(results)
+                write_on(results, count)
+            results.flush()  # as a run does however it ends: there is nothing that could be kept
         assert list((tmp_path / "results").glob(".*")) == []
         with opened(tmp_path / "results") as results:
-            assert results.finished.items % 10 == 0
             assert results.finished.items >= 20
+            assert [row["item"] for row in read_rows(tmp_path / "results")] == list(range(results.finished.items))
 
 
 # --- the work
