@@ -84,7 +84,7 @@ def find_served_model(endpoints: Sequence[str], name: str | None, task: str, sec
 
 
 def _find(client: InferenceServerClient, endpoint: str, name: str | None, task: str) -> ServedModel:
-    ready = list_ready(client, [name] if name else [])
+    ready = list_ready(client, [name] if name else [], _ASK_TIMEOUT_S)
     if name and name not in ready:
         msg = f"the server at {endpoint} does not serve {name}; it serves {', '.join(ready) or 'no model'}"
         raise BulkError(msg, hint="name what it serves, or give another address", fields={"model": None})
