@@ -6,12 +6,11 @@ import argparse
 import contextlib
 import errno
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from triton_images import ClientError, Connection, RefusedError, Tls
+from triton_images import ClientError, Connection, RefusedError, Tls, is_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,7 +84,9 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=positive(float), default=60.0, metavar="S", help="seconds per request; default: 60"
     )
     parser.add_argument("--tls", action="store_true", help="an encrypted connection; Triton's own HTTP has none")
-    parser.add_argument("--ca", type=text, metavar="FILE", help="who signed the server's certificate; default: any CA")
+    parser.add_argument(
+        "--ca", type=text, metavar="FILE", help="who signed the server's certificate; default: whom the system trusts"
+    )
     parser.add_argument("--certificate", type=text, metavar="FILE", help="the client's own certificate, with --key")
     parser.add_argument("--key", type=text, metavar="FILE", help="the key of --certificate")
     parser.add_argument(
@@ -266,7 +267,6 @@ def positive(kind: type[float]) -> Callable[[str], float]:
 
 def address(text: str) -> str:
     """Refuse what Triton's clients would misread: a scheme, or no port."""
-    match = re.fullmatch(r"[^/]+:(\d+)(/.*)?", text)
-    if not match or not 0 < int(match[1]) < 2**16:
+    if not is_address(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return text

@@ -45,6 +45,7 @@ _HIDDEN_BATCH_SIZE = 32
 _SILENCE = {"StatusCode.UNAVAILABLE", "503"}
 _TLS_HINT = "check --ca, and --certificate and --key, which the server may ask for"
 _LIMIT = re.compile(r"batch-size must be <= (\d+)")
+_ADDRESS = re.compile(r"[^/\s]+:(\d{1,5})(/.*)?")  # a proxy may have the server below a path
 
 
 class ClientError(Exception):
@@ -184,6 +185,9 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
 
     Attributes:
         headers: The same in the words of the protocol.
+
+    Raises:
+        ClientError: One of these is not valid.
     """
 
     def __init__(
@@ -195,6 +199,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        _check_connection(protocol, url, headers or {})
         try:
             self._triton = importlib.import_module(f"tritonclient.{protocol}")
         except ImportError as error:
@@ -258,7 +263,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
         Raises:
             RefusedError: One of the images is bad, or a score of it is not a number. Nothing is known about the others.
         """
-        return parse_classes(model, self._infer(model, images, class_count=top))
+        return parse_classes(model, self._infer(model, images, class_count=top)) if images else []
 
     def detect(
         self, model: Model, images: Sequence[bytes], labels: Sequence[str] | None = None
@@ -274,7 +279,7 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
             RefusedError: One of the images is bad, or a box of it is not a number. Nothing is known about the others.
             ClientError: A class of the answer is not among `labels`.
         """
-        return parse_detections(model, self._infer(model, images), labels)
+        return parse_detections(model, self._infer(model, images), labels) if images else []
 
     def classify_each(self, model: Model, images: Sequence[bytes], top: int = 5) -> list[list[Score] | RefusedError]:
         """Like `classify`, but one bad image costs only its own answer: a refused request is halved and sent again."""
@@ -538,6 +543,22 @@ def _read_thresholds(config: dict[str, Any]) -> list[float]:
     """Return the score, and those of single classes, below which this model drops boxes; none if it drops none."""
     score = _parameter(config, "score")
     return [] if score is None else [float(score), *json.loads(_parameter(config, "class_scores") or "{}").values()]
+
+
+def is_address(url: str) -> bool:
+    """Tell whether this is `host:port`, without a scheme, which Triton's clients would misread."""
+    match = _ADDRESS.fullmatch(url)
+    return match is not None and 0 < int(match[1]) < 2**16
+
+
+def _check_connection(protocol: str, url: str, headers: Mapping[str, str]) -> None:
+    if protocol not in ("grpc", "http"):
+        raise ClientError(f"{protocol!r} is not a protocol of Triton's", "give grpc or http")
+    if not is_address(url):
+        raise ClientError(f"{url!r} is not a valid address", "give host:port, without a scheme")
+    for name, text in headers.items():
+        if not (name + text).isascii() or not (name + text).isprintable():
+            raise ClientError(f"the header {name!r} is not printable ASCII, as headers are", "encode its value")
 
 
 def _ask_each(ask: Callable[[Sequence[bytes]], list[_T]], images: Sequence[bytes]) -> list[_T | RefusedError]:

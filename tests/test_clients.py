@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CLIENTS = Path(__file__).parents[1] / "clients"
+sys.path.insert(0, str(CLIENTS))  # its modules import one another by their bare names
+
+from triton_images import ClientError, Connection  # noqa: E402
+
 COLOURS = ["red", "green", "blue", "red", "blue", "green", "red", "blue"]
 # max_batch_size of the served models. Halving eight images that were sent at once would take four requests, not three.
 LIMIT = 3
@@ -404,6 +408,30 @@ def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
     output, error = classify(*arguments, code=2)
     assert output == ""
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("protocol", "url", "headers", "message"),
+    [
+        ("tcp", "localhost:8001", {}, "'tcp' is not a protocol of Triton's"),
+        ("grpc", "http://localhost:8001", {}, "'http://localhost:8001' is not a valid address"),
+        ("http", "http://localhost:8000", {}, "'http://localhost:8000' is not a valid address"),
+        ("grpc", "localhost", {}, "'localhost' is not a valid address"),
+        ("grpc", "localhost:8001", {"x": "\u00fc"}, "the header 'x' is not printable ASCII"),
+    ],
+)
+def test_a_connection_refuses_what_is_none(protocol: str, url: str, headers: dict[str, str], message: str) -> None:
+    with pytest.raises(ClientError, match=message):
+        Connection(protocol, url, headers=headers)
+
+
+@server
+@both
+def test_no_images_have_no_answers(urls: dict[str, str], protocol: str) -> None:
+    with Connection(protocol, urls[protocol]) as connection:
+        model = connection.find_model()
+        assert connection.classify(model, []) == connection.classify_each(model, []) == []
+        assert connection.detect(model, []) == connection.detect_each(model, []) == []
 
 
 @server
