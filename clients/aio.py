@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 
     from triton_images import Detection, Model, Score, Tls
-    from typing_extensions import Self
 
 _Key = TypeVar("_Key")
 _T = TypeVar("_T")
@@ -100,7 +99,7 @@ class AsyncClient(contextlib.AbstractAsyncContextManager["AsyncClient"]):
         self._in_flight, self._limit = in_flight, asyncio.Semaphore(in_flight)
         self._timeout_s, self._tls, self._headers = timeout_s, tls, headers
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> AsyncClient:
         try:
             target, options = await asyncio.to_thread(describe_channel, self._endpoints)
         except OSError as error:
