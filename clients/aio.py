@@ -99,7 +99,7 @@ class AsyncClient(contextlib.AbstractAsyncContextManager["AsyncClient"]):
         self._in_flight, self._limit = in_flight, asyncio.Semaphore(in_flight)
         self._timeout_s, self._tls, self._headers = timeout_s, tls, headers
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self) -> AsyncClient:  # noqa: PYI034 - Self is not in Python 3.10
         try:
             target, options = await asyncio.to_thread(describe_channel, self._endpoints)
         except OSError as error:
