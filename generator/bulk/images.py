@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from generator.errors import BulkError, MissingDependencyError
+from generator.buckets import explain_refusal, find_code, is_about_bucket, open_bucket
+from generator.errors import BulkError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +23,6 @@ Batch: TypeAlias = "dict[str, NDArray[Any]]"
 
 _TOO_LARGE = "more than {} bytes, which is the most that is accepted"
 PATH, IMAGE, ERROR = "path", "image", "error"
-# What says that the fault is not one object's, and that it is.
-_NO_BUCKET, _DENIED = "NoSuchBucket", "<Code>AccessDenied</Code>"
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _READS_AT_ONCE = 16  # of objects, each of which takes tens of milliseconds to begin
 
 
@@ -95,31 +93,17 @@ def _read_object(url: str, most_bytes: int) -> _Read:
     except ValueError as error:  # a name that no object can have
         return _Read(None, f"cannot be read: {error}")
     except (obstore.exceptions.BaseError, OSError) as error:
-        if isinstance(error, FileNotFoundError) and _NO_BUCKET not in str(error):
+        if isinstance(error, FileNotFoundError) and not is_about_bucket(error):
             return _Read(None, "cannot be read: no such object")
-        if _DENIED in str(error):
+        if find_code(error) == "AccessDenied":
             return _Read(None, "cannot be read: access denied")
         raise refuse_bucket(f"{scheme}://{bucket}", error) from error
 
 
 def refuse_bucket(place: str, error: Exception) -> BulkError:
     """Return the error of a bucket, or a prefix of it, that cannot be used."""
-    msg = f"{place} cannot be read: {' '.join(str(error).split())}"
-    return BulkError(msg, hint="check the bucket, its region (AWS_REGION) and the credentials, then run it again")
+    what, hint = explain_refusal(error)
+    return BulkError(f"{place} cannot be read: {what}", hint=f"{hint}; then run the same command again")
 
 
-@functools.cache
-def open_store(bucket: str) -> Any:
-    """Return obstore's store of a bucket such as s3://photos; it takes credentials and the like from the environment.
-
-    Raises:
-        MissingDependencyError: obstore is not installed.
-        ValueError: It is no address of a store.
-    """
-    try:
-        from obstore.store import from_url
-    except ImportError as error:
-        raise MissingDependencyError("obstore", extra="storage", why="it reads object storage") from error
-    endpoint = next((os.environ[name] for name in _ENDPOINTS if name in os.environ), "")
-    plain = bucket.startswith("s3://") and endpoint.startswith("http://")
-    return from_url(bucket, client_options={"allow_http": plain})
+open_store = functools.cache(open_bucket)

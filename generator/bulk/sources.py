@@ -181,9 +181,10 @@ class BucketSource:
         """Yield the objects by name."""
         import obstore.exceptions
 
-        options = {"offset": after} if after else {}
         try:
-            for page in open_store(self.bucket).list(self.prefix or None, chunk_size=_LISTED_AT_ONCE, **options):
+            for page in open_store(self.bucket).list(
+                self.prefix or None, offset=after or None, chunk_size=_LISTED_AT_ONCE
+            ):
                 for one in page:
                     name = one["path"]
                     if os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 - no path of this machine

@@ -3,99 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from generator.errors import MissingDependencyError, ReleaseError
+from generator.buckets import explain_refusal, find_code, is_about_bucket, open_bucket
+from generator.errors import ReleaseError
 from generator.files import hash_file
 from generator.release.manifest import RELEASES, File
 from generator.release.store import Stored
 from generator.release.transfer import FILES, PART_BYTES, run_all, share_parts
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
     from concurrent.futures import Future
     from datetime import datetime
     from pathlib import Path
 
     from obstore import UpdateVersion
-    from obstore.store import ClientConfig, S3Config
 
-# Any of these says where S3's credentials come from; without one only Amazon's machines have some.
-_CREDENTIALS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_SKIP_SIGNATURE",
-)
-ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-_SET_KEYS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; `aws configure export-credentials` prints those of a profile"
-)
-_SET_REGION = "set AWS_REGION to the region of the bucket"
 _GO_BACK = "roll back to the release before it, or push the repository again"
-# The store's code -> what is wrong, what to do.
-_CODES = {
-    "NoSuchBucket": ("there is no such bucket", "make the bucket, or correct the address"),
-    "ContainerNotFound": ("there is no such container", "make the container, or correct the address"),
+# S3's word -> what is wrong with an object of a release, what to do.
+_OF_OBJECTS = {
     "NoSuchKey": ("it is gone", _GO_BACK),
     "InvalidRange": ("it is shorter than its manifest says", _GO_BACK),
-    "InvalidAccessKeyId": ("the access key is not known there", _SET_KEYS),
-    "SignatureDoesNotMatch": ("the secret key is not that of the access key", _SET_KEYS),
-    "ExpiredToken": ("the credentials have expired", _SET_KEYS),
-    "InvalidToken": ("the session token is not valid", _SET_KEYS),
-    "AccessDenied": ("these credentials may not do that", "give them the rights that docs/releases.md lists"),
-    "RequestTimeTooSkewed": (
-        "the clock of this machine is more than 15 minutes off",
-        "set the clock (timedatectl set-ntp true)",
-    ),
-    "AuthorizationHeaderMalformed": ("the bucket is in another region", _SET_REGION),
-    "PermanentRedirect": ("the bucket is in another region", _SET_REGION),
 }
-# Words of obstore's, where the store did not answer with a code.
-_WORDS = {
-    r"/latest/(api/token|meta-data)": ("there are no credentials", _SET_KEYS),
-    r"Missing (AccessKeyId|SecretAccessKey)": ("the credentials are not complete", _SET_KEYS),
-    r"without LOCATION": ("the bucket is in another region", _SET_REGION),
-    r"error sending request|operation timed out": (
-        "it cannot be reached",
-        "check the network; AWS_ENDPOINT_URL names a server other than Amazon's",
-    ),
-}
-_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 
 class Bucket:
     """A store below a prefix of a bucket."""
 
     def __init__(self, url: str) -> None:
-        try:
-            from obstore.store import from_url
-        except ImportError as error:
-            raise MissingDependencyError("obstore", extra="storage", why="it reads and writes buckets") from error
         self.url = url
         self._parts = ThreadPoolExecutor(2 * FILES)
-        config: S3Config = {}
-        options: ClientConfig = {"timeout": "5m"}  # of a part, on a slow line
-        retries = 5
-        if url.startswith("s3://"):
-            config["checksum_algorithm"] = "SHA256"
-            endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "")
-            options["allow_http"] = endpoint.startswith("http://")
-            if not any(os.environ.get(name) for name in _CREDENTIALS):
-                retries = 1  # to ask for those of an Amazon machine takes long where there is none
         with self._errors():
-            self._objects = from_url(
-                url,
-                config=config,
-                client_options=options,
-                retry_config={"max_retries": retries, "retry_timeout": timedelta(minutes=1)},
-            )
+            self._objects = open_bucket(url)
 
     def read(self, path: str) -> Stored | None:
         """See `Store`."""
@@ -103,7 +46,7 @@ class Bucket:
             try:
                 found = self._objects.get(path)
             except FileNotFoundError as error:
-                if _find_code(str(error)) in ("NoSuchBucket", "ContainerNotFound"):
+                if is_about_bucket(error):
                     raise
                 return None
             tag = {key: str(value) for key in ("e_tag", "version") if (value := found.meta.get(key)) is not None}
@@ -197,12 +140,7 @@ class Bucket:
         try:
             yield
         except (BaseError, FileNotFoundError, PermissionError, ValueError) as error:
-            text = str(error)
-            known = _CODES.get(_find_code(text)) or next(
-                (known for words, known in _WORDS.items() if re.search(words, text)), None
-            )
-            said = " ".join(text.partition("\n\nDebug source")[0].split())[:400]
-            what, hint = known or (said, "look at what the store says")
+            what, hint = _OF_OBJECTS.get(find_code(error)) or explain_refusal(error)
             place = f"{self.url}/{path}" if path else self.url
             raise ReleaseError(f"{place} cannot be used: {what}", hint=hint) from error
 
@@ -231,8 +169,3 @@ class _Upload:
         largest_first = sorted(self._sources, key=lambda path: -self._sources[path][1].st_size)
         for path, _ in run_all(send, largest_first):
             yield path
-
-
-def _find_code(text: str) -> str:
-    found = _CODE.search(text)
-    return found[1] if found else ""

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from generator.buckets import ENDPOINTS
 from generator.errors import ReleaseError
-from generator.release.bucket import ENDPOINTS
 from generator.release.channel import read_channel
 from generator.release.manifest import RELEASES, read_manifest
 from generator.release.store import open_store
