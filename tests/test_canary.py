@@ -9,8 +9,10 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -589,6 +591,19 @@ def test_what_cannot_be_is_told_in_a_sentence(
 def test_a_metrics_port_that_is_taken() -> None:
     with MetricsServer("127.0.0.1", 0) as first, pytest.raises(ServerError, match="Address already in use"):
         MetricsServer("127.0.0.1", int(first.url.rpartition(":")[2]))
+
+
+def test_who_asks_for_metrics_and_hangs_up_is_not_heard_of(capfd: pytest.CaptureFixture[str]) -> None:
+    before = {thread for thread in threading.enumerate() if thread.is_alive()}
+    with MetricsServer("127.0.0.1", 0) as server:
+        server.publish("x" * (64 << 20))  # so that it is writing when the other end goes
+        host, _, port = server.url.partition(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert connection.recv(1)
+    assert wait_until(lambda: set(threading.enumerate()) <= before, timeout_s=10)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import threading
 from typing import TYPE_CHECKING, NamedTuple
@@ -159,11 +160,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(http.HTTPStatus.NOT_FOUND, "there is /metrics only")
             return
         body: bytes = self.server.text  # type: ignore[attr-defined]
-        self.send_response(http.HTTPStatus.OK)
-        self.send_header("Content-Type", CONTENT_TYPE)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        with contextlib.suppress(ConnectionError):  # who asked is gone
+            self.send_response(http.HTTPStatus.OK)
+            self.send_header("Content-Type", CONTENT_TYPE)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
         """Say nothing of each scrape."""

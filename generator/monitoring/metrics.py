@@ -56,7 +56,7 @@ METRICS = (
     _of_canary("trtgen_canary_proved", "1 if the answers are within the gate's limits"),
     _of_canary("trtgen_canary_last_run_timestamp_seconds", "when it asked last"),
     _of_canary("trtgen_canary_duration_seconds", "how long that took"),
-    _of_canary("trtgen_release_info", "1; its labels say what is served", "release", "version"),
+    _of_canary("trtgen_release_info", "1; its labels say what the server is compared with", "release", "version"),
     Metric(name="up", source="Prometheus", about="1 if the target was scraped"),
     Metric(name="probe_success", source="blackbox exporter", about="1 if /v2/health/ready answered 200"),
 )
