@@ -26,7 +26,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from generator.canary.asking import RELEASE_FILE, Reading, ask_model
+from generator.canary.asking import Reading, ask_model
 from generator.canary.metrics import CONTENT_TYPE, MetricsServer, format_metrics, write_metrics
 from generator.cli import main
 from generator.errors import ServerError, SourceError
@@ -34,6 +34,9 @@ from generator.gate.candidate import Candidate
 from generator.gate.client import GrpcAddress
 from generator.gate.published import find_published, read_candidate
 from generator.pipeline import BuildOptions, build_repository
+from generator.release.fetch import pull
+from generator.release.manifest import MANIFEST_FILE
+from generator.release.publish import push
 from generator.server import endpoint
 from generator.server.embedded import EmbeddedServer
 from generator.server.hardening import OWNER_HEADER
@@ -396,19 +399,19 @@ def test_records_and_references_are_enough_and_neither_torch_nor_onnxruntime_is_
 
 @pytest.mark.server
 def test_a_release_is_told_by_its_id(served: Served, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(served.proved, tmp_path / "pulled"))
-    own = replace(served, proved=root)
-    without = own.ask(CLASSIFIER).expected
-    (root / RELEASE_FILE).write_text(json.dumps({"release": "20261126T120000Z-0123456789abcdef"}))
-    reading = own.ask(CLASSIFIER)
+    without = served.ask(CLASSIFIER).expected
     assert without is not None
     assert re.fullmatch("[0-9a-f]{12}", without.release)
-    line = 'trtgen_release_info{model="demo",release="20261126T120000Z-0123456789abcdef",version="1"} 1\n'
-    assert line in format_metrics([reading])
-    (root / RELEASE_FILE).write_text("[]")
+    root = tmp_path / "pulled"
+    pushed = push(served.proved, str(tmp_path / "store"), allow_unproved=True)  # its own files are not all there
+    pull(str(tmp_path / "store"), root)
+    own = replace(served, proved=root)
+    line = f'trtgen_release_info{{model="demo",release="{pushed.manifest.release}",version="1"}} 1\n'
+    assert line in format_metrics([own.ask(CLASSIFIER)])
+    (root / MANIFEST_FILE).write_text("[]")
     reading = own.ask(CLASSIFIER)
     assert reading.error is not None
-    assert "does not say which release this is" in reading.error.message
+    assert f"{MANIFEST_FILE} cannot be used" in reading.error.message
 
 
 # --- again and again -----------------------------------------------------------------------------------------------

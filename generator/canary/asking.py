@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from generator.files import hash_bytes
 from generator.gate.client import GrpcAddress, ServedModel, check_server
 from generator.gate.published import find_published, read_candidate
 from generator.images.reference import Reference, load_reference
+from generator.release.manifest import read_pulled
 from generator.task import StageResult, find_task, not_proved
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from generator.gate.candidate import Candidate
     from generator.repository import Record
 
-RELEASE_FILE = "trtgen-release.json"
 # Few images at once, so that clients need not wait for them; several, so that a mix-up within a request shows.
 _IMAGES_AT_ONCE = 4
 
@@ -171,13 +170,7 @@ def _find_release(root: Path, record: Record) -> str:
     """Return the id of the release that `root` was pulled as, else what tells this record from others.
 
     Raises:
-        RepositoryError: The release's list cannot be read.
+        ReleaseError: The release's manifest cannot be read.
     """
-    path = root / RELEASE_FILE
-    if not path.is_file():
-        return hash_bytes(record.to_json().encode())[:12]
-    try:
-        return str(json.loads(path.read_bytes())["release"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        msg = f"{path} does not say which release this is: {error}"
-        raise RepositoryError(msg, hint="pull the release again") from error
+    pulled = read_pulled(root)
+    return hash_bytes(record.to_json().encode())[:12] if pulled is None else pulled.release
