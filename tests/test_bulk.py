@@ -46,7 +46,7 @@ from tests.test_repository import QUICK, RECIPE, tiny
 from tests.tiny_onnx import write_tiny_onnx
 
 ROOT = Path(__file__).parents[1]
-IMAGES = 1500
+IMAGES = 20_000
 BAD_EVERY = 100
 
 
@@ -458,10 +458,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,500 pictures of 32x32 pixels in 30 folders, one of each hundred broken."""
+    """20,000 pictures of 32x32 pixels in 100 folders, one of each hundred broken."""
     folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for number in range(IMAGES):
-        path = folder / f"{number // 50:02d}" / f"{number:04d}.png"
+        path = folder / f"{number // 200:02d}" / f"{number:05d}.png"
         path.parent.mkdir(exist_ok=True)
         with io.BytesIO() as stream:
             Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(stream, "PNG", compress_level=1)
@@ -474,7 +474,7 @@ def start(root: Path, source: Path, out: Path, *options: str) -> subprocess.Pope
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "generator", "classify-all", source, "--out", out, "-r", root, "--model", "tiny"),
-            *("--batch", "8", "--rows-per-part", "96", *options),
+            *("--batch", "32", "--rows-per-part", "1000", *options),
         ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -519,11 +519,11 @@ def test_three_times_killed_and_every_image_is_answered_once(root: Path, photos:
     assert (process.returncode, output) == (0, f"{out}\n"), said
     assert f"holds the answers to {items:,} images: it goes on behind them" in said
     assert f"answered {IMAGES - items:,} images" in said
-    assert "15 of 1,500 images (1.0%) have no answer: see the column `error`" in said
+    assert "200 of 20,000 images (1.0%) have no answer: see the column `error`" in said
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept  # nothing is done twice
     check_all_there(out, photos)
     output, said = start(root, photos, out).communicate()
-    assert "holds the answers to 1,500 images: all of the source" in said
+    assert "holds the answers to 20,000 images: all of the source" in said
 
 
 def test_ctrl_c_keeps_what_is_answered(root: Path, photos: Path, tmp_path: Path) -> None:
