@@ -81,6 +81,15 @@ def imported_by(code: str, cwd: Path | None = None) -> set[str]:
     return set(result.stdout.splitlines()[-1].split())
 
 
+@pytest.mark.parametrize("arguments", [[], ["release"]])
+def test_without_a_command_the_help_is_shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert error.startswith(f"Usage: {' '.join(['trtgen', *arguments])} ")
+    assert "Commands:" in error
+
+
 def test_help_imports_nothing_heavy() -> None:
     assert imported_by("import generator.cli\ngenerator.cli.main(['--help'])") == set()
 

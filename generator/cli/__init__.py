@@ -59,7 +59,6 @@ app = typer.Typer(
     cls=Group,
     help="From the name of an image model to a Triton model repository that is proved to work.",
     epilog="Example: trtgen build-repo demo",
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -91,7 +90,7 @@ for _name, _module in _COMMANDS.items():
     app.command(_name, cls=Command)(with_verbosity(_command))
 for _name, _functions in _GROUPS.items():
     _commands = importlib.import_module(f"generator.cli.{_name}")
-    _group = typer.Typer(cls=Group, help=_commands.__doc__, no_args_is_help=True)
+    _group = typer.Typer(cls=Group, help=_commands.__doc__)
     for _name_in_group, _function in _functions.items():
         _group.command(_name_in_group, cls=Command)(with_verbosity(getattr(_commands, _function)))
     app.add_typer(_group, name=_name)
@@ -127,9 +126,8 @@ def _run(arguments: Sequence[str]) -> int:
         console.report(error)
         return 1
     except typer.TyperException as error:
-        if message := error.format_message():  # empty where the help was printed for want of a command
-            context = getattr(error, "ctx", None)
-            console.fail(message, hint=f"{context.command_path if context else 'trtgen'} --help")
+        context = getattr(error, "ctx", None)
+        console.fail(error.format_message(), hint=f"{context.command_path if context else 'trtgen'} --help")
         return error.exit_code
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 1

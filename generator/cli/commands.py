@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import signal
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,6 +39,13 @@ class Group(TyperGroup):
             number = end.number if isinstance(end, EndedBySignal) else signal.SIGINT
             console.fail("interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}")
             raise typer.Exit(128 + number) from None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Show the help where no command is given."""
+        if not args and not ctx.resilient_parsing:
+            print(self.get_help(ctx), file=sys.stderr)
+            raise typer.Exit(2)
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the list of commands without boxes: loading what draws them takes longer than all the rest."""
