@@ -25,6 +25,7 @@ import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
@@ -125,10 +126,10 @@ def measure(root: Path, store: str, *, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         place = f"{store}/{uuid.uuid4().hex}"  # each time a new one: the same release is not pushed twice
         with tempfile.TemporaryDirectory(dir=root.parent) as folder:
-            clock("plain up", lambda place=place: copy_up(root, place))  # type: ignore[misc]
-            clock("push", lambda place=place: push(root, f"{place}/releases", allow_unproved=True))  # type: ignore[misc]
-            clock("plain down", lambda place=place, to=folder: copy_down(place, Path(to, "plain")))  # type: ignore[misc]
-            clock("pull", lambda place=place, to=folder: pull(f"{place}/releases", Path(to, "pulled")))  # type: ignore[misc]
+            clock("plain up", partial(copy_up, root, place))
+            clock("push", partial(push, root, f"{place}/releases", allow_unproved=True))
+            clock("plain down", partial(copy_down, place, Path(folder, "plain")))
+            clock("pull", partial(pull, f"{place}/releases", Path(folder, "pulled")))
         if not is_address(store):
             shutil.rmtree(place)
     return seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import functools
 import os
 import signal
 import subprocess
@@ -91,14 +91,28 @@ def check_rows(out: Path) -> None:
     assert rows[-1]["path"].endswith("99999\\udcff.jpg")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
-def test_without_ray(tmp_path: Path, built_demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_ray(
+    tmp_path: Path, built_demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"the package ray\[data\] is not installed"):
         RayEngine()
     arguments = ["classify-all", str(tmp_path), "--out", str(tmp_path / "out"), "--repository", str(built_demo)]
     assert main([*arguments, "--engine", "ray"]) == 1
     assert "pip install -e '.[ray]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_local_engine_began_goes_on(ray_on_two_cpus: Any, photos: Path, tmp_path: Path) -> None:
+    steps = [functools.partial(TextStep, "300", "raise")]
+    with open_results(tmp_path / "out", {}, rows_per_part=100) as results:
+        with pytest.raises(BulkError, match="the GPU is gone"):
+            run_bulk(open_source(str(photos)), results, steps, batch_size=10)
+        assert 0 < results.finished.items <= 300
+    begun = {path.name for path in (tmp_path / "out").glob("part-*")}
+    answer(photos, tmp_path / "out", TextStep, TextStep)
+    check_rows(tmp_path / "out")
+    assert begun < {path.name for path in (tmp_path / "out").glob("part-*")}
 
 
 def test_every_image_once_and_in_order(ray_on_two_cpus: Any, photos: Path, tmp_path: Path) -> None:

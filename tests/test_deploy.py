@@ -693,8 +693,6 @@ def test_ways_of_the_repository_into_the_pod(cases: dict[str, Case]) -> None:
 
 def test_the_pull_is_a_command_of_ours(cases: dict[str, Case]) -> None:
     groups: Any = typer.main.get_command(app)
-    if "release" not in groups.commands:
-        pytest.skip("releases are not there yet")
     options = {option for one in groups.commands["release"].commands["pull"].params for option in one.opts}
     for name in ("channel", "release"):
         program, *words = get_pod(cases[f"cpu/{name}/base"].layer.merge())["initContainers"][0]["command"]

@@ -6,6 +6,7 @@ folder no more is held than the names of those folders that are being read.
 
 from __future__ import annotations
 
+import abc
 import csv
 import itertools
 import logging
@@ -207,7 +208,7 @@ def _open_bucket(text: str) -> BucketSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _ListSource:
+class _ListSource(abc.ABC):
     """A file of paths; a relative one is below the file's folder."""
 
     path: Path
@@ -227,8 +228,9 @@ class _ListSource:
         """Return how many rows there are."""
         return sum(1 for _ in self._read(0))
 
+    @abc.abstractmethod
     def _read(self, start: int) -> Iterator[str]:
-        raise NotImplementedError
+        """Yield the column from this row on."""
 
     def _refuse(self, why: object) -> BulkError:
         hint = f"give a file with a column {_COLUMN!r}, a path or URL in each row"
