@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -258,9 +259,10 @@ def test_a_release_is_served_pulled_and_by_tritonserver_itself(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store = bucket.replace("a prefix", "models")  # which tritonserver could not read
     release = push(built_demo, store, channel="staging").manifest.release
-    ask = 'exec python "$0/classify.py" --url "$TRTGEN_GRPC_URL" "$0/samples/star.jpg"; echo'
+    shell = 'exec "$0" "$1/classify.py" --url "$TRTGEN_GRPC_URL" "$1/samples/star.jpg"'
+    ask = ["sh", "-c", shell, sys.executable, str(CLIENTS)]
     for options in ([], ["--direct"]):
-        command = ["serve", store, "--channel", "staging", *options, *FREE_PORTS, "--", "sh", "-c", ask, str(CLIENTS)]
+        command = ["serve", store, "--channel", "staging", *options, *FREE_PORTS, "--", *ask]
         assert main(command) == 0, capfd.readouterr().err
         printed = capfd.readouterr()
         assert "1.0000  star" in printed.out
