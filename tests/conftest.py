@@ -6,14 +6,17 @@ import fcntl
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from generator.measure.perf import analyzer
 from generator.pipeline import BuildOptions, build_repository
 from generator.spec.file import make_spec
+from tests.release_parts import serve_s3, use_s3
 
 # A shell lets what it starts in the background ignore Ctrl-C, and nohup a hang-up; children of ours would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -76,3 +79,22 @@ def edit() -> Callable[[Path, str, str], None]:
         path.write_text(text.replace(old, new))
 
     return replace
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    with serve_s3() as client:
+        yield client
+
+
+@pytest.fixture
+def bucket(s3: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    use_s3(monkeypatch, s3.meta.endpoint_url)
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    s3.create_bucket(Bucket=name)
+    return f"s3://{name}/releases"
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "store") if request.param == "folder" else str(request.getfixturevalue("bucket"))

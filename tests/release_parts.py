@@ -7,9 +7,6 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-import boto3
-from moto.server import ThreadedMotoServer
-
 from generator.release.publish import push
 
 if TYPE_CHECKING:
@@ -34,6 +31,9 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 @contextlib.contextmanager
 def serve_s3() -> Iterator[Any]:
     """Run moto's server in a thread; yield a client of it, whose address is `client.meta.endpoint_url`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

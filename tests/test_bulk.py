@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from generator.pipeline import build_repository
 from generator.server.embedded import EmbeddedServer
 from generator.spec.file import make_spec
 from tests.bulk_steps import TextStep, die, refuse
+from tests.release_parts import use_s3
 from tests.server_parts import wait_until
 from tests.test_disk_full import Disk, fill
 from tests.test_repository import QUICK, RECIPE, tiny
@@ -181,36 +181,23 @@ def test_an_image_that_cannot_be_read_is_an_error_of_its_own(tmp_path: Path) -> 
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """s3://photos with a few objects, in moto's server."""
-    from moto.server import ThreadedMotoServer
+def stored(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """s3://photos with a few objects."""
     from obstore.store import from_url
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }.items():
-        monkeypatch.setenv(name, value)
+    use_s3(monkeypatch, s3.meta.endpoint_url)
     open_store.cache_clear()
-    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/photos", method="PUT")).close()
+    s3.create_bucket(Bucket="photos")
     store = from_url("s3://photos", client_options={"allow_http": True})
     for number in range(25):
         store.put(f"in/{number % 2}/{number:02d} ü%20.jpg", str(number).encode())
     store.put("in/readme.txt", b"")
     store.put("inner/other.jpg", b"")
-    try:
-        yield store
-    finally:
-        server.stop()
-        open_store.cache_clear()
+    yield store
+    open_store.cache_clear()
 
 
-def test_a_bucket(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket(stored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source("s3://photos/in/")
     monkeypatch.setattr(sources, "_LISTED_AT_ONCE", 4)
     items = list(source.iterate(0, ""))
@@ -218,7 +205,7 @@ def test_a_bucket(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(items) == 25
     for number, item in enumerate(items, 1):
         assert list(source.iterate(number, item.name)) == items[number:]
-    bucket.put("in/1/03 ü%20.jpg", bytes(2000))
+    stored.put("in/1/03 ü%20.jpg", bytes(2000))
     work("s3://photos/in", tmp_path / "results", TextStep)
     rows = read_rows(tmp_path / "results")
     assert [row["path"] for row in rows] == [item.path for item in items]
@@ -229,7 +216,7 @@ def test_a_bucket(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [label for label in labels_of(tmp_path / "results") if label] == wanted
 
 
-def test_an_object_that_is_gone_is_an_error_and_a_bucket_that_is_gone_the_end(bucket: Any, tmp_path: Path) -> None:
+def test_an_object_that_is_gone_is_an_error_and_a_bucket_that_is_gone_the_end(stored: Any, tmp_path: Path) -> None:
     texts = ["s3://photos/in/gone.jpg", "s3://photos", "s3://photos/a//b.jpg", "s3://photos/in/1/01 ü%20.jpg"]
     (tmp_path / "list.csv").write_text("\n".join(["path", *texts]))
     work(tmp_path / "list.csv", tmp_path / "results", TextStep)
@@ -591,8 +578,6 @@ def test_the_answers_are_the_served_models(root: Path, tmp_path: Path) -> None:
             ("two", "classify-all", "classify", "classes"),
             ("demo-detector", "detect-all", "detect", "detections"),
         ):
-            out = tmp_path / model
-            assert main([command, str(photos), "--model", model, "-r", str(root), "--out", str(out)]) == 0
             asked = subprocess.run(
                 [sys.executable, f"clients/{client}.py", "--url", server.grpc_url, "--model", model, "--json", photos],
                 cwd=ROOT,
@@ -601,12 +586,16 @@ def test_the_answers_are_the_served_models(root: Path, tmp_path: Path) -> None:
                 check=True,
             )
             served = {Path(one["file"]).name: one[column] for one in map(json.loads, asked.stdout.splitlines())}
-            answered = {Path(row["path"]).name: row[column] for row in read_rows(out)}
-            assert answered.keys() == served.keys()
-            for name, rows in answered.items():
-                assert [(row["label"], row["index"]) for row in rows] == [
-                    (row["label"], row["index"]) for row in served[name]
-                ]
-                for row, other in zip(rows, served[name], strict=True):
-                    np.testing.assert_allclose(row["score"], other["score"], atol=1e-5)
-                    np.testing.assert_allclose(row.get("box", []), other.get("box", []), atol=0.02)
+            assert len(served) == 17
+            for engine in (("-r", str(root)), ("--endpoint", server.grpc_url.rpartition("://")[2])):
+                out = tmp_path / (model + engine[0])
+                assert main([command, str(photos), "--model", model, *engine, "--out", str(out)]) == 0
+                answered = {Path(row["path"]).name: row[column] for row in read_rows(out)}
+                assert answered.keys() == served.keys()
+                for name, rows in answered.items():
+                    assert [(row["label"], row["index"]) for row in rows] == [
+                        (row["label"], row["index"]) for row in served[name]
+                    ]
+                    for row, other in zip(rows, served[name], strict=True):
+                        np.testing.assert_allclose(row["score"], other["score"], atol=1e-5)
+                        np.testing.assert_allclose(row.get("box", []), other.get("box", []), atol=0.02)

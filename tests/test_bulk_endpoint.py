@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import itertools
 import shutil
 import threading
@@ -217,13 +217,18 @@ def test_an_endpoint_that_is_gone_ends_it_and_another_one_goes_on(
 
 
 @server
-def test_a_refusal_that_is_not_an_image_s_ends_it(steady: Served) -> None:
-    model = find_served_model([steady.url], "tiny", "classification", None)
-    batch = {"path": as_column(["-"] * 5), "image": as_column([make_image("red")] * 5), "error": as_column([None] * 5)}
-    hidden = dataclasses.replace(model, max_batch_size=None)
-    with pytest.raises(BulkError, match="batch-size must be <= 4") as caught:
-        EndpointStep([steady.url], hidden)(batch)
-    assert caught.value.fields == {"batch": None}
+def test_a_hidden_limit_is_learnt_from_the_first_refusal(steady: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("generator.bulk.endpoint._read_config", lambda *_: None)
+    batch = {"path": as_column(["-"] * 9), "image": as_column([make_image("red")] * 9), "error": as_column([None] * 9)}
+    for name, requests in (("tiny", 3), ("single", 9)):
+        model = find_served_model([steady.url], name, "classification", None)
+        step = EndpointStep([steady.url], model)
+        for _ in range(2):
+            before = count_work(steady, name)
+            answers = step(batch)
+            assert list(answers["error"]) == [None] * 9
+            assert [row[0]["label"] for row in answers["classes"]] == ["red"] * 9
+            assert read_settled(functools.partial(count_work, steady, name), before)[0] - before[0] == requests
 
 
 @server

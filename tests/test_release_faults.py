@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +26,7 @@ from generator.release.manifest import Manifest, hash_content, manifest_path
 from generator.release.prune import prune, read_contents
 from generator.release.publish import push, roll_back
 from generator.release.store import open_store
-from tests.release_parts import push_text, read_tree, serve_s3, use_s3, write_repository
+from tests.release_parts import push_text, read_tree, use_s3, write_repository
 from tests.test_disk_full import Disk, fill
 
 if TYPE_CHECKING:
@@ -49,25 +48,6 @@ if sys.argv[1] == "push":
 else:
     pull(sys.argv[3], Path(sys.argv[4]), on_event=kill)
 """
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Any]:
-    with serve_s3() as client:
-        yield client
-
-
-@pytest.fixture
-def bucket(s3: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    use_s3(monkeypatch, s3.meta.endpoint_url)
-    name = f"bucket-{uuid.uuid4().hex[:8]}"
-    s3.create_bucket(Bucket=name)
-    return f"s3://{name}/releases"
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if request.param == "folder" else str(request.getfixturevalue("bucket"))
 
 
 class Amazon:

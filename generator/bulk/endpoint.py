@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _ASK_TIMEOUT_S = 20.0
 _REQUEST_BYTES = 64 << 20  # gRPC cannot carry 2 GiB
 _ALL_CLASSES = 1_000_000  # the server ranks all when asked for more than there are
+_LIMIT = re.compile(r"batch-size must be <= (\d+)")
 _AT_PLACE = re.compile(r"^(in ensemble '[^']*', )?IMAGE\[0\] of 1: ")
 
 
@@ -107,6 +108,7 @@ def _describe(client: InferenceServerClient, name: str, task: str) -> ServedMode
     if not outputs or [one.datatype for one in metadata.inputs] != ["BYTES"]:
         return None
     config = _read_config(client, name)
+    hidden = None if len(metadata.inputs[0].shape) > 1 else 0
     negative = config and config.parameters["negative_label"].string_value
     return ServedModel(
         name=name,
@@ -114,7 +116,7 @@ def _describe(client: InferenceServerClient, name: str, task: str) -> ServedMode
         task=task,
         input=metadata.inputs[0].name,
         outputs=outputs,
-        max_batch_size=config and config.max_batch_size,
+        max_batch_size=config.max_batch_size if config else hidden,
         negative_label=negative or None,
     )
 
@@ -181,6 +183,7 @@ class EndpointStep:
         self.calls_at_once = calls_at_once
         self._endpoints, self._model, self._top, self._timeout_s = endpoints, model, top, timeout_s
         self._task = find_task(model.task)
+        self._most_images = model.most_images
         try:
             target, options = describe_channel(endpoints)
         except OSError as error:
@@ -210,7 +213,7 @@ class EndpointStep:
 
     def _split(self, places: Sequence[int], images: NDArray[Any]) -> Iterator[list[int]]:
         """Yield the places of the images of each request."""
-        most = self._model.most_images or len(places)
+        most = self._most_images or len(places)
         request: list[int] = []
         size = 0
         for place in places:
@@ -223,17 +226,24 @@ class EndpointStep:
             yield request
 
     def _ask(self, images: Sequence[bytes]) -> list[list[dict[str, Any]] | str]:
-        """Return each image's answer, or why there is none; where all are refused, each is asked for alone."""
+        """Return each image's answer, or why there is none.
+
+        Where all are refused, each is asked for alone, or as many as the server says that it takes.
+        """
         from tritonclient.utils import InferenceServerException
 
         try:
             outputs = self._infer(images)
         except InferenceServerException as error:
-            if error.status() != "StatusCode.INVALID_ARGUMENT" or "batch-size must be" in error.message():
+            if error.status() != "StatusCode.INVALID_ARGUMENT":
                 raise self._explain(error) from error
             if len(images) == 1:
                 return [_AT_PLACE.sub("", error.message())]
-            return [answer for image in images for answer in self._ask([image])]
+            size = 1
+            if limit := _LIMIT.search(error.message()):
+                size = self._most_images = max(min(int(limit[1]), len(images) - 1), 1)
+            parts = (images[start : start + size] for start in range(0, len(images), size))
+            return [answer for part in parts for answer in self._ask(part)]
         return [self._read({name: rows[number] for name, rows in outputs.items()}) for number in range(len(images))]
 
     def _read(self, outputs: dict[str, NDArray[Any]]) -> list[dict[str, Any]] | str:
@@ -261,8 +271,6 @@ class EndpointStep:
 
     def _explain(self, error: InferenceServerException) -> BulkError:
         everybody = ", ".join(self._endpoints)
-        if "batch-size must be" in error.message():
-            return BulkError(error.message(), hint="put fewer images into a request", fields={"batch": None})
         if error.status() == "StatusCode.DEADLINE_EXCEEDED":
             if any(map(is_reachable, self._endpoints)):
                 msg = f"no answer from {everybody} within {self._timeout_s:g} s"
