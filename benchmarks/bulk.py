@@ -2,10 +2,11 @@
 
     python -m benchmarks.bulk --rounds 5
     python -m benchmarks.bulk --million
+    python -m benchmarks.bulk --repository gpu-run/model_repository --model resnet50_gpu --images 60000 --batch 32 128
 
-The bare loop is one process for each core that reads its share of the files, decodes them as the served step does and
-runs the same graph in batches of the same size, and keeps nothing. Both take turns; the clock runs from when the last
-process is ready.
+The bare loop is as many processes that read their share of the files, decode them and run the network in batches of the
+same size, and keep nothing. Both take turns; the clock runs from when the last process is ready. By default that is the
+demo model on the cores; with `--repository` a model with a plan, on JPEGs of 500x375, with the GPU's energy.
 
 `--million` lists a few thousand pictures of 32x32 pixels again and again, one of a hundred broken, kills the command
 with SIGKILL at a quarter, half and three quarters, and lets it finish. Memory is the proportional set size of the
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import json
 import multiprocessing
 import statistics
 import subprocess
@@ -25,32 +27,30 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from pyarrow import dataset
 
 from benchmarks.crash import tiny
+from benchmarks.gpu_images import make_files
 from benchmarks.machine import describe_machine, measure_pss
 from generator.bulk.local import make_local_steps
 from generator.bulk.results import open_results
 from generator.bulk.run import run_bulk
 from generator.bulk.sources import open_source
-from generator.bulk.step import LocalStep, find_candidate
+from generator.bulk.step import LocalStep
 from generator.demo.draw import draw_set
-from generator.graph.model import open_onnx
-from generator.images.served_pixels import load_step
+from generator.measure.bench.runners.loop import Nvml
 from generator.pipeline import BuildOptions, build_repository
-from generator.runtime.cpu_images import CpuImages
 from generator.spec.file import make_spec
-from generator.spec.model import usable_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 BATCH = 32
-TARGET, MEMORY_TARGET = 0.95, 1.05
+TARGET, GPU_TARGET, MEMORY_TARGET = 0.95, 0.8, 1.05
 BAD_EVERY = 100
 PICTURES = 4000
 
@@ -61,74 +61,113 @@ class TimedStep(LocalStep):
     def __init__(self, ready: Path, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         ready.mkdir(exist_ok=True)
-        (ready / str(time.time_ns())).touch()
+        (ready / str(time.time_ns())).write_text(json.dumps(Nvml(wanted=True).joules()))
 
 
-def measure_engine(root: Path, photos: Path, folder: Path) -> float:
-    """Return images/s of the engine, from its last process's being ready to the last file's being on the disk."""
-    steps = [
-        functools.partial(TimedStep, folder / "ready", *one.args, **one.keywords)
-        for one in make_local_steps(root, "demo", top=5, workers=None)
-        if isinstance(one, functools.partial)
-    ]
+class Figure(NamedTuple):
+    """What was reached; without a GPU no energy is known."""
+
+    images_per_s: float
+    images_per_joule: float | None
+
+    def __str__(self) -> str:
+        return f"{self.images_per_s:,.0f}" + (
+            f" ({self.images_per_joule:.1f} a joule)" if self.images_per_joule else ""
+        )
+
+
+def count_per_joule(images: int, before: float | None, after: float | None) -> float | None:
+    """Return the images for each joule between two readings."""
+    return None if before is None or after is None else images / (after - before)
+
+
+def measure_engine(steps: Sequence[Any], source: Path, folder: Path, *, batch: int) -> Figure:
+    """Measure the engine from its last process's being ready to the last file's being on the disk."""
+    timed = [functools.partial(TimedStep, folder / "ready", *one.args, **one.keywords) for one in steps]
     with open_results(folder / "results", {}, rows_per_part=20_000) as results:
-        finished = run_bulk(open_source(str(photos)), results, steps, batch_size=BATCH)
-    ended_s = time.time()
-    ready_s = max(int(path.name) for path in (folder / "ready").iterdir()) / 1e9
-    return finished.items / (ended_s - ready_s)
+        finished = run_bulk(open_source(str(source)), results, timed, batch_size=batch)
+    ended_s, joules = time.time(), Nvml(wanted=True).joules()
+    last = max((folder / "ready").iterdir(), key=lambda path: int(path.name))
+    per_joule = count_per_joule(finished.items, json.loads(last.read_text()), joules)
+    assert not finished.errors
+    return Figure(finished.items / (ended_s - int(last.name) / 1e9), per_joule)
 
 
-def run_barely(root: Path, paths: Sequence[str], barrier: Any) -> None:
+def run_barely(make_step: Callable[[], Any], paths: Sequence[str], batch: int, barrier: Any) -> None:
     """Decode and run what these files hold; the barrier is passed when ready, and at the end."""
-    candidate = find_candidate(root, "demo")
-    assert candidate.plan is None
-    step = load_step("preprocess")
-    step.keep_freed_memory()
-    parameters = candidate.artifact.recipe.parameters()
-    images = CpuImages(
-        step, step.Recipe({name: {"string_value": text} for name, text in parameters.items()}), threads=1
-    )
-    run = open_onnx(candidate.onnx, as_served=True, threads=1)
+    step = make_step()
     barrier.wait()
-    for start in range(0, len(paths), BATCH):
-        run(images.decode([Path(path).read_bytes() for path in paths[start : start + BATCH]]).pixels)
+    for start in range(0, len(paths), batch):
+        step.run_network(step.decode([Path(path).read_bytes() for path in paths[start : start + batch]]))
     barrier.wait()
 
 
-def measure_bare(root: Path, photos: Path) -> float:
-    """Return images/s of a loop in one process for each core."""
-    paths = sorted(str(path) for path in photos.rglob("*.jpg"))
-    context, count = multiprocessing.get_context("spawn"), usable_cores()
+def measure_bare(steps: Sequence[Any], paths: Sequence[str], *, batch: int) -> Figure:
+    """Measure a loop in as many processes."""
+    context, count = multiprocessing.get_context("spawn"), len(steps)
     barrier = context.Barrier(count + 1)
-    processes = [context.Process(target=run_barely, args=(root, paths[n::count], barrier)) for n in range(count)]
+    processes = [
+        context.Process(target=run_barely, args=(one, paths[n::count], batch, barrier)) for n, one in enumerate(steps)
+    ]
     for process in processes:
         process.start()
     barrier.wait()
-    began_s = time.perf_counter()
+    began_s, joules = time.perf_counter(), Nvml(wanted=True).joules()
     barrier.wait()
     seconds = time.perf_counter() - began_s
+    per_joule = count_per_joule(len(paths), joules, Nvml(wanted=True).joules())
     for process in processes:
         process.join()
-    return len(paths) / seconds
+    return Figure(len(paths) / seconds, per_joule)
 
 
-def compare(folder: Path, *, images: int, rounds: int) -> bool:
-    """Print images/s of both and their ratio; say whether it is as wanted."""
+def compare(
+    steps: Sequence[Any], source: Path, paths: Sequence[str], folder: Path, *, batch: int, rounds: int
+) -> float:
+    """Print images/s of both, and return their ratio."""
+    found: dict[str, list[float]] = {"bare": [], "engine": []}
+    for turn in range(rounds):
+        bare = measure_bare(steps, paths, batch=batch)
+        (folder / f"{batch}-{turn}").mkdir()
+        engine = measure_engine(steps, source, folder / f"{batch}-{turn}", batch=batch)
+        found["bare"].append(bare.images_per_s)
+        found["engine"].append(engine.images_per_s)
+        print(f"turn {turn + 1}, batches of {batch}: bare {bare}, engine {engine} images/s", flush=True)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    ratio = medians["engine"] / medians["bare"]
+    print(
+        f"median: bare {medians['bare']:,.0f}, engine {medians['engine']:,.0f} images/s; ratio {ratio:.3f}", flush=True
+    )
+    return ratio
+
+
+def compare_on_cores(folder: Path, *, images: int, rounds: int) -> bool:
+    """Compare both with the demo model; say whether it is as wanted."""
     root, photos = folder / "models", folder / "photos"
     build_repository(make_spec(["demo"], target="onnxruntime")[0], root, BuildOptions(verify=False))
     photos.mkdir()
     drawn = [image.jpeg for image in draw_set(min(images, 500), seed=1)]
     for number in range(images):
         (photos / f"{number:06d}.jpg").write_bytes(drawn[number % len(drawn)])
-    found: dict[str, list[float]] = {"bare": [], "engine": []}
-    for turn in range(rounds):
-        found["bare"].append(measure_bare(root, photos))
-        (folder / str(turn)).mkdir()
-        found["engine"].append(measure_engine(root, photos, folder / str(turn)))
-        print(f"turn {turn + 1}: bare {found['bare'][-1]:,.0f}, engine {found['engine'][-1]:,.0f} images/s", flush=True)
-    bare, engine = (statistics.median(found[name]) for name in ("bare", "engine"))
-    print(f"median: bare {bare:,.0f}, engine {engine:,.0f} images/s; ratio {engine / bare:.3f} (>= {TARGET})")
-    return engine / bare >= TARGET
+    steps = make_local_steps(root, "demo", top=5, workers=None)
+    paths = sorted(str(path) for path in photos.iterdir())
+    return compare(steps, photos, paths, folder, batch=BATCH, rounds=rounds) >= TARGET
+
+
+def compare_on_gpu(folder: Path, options: argparse.Namespace) -> bool:
+    """Compare both with a model that has a plan, by batch; say whether the best is as wanted."""
+    files = make_files("500x375", 64)
+    for number, data in enumerate(files):
+        (folder / f"{number}.jpg").write_bytes(data)
+    paths = [str(folder / f"{number % len(files)}.jpg") for number in range(options.images)]
+    source = folder / "list.csv"
+    source.write_text("\n".join(["path", *paths, ""]))
+    steps = make_local_steps(options.repository, options.model, top=5, workers=options.workers)
+    print(f"{len(steps)} processes", flush=True)
+    ratios = [
+        compare(steps, source, paths, folder, batch=batch, rounds=options.rounds) for batch in options.batch or [BATCH]
+    ]
+    return max(ratios) >= GPU_TARGET
 
 
 @dataclass(slots=True)
@@ -217,6 +256,10 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--million", action="store_true", help="the three kills, in place of the comparison")
+    parser.add_argument("--repository", type=Path, help="compare with a model of this one, which has a plan")
+    parser.add_argument("--model", help="of --repository")
+    parser.add_argument("--workers", type=int, help="of --repository: processes")
+    parser.add_argument("--batch", type=int, nargs="*", help="of --repository: images in a batch, one after another")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of --million")
     parser.add_argument("--rows-per-part", type=int, default=20_000, help="of --million")
     options = parser.parse_args()
@@ -224,8 +267,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         if options.million:
             is_right = survive(Path(name), images=options.rows, rows_per_part=options.rows_per_part)
+        elif options.repository:
+            is_right = compare_on_gpu(Path(name), options)
         else:
-            is_right = compare(Path(name), images=options.images, rounds=options.rounds)
+            is_right = compare_on_cores(Path(name), images=options.images, rounds=options.rounds)
     return 0 if is_right else 1
 
 

@@ -3,10 +3,11 @@
     python -m benchmarks.gpu_decoding --work gpu-run
 
 Exports ResNet-50, the demo model and the demo detector, builds and proves each with `decode: gpu`, ResNet-50 with
-`decode: cpu`, too. Measures ResNet-50 with requests of 8 images of 500x375 and of one, by the number of its processes,
-against the bare chain of decode, resize and crop (benchmarks.gpu_images) before and after; then the latency at half of
-the top load against that of a single request, other sizes of images, and the ensemble that decodes on the CPU. A long
-load's every answer is compared, with memory of host and GPU. Steps can be run one after another, as in benchmarks.gpu.
+`decode: cpu`, too. Measures ResNet-50 with requests of 8 images of 500x375 and of one, by the number of its processes
+and of the images that are decoded before the network begins on them, against the bare chain of decode, resize and crop
+(benchmarks.gpu_images) before and after; then the latency at half of the top load against that of a single request,
+other sizes of images, and the ensemble that decodes on the CPU. A long load's every answer is compared, with memory of
+host and GPU. Steps can be run one after another, as in benchmarks.gpu.
 With `--mps` the processes share the GPU through NVIDIA's Multi-Process Service; else they take turns on it.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -126,31 +128,40 @@ def multi_process_service(folder: Path) -> Iterator[None]:
         del os.environ["CUDA_MPS_PIPE_DIRECTORY"], os.environ["CUDA_MPS_LOG_DIRECTORY"]
 
 
-def measure(run: Run, repository: Path, processes: list[int], *, name: str) -> None:
-    """Measure the fused model by processes, and the bare chain before and after; keep it under this name."""
+def serve_fused(run: Run, repository: Path, how: str) -> Path:
+    """Return a copy of the repository in which the fused model is served as `how` says: processes x images a piece."""
+    processes, piece = how.split("x")
+    tree = gpu_load.copy_with_counts(repository, run.work / "served", {FUSED: int(processes)})
+    for path in tree.glob(f"{FUSED}/*/trtgen_runtime/runtime/gpu_images.py"):
+        text = path.read_text()
+        path.unlink()  # a link
+        path.write_text(re.sub(r"^_PIECE = \d+", f"_PIECE = {piece}", text, flags=re.MULTILINE))
+    return tree
+
+
+def measure(run: Run, repository: Path, ways: list[str], *, name: str) -> None:
+    """Measure the fused model in these ways, and the bare chain before and after; keep it under this name."""
     images = ("--images", str(write_images(run.work, "500x375")))
     bare = [measure_bare(1.5, ("500x375",))["500x375"]]
     rows = {}
-    for count in processes:
-        tree = gpu_load.copy_with_counts(repository, run.work / "served", {FUSED: count})
-        with EmbeddedServer(tree, log_path=run.work / f"fused-{count}.log") as server:
+    for how in ways:
+        with EmbeddedServer(serve_fused(run, repository, how), log_path=run.work / f"fused-{how}.log") as server:
             asked = [perf(run.work, server, "--model", FUSED, *images, *more) for more in (EIGHTS, SINGLES)]
-        rows[count] = {"eights": top(asked[0]), "singles": top(asked[1])}
-        print(count, json.dumps(rows[count]), flush=True)
+        rows[how] = {"eights": top(asked[0]), "singles": top(asked[1])}
+        print(how, json.dumps(rows[how]), flush=True)
         run.save(name, rows)
     bare.append(measure_bare(1.5, ("500x375",))["500x375"])
     run.save(f"bare {name}", bare)
 
 
 def measure_more(run: Run, repository: Path, *, name: str) -> None:
-    """Measure latencies, other sizes, and the ensemble that decodes on the CPU, with the best number of `name`."""
+    """Measure latencies, other sizes, and the ensemble that decodes on the CPU, with the best way of `name`."""
     rows = run.kept()[name]
-    count = int(max(rows, key=lambda one: rows[one]["eights"]["images_per_s"]))
-    tree = gpu_load.copy_with_counts(repository, run.work / "served", {FUSED: count})
-    found: dict[str, Any] = {"processes": count}
+    how = max(rows, key=lambda one: float(rows[one]["eights"]["images_per_s"]))
+    found: dict[str, Any] = {"how": how}
     images = ("--images", str(write_images(run.work, "500x375")))
-    half = str(int(rows[str(count)]["eights"]["images_per_s"] / 8 / 2))
-    with EmbeddedServer(tree, log_path=run.work / "fused-more.log") as server:
+    half = str(int(rows[how]["eights"]["images_per_s"] / 8 / 2))
+    with EmbeddedServer(serve_fused(run, repository, how), log_path=run.work / "fused-more.log") as server:
         ask = ("--model", FUSED, "--batch-size", "8")
         found["unloaded"] = top(
             perf(run.work, server, *ask, *images, "--concurrency", "1", "--measurement-requests", "200")
@@ -205,7 +216,9 @@ def main() -> None:
     parser.add_argument("--torch-python", default=sys.executable, help="as for benchmarks.gpu")
     parser.add_argument("--torch-path", default="", help="as for benchmarks.gpu")
     parser.add_argument("--only", nargs="*", choices=MODELS, default=list(MODELS), help="export and build only these")
-    parser.add_argument("--processes", nargs="*", type=int, default=[1, 2, 4])
+    parser.add_argument(
+        "--ways", nargs="*", default=["1x32", "2x32", "4x32", "4x1000"], help="processes x images decoded in a piece"
+    )
     parser.add_argument("--requests", type=int, default=100_000, help="of the soak")
     parser.add_argument("--mps", action="store_true", help="serve and measure under the Multi-Process Service")
     steps = ("export", "build", "measure", "more", "soak")
@@ -223,7 +236,7 @@ def main() -> None:
         else:
             with multi_process_service(run.work / "mps") if arguments.mps else contextlib.nullcontext():
                 if step == "measure":
-                    measure(run, repository, arguments.processes, name=name)
+                    measure(run, repository, arguments.ways, name=name)
                 elif step == "more":
                     measure_more(run, repository, name=name)
                 else:

@@ -50,7 +50,7 @@ class Libraries:
         self.gpu, self.fault, self.refused = gpu, "", set[bytes]()
         self.colour_off = 0
         self.batches: list[int] = []
-        self.reused = 0
+        self.reused = self.stream = 0
         self.cache_bytes = 0
         self.codec = SimpleNamespace(
             Backend=lambda kind: kind,
@@ -81,7 +81,7 @@ class Libraries:
         return SimpleNamespace(decode=self._decode)
 
     def _decode(self, files: list[bytes], *, images: Any, params: Any, **stream: int) -> list[Any]:
-        assert stream == {"cuda_stream": 7}
+        self.stream = stream["cuda_stream"]
         assert params == {"apply_exif_orientation": False, "sample_format": "RGB"}
         if self.fault:
             raise RuntimeError(self.fault)
@@ -108,18 +108,18 @@ class Libraries:
         return images
 
     def _resize(self, batch: list[Picture], sizes: list[tuple[int, int]], kind: Any, **stream: int) -> list[Picture]:
-        assert stream == {"stream": 7}
+        assert stream == {"stream": self.stream}
         made = [Picture() for _ in batch]
 
         def run() -> None:
             for one, source, size in zip(made, batch, sizes, strict=True):
                 one.pixels = np.asarray(Image.fromarray(source.pixels).resize(size, kind))
 
-        self.gpu._submit(run)
+        self.gpu._submit(run, self.stream)
         return made
 
     def _crop(self, dst: Any, batch: list[Picture], **given: Any) -> None:
-        assert given.pop("stream") == 7
+        assert given.pop("stream") == self.stream
         assert given.pop("border") == "constant"
         fill = given.pop("bvalue")
         tensors = {name: (interface, layout) for name, (interface, layout) in {"dst": dst, **given}.items()}
@@ -140,4 +140,4 @@ class Libraries:
                 start_y, start_x = max(-top, 0), max(-left, 0)
                 row[start_y : start_y + inside.shape[0], start_x : start_x + inside.shape[1]] = inside
 
-        self.gpu._submit(run)
+        self.gpu._submit(run, self.stream)

@@ -1,12 +1,14 @@
 """Stand-ins for the CUDA driver and TensorRT, on which the tensorrt backend runs where there is no GPU.
 
-The GPU's memory is host memory, and nothing happens before somebody waits for it, as on a GPU: what reads a buffer too
-early, or writes it too early, gives wrong numbers here too. A plan is the real header and a description in JSON; its
+The GPU's memory is host memory, and nothing happens before somebody waits for it, as on a GPU, and then only what is in
+the same stream or is waited for there: what reads a buffer too early, or writes it too early, gives wrong numbers here,
+too. A plan is the real header and a description in JSON; its
 network doubles each input. Addresses outside what was allocated raise.
 """
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import importlib.util
 import itertools
@@ -97,22 +99,36 @@ class Driver:
         self.on_gpu: set[int] = set()
         self.registered: list[int] = []  # mappings of shared memory
         self.refuses_shared_memory = False
-        self.queue: list[Operation] = []
+        self.streams: collections.defaultdict[int, collections.deque[Operation]] = collections.defaultdict(
+            collections.deque
+        )
+        self.done: collections.Counter[int] = collections.Counter()  # operations of each stream
+        self.events: dict[int, tuple[int, int]] = {}  # a stream, and how many of its operations come before
         self.recording: list[Operation] | None = None
         self.graphs: dict[int, list[Operation]] = {}
         self.refusal = ""  # with which TensorRT does not start
         self.open = 0  # streams, events and contexts not yet closed
         self.launched_graphs: list[int] = []
         self.piece_bytes: list[int] = []
-        self.awaited: list[int] = []  # streams whose work was waited for
-        self.recorded_on = 0
-        self._numbers = itertools.count(1)
+        self.awaited: list[int] = []  # streams whose work another waits for
+        self._numbers, self._streams, self._events = itertools.count(1), itertools.count(1), itertools.count(1)
 
     def _used(self) -> int:
         return sum(len(self.memory[address]) for address in self.on_gpu)
 
-    def _submit(self, operation: Operation) -> None:
-        (self.queue if self.recording is None else self.recording).append(operation)
+    def _submit(self, operation: Operation, stream: int) -> None:
+        (self.streams[stream] if self.recording is None else self.recording).append(operation)
+
+    def _run(self, stream: int, count: int) -> None:
+        """Do what is waiting in a stream until so many of its operations are done."""
+        while self.done[stream] < count:
+            self.done[stream] += 1
+            self.streams[stream].popleft()()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything waits."""
+        return any(self.streams.values())
 
     def _check(self, address: int, size: int) -> None:
         inside = any(
@@ -149,7 +165,7 @@ class Driver:
     def cuStreamCreateWithPriority(self, _flags: int, priority: int) -> tuple[int, int]:
         self.priority = priority
         self.open += 1
-        return 0, 7
+        return 0, 6 + next(self._streams)
 
     def cuStreamDestroy(self, _stream: int) -> tuple[int]:
         self.open -= 1
@@ -158,16 +174,14 @@ class Driver:
     def cuEventCreate(self, flags: int) -> tuple[int, int]:
         self.event_flags = flags
         self.open += 1
-        return 0, 8
+        return 0, 100 + next(self._events)
 
-    def cuEventRecord(self, _event: int, stream: int) -> tuple[int]:
-        self.recorded_on = stream
+    def cuEventRecord(self, event: int, stream: int) -> tuple[int]:
+        self.events[event] = stream, self.done[stream] + len(self.streams[stream])
         return (0,)
 
-    def cuEventSynchronize(self, _event: int) -> tuple[int]:
-        work, self.queue = self.queue, []
-        for operation in work:
-            operation()
+    def cuEventSynchronize(self, event: int) -> tuple[int]:
+        self._run(*self.events[event])
         return (0,)
 
     def cuEventElapsedTime(self, _first: int, _last: int) -> tuple[int, float]:
@@ -192,13 +206,13 @@ class Driver:
         self.on_gpu.add(address)
         return 0, address
 
-    def cuMemsetD8Async(self, address: int, value: int, size: int, _stream: int) -> tuple[int]:
+    def cuMemsetD8Async(self, address: int, value: int, size: int, stream: int) -> tuple[int]:
         self._check(address, size)
-        self._submit(lambda: ctypes.memset(address, value, size))
+        self._submit(lambda: ctypes.memset(address, value, size), stream)
         return (0,)
 
     def cuMemFree(self, address: int) -> tuple[int]:
-        assert not self.queue, "memory of the GPU was given back while work was pending"
+        assert not self.is_busy, "memory of the GPU was given back while work was pending"
         self.on_gpu.remove(address)
         del self.memory[address]
         return (0,)
@@ -222,37 +236,38 @@ class Driver:
         del self.memory[address]
         return (0,)
 
-    def _copy(self, target: int, source: int, size: int) -> tuple[int]:
+    def _copy(self, target: int, source: int, size: int, stream: int) -> tuple[int]:
         self._check(target, size)
         self._check(source, size)
-        self._submit(lambda: ctypes.memmove(target, source, size))
+        self._submit(lambda: ctypes.memmove(target, source, size), stream)
         return (0,)
 
-    def cuMemcpyHtoDAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:
+    def cuMemcpyHtoDAsync(self, target: int, source: int, size: int, stream: int) -> tuple[int]:
         self.piece_bytes.append(size)
-        return self._copy(target, source, size)
+        return self._copy(target, source, size, stream)
 
     def cuMemcpyDtoH(self, target: int, source: int, size: int) -> tuple[int]:
-        assert not self.queue, "work was pending when its result was copied"
+        assert not self.is_busy, "work was pending when its result was copied"
         self._check(source, size)
         ctypes.memmove(target, source, size)
         return (0,)
 
-    def cuMemcpyDtoDAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:
+    def cuMemcpyDtoDAsync(self, target: int, source: int, size: int, stream: int) -> tuple[int]:
         blocks = [(start, start + len(self.memory[start])) for start in self.on_gpu]
         assert any(start <= one < end for one in (target, source) for start, end in blocks), "neither lies on the GPU"
-        return self._copy(target, source, size)
+        return self._copy(target, source, size, stream)
 
-    def cuStreamWaitEvent(self, _stream: int, _event: int, _flags: int) -> tuple[int]:
-        """The other stream is done: its work was put into the one queue before."""
-        self.awaited.append(self.recorded_on)
+    def cuStreamWaitEvent(self, stream: int, event: int, _flags: int) -> tuple[int]:
+        before = self.events[event]
+        self.awaited.append(before[0])
+        self._submit(lambda: self._run(*before), stream)
         return (0,)
 
-    def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:
-        return self._copy(target, source, size)
+    def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: int) -> tuple[int]:
+        return self._copy(target, source, size, stream)
 
     def cuStreamBeginCapture(self, _stream: int, _mode: int) -> tuple[int]:
-        assert not self.queue, "work was pending when a recording began"
+        assert not self.is_busy, "work was pending when a recording began"
         self.recording = []
         return (0,)
 
@@ -268,9 +283,9 @@ class Driver:
     def cuGraphDestroy(self, _graph: list[Operation]) -> tuple[int]:
         return (0,)
 
-    def cuGraphLaunch(self, graph: int, _stream: int) -> tuple[int]:
+    def cuGraphLaunch(self, graph: int, stream: int) -> tuple[int]:
         self.launched_graphs.append(graph)
-        self.queue += self.graphs[graph]
+        self.streams[stream] += self.graphs[graph]
         return (0,)
 
     def cuGraphExecDestroy(self, graph: int) -> tuple[int]:
@@ -325,7 +340,7 @@ class Context:
         self.addresses[name] = address
         return True
 
-    def execute_async_v3(self, _stream: int) -> bool:
+    def execute_async_v3(self, stream: int) -> bool:
         shapes = dict(self.shapes)
         if next(iter(shapes.values()))[:1] == (self.engine.plan.get("silent_rows"),):
             return False
@@ -338,7 +353,7 @@ class Context:
         elif self.engine.plan.get("stale_graphs"):
             shapes = self.shapes
         addresses = dict(self.addresses)  # of now, which a graph keeps
-        self.engine.gpu._submit(lambda: self._double(shapes, addresses))
+        self.engine.gpu._submit(lambda: self._double(shapes, addresses), stream)
         return True
 
     def _double(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:

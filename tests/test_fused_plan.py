@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import sys
 import warnings
@@ -24,6 +25,7 @@ from generator.runtime.gpu_array import read_gpu_array
 from generator.spec.model import usable_cores
 from generator.spec.recipe import Recipe
 from generator.triton.fused import read_fused_files
+from tests.gpu_images_standin import Libraries
 from tests.tensorrt_standin import Driver, load_backend, make_plan, make_tensorrt
 from tests.test_tensorrt_backend import make_pb_utils
 
@@ -76,7 +78,9 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
     def make(*, on_gpu: bool, plans: dict[str, str] | None = None, **parameters: str) -> Any:
         gpu = Driver()
-        trt = make_tensorrt(gpu)
+        trt, libraries = make_tensorrt(gpu), Libraries(gpu)
+        monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", libraries.codec)
+        monkeypatch.setitem(sys.modules, "cvcuda", libraries.cvcuda)
         backend = module.importlib.import_module("trtgen_tensorrt")
         monkeypatch.setattr(backend, "import_driver", lambda _model: gpu)
         monkeypatch.setattr(backend, "import_tensorrt", lambda: trt)
@@ -111,6 +115,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
         if on_gpu:
             model.decoder = GpuImages(model.decoder, gpu)
         model.driver, model.runs, model.logged = gpu, trt.runs, pb_utils.__dict__["logged"]
+        model.libraries = libraries
         return model
 
     with warnings.catch_warnings():
@@ -162,6 +167,62 @@ def test_the_requests_of_one_execute_are_decoded_and_run_together(load: Load, on
     assert model.driver.open == 0
 
 
+def test_the_network_runs_on_the_first_images_while_the_next_are_decoded(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(on_gpu=False, decode="gpu")
+    monkeypatch.setattr(sys.modules[type(model.decoder).__module__], "_PIECE", 2)
+    photos = [make_jpeg(number, (30 + 7 * number, 60 - 5 * number)) for number in range(8)]
+    for files in (photos[:4], photos[4:], photos[2:6]):  # of sizes that differ, written over each other
+        model.runs.clear()
+        (answer,) = ask(model, files)
+        np.testing.assert_array_equal(answer["Y"], double(files))
+        assert model.runs == [(1, {"X": (2, *ROW)})] * 2
+    assert model.libraries.batches == [2] * 6
+    assert max(model.driver.piece_bytes) < np.prod(ROW)  # no pixels
+    assert set(model.driver.awaited) == {model.libraries.stream} != {model.network.model.device.stream_number}
+
+    def run(files: list[bytes]) -> list[int]:
+        model.runs.clear()
+        (answer,) = ask(model, files)
+        np.testing.assert_array_equal(answer["Y"], double(files))
+        return [rows for _, shapes in model.runs for rows, *_ in shapes.values()]
+
+    assert run([*photos[:3], _encode(Image.new("RGB", (40, 40), "red"))]) == [
+        4
+    ]  # one that the decoder is not asked for
+    model.libraries.refused = {photos[3]}
+    assert run(photos[:4]) == [2, 2]  # the second half when the CPU has made its part
+    model.libraries.refused = {photos[1]}
+    assert run(photos[:4]) == [4]
+    model.libraries.refused = set()
+    assert run(photos[:1]) == [1]
+    model.runs.clear()
+    (answer,) = ask(model, photos[:4], outputs=("PIXELS",))
+    np.testing.assert_array_equal(answer["PIXELS"], prepare_without_torch(RECIPE, photos[:4]))
+    assert model.runs == []
+    model.finalize()
+    assert model.driver.open == 0
+
+
+def test_a_network_that_fails_on_the_first_images(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(on_gpu=False, decode="gpu")
+    monkeypatch.setattr(sys.modules[type(model.decoder).__module__], "_PIECE", 3)
+    photos = [make_jpeg(number, (40, 40)) for number in range(4)]
+    (why,) = ask(model, photos[:3])  # one piece of three images, for which the network fails
+    assert why.endswith("in a batch of 1 requests: unable to enqueue for inference m_0_0: the kernel is ill")
+    (answer,) = ask(model, photos)
+    np.testing.assert_array_equal(answer["Y"], double(photos))
+
+
+def make_jpeg(seed: int, size: tuple[int, int]) -> bytes:
+    """Return a JPEG of noise that the GPU's decoder takes."""
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "JPEG")
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_pixels_are_copied_for_who_asks_for_them_alone(load: Load, on_gpu: bool) -> None:
     model = load(on_gpu=on_gpu)
@@ -201,8 +262,6 @@ def test_pillows_limit_holds_for_all_threads_and_is_not_in_the_way_of_resizing(l
 
 
 def _encode(image: Image.Image) -> bytes:
-    import io
-
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
@@ -233,7 +292,7 @@ def test_arrays_of_the_gpu_that_an_engine_cannot_take(load: Load) -> None:
         read_gpu_array(turned)
     floats = GpuPixels(model.driver, np.zeros((2, *ROW), np.float32))
     with pytest.raises(model.network.errors, match="input 'X' of m_0_0 lies on the GPU as float32"):
-        model.network.run(floats)
+        model.network.run(floats, 0)
     larger = GpuPixels(model.driver, np.zeros((2, 17, 16, 3), np.uint8), stream=None)
     with pytest.raises(model.network.errors, match="dimension 1 to be between 16 and 16 but received 17"):
-        model.network.run(larger)
+        model.network.run(larger, 0)

@@ -182,7 +182,6 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     one = Bench(open_recipe(max_pixels=900_000), to_host=request.param)
     yield one
     one.images.close()
-    one.device.close()
     assert not one.gpu.on_gpu
     assert not one.gpu.memory
     assert one.gpu.open == 0

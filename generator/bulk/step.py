@@ -24,7 +24,7 @@ from generator.errors import RepositoryError
 from generator.gate.published import read_candidate
 from generator.images.served_pixels import load_own_step
 from generator.repository import read_record
-from generator.runtime.device import EngineError
+from generator.runtime.device import Device, EngineError
 from generator.spec.model import usable_cores
 from generator.task import find_task
 
@@ -99,7 +99,7 @@ class LocalStep:
         self.column = ANSWERS[candidate.spec.task]
         self.most_bytes = candidate.artifact.recipe.max_bytes
         with contextlib.ExitStack() as stack:
-            self._decode, self._run = _open(candidate, stack, threads=threads or usable_cores(), gpu=gpu)
+            self.decode, self._run = _open(candidate, stack, threads=threads or usable_cores(), gpu=gpu)
             self._stack = stack.pop_all()
 
     def __call__(self, batch: Batch) -> Batch:
@@ -116,8 +116,8 @@ class LocalStep:
         rows: list[list[dict[str, Any]] | None] = [None] * len(errors)
         read = [place for place, error in enumerate(errors) if error is None]
         if read:
-            decoded = self._decode([batch[IMAGE][place] for place in read])
-            outputs = self._run_network(decoded.pixels) if None in decoded.errors else {}
+            decoded = self.decode([batch[IMAGE][place] for place in read])
+            outputs = self.run_network(decoded) if None in decoded.errors else {}
             for number, place in enumerate(read):
                 errors[place] = decoded.errors[number]
                 if errors[place] is None:
@@ -129,10 +129,10 @@ class LocalStep:
         others = {name: column for name, column in batch.items() if name not in (IMAGE, ERROR)}
         return {**others, self.column: as_column(rows), ERROR: as_column(errors)}
 
-    def _run_network(self, pixels: Any) -> Mapping[str, NDArray[Any]]:
+    def run_network(self, decoded: Decoded) -> Mapping[str, NDArray[Any]]:
         """Return the network's outputs by their names; the pixels of a bad image are zeros."""
         try:
-            return self._run(pixels)
+            return self._run(decoded.pixels, decoded.begun) if decoded.begun else self._run(decoded.pixels)
         except EngineError:
             with self._stack:  # what opened the plan says what this means
                 raise
@@ -162,7 +162,7 @@ def find_candidate(root: Path, name: str) -> Candidate:
 
 def _open(
     candidate: Candidate, stack: contextlib.ExitStack, *, threads: int, gpu: int
-) -> tuple[Callable[[Sequence[bytes]], Decoded], Callable[[Any], Mapping[str, NDArray[Any]]]]:
+) -> tuple[Callable[[Sequence[bytes]], Decoded], Callable[..., Mapping[str, NDArray[Any]]]]:
     """Return what decodes images and what runs the network on their pixels; the stack closes both."""
     from generator.runtime.cpu_images import CpuImages
 
@@ -184,10 +184,12 @@ def _open(
         return on_cpu.decode, engine.run_outputs
     from generator.runtime.gpu_images import GpuImages
 
+    device = Device(engine.device.driver, gpu)
     try:
-        on_gpu = GpuImages(recipe, on_cpu, engine.device, warn=_LOG.warning, to_host=False)
+        on_gpu = GpuImages(recipe, on_cpu, device, warn=_LOG.warning, to_host=False)
     except EngineError as error:
+        device.close()
         _LOG.warning("images are decoded on the CPU: %s", error)
         return on_cpu.decode, engine.run_outputs
     stack.callback(on_gpu.close)
-    return on_gpu.decode, engine.run_outputs
+    return functools.partial(on_gpu.decode, begin=engine.begin), engine.run_outputs

@@ -125,7 +125,11 @@ class PlanEngine(Engine):
         name = self.output.name
         return self.run_outputs(rows)[name]
 
-    def run_outputs(self, rows: Any) -> dict[str, NDArray[Any]]:
+    def begin(self, rows: Any, first: int, total: int) -> bool:
+        """Start on some of the rows on the GPU that `run_outputs` will be given; see `Rows.begin`."""
+        return self._open_rows().begin(rows, first, total)
+
+    def run_outputs(self, rows: Any, begun: int = 0) -> dict[str, NDArray[Any]]:
         """Return every output, by its name, for any number of rows, in as few batches as the profiles allow.
 
         Rows that are too few for every profile are run together with rows of zeros.
@@ -133,21 +137,19 @@ class PlanEngine(Engine):
         Args:
             rows: The input's data type; axis 0 is the row, the other axes are the input's. They may lie on the GPU
                 (`__cuda_array_interface__`), and stay there unless they need rows of zeros.
+            begun: How many of them `begin` has started on.
 
         Raises:
             PlanError: Another data type or shape, or no row.
         """
         given = read_gpu_array(rows) if is_on_gpu(rows) else rows
         check_rows(self.input, given.shape, str(given.dtype))
-        if self._rows is None:
-            largest = [tuple(one.max for one in profile.values()) for profile in self.all_profiles]
-            self.open(range(len(largest)), largest)
-            self._rows = Rows(self, most=max(shape[0] for (shape,) in largest))
-        ranges = self._rows.find_ranges((given.shape[1:],), [given.shape])
+        opened = self._open_rows()
+        ranges = opened.find_ranges((given.shape[1:],), [given.shape])
         names = [tensor.name for tensor in self.outputs]
         if is_on_gpu(rows):
             if split_rows(given.shape[0], ranges) is not None:
-                answers = [answer.copy() for answer in self._rows.run([[rows]])]
+                answers = [answer.copy() for answer in opened.run([[rows]], begun=begun)]
                 return dict(zip(names, answers, strict=True))
             rows = to_host(self.device, rows)
         largest_batch = max(most for _, most in ranges)
@@ -156,9 +158,17 @@ class PlanEngine(Engine):
             part = rows[start : start + largest_batch]
             count = next(size for size in itertools.count(len(part)) if split_rows(size, ranges) is not None)
             padding = np.zeros((count - len(part), *part.shape[1:]), part.dtype)
-            answers = self._rows.run([[np.concatenate([part, padding]) if len(padding) else part]])
+            answers = opened.run([[np.concatenate([part, padding]) if len(padding) else part]])
             parts.append([answer[: len(part)].copy() for answer in answers])
         return {name: np.concatenate(of_one) for name, of_one in zip(names, zip(*parts, strict=True), strict=True)}
+
+    def _open_rows(self) -> Rows:
+        """Open all profiles, unless they are."""
+        if self._rows is None:
+            largest = [tuple(one.max for one in profile.values()) for profile in self.all_profiles]
+            self.open(range(len(largest)), largest)
+            self._rows = Rows(self, most=max(shape[0] for (shape,) in largest))
+        return self._rows
 
     def open_batch(self, batch: int) -> tuple[Shapes, int]:
         """Open the profile that was chosen for the nearest batch, for batches of exactly this size.

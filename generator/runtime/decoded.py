@@ -19,8 +19,10 @@ class Decoded:
         geometry: n rows of six numbers, how each original became its pixels: scale x, scale y, left, top, and the
             original's width and height. Zeros for an image that could not be decoded.
         errors: For each image None, or why it could not be decoded.
+        begun: How many images, from the first on, the network has been started on already.
     """
 
     pixels: Any
     geometry: Sequence[Sequence[float]]
     errors: Sequence[str | None]
+    begun: int = 0

@@ -129,21 +129,27 @@ class GpuChain:
         self._numbers, self._capacity = Pinned(device), 0
         self._address = 0  # of the same on the GPU
 
-    def run(self, tasks: Sequence[Task], target: int) -> list[int]:
+    def run(self, tasks: Sequence[Task], target: int, *, first: int = 0) -> list[int]:
         """Write the crops at the address `target`, one behind the other; return which of the images these are.
 
         The others the engine did not take. Nothing is waited for but the decoder's own work on the CPU.
+
+        Args:
+            tasks: The images.
+            target: Where the first crop goes.
+            first: The place of the first task. What is still being done for other places is not disturbed.
 
         Raises:
             One of ERRORS: Something failed, such as memory.
         """
         with self._on_step("decode"):
             streams = [self._codec.CodeStream(task.data) for task in tasks]
+            written = self._reusable(first, len(tasks))
             images = self._decoder.decode(
-                streams, images=self._reusable(len(tasks)), params=self._params, cuda_stream=self._device.stream_number
+                streams, images=written, params=self._params, cuda_stream=self._device.stream_number
             )
         taken = [index for index, image in enumerate(images) if image is not None]
-        self._keep(images)
+        self._keep(images, first)
         if not taken:
             return []
         with self._on_step("as_images"):
@@ -153,11 +159,11 @@ class GpuChain:
             batch = self._cvcuda.pillowresize(batch, sizes, self._filter, stream=self._stream)
         with self._on_step("crop"):
             height, width = self._crop
-            boxes = [(*tasks[index].corner, width, height) for index in taken]
+            boxes = np.array([(*tasks[index].corner, width, height) for index in taken], np.int32)
             self._cvcuda.crop_flip_normalize_reformat_into(
                 self._wrap(target, (len(taken), height, width, 3)),
                 batch,
-                rect=self._place(np.array(boxes, np.int32)),
+                rect=self._place(boxes, first),
                 flip_code=self._wrap(self._address + self._capacity * _BOX_BYTES, (len(taken), 1), "<i4", "NC"),
                 base=self._base,
                 scale=self._scale,
@@ -167,32 +173,33 @@ class GpuChain:
             )
         return taken
 
-    def _reusable(self, count: int) -> list[Any] | None:
+    def _reusable(self, first: int, count: int) -> list[Any] | None:
         """Return an image or None for each file; None at first, when there is nothing to write again."""
-        if not self._images:
-            return None
-        return [*self._images[:count], *[None] * (count - len(self._images))]
+        images = self._images[first : first + count]
+        return [*images, *[None] * (count - len(images))] if images else None
 
-    def _keep(self, images: Sequence[Any]) -> None:
+    def _keep(self, images: Sequence[Any], first: int) -> None:
         """Remember images of usual sizes; where the decoder failed, what was given to it is still ours."""
-        kept = [*self._images, *[None] * (len(images) - len(self._images))]
-        for index, image in enumerate(images):
+        self._images += [None] * (first + len(images) - len(self._images))
+        for place, image in enumerate(images, first):
             if image is not None:
-                kept[index] = image if image.height * image.width * 3 <= _REUSED_BYTES else None
-        self._images = kept
+                self._images[place] = image if image.height * image.width * 3 <= _REUSED_BYTES else None
 
-    def _place(self, boxes: NDArray[np.int32]) -> Any:
+    def _place(self, boxes: NDArray[np.int32], first: int) -> Any:
         """Return the boxes (left, top, width, height) on the GPU; they are copied where they differ from the last."""
-        if len(boxes) > self._capacity:
-            self._grow(max(len(boxes), 2 * self._capacity))
-        held = self._numbers.array[: boxes.nbytes].view(np.int32).reshape(boxes.shape)
+        self.reserve(first + len(boxes))
+        start = first * _BOX_BYTES
+        held = self._numbers.array[start : start + boxes.nbytes].view(np.int32).reshape(boxes.shape)
         if not np.array_equal(held, boxes):
             held[...] = boxes
-            self._device.copy_in(self._address, self._numbers.address, boxes.nbytes)
-        return self._wrap(self._address, (len(boxes), 1, 1, 4), "<i4")
+            self._device.copy_in(self._address + start, self._numbers.address + start, boxes.nbytes)
+        return self._wrap(self._address + start, (len(boxes), 1, 1, 4), "<i4")
 
-    def _grow(self, capacity: int) -> None:
-        """Take memory for so many images."""
+    def reserve(self, images: int) -> None:
+        """Have memory for so many images; what is being done is waited for where it grows."""
+        if images <= self._capacity:
+            return
+        capacity = max(images, 2 * self._capacity)
         self._device.wait()
         self.close()
         behind = capacity * (_BOX_BYTES + 4)

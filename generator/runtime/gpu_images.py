@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+import itertools
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -26,6 +27,7 @@ _LEAST_EDGE = 16  # pixels; a line of a few was 2 levels off in all of its value
 # Of the GPU's memory one call takes at most this share, and no more than 1 GiB; a larger image goes to the CPU.
 _SHARE, _MOST_BYTES = 32, 1 << 30
 _FLOAT_BYTES = 4  # CV-CUDA resizes rows first, into floats
+_PIECE = 32  # images; larger batches are no faster, and in several pieces the network runs beside the decoder
 
 
 def why_on_cpu(recipe: Any) -> str:
@@ -63,6 +65,10 @@ def open_gpu_images(
     return GpuImages(recipe, on_cpu, device, warn=warn, to_host=to_host, libraries=libraries)
 
 
+# Starts the network on pixels on the GPU, given the place of the first image and how many images there will be.
+Begin: TypeAlias = "Callable[[DeviceArray, int, int], bool]"
+
+
 class _Route(NamedTuple):
     """A file for the GPU, its size (width, height) and about how many bytes it takes there."""
 
@@ -77,7 +83,7 @@ class GpuImages:
     Args:
         recipe: The preprocessing step's `Recipe`.
         on_cpu: What decodes the other files: odd ones, enlarged ones, strips, what is broken or no JPEG.
-        device: The GPU.
+        device: The GPU; its stream is the decoder's alone, and it is closed with it.
         warn: Called with a sentence when the GPU first fails, such as for lack of memory, and when it first does not
             take an image; the CPU does the work then.
         to_host: Bring the pixels into host memory.
@@ -118,13 +124,17 @@ class GpuImages:
         self._staging = Pinned(device)
         self.on_gpu = 0  # how many images of the last call the GPU decoded
 
-    def decode(self, files: Sequence[bytes]) -> Decoded:
+    def decode(self, files: Sequence[bytes], begin: Begin | None = None) -> Decoded:
         """Return the pixels of encoded images; one that is bad costs only its own.
 
-        They lie in memory that the next call writes over. On the GPU they are there when the device's stream is done.
+        They lie in memory that the next call writes over. On the GPU they are there when their stream is done.
+
+        Args:
+            files: The images.
+            begin: Starts the network on the first images while the next are decoded; called until it does not.
         """
         try:
-            return self._decode(files)
+            return self._decode(files, begin)
         except ERRORS as error:
             with contextlib.suppress(EngineError):
                 self._device.wait()  # for what was begun
@@ -132,9 +142,9 @@ class GpuImages:
         self.on_gpu = 0
         return self._on_cpu.decode(files)
 
-    def _decode(self, files: Sequence[bytes]) -> Decoded:
+    def _decode(self, files: Sequence[bytes], begin: Begin | None) -> Decoded:
         routes = {index: route for index, data in enumerate(files) if (route := self._route(data)) is not None}
-        made, start = self._run(routes)
+        made, start, begun = self._run(routes, begin if len(routes) == len(files) else None)
         self.on_gpu = len(made)
         rest = sorted(set(range(len(files))) - set(made))
         if refused := sorted(set(routes) - set(made)):
@@ -147,7 +157,8 @@ class GpuImages:
             geometry[index], errors[index] = found.geometry[place], found.errors[place]
         for index in made:
             geometry[index] = self._recipe.geometry(*routes[index].size)
-        return Decoded(pixels=self._join(made, start, rest, found.pixels), geometry=geometry, errors=errors)
+        pixels = self._join(made, start, rest, found.pixels)
+        return Decoded(pixels=pixels, geometry=geometry, errors=errors, begun=begun)
 
     def _route(self, data: bytes) -> _Route | None:
         """Return what the GPU is to do with a file; None where it is the CPU's."""
@@ -170,19 +181,40 @@ class GpuImages:
         task = Task(data if end == len(data) else data[:end], resized, corner)
         return _Route(task, (width, height), cost)
 
-    def _run(self, routes: dict[int, _Route]) -> tuple[list[int], int]:
-        """Return the images that the GPU made, in the order of their rows at the address that is returned, too."""
+    def _run(self, routes: dict[int, _Route], begin: Begin | None) -> tuple[list[int], int, int]:
+        """Return the images that the GPU made, the address of their rows in this order, and how many were begun."""
         if not routes:
-            return [], 0
+            return [], 0, 0
         indices, tasks = list(routes), [route.task for route in routes.values()]
         start = self._reserve("made", len(tasks))
         made: list[int] = []
-        for part in split_tasks([route.cost for route in routes.values()], self._most_bytes):
+        parts = [*split_tasks([route.cost for route in routes.values()], self._most_bytes)]
+        if len(parts) == 1 and begin is not None:
+            made, begun = self._run_pieces(tasks, start, begin)
+            return made, start, begun
+        for part in parts:
             taken = self._chain.run(tasks[part], start + len(made) * self._row_bytes)
             made += [indices[part][place] for place in taken]
             if part.stop < len(tasks):
                 self._device.wait()  # before its images are written again
-        return made, start
+        return made, start, 0
+
+    def _run_pieces(self, tasks: Sequence[Task], start: int, begin: Begin) -> tuple[list[int], int]:
+        """Return which images the GPU made, and for how many the network runs: only where every one before was made."""
+        made: list[int] = []
+        begun = 0
+        count = -(-len(tasks) // _PIECE)
+        self._chain.reserve(len(tasks))
+        edges = [len(tasks) * number // count for number in range(count + 1)]
+        for first, stop in itertools.pairwise(edges):
+            target = start + len(made) * self._row_bytes
+            made += [first + place for place in self._chain.run(tasks[first:stop], target, first=first)]
+            if begun == first and len(made) == stop and begin(self._on_gpu(target, stop - first), first, len(tasks)):
+                begun = stop
+        return made, begun
+
+    def _on_gpu(self, address: int, count: int) -> DeviceArray:
+        return DeviceArray(address, (count, *self._recipe.shape), stream=self._device.stream_number)
 
     def _join(self, made: list[int], start: int, rest: list[int], pixels: NDArray[np.uint8]) -> Any:
         """Return the pixels of all images in their order: the rows at `start`, and those that the CPU made."""
@@ -200,7 +232,7 @@ class GpuImages:
             joined[made], joined[rest] = rows[: len(made)], pixels
             return joined
         if not rest:
-            return DeviceArray(start, shape)
+            return self._on_gpu(start, count)
         rows[rest] = pixels
         target = self._reserve("ordered", count)
         for row, index in enumerate(made):
@@ -208,7 +240,7 @@ class GpuImages:
         for index in rest:
             self._device.copy_in(target + index * size, self._staging.address + index * size, size)
         self._device.wait()
-        return DeviceArray(target, shape)
+        return self._on_gpu(target, count)
 
     def _reserve(self, name: str, rows: int) -> int:
         """Return the address of memory on the GPU for so many rows."""
@@ -228,7 +260,7 @@ class GpuImages:
         self._warned.add(kind)
 
     def close(self) -> None:
-        """Give everything back but the device."""
+        """Give everything back."""
         with contextlib.suppress(EngineError):
             self._device.wait()
         self._chain.close()
@@ -237,3 +269,4 @@ class GpuImages:
             if address:
                 self._device.release("cuMemFree", address)
         self._on_cpu.close()
+        self._device.close()

@@ -52,6 +52,7 @@ class Rows:
     def __init__(self, engine: Engine, *, most: int) -> None:
         self.engine, self.most = engine, most
         self._ranges: dict[Shapes, list[tuple[int, int]]] = {}
+        self._outputs: list[NDArray[Any]] = []  # of the rows that `begin` starts on
 
     def find_ranges(self, rows: Shapes, shapes: Sequence[Shape]) -> list[tuple[int, int]]:
         """Return (least, most) rows of every open profile that takes rows of these shapes; without batching, one row.
@@ -78,12 +79,35 @@ class Rows:
             problem or f"no optimization profile of {self.engine.name} takes {', '.join(str(list(s)) for s in shapes)}"
         )
 
-    def run(self, feeds: Sequence[Sequence[Any]]) -> list[NDArray[Any]]:
+    def begin(self, array: Any, first: int, total: int) -> bool:
+        """Start on some of the rows that `run` will be given, while others are still made; say whether it was done.
+
+        Args:
+            array: Rows on the GPU (`__cuda_array_interface__`), for the only input.
+            first: How many rows were begun before.
+            total: How many there will be.
+        """
+        part = read_gpu_array(array)
+        count, rows = part.shape[0], (part.shape[1:],)
+        try:
+            ranges = self.find_ranges(rows, [part.shape])
+            if any(split_rows(size, ranges) is None for size in (count, total - first - count) if size):
+                return False
+            chunks = self._split(count, rows, first)
+            if not first:
+                self._outputs = self._stage_outputs(chunks, total)
+            self._take([part], chunks, first)
+        except EngineError:
+            return False  # `run` will say it
+        return True
+
+    def run(self, feeds: Sequence[Sequence[Any]], *, begun: int = 0) -> list[NDArray[Any]]:
         """Run the rows of all feeds as one batch, or as more than one where they exceed the profiles.
 
         Args:
             feeds: An array per input each, all with rows of the same shape. Without a batch axis there is one feed.
                 A feed of arrays on the GPU (`__cuda_array_interface__`) is the only one. All are `RawArray`, or none.
+            begun: How many of its rows `begin` has started on.
 
         Returns:
             For each output the rows of all feeds, one after the other. They lie in the staging memory: the next run
@@ -105,8 +129,8 @@ class Rows:
                 np.empty(shape, self.engine.dtypes[one.name])
                 for shape, one in zip(empty, self.engine.outputs, strict=True)
             ]
-        chunks = self._split(total, rows)
-        outputs = self._stage_outputs(chunks, total)
+        chunks = self._split(total - begun, rows, begun) if begun < total else []
+        outputs = self._outputs if begun else self._stage_outputs(chunks, total)
         try:
             if on_gpu:
                 self._take(on_gpu, chunks)
@@ -125,8 +149,8 @@ class Rows:
             for number, (row, tensor) in enumerate(zip(rows, self.engine.inputs, strict=True))
         ]
 
-    def _take(self, arrays: Sequence[GpuArray], chunks: Sequence[Chunk]) -> None:
-        """Run the rows of arrays that lie on the GPU."""
+    def _take(self, arrays: Sequence[GpuArray], chunks: Sequence[Chunk], first: int = 0) -> None:
+        """Run the rows of arrays that lie on the GPU, and begin with row `first`."""
         for tensor, array in zip(self.engine.inputs, arrays, strict=True):
             if array.dtype != self.engine.dtypes[tensor.name]:
                 raise RequestError(f"input '{tensor.name}' of {self.engine.name} lies on the GPU as {array.dtype}")
@@ -135,7 +159,7 @@ class Rows:
             count = chunk.stop - chunk.start
             for number, array in enumerate(arrays):
                 size = array.nbytes // (array.shape[0] if self.most else 1)
-                self.engine.take(number, array.address + chunk.start * size, count * size)
+                self.engine.take(number, array.address + (chunk.start - first) * size, count * size)
             self.engine.launch(chunk.context, chunk.shapes)
             self.engine.receive(chunk.start, chunk.context, chunk.shapes)
 
@@ -162,8 +186,8 @@ class Rows:
                     self.engine.receive(chunk.start, chunk.context, chunk.shapes)
                     chunk = next(waiting, chunk)
 
-    def _split(self, total: int, rows: Shapes) -> list[Chunk]:
-        """Return the rows as chunks that the profiles take."""
+    def _split(self, total: int, rows: Shapes, first: int = 0) -> list[Chunk]:
+        """Return so many rows, of which `first` is the first, as chunks that the profiles take."""
         whole = [(total, *row) for row in rows] if self.most else list(rows)
         parts = split_rows(total, self.find_ranges(rows, whole))
         if parts is None:
@@ -173,7 +197,7 @@ class Rows:
             shapes = tuple((stop - start, *row) for row in rows) if self.most else rows
             context = choose_profile(self.engine.profiles, shapes)
             assert context is not None, "the ranges are those of the profiles"
-            chunks.append(Chunk(start, stop, context, shapes))
+            chunks.append(Chunk(first + start, first + stop, context, shapes))
         return chunks
 
     def _stage_outputs(self, chunks: Sequence[Chunk], total: int) -> list[NDArray[Any]]:

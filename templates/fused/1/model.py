@@ -46,7 +46,7 @@ class OnnxNetwork:
         self.model.initialize(args)
         (self.input,) = self.model.input_shapes
 
-    def run(self, pixels):
+    def run(self, pixels, _begun):
         """Return the outputs by their names, a row per image."""
         outputs = self.model.session.run(self.model.outputs, {self.input: pixels})
         return dict(zip(self.model.outputs, outputs, strict=True))
@@ -65,10 +65,14 @@ class PlanNetwork:
         self.model = self.backend.TritonPythonModel()
         self.model.initialize(args)
 
-    def run(self, pixels):
+    def begin(self, pixels, first, total):
+        """Start on some of the pixels on the GPU that `run` will be given; say whether it was done."""
+        return self.model.rows.begin(pixels, first, total)
+
+    def run(self, pixels, begun):
         """Return the outputs by their names, a row per image; the next run writes over them."""
         names = [tensor.name for tensor in self.model.engine.outputs]
-        return dict(zip(names, self.model.rows.run([[pixels]]), strict=True))
+        return dict(zip(names, self.model.rows.run([[pixels]], begun=begun), strict=True))
 
     def to_host(self, pixels):
         """Return the pixels, which may lie on the GPU, as a numpy array."""
@@ -104,10 +108,11 @@ class TritonPythonModel:
         self.finish = open_postprocessing(args)
         network = make_network_config(config, self.finish)
         self.network = NETWORKS[read_text(config, "network_backend")]({**args, "model_config": json.dumps(network)})
-        self.decoder = CpuImages(trtgen_preprocess, step.recipe, threads=threads)
+        self.decoder, self.begin = CpuImages(trtgen_preprocess, step.recipe, threads=threads), None
         if read_text(config, "decode", "cpu") == "gpu":
             warn = functools.partial(log_warning, args["model_instance_name"])
             self.decoder = open_gpu_decoder(self.network, step.recipe, self.decoder, warn)
+            self.begin = self.network.begin
         rows = [tensor["name"] for tensor in network["output"]] if self.finish else []
         self.inner = {PIXELS, GEOMETRY, *rows}
         pb_utils.Logger.log_info(f"{args['model_instance_name']}: images are decoded in {threads} threads")
@@ -115,8 +120,10 @@ class TritonPythonModel:
     def execute(self, requests):
         """Return one response per request."""
         files = [pb_utils.get_input_tensor_by_name(request, self.input).as_numpy().reshape(-1) for request in requests]
-        decoded = self.decoder.decode([data for one in files for data in one])
         wanted = [set(request.requested_output_names()) for request in requests]
+        images = [data for one in files for data in one]
+        begin = self.begin if any(names - {PIXELS, GEOMETRY} for names in wanted) else None
+        decoded = self.decoder.decode(images, begin) if begin else self.decoder.decode(images)
         parts, start = [], 0
         for one in files:
             parts.append(slice(start, start + len(one)))
@@ -129,7 +136,7 @@ class TritonPythonModel:
         problem = None
         if any(why is None and names - {PIXELS, GEOMETRY} for why, names in zip(bad, wanted, strict=True)):
             try:
-                values.update(self.network.run(decoded.pixels))
+                values.update(self.network.run(decoded.pixels, decoded.begun))
             except self.network.errors as error:
                 problem = f"the network of model '{self.name}' failed in a batch of {len(requests)} requests: {error}"
         responses = []
@@ -165,10 +172,13 @@ class TritonPythonModel:
 
 
 def open_gpu_decoder(network, recipe, on_cpu, warn):
-    """Return what decodes on the GPU of the plan, whose stream it shares: pixels go from one to the other there."""
+    """Return what decodes on the GPU of the plan, in a stream of its own: the network runs beside it."""
     gpu_images = importlib.import_module("trtgen_runtime.runtime.gpu_images")
+    device = network.model.device
     try:
-        return gpu_images.GpuImages(recipe, on_cpu, network.model.device, warn=warn, to_host=False)
+        return gpu_images.GpuImages(
+            recipe, on_cpu, type(device)(device.driver, device.ordinal), warn=warn, to_host=False
+        )
     except network.errors as error:
         raise pb_utils.TritonModelException(f"unable to open the decoder: {error}") from error
 
