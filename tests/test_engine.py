@@ -513,6 +513,11 @@ def test_the_best_class_comes_first_and_of_equal_ones_the_lower_index() -> None:
     assert best[0]["score"] == pytest.approx(0.4)
     assert len(make_rows(scores, None, 9)[0]) == 4
     assert make_rows(scores, None, 1)[0][0]["label"] is None
+    levels = np.random.default_rng(1).integers(0, 4, (200, 9)).astype(np.float32)  # many are equal
+    levels[levels == 3] = np.nan
+    for top in (1, 3, 9, None):
+        found = [[row["index"] for row in rows] for rows in make_rows({"scores": levels}, None, top)]
+        assert found == [[*np.argsort(-row, kind="stable")[:top]] for row in levels]
 
 
 def run(*arguments: str) -> Any:
