@@ -3,11 +3,11 @@
     python -m benchmarks.gpu_decoding --work gpu-run
 
 Exports ResNet-50, the demo model and the demo detector, builds and proves each with `decode: gpu`, ResNet-50 with
-`decode: cpu`, too. Measures ResNet-50 with requests of 8 images of 500x375 and of one, by the number of its processes
-and of the images that are decoded before the network begins on them, against the bare chain of decode, resize and crop
-(benchmarks.gpu_images) before and after; then the latency at half of the top load against that of a single request,
-other sizes of images, and the ensemble that decodes on the CPU. A long load's every answer is compared, with memory of
-host and GPU. Steps can be run one after another, as in benchmarks.gpu.
+`decode: cpu`, too. Measures ResNet-50 with requests of 8 images of 500x375 and of one, by the number of processes, of
+images in a piece and of decoders in a process, against the bare chain of decode, resize and crop (benchmarks.gpu_images)
+before and after; then the latency at half of the top load against that of a single request, other sizes of images, and
+the ensemble that decodes on the CPU. A long load's every answer is compared, with memory of host and GPU. Steps can be
+run one after another, as in benchmarks.gpu.
 With `--mps` the processes share the GPU through NVIDIA's Multi-Process Service; else they take turns on it.
 """
 
@@ -129,13 +129,13 @@ def multi_process_service(folder: Path) -> Iterator[None]:
 
 
 def serve_fused(run: Run, repository: Path, how: str) -> Path:
-    """Return a copy of the repository in which the fused model is served as `how` says: processes x images a piece."""
-    processes, piece = how.split("x")
+    """Return a copy of the repository in which the fused model is served as `how` says; see `--ways`."""
+    processes, piece, decoders = how.split("x")
     tree = gpu_load.copy_with_counts(repository, run.work / "served", {FUSED: int(processes)})
     for path in tree.glob(f"{FUSED}/*/trtgen_runtime/runtime/gpu_images.py"):
         text = path.read_text()
         path.unlink()  # a link
-        path.write_text(re.sub(r"^_PIECE = \d+", f"_PIECE = {piece}", text, flags=re.MULTILINE))
+        path.write_text(re.sub(r"^(_PIECE, _CHAINS) = .*", rf"\1 = {piece}, {decoders}", text, flags=re.MULTILINE))
     return tree
 
 
@@ -216,9 +216,8 @@ def main() -> None:
     parser.add_argument("--torch-python", default=sys.executable, help="as for benchmarks.gpu")
     parser.add_argument("--torch-path", default="", help="as for benchmarks.gpu")
     parser.add_argument("--only", nargs="*", choices=MODELS, default=list(MODELS), help="export and build only these")
-    parser.add_argument(
-        "--ways", nargs="*", default=["1x32", "2x32", "4x32", "4x1000"], help="processes x images decoded in a piece"
-    )
+    ways = ["1x32x2", "2x32x2", "4x32x2", "4x1000x1"]
+    parser.add_argument("--ways", nargs="*", default=ways, help="processes x images of a piece x decoders of a process")
     parser.add_argument("--requests", type=int, default=100_000, help="of the soak")
     parser.add_argument("--mps", action="store_true", help="serve and measure under the Multi-Process Service")
     steps = ("export", "build", "measure", "more", "soak")

@@ -7,11 +7,13 @@ too early. What the real libraries answer, tests/test_gpu_images_gpu.py and benc
 from __future__ import annotations
 
 import ctypes
+import functools
 import io
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import get_sampling
 
@@ -26,18 +28,14 @@ def read_memory(gpu: Driver, address: int, shape: tuple[int, ...], dtype: Any = 
 
 
 class Picture:
-    """An image of the decoder's, which it may write again."""
+    """An image of the decoder's, which it may write again: its size is known before its pixels are there."""
 
     def __init__(self) -> None:
         self.pixels = np.empty((0, 0, 3), np.uint8)
+        self.height = self.width = 0
 
-    @property
-    def height(self) -> int:
-        return self.pixels.shape[0]
-
-    @property
-    def width(self) -> int:
-        return self.pixels.shape[1]
+    def write(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels = pixels
 
 
 class Libraries:
@@ -50,6 +48,7 @@ class Libraries:
         self.gpu, self.fault, self.refused = gpu, "", set[bytes]()
         self.colour_off = 0
         self.batches: list[int] = []
+        self.streams: list[int] = []  # of each batch
         self.reused = self.stream = 0
         self.cache_bytes = 0
         self.codec = SimpleNamespace(
@@ -82,6 +81,7 @@ class Libraries:
 
     def _decode(self, files: list[bytes], *, images: Any, params: Any, **stream: int) -> list[Any]:
         self.stream = stream["cuda_stream"]
+        self.streams.append(self.stream)
         assert params == {"apply_exif_orientation": False, "sample_format": "RGB"}
         if self.fault:
             raise RuntimeError(self.fault)
@@ -97,7 +97,9 @@ class Libraries:
             try:
                 jpeg = Image.open(io.BytesIO(data))
                 off = self.colour_off if get_sampling(jpeg) == 2 else 0
-                picture.pixels = np.asarray(jpeg.convert("RGB")) ^ np.uint8(off)
+                picture.width, picture.height = jpeg.size
+                pixels = np.asarray(jpeg.convert("RGB")) ^ np.uint8(off)
+                self.gpu._submit(functools.partial(picture.write, pixels), self.stream)
             finally:
                 ImageFile.LOAD_TRUNCATED_IMAGES = False
         return found

@@ -180,7 +180,9 @@ def test_the_network_runs_on_the_first_images_while_the_next_are_decoded(
         assert model.runs == [(1, {"X": (2, *ROW)})] * 2
     assert model.libraries.batches == [2] * 6
     assert max(model.driver.piece_bytes) < np.prod(ROW)  # no pixels
-    assert set(model.driver.awaited) == {model.libraries.stream} != {model.network.model.device.stream_number}
+    decoders, network = {*model.libraries.streams}, model.network.model.device.stream_number
+    assert {*model.driver.awaited} == decoders
+    assert len({*decoders, network}) == 3
 
     def run(files: list[bytes]) -> list[int]:
         model.runs.clear()

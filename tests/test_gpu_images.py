@@ -17,6 +17,7 @@ from PIL import Image
 from benchmarks.gpu_images import mutate
 from generator.images.served_pixels import load_step
 from generator.render import read_static
+from generator.runtime import gpu_images
 from generator.runtime.cpu_images import CpuImages
 from generator.runtime.device import Device
 from generator.runtime.gpu_chain import split_tasks
@@ -147,16 +148,17 @@ def open_recipe(recipe: Recipe = IMAGENET, **limits: int) -> Any:
 class Bench:
     """A decoder on stand-ins, and the CPU's for the same recipe."""
 
-    def __init__(self, recipe: Any, *, to_host: bool = True, memory_bytes: int = 1 << 30) -> None:
+    def __init__(self, recipe: Any, *, to_host: bool = True, memory_bytes: int = 1 << 31) -> None:
         self.gpu = Driver(memory_bytes=memory_bytes)
         self.libraries = Libraries(self.gpu)
-        self.device = Device(self.gpu)
+        self.device = Device(self.gpu)  # of who takes the pixels
         self.warnings: list[str] = []
         self.on_cpu = CpuImages(load_step("preprocess"), recipe, threads=2)
         self.images = GpuImages(
             recipe,
             self.on_cpu,
-            self.device,
+            self.gpu,
+            0,
             warn=self.warnings.append,
             to_host=to_host,
             libraries=self.libraries.both,
@@ -168,8 +170,9 @@ class Bench:
         wanted = self.on_cpu.decode(files)
         pixels = found.pixels
         if not isinstance(pixels, np.ndarray):
-            self.device.wait()
             interface = pixels.__cuda_array_interface__
+            self.device.follow(interface["stream"])
+            self.device.wait()
             pixels = read_memory(self.gpu, interface["data"][0], interface["shape"])
         assert np.array_equal(pixels, wanted.pixels)
         assert list(found.geometry) == list(wanted.geometry)
@@ -182,6 +185,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     one = Bench(open_recipe(max_pixels=900_000), to_host=request.param)
     yield one
     one.images.close()
+    one.device.close()
     assert not one.gpu.on_gpu
     assert not one.gpu.memory
     assert one.gpu.open == 0
@@ -216,6 +220,31 @@ def test_a_batch_of_all_kinds(bench: Bench) -> None:
     assert bench.libraries.batches == [5, 5, 3, 1, 10]
     assert bench.libraries.reused == 14
     assert bench.warnings == []
+
+
+def test_decoders_take_turns_at_the_pieces(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_images, "_PIECE", 3)
+    photos = [save(PHOTO.resize((300 + 37 * number, 600 - 29 * number))) for number in range(11)]
+    for files in (photos, photos[::-1], [*MIXED, *photos], photos[:4]):
+        bench.libraries.streams.clear()
+        bench.check(files, on_gpu=min(len(files), 16))
+        one, other, *more = bench.libraries.streams
+        assert one != other
+        assert more == [one, other, one, other][: len(more)]
+    bench.libraries.refused = {photos[2], photos[7]}
+    bench.check(photos, on_gpu=9)
+
+
+def test_the_network_is_not_started_behind_a_piece_that_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_images, "_PIECE", 2)
+    bench, told = Bench(open_recipe(), to_host=False), []
+
+    def begin(pixels: Any, first: int, total: int) -> bool:
+        told.append((pixels.shape[0], first, total))
+        return first != 2
+
+    assert bench.images.decode([WIDE] * 6, begin).begun == 2
+    assert told == [(2, 0, 6), (2, 2, 6)]
 
 
 def test_parts_that_fit_into_its_memory(bench: Bench) -> None:
@@ -260,7 +289,7 @@ def test_bicubic_and_both_edges() -> None:
     assert why_on_cpu(recipe) == ""
     bench = Bench(open_recipe(recipe))
     bench.check([WIDE, TALL, save(PHOTO.resize((299, 700))), save(PHOTO.resize((500, 239)))], on_gpu=2)
-    assert bench.libraries.cache_bytes == (1 << 30) // 32
+    assert bench.libraries.cache_bytes == (1 << 31) // 32
 
 
 @pytest.mark.parametrize("fit", ["letterbox", "letterbox-corner"])
@@ -298,8 +327,10 @@ def test_recipes_of_the_gpu() -> None:
 
 
 def test_parts() -> None:
-    assert list(split_tasks([5, 5, 5, 20, 1, 1], 10)) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 6)]
-    assert list(split_tasks([], 10)) == []
+    assert list(split_tasks([5, 5, 5, 20, 1, 1], 10, 9)) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 6)]
+    assert list(split_tasks([1] * 7, 9, 3)) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert list(split_tasks([1] * 33, 99, 32)) == [slice(0, 17), slice(17, 33)]
+    assert list(split_tasks([], 10, 9)) == []
 
 
 def test_the_warm_up_image_is_one_for_the_gpu() -> None:

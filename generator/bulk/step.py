@@ -24,7 +24,7 @@ from generator.errors import RepositoryError
 from generator.gate.published import read_candidate
 from generator.images.served_pixels import load_own_step
 from generator.repository import read_record
-from generator.runtime.device import Device, EngineError
+from generator.runtime.device import EngineError
 from generator.spec.model import usable_cores
 from generator.task import find_task
 
@@ -184,11 +184,9 @@ def _open(
         return on_cpu.decode, engine.run_outputs
     from generator.runtime.gpu_images import GpuImages
 
-    device = Device(engine.device.driver, gpu)
     try:
-        on_gpu = GpuImages(recipe, on_cpu, device, warn=_LOG.warning, to_host=False)
+        on_gpu = GpuImages(recipe, on_cpu, engine.device.driver, gpu, warn=_LOG.warning, to_host=False)
     except EngineError as error:
-        device.close()
         _LOG.warning("images are decoded on the CPU: %s", error)
         return on_cpu.decode, engine.run_outputs
     stack.callback(on_gpu.close)

@@ -109,7 +109,7 @@ class GpuChain:
         cache_bytes: int,
         on_step: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
-        self._device, self._crop, self._fill, self._on_step = device, crop, fill, on_step
+        self.device, self._crop, self._fill, self._on_step = device, crop, fill, on_step
         self._codec, self._cvcuda = codec, cvcuda = libraries
         try:
             self._decoder = codec.Decoder(
@@ -137,19 +137,18 @@ class GpuChain:
         Args:
             tasks: The images.
             target: Where the first crop goes.
-            first: The place of the first task. What is still being done for other places is not disturbed.
+            first: Where the tasks' boxes lie, so that those of earlier tasks may still be read.
 
         Raises:
             One of ERRORS: Something failed, such as memory.
         """
         with self._on_step("decode"):
             streams = [self._codec.CodeStream(task.data) for task in tasks]
-            written = self._reusable(first, len(tasks))
             images = self._decoder.decode(
-                streams, images=written, params=self._params, cuda_stream=self._device.stream_number
+                streams, images=self._reusable(len(tasks)), params=self._params, cuda_stream=self.device.stream_number
             )
         taken = [index for index, image in enumerate(images) if image is not None]
-        self._keep(images, first)
+        self._keep(images)
         if not taken:
             return []
         with self._on_step("as_images"):
@@ -173,17 +172,19 @@ class GpuChain:
             )
         return taken
 
-    def _reusable(self, first: int, count: int) -> list[Any] | None:
+    def _reusable(self, count: int) -> list[Any] | None:
         """Return an image or None for each file; None at first, when there is nothing to write again."""
-        images = self._images[first : first + count]
-        return [*images, *[None] * (count - len(images))] if images else None
+        if not self._images:
+            return None
+        return [*self._images[:count], *[None] * (count - len(self._images))]
 
-    def _keep(self, images: Sequence[Any], first: int) -> None:
+    def _keep(self, images: Sequence[Any]) -> None:
         """Remember images of usual sizes; where the decoder failed, what was given to it is still ours."""
-        self._images += [None] * (first + len(images) - len(self._images))
-        for place, image in enumerate(images, first):
+        kept = [*self._images, *[None] * (len(images) - len(self._images))]
+        for index, image in enumerate(images):
             if image is not None:
-                self._images[place] = image if image.height * image.width * 3 <= _REUSED_BYTES else None
+                kept[index] = image if image.height * image.width * 3 <= _REUSED_BYTES else None
+        self._images = kept
 
     def _place(self, boxes: NDArray[np.int32], first: int) -> Any:
         """Return the boxes (left, top, width, height) on the GPU; they are copied where they differ from the last."""
@@ -192,7 +193,7 @@ class GpuChain:
         held = self._numbers.array[start : start + boxes.nbytes].view(np.int32).reshape(boxes.shape)
         if not np.array_equal(held, boxes):
             held[...] = boxes
-            self._device.copy_in(self._address + start, self._numbers.address + start, boxes.nbytes)
+            self.device.copy_in(self._address + start, self._numbers.address + start, boxes.nbytes)
         return self._wrap(self._address + start, (len(boxes), 1, 1, 4), "<i4")
 
     def reserve(self, images: int) -> None:
@@ -200,15 +201,16 @@ class GpuChain:
         if images <= self._capacity:
             return
         capacity = max(images, 2 * self._capacity)
-        self._device.wait()
+        self.device.wait()
         self.close()
         behind = capacity * (_BOX_BYTES + 4)
         numbers = self._numbers.reserve(behind + 8).view(np.int32)
         numbers[:-2], numbers[-2] = _NO_FLIP, 0
         numbers[-1:].view(np.float32)[:] = 1
-        self._address = self._device.allocate(numbers.nbytes)
+        self._address = self.device.allocate(numbers.nbytes)
         self._capacity = capacity
-        self._device.copy_in(self._address, self._numbers.address, numbers.nbytes)
+        self.device.copy_in(self._address, self._numbers.address, numbers.nbytes)
+        self.device.wait()
         self._base = self._wrap(self._address + behind, (1, 1, 1, 1), "<f4")
         self._scale = self._wrap(self._address + behind + 4, (1, 1, 1, 1), "<f4")
 
@@ -219,19 +221,20 @@ class GpuChain:
         """Give the memory back."""
         self._numbers.close()
         if self._address:
-            self._device.release("cuMemFree", self._address)
+            self.device.release("cuMemFree", self._address)
         self._address = self._capacity = 0
 
 
-def split_tasks(costs: Sequence[int], most: int) -> Iterator[slice]:
-    """Yield parts, one after the other, that take at most `most` together, or which are one task.
+def split_tasks(costs: Sequence[int], most: int, count: int) -> Iterator[slice]:
+    """Yield parts of about equal size, at most `count` tasks that take at most `most` together, or one task.
 
     In a part each takes what the largest does: CV-CUDA's memory in between is as high and wide as any of its images.
     """
+    size = -(-len(costs) // max(-(-len(costs) // count), 1))
     start, largest = 0, 0
     for index, cost in enumerate(costs):
         largest = max(largest, cost)
-        if index > start and largest * (index - start + 1) > most:
+        if index > start and (largest * (index - start + 1) > most or index - start == size):
             yield slice(start, index)
             start, largest = index, cost
     if costs:

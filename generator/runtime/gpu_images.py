@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 # The preprocessing step resizes a strip in a way of its own: no more than so many times the crop's pixels.
 _MOST_WASTE = 16
 _LEAST_EDGE = 16  # pixels; a line of a few was 2 levels off in all of its values
-# Of the GPU's memory one call takes at most this share, and no more than 1 GiB; a larger image goes to the CPU.
-_SHARE, _MOST_BYTES = 32, 1 << 30
+# Of the GPU's memory a piece takes at most this share, and no more than 512 MiB; a larger image goes to the CPU.
+_SHARE, _MOST_BYTES = 64, 1 << 29
 _FLOAT_BYTES = 4  # CV-CUDA resizes rows first, into floats
-_PIECE = 32  # images; larger batches are no faster, and in several pieces the network runs beside the decoder
+# A call's images are decoded in pieces of at most so many, in turn by so many decoders, of which each first waits for
+# its last piece: while one waits, or its images are resized, another decodes, and the network runs on what is ready.
+_PIECE, _CHAINS = 32, 2
 
 
 def why_on_cpu(recipe: Any) -> str:
@@ -61,8 +63,7 @@ def open_gpu_images(
     except (ImportError, RuntimeError) as error:  # what cuda-python raises where it finds no libcuda
         raise EngineError(f"decoding on the GPU needs cuda-python and NVIDIA's driver: {error}") from error
     on_cpu = CpuImages(step, recipe, threads=threads)
-    device = Device(driver, ordinal)
-    return GpuImages(recipe, on_cpu, device, warn=warn, to_host=to_host, libraries=libraries)
+    return GpuImages(recipe, on_cpu, driver, ordinal, warn=warn, to_host=to_host, libraries=libraries)
 
 
 # Starts the network on pixels on the GPU, given the place of the first image and how many images there will be.
@@ -83,7 +84,8 @@ class GpuImages:
     Args:
         recipe: The preprocessing step's `Recipe`.
         on_cpu: What decodes the other files: odd ones, enlarged ones, strips, what is broken or no JPEG.
-        device: The GPU; its stream is the decoder's alone, and it is closed with it.
+        driver: The module `cuda.bindings.driver`, initialised.
+        ordinal: Which GPU.
         warn: Called with a sentence when the GPU first fails, such as for lack of memory, and when it first does not
             take an image; the CPU does the work then.
         to_host: Bring the pixels into host memory.
@@ -98,30 +100,41 @@ class GpuImages:
         self,
         recipe: Any,
         on_cpu: CpuImages,
-        device: Device,
+        driver: Any,
+        ordinal: int,
         *,
         warn: Callable[[str], object],
         to_host: bool = True,
         libraries: tuple[Any, Any] | None = None,
         **chain: Any,
     ) -> None:
-        self._recipe, self._on_cpu, self._device = recipe, on_cpu, device
+        self._recipe, self._on_cpu = recipe, on_cpu
         self._warn, self._to_host = warn, to_host
         self._warned: set[str] = set()
-        _, total = device.free_memory()
+        libraries = libraries or import_libraries()
+        self._devices = [Device(driver, ordinal) for _ in range(_CHAINS)]
+        self._device = self._devices[0]
+        _, total = self._device.free_memory()
         self._most_bytes = min(total // _SHARE, _MOST_BYTES)
-        self._chain = GpuChain(
-            device,
-            libraries or import_libraries(),
-            crop=recipe.crop,
-            resample=recipe.filter.name,
-            fill=recipe.fill[0],
-            cache_bytes=self._most_bytes,
-            **chain,
-        )
+        try:
+            self._chains = [
+                GpuChain(
+                    device,
+                    libraries,
+                    crop=recipe.crop,
+                    resample=recipe.filter.name,
+                    fill=recipe.fill[0],
+                    cache_bytes=self._most_bytes * _CHAINS,
+                    **chain,
+                )
+                for device in self._devices
+            ]
+        except EngineError:
+            self._close_devices()
+            raise
         self._row_bytes = int(np.prod(recipe.shape))
         self._memory = {"made": (0, 0), "ordered": (0, 0)}  # address and bytes on the GPU
-        self._staging = Pinned(device)
+        self._staging = Pinned(self._device)
         self.on_gpu = 0  # how many images of the last call the GPU decoded
 
     def decode(self, files: Sequence[bytes], begin: Begin | None = None) -> Decoded:
@@ -136,8 +149,7 @@ class GpuImages:
         try:
             return self._decode(files, begin)
         except ERRORS as error:
-            with contextlib.suppress(EngineError):
-                self._device.wait()  # for what was begun
+            self._wait()  # for what was begun
             self._warn_once("failure", f"the GPU decodes no images, the CPU does instead: {error}")
         self.on_gpu = 0
         return self._on_cpu.decode(files)
@@ -182,39 +194,31 @@ class GpuImages:
         return _Route(task, (width, height), cost)
 
     def _run(self, routes: dict[int, _Route], begin: Begin | None) -> tuple[list[int], int, int]:
-        """Return the images that the GPU made, the address of their rows in this order, and how many were begun."""
+        """Return the images that the GPU made, the address of their rows in this order, and how many were begun.
+
+        The network is started on a piece only where every image up to its end was made.
+        """
         if not routes:
             return [], 0, 0
         indices, tasks = list(routes), [route.task for route in routes.values()]
         start = self._reserve("made", len(tasks))
         made: list[int] = []
-        parts = [*split_tasks([route.cost for route in routes.values()], self._most_bytes)]
-        if len(parts) == 1 and begin is not None:
-            made, begun = self._run_pieces(tasks, start, begin)
-            return made, start, begun
-        for part in parts:
-            taken = self._chain.run(tasks[part], start + len(made) * self._row_bytes)
-            made += [indices[part][place] for place in taken]
-            if part.stop < len(tasks):
-                self._device.wait()  # before its images are written again
-        return made, start, 0
-
-    def _run_pieces(self, tasks: Sequence[Task], start: int, begin: Begin) -> tuple[list[int], int]:
-        """Return which images the GPU made, and for how many the network runs: only where every one before was made."""
-        made: list[int] = []
         begun = 0
-        count = -(-len(tasks) // _PIECE)
-        self._chain.reserve(len(tasks))
-        edges = [len(tasks) * number // count for number in range(count + 1)]
-        for first, stop in itertools.pairwise(edges):
-            target = start + len(made) * self._row_bytes
-            made += [first + place for place in self._chain.run(tasks[first:stop], target, first=first)]
-            if begun == first and len(made) == stop and begin(self._on_gpu(target, stop - first), first, len(tasks)):
-                begun = stop
-        return made, begun
+        for chain in self._chains:
+            chain.reserve(len(tasks))
+        chains = itertools.cycle(self._chains)
+        for part in split_tasks([route.cost for route in routes.values()], self._most_bytes, _PIECE):
+            chain, target = next(chains), start + len(made) * self._row_bytes
+            made += [indices[part][place] for place in chain.run(tasks[part], target, first=part.start)]
+            if begin is not None and begun == part.start and len(made) == part.stop:
+                rows = self._on_gpu(target, part.stop - part.start, chain.device)
+                begun = part.stop if begin(rows, part.start, len(tasks)) else begun
+        for device in self._devices[1:]:
+            self._device.follow(device.stream_number)
+        return made, start, begun
 
-    def _on_gpu(self, address: int, count: int) -> DeviceArray:
-        return DeviceArray(address, (count, *self._recipe.shape), stream=self._device.stream_number)
+    def _on_gpu(self, address: int, count: int, device: Device) -> DeviceArray:
+        return DeviceArray(address, (count, *self._recipe.shape), stream=device.stream_number)
 
     def _join(self, made: list[int], start: int, rest: list[int], pixels: NDArray[np.uint8]) -> Any:
         """Return the pixels of all images in their order: the rows at `start`, and those that the CPU made."""
@@ -232,7 +236,7 @@ class GpuImages:
             joined[made], joined[rest] = rows[: len(made)], pixels
             return joined
         if not rest:
-            return self._on_gpu(start, count)
+            return self._on_gpu(start, count, self._device)
         rows[rest] = pixels
         target = self._reserve("ordered", count)
         for row, index in enumerate(made):
@@ -240,7 +244,7 @@ class GpuImages:
         for index in rest:
             self._device.copy_in(target + index * size, self._staging.address + index * size, size)
         self._device.wait()
-        return self._on_gpu(target, count)
+        return self._on_gpu(target, count, self._device)
 
     def _reserve(self, name: str, rows: int) -> int:
         """Return the address of memory on the GPU for so many rows."""
@@ -249,7 +253,7 @@ class GpuImages:
         if wanted > size_bytes:
             self._memory[name] = (0, 0)
             if address:
-                self._device.wait()
+                self._wait()
                 self._device.release("cuMemFree", address)
             self._memory[name] = (self._device.allocate(wanted), wanted)
         return self._memory[name][0]
@@ -259,14 +263,24 @@ class GpuImages:
             self._warn(words)
         self._warned.add(kind)
 
+    def _wait(self) -> None:
+        """Return when all that was begun is done, or has failed."""
+        for device in self._devices:
+            with contextlib.suppress(EngineError):
+                device.wait()
+
     def close(self) -> None:
         """Give everything back."""
-        with contextlib.suppress(EngineError):
-            self._device.wait()
-        self._chain.close()
+        self._wait()
+        for chain in self._chains:
+            chain.close()
         self._staging.close()
         for address, _ in self._memory.values():
             if address:
                 self._device.release("cuMemFree", address)
         self._on_cpu.close()
-        self._device.close()
+        self._close_devices()
+
+    def _close_devices(self) -> None:
+        for device in self._devices:
+            device.close()

@@ -172,13 +172,11 @@ class TritonPythonModel:
 
 
 def open_gpu_decoder(network, recipe, on_cpu, warn):
-    """Return what decodes on the GPU of the plan, in a stream of its own: the network runs beside it."""
+    """Return what decodes on the GPU of the plan, beside the network: pixels go from one to the other there."""
     gpu_images = importlib.import_module("trtgen_runtime.runtime.gpu_images")
     device = network.model.device
     try:
-        return gpu_images.GpuImages(
-            recipe, on_cpu, type(device)(device.driver, device.ordinal), warn=warn, to_host=False
-        )
+        return gpu_images.GpuImages(recipe, on_cpu, device.driver, device.ordinal, warn=warn, to_host=False)
     except network.errors as error:
         raise pb_utils.TritonModelException(f"unable to open the decoder: {error}") from error
 
