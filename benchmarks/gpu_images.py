@@ -302,7 +302,7 @@ def make_files(size: str, count: int) -> list[bytes]:
 def check_steps(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Say where the time goes: of the Python thread, and with each step waited for."""
     for size in SIZES:
-        for count in (1, 8, 32, 64):
+        for count in (1, 8, 32, 128):
             for is_waited_for in (False, True):
                 clock = Clock()
                 both = Both(IMAGENET, on_step=clock)
