@@ -4,10 +4,10 @@
 
 Exports ResNet-50, the demo model and the demo detector, builds and proves each with `decode: gpu`, ResNet-50 with
 `decode: cpu`, too. Measures ResNet-50 with requests of 8 images of 500x375 and of one, by the number of processes, of
-images in a piece and of decoders in a process, against the bare chain of decode, resize and crop (of
-benchmarks.gpu_images) before and after; then the latency at half of the top load against that of a single request, other sizes of images, and
-the ensemble that decodes on the CPU. A long load's every answer is compared, with memory of host and GPU. Steps can be
-run one after another, as in benchmarks.gpu.
+images in a piece and of decoders in a process, against the bare chain of decode, resize and crop (benchmarks.gpu_images
+has it) before and after; then the latency at half of the top load against that of a single request, other sizes of
+images, and the ensemble that decodes on the CPU. A long load's every answer is compared, with memory of host and GPU.
+Steps can be run one after another, as in benchmarks.gpu.
 With `--mps` the processes share the GPU through NVIDIA's Multi-Process Service; else they take turns on it.
 """
 

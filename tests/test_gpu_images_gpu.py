@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.gpu_images import CHECKS, Both, encode, make_kinds, mutate, photograph
+from benchmarks.gpu_images import CHECKS, Both, encode, make_files, make_kinds, mutate, photograph
 from generator import api, decoding
 from generator.gpu import why_no_gpu
 from generator.images.served_pixels import are_alike
@@ -31,6 +31,17 @@ def both() -> Iterator[Both]:
 
 def test_the_probe() -> None:
     assert decoding._probe() == ""
+
+
+def test_pieces_do_not_disturb_each_other() -> None:
+    one, files = Both(IMAGENET, on_host=False), make_files("mixed", 200)
+    alone = np.concatenate([one.decode([data])[0] for data in files])
+    for turn in (files, files[::-1], files):
+        pixels, errors, on_gpu = one.decode(turn)
+        assert np.array_equal(pixels, alone if turn is files else alone[::-1])
+        assert (on_gpu, set(errors)) == (200, {None})
+    one.images.close()
+    one.device.close()
 
 
 @pytest.mark.parametrize("on_host", [True, False], ids=["host", "GPU"])
