@@ -266,12 +266,8 @@ def test_small_images_are_no_matter_of_the_gpu(step: Any) -> None:
     assert step.libraries.batches == []
 
 
-def test_a_fused_model_decodes_on_the_gpu_of_its_plan(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    libraries = Libraries(Driver())
-    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", libraries.codec)
-    monkeypatch.setitem(sys.modules, "cvcuda", libraries.cvcuda)
+def test_a_fused_model_decodes_on_the_gpu_of_its_plan(load: Load) -> None:
     model = load(on_gpu=False, decode="gpu")
-    libraries.gpu = model.driver
     gif = save(PHOTO.resize((60, 40)), "GIF")
     requests = [FILES[:2], [gif, FILES[2]], [b"no image"]]
     for _ in range(2):
@@ -279,7 +275,7 @@ def test_a_fused_model_decodes_on_the_gpu_of_its_plan(load: Load, monkeypatch: p
         assert np.array_equal(first["Y"], double(requests[0]))
         assert np.array_equal(mixed["Y"], double(requests[1]))
         assert refused.startswith("IMAGE[0] of 1: not an image")
-    assert libraries.batches == [3, 3]
+    assert model.libraries.batches == [3, 3]
     (answer,) = ask(model, requests[1], outputs=("PIXELS",))
     assert np.array_equal(answer["PIXELS"] * 2, double(requests[1]))
 
@@ -288,7 +284,7 @@ def test_a_fused_model_says_what_is_missing(load: Load, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "cvcuda", None)
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", ModuleType("nvidia.nvimgcodec"))
     with pytest.raises(Exception, match="decoding on the GPU needs cvcuda, which is not installed; install trtgen"):
-        load(on_gpu=False, decode="gpu")
+        load(on_gpu=False, decode="gpu", has_libraries=False)
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,8 @@ FAULTS: dict[str, tuple[str, str, str, str, list[str]]] = {
     "elsewhere": (
         "demo",
         "model.py",
-        "self.network.run(decoded.pixels)",
-        "self.network.run(decoded.pixels[:, ::-1])",
+        "self.network.run(decoded.pixels, decoded.begun)",
+        "self.network.run(decoded.pixels[:, ::-1], decoded.begun)",
         ["served classifier", "served model"],
     ),
     "geometry": (

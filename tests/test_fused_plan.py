@@ -76,11 +76,14 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
     limit = Image.MAX_IMAGE_PIXELS
 
-    def make(*, on_gpu: bool, plans: dict[str, str] | None = None, **parameters: str) -> Any:
+    def make(
+        *, on_gpu: bool, plans: dict[str, str] | None = None, has_libraries: bool = True, **parameters: str
+    ) -> Any:
         gpu = Driver()
         trt, libraries = make_tensorrt(gpu), Libraries(gpu)
-        monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", libraries.codec)
-        monkeypatch.setitem(sys.modules, "cvcuda", libraries.cvcuda)
+        if has_libraries:
+            monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", libraries.codec)
+            monkeypatch.setitem(sys.modules, "cvcuda", libraries.cvcuda)
         backend = module.importlib.import_module("trtgen_tensorrt")
         monkeypatch.setattr(backend, "import_driver", lambda _model: gpu)
         monkeypatch.setattr(backend, "import_tensorrt", lambda: trt)
