@@ -222,8 +222,11 @@ def test_a_batch_of_all_kinds(bench: Bench) -> None:
     assert bench.warnings == []
 
 
-def test_decoders_take_turns_at_the_pieces(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("to_host", [True, False])
+def test_decoders_take_turns_at_the_pieces(monkeypatch: pytest.MonkeyPatch, to_host: bool) -> None:
     monkeypatch.setattr(gpu_images, "_PIECE", 3)
+    monkeypatch.setattr(gpu_images, "_CHAINS", 2)
+    bench = Bench(open_recipe(max_pixels=900_000), to_host=to_host)
     photos = [save(PHOTO.resize((300 + 37 * number, 600 - 29 * number))) for number in range(11)]
     for files in (photos, photos[::-1], [*MIXED, *photos], photos[:4]):
         bench.libraries.streams.clear()
@@ -233,6 +236,9 @@ def test_decoders_take_turns_at_the_pieces(bench: Bench, monkeypatch: pytest.Mon
         assert more == [one, other, one, other][: len(more)]
     bench.libraries.refused = {photos[2], photos[7]}
     bench.check(photos, on_gpu=9)
+    bench.images.close()
+    bench.device.close()
+    assert bench.gpu.open == 0
 
 
 def test_the_network_is_not_started_behind_a_piece_that_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +295,7 @@ def test_bicubic_and_both_edges() -> None:
     assert why_on_cpu(recipe) == ""
     bench = Bench(open_recipe(recipe))
     bench.check([WIDE, TALL, save(PHOTO.resize((299, 700))), save(PHOTO.resize((500, 239)))], on_gpu=2)
-    assert bench.libraries.cache_bytes == (1 << 31) // 32
+    assert bench.libraries.cache_bytes == (1 << 31) // 64
 
 
 @pytest.mark.parametrize("fit", ["letterbox", "letterbox-corner"])

@@ -13,6 +13,7 @@ from benchmarks.gpu_images import CHECKS, Both, encode, make_files, make_kinds, 
 from generator import api, decoding
 from generator.gpu import why_no_gpu
 from generator.images.served_pixels import are_alike
+from generator.runtime import gpu_images
 from generator.runtime.gpu_chain import PACKAGES
 from generator.spec.recipe import IMAGENET
 
@@ -33,7 +34,9 @@ def test_the_probe() -> None:
     assert decoding._probe() == ""
 
 
-def test_pieces_do_not_disturb_each_other() -> None:
+def test_pieces_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_images, "_PIECE", 32)
+    monkeypatch.setattr(gpu_images, "_CHAINS", 2)
     one, files = Both(IMAGENET, on_host=False), make_files("mixed", 200)
     alone = np.concatenate([one.decode([data])[0] for data in files])
     for turn in (files, files[::-1], files):
