@@ -33,7 +33,7 @@ _CODES = {
     "SignatureDoesNotMatch": ("the secret key is not that of the access key", _SET_KEYS),
     "ExpiredToken": ("the credentials have expired", _SET_KEYS),
     "InvalidToken": ("the session token is not valid", _SET_KEYS),
-    "AccessDenied": ("these credentials may not do that", "give them the rights that docs/releases.md lists"),
+    "AccessDenied": ("these credentials may not do that", "give them the right to list the bucket and to read it"),
     "RequestTimeTooSkewed": (
         "the clock of this machine is more than 15 minutes off",
         "set the clock (timedatectl set-ntp true)",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import re
 import shutil
@@ -187,6 +188,10 @@ def change_record(root: Path, change: Callable[[dict[str, Any]], None], name: st
     path.write_text(json.dumps(data))
 
 
+def set_versions(versions: int, data: dict[str, Any]) -> None:
+    data["spec"]["versions"] = versions
+
+
 def set_proof(root: Path, proof: list[dict[str, Any]]) -> None:
     change_record(root, lambda data: data.update(proof=proof))
 
@@ -322,8 +327,14 @@ class TestPublishing:
         assert again.plans["model.sm89.plan"]["repository"] == str(place / "8.9")
         added = (place / "merged/demo_classifier/config.pbtxt").read_text()
         assert added.replace(',\n  { key: "10.0" value: "model.sm100.plan" }', "") == text
+        for _ in range(2):  # the same merge again touches nothing
+            same = merge(place, "merged", "10.0")
+            assert (same.version, {change.word for change in same.changes}) == (2, {"identical"})
+        change_passport(place / "9.0", lambda data: data.update(plan_sha256="0" * 64))
         words = refuse(place, "merged", "9.0", into="other")
         assert "hold a plan of demo for compute capability 9.0 (built on NVIDIA H200)" in words
+        change_file(place / "10.0", "demo_classifier/labels.txt", b"other\n" * 6)
+        assert "demo_classifier/labels.txt: its content" in refuse(place, "merged", "10.0")
 
     def test_a_capability_is_not_lost_unasked(self, place: Path) -> None:
         merge(place, "8.9", "9.0")
@@ -355,6 +366,16 @@ class TestPublishing:
         words = refuse(place, "8.9", "9.0", "10.0")
         assert "demo_classifier/1 is served, too (versions: 2), and has no model.sm100.plan" in words
         assert merge(place, "8.9", "9.0", "10.0", replace=True).version == 2
+        merge(place, "8.9", "9.0", into="three")
+        for capability in ("8.9", "9.0", "10.0"):
+            change_record(place / capability, lambda data: data["spec"].update(versions=1))
+        assert merge(place, "8.9", "9.0", "10.0", into="three").version == 2
+        plan = place / "8.9/demo_classifier/1/model.plan"
+        change_file(place / "8.9", "demo_classifier/1/model.plan", plan.read_bytes()[:-1] + b"!")
+        for listed in (3, 4, 9):
+            change_record(place / "8.9", functools.partial(set_versions, listed))
+            words = refuse(place, "8.9", "9.0", "10.0", into="three")
+            assert f"demo_classifier/1 is served, too (versions: {listed}), and has no model.sm100.plan" in words
         change_record(place / "8.9", lambda data: data["spec"].update(versions=[1]))
         assert "demo serves the versions [1]" in refuse(place, "8.9", "9.0", into="other")
 
@@ -494,6 +515,7 @@ class TestRefusals:
 
     def test_the_same_capability_twice(self, place: Path) -> None:
         shutil.copytree(place / "9.0", place / "again")
+        change_passport(place / "again", lambda data: data.update(plan_sha256="0" * 64))
         words = refuse(place, "9.0", "again")
         assert f"both {place / '9.0'} and {place / 'again'} hold a plan of demo for compute capability 9.0" in words
 

@@ -106,7 +106,12 @@ def test_every_file_is_sent_with_its_hash(amazon: Amazon, tmp_path: Path) -> Non
         (403, "InvalidAccessKeyId", "the access key is not known there", "set AWS_ACCESS_KEY_ID"),
         (403, "SignatureDoesNotMatch", "the secret key is not that of the access key", "set AWS_ACCESS_KEY_ID"),
         (400, "ExpiredToken", "the credentials have expired", "set AWS_ACCESS_KEY_ID"),
-        (403, "AccessDenied", "these credentials may not do that", "give them the rights that docs/releases.md lists"),
+        (
+            403,
+            "AccessDenied",
+            "these credentials may not do that",
+            "give them the rights to list, read",
+        ),
         (404, "NoSuchBucket", "there is no such bucket", "make the bucket"),
         (405, "MethodNotAllowed", "405 Method Not Allowed", "look at what the store says"),
     ],
@@ -172,6 +177,8 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         ("s3://bucket/../other", "is not a valid address of a bucket"),
         ("s3://", "is not a valid address of a bucket"),
         ("s3://Bucket", "is not a valid address of a bucket"),
+        ("s3://bucket/models?version=1", "is not a valid address of a bucket: s3://bucket/prefix was expected"),
+        ("az://c/x", "is not a valid address of a bucket: az://account/container/prefix was expected"),
         ("ftp://host/models", "is not a store of releases"),
         ("file://host/models", "is not a valid address of a folder"),
     ],
@@ -179,6 +186,12 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_addresses_that_are_none(address: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["release", "list", address]) == 1
     assert f"error: {address} {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("days", ["1000000", "-1", "99999999999"])
+def test_ages_that_are_none(days: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["release", "prune", str(tmp_path), "--older-than-days", days]) == 2
+    assert "Invalid value for '--older-than-days'" in capsys.readouterr().err
 
 
 def test_a_folder_by_its_address(tmp_path: Path) -> None:

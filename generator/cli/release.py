@@ -136,7 +136,7 @@ def rollback(
 def prune(
     store: StoreArgument,
     *,
-    older_than_days: Annotated[float, typer.Option(min=0, metavar="N", help="Keep what is younger.")] = 30,
+    older_than_days: Annotated[float, typer.Option(min=0, max=36500, metavar="N", help="Keep what is younger.")] = 30,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
 ) -> None:
     """Delete releases that no channel names or would roll back to, and what interrupted pushes left.

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from obstore import UpdateVersion
 
 _GO_BACK = "roll back to the release before it, or push the repository again"
-# S3's word -> what is wrong with an object of a release, what to do.
+# S3's word -> what is wrong with a store of releases or an object of it, what to do.
 _OF_OBJECTS = {
     "NoSuchKey": ("it is gone", _GO_BACK),
     "InvalidRange": ("it is shorter than its manifest says", _GO_BACK),
+    "AccessDenied": ("these credentials may not do that", "give them the rights to list, read, write and delete there"),
 }
 
 

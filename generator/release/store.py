@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
     from generator.release.manifest import File
 
-BUCKETS = ("s3", "gs", "az")
-_ADDRESSES = "s3://bucket/prefix, gs://bucket/prefix, az://account/container/prefix, file:///folder or a folder"
+BUCKETS = {
+    "s3": "s3://bucket/prefix",
+    "gs": "gs://bucket/prefix",
+    "az": "az://account/container/prefix",
+}  # how each is written
+_ADDRESSES = f"{', '.join(BUCKETS.values())}, file:///folder or a folder"
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 
 
@@ -103,8 +107,9 @@ def open_store(url: str) -> Store:
     if scheme not in BUCKETS:
         raise ReleaseError(f"{url} is not a store of releases", hint=f"give one of {_ADDRESSES}")
     bucket, _, prefix = rest.partition("/")
-    if not _BUCKET_NAME.fullmatch(bucket) or "//" in prefix or any(part in (".", "..") for part in prefix.split("/")):
-        msg = f"{url} is not a valid address of a bucket: {_ADDRESSES.partition(', ')[0]} was expected"
+    is_path = not re.search(r"//|[?#]", prefix) and not {".", ".."} & {*prefix.split("/")}
+    if not _BUCKET_NAME.fullmatch(bucket) or not is_path:
+        msg = f"{url} is not a valid address of a bucket: {BUCKETS[scheme]} was expected"
         hint = "set AWS_ENDPOINT_URL for a server other than Amazon's" if "://" in rest else f"give one of {_ADDRESSES}"
         raise ReleaseError(msg, hint=hint)
     from generator.release.bucket import Bucket

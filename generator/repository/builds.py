@@ -221,7 +221,7 @@ def _check_capabilities(builds: Sequence[Build]) -> None:
     taken: dict[str, Build] = {}
     for build in builds:
         other = taken.setdefault(build.plan_file, build)
-        if other is build:
+        if other.passport.plan_sha256 == build.passport.plan_sha256:
             continue
         is_default = build.plan_file == PLAN_FILE
         what = "GPUs of 8.0 and later" if is_default else f"compute capability {build.origin['compute_capability']}"
@@ -231,6 +231,11 @@ def _check_capabilities(builds: Sequence[Build]) -> None:
         if not is_default:
             hint += "; plan.hardware_compatibility: same-compute-capability makes one for all GPUs of it"
         raise RepositoryError(msg, hint=hint)
+
+
+def leave_out_repeated(builds: Sequence[Build]) -> list[Build]:
+    """Return each plan once: the build of one that was merged before may be given again."""
+    return [*{build.plan_file: build for build in reversed(builds)}.values()][::-1]
 
 
 def find_newest(builds: Sequence[Build]) -> Build:

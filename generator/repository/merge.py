@@ -22,7 +22,14 @@ from generator.packages import made_by
 from generator.plan.choice import PLAN_FILE, sort_capabilities
 from generator.plan.passport import passport_path
 from generator.repository import Change, Layout, Record, find_records, plan_changes, publish, read_record, recover
-from generator.repository.builds import CONFIG_FILE, at_version, check_builds, find_newest, read_builds
+from generator.repository.builds import (
+    CONFIG_FILE,
+    at_version,
+    check_builds,
+    find_newest,
+    leave_out_repeated,
+    read_builds,
+)
 from generator.repository.edits import check_edits, find_damaged
 from generator.repository.journal import lock, staging
 from generator.repository.layout import next_version, numeric_versions
@@ -85,6 +92,7 @@ def merge_repositories(
         try:
             builds = {name: _read(sources, name) for name in _find_names(sources, models)}
             notes = {name: check_builds(of_one) for name, of_one in builds.items()}
+            builds = {name: leave_out_repeated(of_one) for name, of_one in builds.items()}
         except OSError as error:
             msg = f"{error.filename} cannot be read: {error.strerror}"
             raise RepositoryError(msg, hint="let this user read every file of the repositories") from error
@@ -257,7 +265,7 @@ def _check_older_versions(root: Path, record: Record, layout: Layout, plans: Map
         msg = f"{record.name} serves the versions {listed}: those numbers are of where it was built"
         raise RepositoryError(msg, hint="build it with a number of versions, or with all of them")
     older = [number for number in numeric_versions(root / layout.network) if number != layout.version]
-    for number in older if listed == "all" else older[len(older) + 1 - listed :]:
+    for number in older if listed == "all" else older[max(len(older) + 1 - listed, 0) :]:
         folder = root / layout.network / str(number)
         if missing := [name for name in plans if not (folder / name).is_file()]:
             msg = f"{folder} is served, too (versions: {listed}), and has no {missing[0]}"
