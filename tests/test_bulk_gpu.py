@@ -20,6 +20,7 @@ from generator.images.served_pixels import prepare_one
 from generator.plan import local
 from generator.runtime.bindings import TensorRTLog
 from generator.runtime.device import EngineError
+from generator.runtime.gpu_chain import DeviceArray
 from generator.spec.recipe import Recipe
 from tests.gpu_images_standin import Libraries
 from tests.tensorrt_standin import Driver, make_plan, make_tensorrt
@@ -115,3 +116,15 @@ def test_a_plan_that_fails_says_why_and_everything_is_released(make_step: Any, b
     with pytest.raises(PlanError, match=r"does not run here.*the kernel is ill"):
         step(two)
     assert (driver.memory, driver.open) == ({}, 0)
+
+
+def test_a_part_is_not_begun_where_the_rest_would_be_too_few(make_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROFILE, "X", ([4, SIDE, SIDE, 3], [4, SIDE, SIDE, 3], [8, SIDE, SIDE, 3]))
+    step, driver, _ = make_step("gpu")
+    engine = step._run.__self__
+    _, address = driver.cuMemAlloc(4 * SIDE * SIDE * 3)
+    rows = DeviceArray(address, (4, SIDE, SIDE, 3))
+    assert [engine.begin(rows, 0, total) for total in (7, 8)] == [False, True]
+    engine.wait()
+    driver.cuMemFree(address)
+    step.close()

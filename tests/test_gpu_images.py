@@ -19,7 +19,7 @@ from generator.images.served_pixels import load_step
 from generator.render import read_static
 from generator.runtime import gpu_images
 from generator.runtime.cpu_images import CpuImages
-from generator.runtime.device import Device
+from generator.runtime.device import Device, EngineError
 from generator.runtime.gpu_chain import split_tasks
 from generator.runtime.gpu_images import GpuImages, why_on_cpu
 from generator.runtime.jpeg import Jpeg, read_jpeg
@@ -277,6 +277,32 @@ def test_a_fault_is_told_once_and_the_cpu_goes_on(bench: Bench) -> None:
     bench.libraries.fault = ""
     bench.check(MIXED, on_gpu=5)
     assert bench.warnings == ["the GPU decodes no images, the CPU does instead: CUDA_ERROR_OUT_OF_MEMORY"]
+
+
+def test_what_was_begun_before_a_fault_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_images, "_PIECE", 2)
+    monkeypatch.setattr(gpu_images, "_CHAINS", 2)
+    bench = Bench(open_recipe())
+    bench.check([WIDE] * 4, on_gpu=4)
+    bench.libraries.fault_at = 3
+    bench.check([WIDE] * 8, on_gpu=0)
+    assert not bench.gpu.is_busy
+    bench.check([WIDE] * 20, on_gpu=20)
+
+
+def test_a_decoder_that_does_not_open_leaves_nothing_behind() -> None:
+    gpu = Driver()
+    libraries = Libraries(gpu)
+
+    def fail(**_: Any) -> Any:
+        raise RuntimeError("no engine")
+
+    libraries.codec.Decoder = fail
+    recipe = open_recipe()
+    on_cpu = CpuImages(load_step("preprocess"), recipe, threads=1)
+    with pytest.raises(EngineError, match="does not start on this GPU: no engine"):
+        GpuImages(recipe, on_cpu, gpu, 0, warn=print, libraries=libraries.both)
+    assert gpu.open == 0
 
 
 def test_gpu_memory_that_is_full(bench: Bench) -> None:
