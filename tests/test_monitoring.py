@@ -441,6 +441,27 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "folder").iterdir()] == [DASHBOARD]
 
 
+def test_a_write_that_fails_midway_leaves_no_file_that_looks_edited(tmp_path: Path) -> None:
+    write_files({"a": "1", "b/c": "1", "d": "1", "b/old": "1"}, tmp_path)
+    shutil.move(tmp_path / "b", tmp_path / "aside")
+    (tmp_path / "b").write_text("a file where a folder must be")
+    second = {"a": "2", "b/c": "2", "d": "2"}
+    for _ in range(2):
+        with pytest.raises(OutputError, match="b cannot be written: File exists"):
+            write_files(second, tmp_path)
+        assert [(tmp_path / name).read_text() for name in "ad"] == ["2", "1"]
+    (tmp_path / "b").unlink()
+    shutil.move(tmp_path / "aside", tmp_path / "b")
+    changes = write_files(second, tmp_path)
+    assert changes == {
+        tmp_path / "a": "identical",
+        tmp_path / "b/c": "update",
+        tmp_path / "d": "update",
+        tmp_path / "b/old": "remove",
+    }
+    assert [*json.loads((tmp_path / WRITTEN).read_text())] == ["a", "b/c", "d"]
+
+
 def make_table() -> str:
     """Return the table of metrics in docs/monitoring.md."""
 
