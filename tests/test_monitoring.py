@@ -374,6 +374,53 @@ def test_the_command(
     ]
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--metrics-url", "http://localhost:8002/metrics", "is not HOST:PORT"),
+        ("--metrics-url", "localhost", "is not HOST:PORT"),
+        ("--metrics-url", "a:65536", "is not HOST:PORT"),
+        ("--http-url", "http://localhost:8000", "is not HOST:PORT"),
+        ("--canary-url", "", "is not HOST:PORT"),
+        ("--job", "", "is no name of a job"),
+        ("--job", " ", "is no name of a job"),
+        ("--job", "\udcff", "is no name of a job"),
+        ("--canary-job", "", "is no name of a job"),
+    ],
+)
+def test_what_prometheus_would_refuse_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, says: str
+) -> None:
+    root, output = build_tiny_repository(tmp_path / "models"), tmp_path / "monitoring"
+    assert main(["monitor", "-r", str(root), "--output", str(output), option, value]) == 2
+    said = capsys.readouterr().err
+    assert f"{value!r} {says}" in said
+    assert option in said
+    assert not output.exists()
+
+
+def test_addresses_that_prometheus_takes(promtool: str, tmp_path: Path) -> None:
+    root, output = build_tiny_repository(tmp_path / "models"), tmp_path / "monitoring"
+    addresses = ["gpu_1.example.com:8002", "10.0.0.1:65535", "[::1]:8002"]
+    options = [word for address in addresses for word in ("--metrics-url", address)]
+    assert main(["monitor", "-r", str(root), "--output", str(output), *options]) == 0
+    assert judge(promtool, output) == ""
+    scraped = yaml.safe_load((output / SCRAPE).read_text())["scrape_configs"]
+    assert scraped[0]["static_configs"] == [{"targets": addresses}]
+
+
+def test_the_home_folder_is_expanded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    build_tiny_repository(tmp_path / "models")
+    assert main(["monitor", "-r", "~/models", "--output", "~/monitoring"]) == 0
+    assert f"promtool test rules {tmp_path / 'monitoring' / UNIT_TESTS}" in capsys.readouterr().err
+    assert (tmp_path / "monitoring" / RULES).is_file()
+    assert not (tmp_path / "~").exists()
+
+
 def test_files_that_somebody_edited_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: Any) -> None:
     root, output = build_tiny_repository(tmp_path / "models"), tmp_path / "monitoring"
     command = ["monitor", "-r", str(root), "--output", str(output)]
