@@ -1,6 +1,6 @@
 """Files that a command writes for its user into a folder, again and again, without losing what somebody edited there.
 
-`.trtgen.json` in the folder has the hash of each file as it was written.
+`.trtgen.json` in the folder has the hash of each file as it was written, also where a later one could not be.
 """
 
 from __future__ import annotations
@@ -47,20 +47,25 @@ def write_files(files: Mapping[str, str], folder: Path, *, discard_edits: bool =
         tops = {_top(name) for name in wanted}
         old = sorted(name for name in known if name not in wanted and _top(name) in tops)
         changes |= {name: "remove" for name in old if present.get(name) == known[name]}
-        hashes = {name: digest for name, digest in known.items() if name not in old} | wanted
+        hashes = dict(known)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, change in changes.items():
-            path = folder / name
-            if change == "remove":
-                path.unlink()
-                if not any(path.parent.iterdir()):
-                    path.parent.rmdir()
-            elif change != "identical":
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_temporary(path, files[name].encode()).replace(path)
-        if hashes != known:
-            text = json.dumps(hashes, indent=2) + "\n"
-            write_temporary(folder / WRITTEN, text.encode()).replace(folder / WRITTEN)
+        try:
+            for name, change in changes.items():
+                path = folder / name
+                if change == "remove":
+                    path.unlink()
+                    if not any(path.parent.iterdir()):
+                        path.parent.rmdir()
+                    continue
+                if change != "identical":
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_temporary(path, files[name].encode()).replace(path)
+                hashes[name] = wanted[name]
+            hashes = {name: digest for name, digest in hashes.items() if name not in old}
+        finally:  # what was written before something failed is not to look like somebody's edit
+            if hashes != known:
+                text = json.dumps(hashes, indent=2) + "\n"
+                write_temporary(folder / WRITTEN, text.encode()).replace(folder / WRITTEN)
     except OSError as error:
         msg = f"{error.filename or folder} cannot be written: {error.strerror}"
         raise OutputError(msg, hint="name another folder", fields={"output": None}) from error

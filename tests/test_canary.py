@@ -29,6 +29,7 @@ from onnx import helper, numpy_helper
 from generator.canary.asking import Reading, ask_model
 from generator.canary.metrics import CONTENT_TYPE, MetricsServer, format_metrics, write_metrics
 from generator.cli import main
+from generator.cli.canary import _watch
 from generator.errors import ServerError, SourceError
 from generator.gate.candidate import Candidate
 from generator.gate.client import GrpcAddress
@@ -42,6 +43,7 @@ from generator.server.embedded import EmbeddedServer
 from generator.server.hardening import OWNER_HEADER
 from generator.server.secret_files import make_secrets
 from generator.spec.file import make_spec
+from generator.task import StageResult
 from tests.server_parts import wait_until
 
 CLASSIFIER, DETECTOR = "demo", "demo-detector"
@@ -366,6 +368,7 @@ import sys
 for name in ("torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "jinja2", "onnxscript", "safetensors", "timm"):
     sys.modules[name] = None
 from generator.cli import main
+from generator.cli.canary import _watch
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -463,6 +466,70 @@ class Canary:
         assert {path.name for path in self.file.parent.iterdir()} == {"trtgen.prom", "log"}
 
 
+def watch(every_s: float, *rounds: Reading) -> list[float]:
+    """Let the watch have these readings, and return its pauses: one before each, and one after the last."""
+    pauses, left = list[float](), list(rounds)
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if not left:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _watch(lambda: [left.pop(0)], lambda _: None, every_s, sleep)
+    return pauses
+
+
+ANSWERED = Reading(
+    model="demo",
+    expected=None,
+    results=[StageResult(stage="served pixels", status="proved")],
+    error=None,
+    at_s=0.0,
+    seconds=1.0,
+)
+
+
+def unanswered(message: str) -> Reading:
+    return replace(ANSWERED, results=[], error=ServerError(message, hint="start it"))
+
+
+def drifted(reason: str) -> Reading:
+    return replace(ANSWERED, results=[StageResult(stage="served pixels", status="failed", reason=reason)])
+
+
+@pytest.mark.parametrize(("every_s", "longest_start_s"), [(1.0, 0.1), (60.0, 6.0), (3600.0, 30.0)])
+def test_pauses_are_a_tenth_longer_or_shorter(every_s: float, longest_start_s: float) -> None:
+    first, *others = watch(every_s, *[ANSWERED] * 200)
+    assert 0 <= first <= longest_start_s
+    assert len(set(others)) > 100  # no clock
+    assert all(0.9 * every_s <= pause <= 1.1 * every_s for pause in others)
+    assert max(others) - min(others) > 0.1 * every_s
+
+
+def test_a_reason_is_told_when_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    refused, timeout = "no answer at a:8001: connection refused", "no answer at a:8001: deadline exceeded after {} s"
+    watch(
+        1.0,
+        ANSWERED,
+        ANSWERED,
+        unanswered(refused),
+        unanswered(refused),
+        unanswered(timeout.format(4.99)),  # another reason of the same type
+        unanswered(timeout.format(10)),  # the same with another figure
+        drifted("2 pixels differ"),
+        drifted("3 pixels differ"),
+        ANSWERED,
+    )
+    assert [line.removeprefix("error: ") for line in capsys.readouterr().err.splitlines()] == [
+        "demo: proved, in 1.0 s",
+        f"demo: {refused}",
+        f"demo: {timeout.format(4.99)}",
+        "demo: served pixels failed: 2 pixels differ",
+        "demo: proved, in 1.0 s",
+    ]
+
+
 @pytest.mark.server
 def test_the_watch_goes_on_while_models_come_and_go(served: Served, tmp_path: Path) -> None:
     canary = Canary(tmp_path / "canary", served.server.grpc_url, CLASSIFIER, "-r", str(served.proved))
@@ -502,15 +569,15 @@ def test_a_server_with_tls_that_starts_after_the_canary_and_ends_before_it(demo:
     url = f"127.0.0.1:{port}"
     canary = Canary(tmp_path / "canary", url, "-r", str(demo), "--secrets", str(secrets))
     try:
-        assert wait_for(lambda: canary.tells("up", 0))
+        no_server = "no Triton server answers gRPC"
+        assert wait_for(lambda: no_server in canary.said.splitlines()[-1])
         with EmbeddedServer(demo, grpc_port=port, secrets_folder=secrets):
             assert wait_for(lambda: canary.tells("proved", 1))
             reading = ask_model(demo, CLASSIFIER, GrpcAddress(url=url), timeout_s=5)
             assert reading.error is not None
             assert "it may ask for TLS" in reading.error.message
         assert wait_for(lambda: canary.tells("up", 0))
-        canary.count_runs(2)
-        assert canary.said.count("no Triton server answers gRPC") == 2  # before and after
+        assert wait_for(lambda: no_server in canary.said.splitlines()[-1])
         canary.end()
     finally:
         canary.kill()

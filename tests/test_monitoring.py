@@ -42,6 +42,7 @@ LIMITS = Limits()
 QUICK = Limits(
     window_s=5,
     down_for_s=1,
+    starting_for_s=2,
     not_ready_for_s=1,
     missing_for_s=1,
     failing_for_s=1,
@@ -67,7 +68,15 @@ BROKEN = {
         ("== 0", "== 1"),
         ("up{", "probe_success{"),
         ('job="triton"', 'job="another"'),
+        (' and max_over_time(up{job="triton"}[24h]) == 1', ""),
+        ("[24h]", "[1m]"),
         ("for: 1m", "for: 0s"),
+    ],
+    "TritonNotStarted": [
+        ("== 0", "== 1"),
+        (' unless max_over_time(up{job="triton"}[24h]) == 1', ""),
+        ("for: 15m", "for: 0s"),
+        ("for: 15m", "for: 1h"),
     ],
     "TritonGone": [('absent(up{job="triton"})', 'up{job="triton"} == 0'), ("for: 1m", "for: 0s")],
     "TritonNotReady": [("== 0", "== 1"), ("for: 2m", "for: 1h"), ("for: 2m", "for: 0s")],
@@ -100,7 +109,7 @@ BROKEN = {
         ("_proved", "_up"),
         ("for: 10m", "for: 0s"),
     ],
-    "CanarySilent": [("time() - ", ""), ("> 3600", "> 36000"), ("> 3600", "> -1")],
+    "CanarySilent": [("time() - ", ""), ("> 7200", "> 36000"), ("> 7200", "> 3600"), ("> 7200", "> -1")],
     "ReleasesDiffer": [("(model, release)", "(model, instance)"), ("> 1", "> 2"), ("for: 30m", "for: 0s")],
 }
 
@@ -163,6 +172,16 @@ def test_the_unit_tests_have_both_for_each_alert() -> None:
         last = test["alert_rule_test"][-1]
         fires[bool(last["exp_alerts"])].add(last["alertname"])
     assert fires[True] == fires[False] == {alert.name for alert in make_alerts(MODELS, LIMITS)} == set(BROKEN)
+
+
+def test_a_server_that_loads_its_models_wakes_nobody() -> None:
+    """The cases are those of the documentation: three minutes of loading, a canary that pauses for 66 minutes."""
+    tests = yaml.safe_load(make_files(MODELS, LIMITS, TARGETS)[UNIT_TESTS])["tests"]
+    checks = {test["name"]: test["alert_rule_test"] for test in tests if test["alert_rule_test"][0]["exp_alerts"] == []}
+    loads = {"eval_time": "3m", "alertname": "TritonDown", "exp_alerts": []}
+    assert checks["a server that loads its models"] == [loads]
+    pauses = {"eval_time": "66m", "alertname": "CanarySilent", "exp_alerts": []}
+    assert checks["a canary that pauses a tenth longer than half of the time"] == [pauses]
 
 
 def keep_only(folder: Path, alert: str) -> dict[str, Any]:
@@ -234,7 +253,7 @@ def test_every_expression_of_the_dashboard_is_parsed(promtool: str, tmp_path: Pa
 SELECTOR = re.compile(r'([a-zA-Z_:][\w:]*)\{((?:[^{}"]|"(?:[^"\\]|\\.)*")*)\}')
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 GROUPED = re.compile(r"\b(?:by|on|group_left)\s*\(([^()]*)\)")
-WORDS = {"sum", "count", "rate", "increase", "absent", "min_over_time", "label_replace", "time"} | {
+WORDS = {"sum", "count", "rate", "increase", "absent", "min_over_time", "max_over_time", "label_replace", "time"} | {
     "and",
     "or",
     "unless",
@@ -342,7 +361,7 @@ def test_the_command(
     expressions = {rule["alert"]: rule["expr"] for rule in rules["groups"][0]["rules"]}
     assert expressions["QueueTooLong"].endswith("> 0.05")
     assert expressions["EnsembleFails"].endswith("> 0.02")
-    assert expressions["TritonDown"] == 'up{job="ns/triton"} == 0'
+    assert expressions["TritonDown"].startswith('up{job="ns/triton"} == 0 and max_over_time(up{job="ns/triton"}[24h])')
     assert expressions["TritonNotReady"] == 'probe_success{job="ns/triton-ready"} == 0'
     assert expressions["CanaryUnanswered"] == 'trtgen_canary_up{job="ns/triton-canary"} == 0'
     wrapped = yaml.safe_load((output / OPERATOR_RULES).read_text())
@@ -353,6 +372,53 @@ def test_the_command(
         ["a:1"],
         ["http://localhost:8000/v2/health/ready"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--metrics-url", "http://localhost:8002/metrics", "is not HOST:PORT"),
+        ("--metrics-url", "localhost", "is not HOST:PORT"),
+        ("--metrics-url", "a:65536", "is not HOST:PORT"),
+        ("--http-url", "http://localhost:8000", "is not HOST:PORT"),
+        ("--canary-url", "", "is not HOST:PORT"),
+        ("--job", "", "is no name of a job"),
+        ("--job", " ", "is no name of a job"),
+        ("--job", "\udcff", "is no name of a job"),
+        ("--canary-job", "", "is no name of a job"),
+    ],
+)
+def test_what_prometheus_would_refuse_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, says: str
+) -> None:
+    root, output = build_tiny_repository(tmp_path / "models"), tmp_path / "monitoring"
+    assert main(["monitor", "-r", str(root), "--output", str(output), option, value]) == 2
+    said = capsys.readouterr().err
+    assert f"{value!r} {says}" in said
+    assert option in said
+    assert not output.exists()
+
+
+def test_addresses_that_prometheus_takes(promtool: str, tmp_path: Path) -> None:
+    root, output = build_tiny_repository(tmp_path / "models"), tmp_path / "monitoring"
+    addresses = ["gpu_1.example.com:8002", "10.0.0.1:65535", "[::1]:8002"]
+    options = [word for address in addresses for word in ("--metrics-url", address)]
+    assert main(["monitor", "-r", str(root), "--output", str(output), *options]) == 0
+    assert judge(promtool, output) == ""
+    scraped = yaml.safe_load((output / SCRAPE).read_text())["scrape_configs"]
+    assert scraped[0]["static_configs"] == [{"targets": addresses}]
+
+
+def test_the_home_folder_is_expanded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    build_tiny_repository(tmp_path / "models")
+    assert main(["monitor", "-r", "~/models", "--output", "~/monitoring"]) == 0
+    assert f"promtool test rules {tmp_path / 'monitoring' / UNIT_TESTS}" in capsys.readouterr().err
+    assert (tmp_path / "monitoring" / RULES).is_file()
+    assert not (tmp_path / "~").exists()
 
 
 def test_files_that_somebody_edited_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: Any) -> None:
@@ -420,6 +486,25 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written: Is a directory"):
         write_files(files, tmp_path / "folder")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == [DASHBOARD]
+
+
+def test_a_write_that_fails_midway_leaves_no_file_that_looks_edited(tmp_path: Path) -> None:
+    write_files({"a": "1", "b/c": "1", "d": "1", "b/old": "1"}, tmp_path)
+    shutil.move(tmp_path / "b", tmp_path / "aside")
+    (tmp_path / "b").write_text("a file where a folder must be")
+    for text in "23":  # another text, which the file of the first attempt is not
+        with pytest.raises(OutputError, match="b cannot be written: File exists"):
+            write_files(dict.fromkeys(("a", "b/c", "d"), text), tmp_path)
+        assert [(tmp_path / name).read_text() for name in "ad"] == [text, "1"]
+    (tmp_path / "b").unlink()
+    shutil.move(tmp_path / "aside", tmp_path / "b")
+    assert write_files(dict.fromkeys(("a", "b/c", "d"), "4"), tmp_path) == {
+        tmp_path / "a": "update",
+        tmp_path / "b/c": "update",
+        tmp_path / "d": "update",
+        tmp_path / "b/old": "remove",
+    }
+    assert [*json.loads((tmp_path / WRITTEN).read_text())] == ["a", "b/c", "d"]
 
 
 def make_table() -> str:

@@ -140,17 +140,23 @@ def _raise_for_status(readings: Sequence[Reading]) -> None:
         raise VerificationError("what is served is not what was proved:\n  " + "\n  ".join(wrong), hint=hint)
 
 
-def _watch(ask: Callable[[], list[Reading]], publish: Callable[[Sequence[Reading]], None], every_s: float) -> None:
+def _watch(
+    ask: Callable[[], list[Reading]],
+    publish: Callable[[Sequence[Reading]], None],
+    every_s: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
     """Ask again and again, and say what has changed since the last time."""
     before: dict[str, object] = {}
     unwritten = ""
     wait_s = random.uniform(0, min(_JITTER * every_s, _LONGEST_START_S))  # noqa: S311 - nobody must not foresee it
     while True:
-        time.sleep(wait_s)
+        sleep(wait_s)
         readings = ask()
         for reading in readings:
-            # figures in the reasons may differ each time
-            state = (type(reading.error), [(result.stage, result.status) for result in reading.unproved])
+            # figures in the reasons, and the images that they name, may differ each time
+            error = reading.error and (type(reading.error), re.sub(r"[\d.]+", "", reading.error.message))
+            state = (error, [(result.stage, result.status) for result in reading.unproved])
             if state != before.get(reading.model):
                 _tell(reading)
             before[reading.model] = state

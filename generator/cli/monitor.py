@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,19 @@ from generator.cli.options import RepositoryOption
 WATCHING, SCRAPING = "Alerts", "Example of a Prometheus"  # panels of --help
 
 
+def _check_address(text: str) -> str:
+    found = re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", text, re.ASCII)
+    if found is None or not 0 < int(found[2]) < 2**16:
+        raise typer.BadParameter(f"{text!r} is not HOST:PORT, such as localhost:8002, without http:// and a path")
+    return text
+
+
+def _check_job(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise typer.BadParameter(f"{text!r} is no name of a job: give printable text, such as triton")
+    return text
+
+
 def monitor(
     *,
     repository: RepositoryOption = Path("model_repository"),
@@ -21,6 +35,7 @@ def monitor(
         str,
         typer.Option(
             metavar="NAME",
+            parser=_check_job,
             help="Prometheus' job for the servers; JOB-ready is that of the blackbox exporter.",
             rich_help_panel=WATCHING,
         ),
@@ -28,7 +43,10 @@ def monitor(
     canary_job: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Prometheus' job for the canary.  [default: JOB-canary]", rich_help_panel=WATCHING
+            metavar="NAME",
+            parser=_check_job,
+            help="Prometheus' job for the canary.  [default: JOB-canary]",
+            rich_help_panel=WATCHING,
         ),
     ] = None,
     queue_ms: Annotated[
@@ -54,6 +72,7 @@ def monitor(
         list[str] | None,
         typer.Option(
             metavar="HOST:PORT",
+            parser=_check_address,
             help="A server's metrics; repeatable.  [default: localhost:8002]",
             rich_help_panel=SCRAPING,
         ),
@@ -62,13 +81,19 @@ def monitor(
         list[str] | None,
         typer.Option(
             metavar="HOST:PORT",
+            parser=_check_address,
             help="A server's HTTP; repeatable.  [default: localhost:8000]",
             rich_help_panel=SCRAPING,
         ),
     ] = None,
     canary_url: Annotated[
         list[str] | None,
-        typer.Option(metavar="HOST:PORT", help="A canary's metrics; repeatable.", rich_help_panel=SCRAPING),
+        typer.Option(
+            metavar="HOST:PORT",
+            parser=_check_address,
+            help="A canary's metrics; repeatable.",
+            rich_help_panel=SCRAPING,
+        ),
     ] = None,
     discard_edits: Annotated[
         bool,
@@ -85,7 +110,8 @@ def monitor(
     from generator.monitoring.watched import find_watched
     from generator.written import write_files
 
-    models = find_watched(repository)
+    output = output.expanduser()
+    models = find_watched(repository.expanduser())
     limits = Limits(
         job=job,
         ready_job=f"{job}-ready",

@@ -24,6 +24,7 @@ class Case:
     """Series, and how often the alert called `alert` fires on them: once for each of `fires`, which are its labels.
 
     `value` is its value as its summary writes it, `after_s` how long it takes until what it asks for is the case.
+    With `at_s` it is looked then, otherwise when the alert has had the time to fire.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Case:
     fires: Sequence[Mapping[str, str]] = ()
     value: str = ""
     after_s: int = 0
+    at_s: int | None = None
 
 
 def make_unit_tests(
@@ -49,7 +51,7 @@ def make_unit_tests(
 
 def _write_test(case: Case, alerts: Sequence[Alert], limits: Limits, step_s: int) -> dict[str, Any]:
     alert = next(alert for alert in alerts if alert.name == case.alert)
-    late_s = case.after_s + alert.for_s + limits.window_s + 2 * step_s
+    late_s = case.after_s + alert.for_s + limits.window_s + 2 * step_s if case.at_s is None else case.at_s
     steps = late_s // step_s + 2
     expected = [
         {"exp_labels": {**labels, "severity": alert.severity}, "exp_annotations": _annotate(alert, case.value, labels)}
@@ -57,7 +59,7 @@ def _write_test(case: Case, alerts: Sequence[Alert], limits: Limits, step_s: int
     ]
     checks: list[tuple[int, list[Any]]] = [(late_s, expected)]
     if expected and alert.for_s >= step_s:
-        checks.insert(0, (alert.for_s - step_s, []))  # not at once
+        checks.insert(0, (case.after_s + alert.for_s - step_s, []))  # not at once
     return {
         "name": case.name,
         "interval": write_duration(step_s),
@@ -107,10 +109,16 @@ class _Plant:
     def _servers(self) -> Iterator[Case]:
         here, ready = {"job": self.limits.job}, {"job": self.limits.ready_job, "instance": "a"}
         up, probe = self._series("up"), self._series("probe_success", job=self.limits.ready_job)
-        yield Case(
-            name="an unreachable server", alert="TritonDown", series={up: "0+0"}, fires=[here | {"instance": "a"}]
-        )
+        one = [here | {"instance": "a"}]
+        loading_s = 3 * max(self.limits.down_for_s, self.step_s)
+        died, loads = {up: "1 0+0"}, {up: f"0+0x{loading_s // self.step_s} 1+0"}
+        yield Case(name="a server that was up", alert="TritonDown", series=died, fires=one, after_s=self.step_s)
         yield Case(name="a server", alert="TritonDown", series={up: "1+0"})
+        yield Case(name="a server that loads its models", alert="TritonDown", series=loads, at_s=loading_s)
+        yield Case(name="a server that was never up", alert="TritonDown", series={up: "0+0"})
+        yield Case(name="a server that was never up", alert="TritonNotStarted", series={up: "0+0"}, fires=one)
+        yield Case(name="a server that was up", alert="TritonNotStarted", series=died)
+        yield Case(name="a server that has loaded its models", alert="TritonNotStarted", series=loads)
         yield Case(name="no server", alert="TritonGone", series={}, fires=[here])
         yield Case(name="a server that is down", alert="TritonGone", series={up: "0+0"})
         yield Case(name="a server that is not ready", alert="TritonNotReady", series={probe: "0+0"}, fires=[ready])
@@ -262,6 +270,12 @@ class _Plant:
                 value=f"{silent_s + self.limits.window_s + 2 * self.step_s}",
                 after_s=silent_s,
             )
+        yield Case(
+            name="a canary that pauses a tenth longer than half of the time",
+            alert="CanarySilent",
+            series={last: "0+0"},
+            at_s=silent_s * 11 // 20,
+        )
         yield Case(
             name="servers of two releases",
             alert="ReleasesDiffer",

@@ -22,8 +22,9 @@ class Limits:
 
     `job`, `ready_job` and `canary_job` are Prometheus' names of what is scraped: tritonserver, its readiness through
     the blackbox exporter, and the canary. Rates are taken over `window_s`, at least four scrapes. `..._for_s` is how
-    long something must last. `queue_s` is the longest mean wait in front of a model whose configuration has no timeout;
-    with one, it is half of that.
+    long something must last. A server that was not up within `up_before_s` is one that is still to start.
+    `queue_s` is the longest mean wait in front of a model whose configuration has no timeout; with one, it is half of
+    that.
     """
 
     job: str = "triton"
@@ -31,6 +32,8 @@ class Limits:
     canary_job: str = "triton-canary"
     window_s: int = 300
     down_for_s: int = 60
+    up_before_s: int = 86400
+    starting_for_s: int = 900
     not_ready_for_s: int = 120
     missing_for_s: int = 300
     failing_for_s: int = 600
@@ -42,7 +45,7 @@ class Limits:
     memory_share: float = 0.95
     releases_for_s: int = 1800
     drift_for_s: int = 600
-    canary_silent_s: int = 3600
+    canary_silent_s: int = 7200  # an hour between rounds, a tenth more, and the round
 
     def find_wait(self, model: WatchedModel) -> float:
         """Return the mean seconds that requests may wait in front of a model."""
@@ -102,16 +105,26 @@ def _queries(job: str, window_s: int) -> Queries:
 
 def _watch_servers(models: Sequence[WatchedModel], limits: Limits) -> Iterator[Alert]:
     servers, probes = (_queries(job, limits.window_s) for job in (limits.job, limits.ready_job))
+    # Prometheus scrapes a pod as soon as it has an address, the server answers it once its models are loaded.
+    up = servers.select("up")
+    was_up = f"max_over_time({up}[{write_duration(limits.up_before_s)}]) == 1"
     yield Alert(
         name="TritonDown",
-        expr=f"{servers.select('up')} == 0",
+        expr=f"{up} == 0 and {was_up}",
         for_s=limits.down_for_s,
         severity="page",
         summary="{{ $labels.instance }} cannot be scraped",
     )
     yield Alert(
+        name="TritonNotStarted",
+        expr=f"{up} == 0 unless {was_up}",
+        for_s=limits.starting_for_s,
+        severity="ticket",
+        summary="{{ $labels.instance }} has not started",
+    )
+    yield Alert(
         name="TritonGone",
-        expr=f"absent({servers.select('up')})",
+        expr=f"absent({up})",
         for_s=limits.down_for_s,
         severity="page",
         summary="Prometheus knows no target of the job {{ $labels.job }}",
