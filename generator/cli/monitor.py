@@ -23,7 +23,7 @@ def _check_address(text: str) -> str:
 
 def _check_job(text: str) -> str:
     if not text.strip() or not text.isprintable():
-        raise typer.BadParameter(f"{text!r} is no name of a job: give printable text, such as triton")
+        raise typer.BadParameter(f"{text!r} is not a job name: printable text was expected, such as triton")
     return text
 
 
