@@ -382,10 +382,10 @@ def test_the_command(
         ("--metrics-url", "a:65536", "is not HOST:PORT"),
         ("--http-url", "http://localhost:8000", "is not HOST:PORT"),
         ("--canary-url", "", "is not HOST:PORT"),
-        ("--job", "", "is no name of a job"),
-        ("--job", " ", "is no name of a job"),
-        ("--job", "\udcff", "is no name of a job"),
-        ("--canary-job", "", "is no name of a job"),
+        ("--job", "", "is not a job name"),
+        ("--job", " ", "is not a job name"),
+        ("--job", "\udcff", "is not a job name"),
+        ("--canary-job", "", "is not a job name"),
     ],
 )
 def test_what_prometheus_would_refuse_is_refused(
