@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from generator.release.manifest import File
 
 BUCKETS = ("s3", "gs", "az")
-_ADDRESSES = "s3://bucket/prefix, gs://bucket/prefix, az://account/container/prefix, file:///folder or a folder"
+_BUCKET_ADDRESSES = "s3://bucket/prefix, gs://bucket/prefix, az://account/container/prefix"
+_ADDRESSES = f"{_BUCKET_ADDRESSES}, file:///folder or a folder"
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 
 
@@ -91,7 +92,7 @@ def open_store(url: str) -> Store:
         ReleaseError: It is not a valid address.
         MissingDependencyError: A bucket, but the package that talks to it is not installed.
     """
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, _ = url.partition("://")
     if not separator or scheme == "file":
         from generator.release.folder import FolderStore
 
@@ -102,11 +103,29 @@ def open_store(url: str) -> Store:
         return FolderStore(Path(unquote(address.path) if separator else url).expanduser().resolve(), url=url)
     if scheme not in BUCKETS:
         raise ReleaseError(f"{url} is not a store of releases", hint=f"give one of {_ADDRESSES}")
-    bucket, _, prefix = rest.partition("/")
-    if not _BUCKET_NAME.fullmatch(bucket) or "//" in prefix or any(part in (".", "..") for part in prefix.split("/")):
-        msg = f"{url} is not a valid address of a bucket: {_ADDRESSES.partition(', ')[0]} was expected"
-        hint = "set AWS_ENDPOINT_URL for a server other than Amazon's" if "://" in rest else f"give one of {_ADDRESSES}"
-        raise ReleaseError(msg, hint=hint)
+    check_bucket(url)
     from generator.release.bucket import Bucket
 
     return Bucket(url.rstrip("/"))
+
+
+def check_bucket(url: str) -> None:
+    """Refuse what is not the address of a bucket.
+
+    Raises:
+        ReleaseError: It is not.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    if (
+        scheme not in BUCKETS
+        or not _BUCKET_NAME.fullmatch(bucket)
+        or "//" in prefix
+        or any(part in (".", "..") for part in prefix.split("/"))
+    ):
+        expected, *_ = _BUCKET_ADDRESSES.split(", ")
+        msg = f"{url or repr('')} is not a valid address of a bucket: {expected} was expected"
+        hint = f"give one of {_BUCKET_ADDRESSES}"
+        if "://" in rest:
+            hint = "set AWS_ENDPOINT_URL for a server other than Amazon's"
+        raise ReleaseError(msg, hint=hint)
