@@ -104,7 +104,8 @@ class ReleaseSource:
         try:
             check_bucket(self.url)
         except ReleaseError as error:
-            raise DeployError(error.message, hint=error.hint, fields={"release": None}) from error
+            hint = "give s3://bucket/models, say; AWS_ENDPOINT_URL in the Secret names a server other than Amazon's"
+            raise DeployError(error.message, hint=hint, fields={"release": None, "secret": None}) from error
         if self.release and not is_id(self.release):
             msg = f"{self.release!r} is not the id of a release, such as 20261126T192608Z-5789f58f1c8f50e7"
             command = ("release", "list", self.url)
