@@ -28,7 +28,7 @@ from benchmarks.pod_end import Clients, Pod, Way
 from generator.cli import app, main
 from generator.deploy import kserve
 from generator.deploy.kubernetes import Scaling, make_layers, make_query
-from generator.deploy.kustomize import Layer
+from generator.deploy.kustomize import Layer, Operation
 from generator.deploy.manifests import Manifests
 from generator.deploy.needs import GIB, MIB, read_needs
 from generator.deploy.pod import CONNECTION_AGE_S, DNS_CACHE_S, LIVE, PAUSE_S, READY, Served, describe_served
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "demo" / "expected"
 PASSPORT = ROOT / "tests" / "data" / "passport.json"
+RELEASE = "20261126T192608Z-5789f58f1c8f50e7"
 KUBERNETES = "1.37"  # the latest whose schemas are here
 IMAGE = ImageSource(image="registry.example/models@sha256:" + "0" * 64)
 SOURCES: dict[str, Source] = {
@@ -55,7 +56,7 @@ SOURCES: dict[str, Source] = {
     "channel": ReleaseSource(
         url="s3://bucket/models", puller="registry.example/trtgen:1", channel="production", secret="store"
     ),
-    "release": ReleaseSource(url="s3://bucket/models", puller="registry.example/trtgen:1", release="20261126T1"),
+    "release": ReleaseSource(url="s3://bucket/models", puller="registry.example/trtgen:1", release=RELEASE),
     "direct": DirectSource(url="s3://https://store.example:9000/bucket/models", secret="store"),
 }
 
@@ -107,13 +108,13 @@ class Case(NamedTuple):
 
 
 def make_cases(repositories: dict[str, Path]) -> dict[str, Case]:
-    """Return every layer for every processor and source, by name; KServe's without a channel, which it cannot read."""
+    """Return every layer for every processor and source, by name; KServe's only for what it can read."""
     cases: dict[str, Case] = {}
     for processor, repository in repositories.items():
         for name, source in SOURCES.items():
             served = describe_served(repository, source, namespace="vision")
             layers = make_layers(served, Scaling())
-            if name != "channel":
+            if name in ("image", "release"):
                 layers.append(kserve.make_layer(served, Scaling()))
             cases |= {f"{processor}/{name}/{layer.folder}": Case(served, layer) for layer in layers}
     return cases
@@ -662,15 +663,84 @@ def test_services(cases: dict[str, Case]) -> None:
     assert find(objects, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
 
 
-@pytest.mark.parametrize(("source", "ports"), [("image", []), ("release", [53, 53, 443]), ("direct", [53, 53, 9000])])
-def test_pods_reach_their_store_and_nothing_else(cases: dict[str, Case], source: str, ports: list[int]) -> None:
-    policy = find(cases[f"cpu/{source}/overlays/cpu"].layer.merge(), "NetworkPolicy")["spec"]
-    assert policy["policyTypes"] == ["Ingress", "Egress"]
-    assert [port["port"] for rule in policy["egress"] for port in rule["ports"]] == ports
-    (clients,) = policy["ingress"]
-    assert clients["from"] == [{"podSelector": {}}]  # of the same namespace
-    watched = find(cases[f"cpu/{source}/overlays/monitoring"].layer.merge(), "NetworkPolicy")["spec"]["ingress"]
-    assert watched[1]["ports"] == [{"port": "metrics"}]
+@pytest.mark.parametrize(
+    ("source", "ports"), [("image", []), ("release", [443]), ("direct", [9000]), ("channel", [9000, 80])]
+)
+def test_pods_are_reached_and_reach_their_store_and_nothing_else(
+    repositories: dict[str, Path], source: str, ports: list[int]
+) -> None:
+    chosen = SOURCES[source]
+    if isinstance(chosen, ReleaseSource) and chosen.channel:
+        chosen = replace(chosen, store_ports=(9000, 80))
+    layers = make_layers(describe_served(repositories["cpu"], chosen), Scaling(monitoring="watch"))
+    clients = {"from": [{"podSelector": {}}], "ports": [{"port": "http"}, {"port": "grpc"}]}  # of the same namespace
+    names = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
+    store = {"ports": [{"protocol": "TCP", "port": port} for port in ports]}
+    closed = {
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "demo"}},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [clients],
+        "egress": [names, store] if ports else [],
+    }
+    prometheus = {
+        "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "watch"}}}],
+        "ports": [{"port": "metrics"}],
+    }
+    watched = {**closed, "ingress": [clients, prometheus]}
+    found = [find(layer.merge(), "NetworkPolicy")["spec"] for layer in layers]
+    assert found == [closed, closed, watched, watched]
+
+
+def test_what_was_asked_for_is_in_its_object(repositories: dict[str, Path]) -> None:
+    scaling = Scaling(least=3, most=11, prometheus="http://prometheus.example:9999")
+    pulled = ReleaseSource(url="gs://bucket/models", puller="registry.example/own:5", release=RELEASE)
+    _, cpu, _, keda = (layer.merge() for layer in make_layers(describe_served(repositories["cpu"], pulled), scaling))
+    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "demo"}
+    scaler = find(cpu, "HorizontalPodAutoscaler")["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"], scaler["scaleTargetRef"]) == (3, 11, deployment)
+    (metric,) = scaler["metrics"]
+    assert metric["resource"] == {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}
+    scaled = find(keda, "ScaledObject")["spec"]
+    assert (scaled["minReplicaCount"], scaled["maxReplicaCount"], scaled["scaleTargetRef"]) == (3, 11, deployment)
+    assert scaled["triggers"][0]["metadata"]["serverAddress"] == "http://prometheus.example:9999"
+    (pull,) = get_pod(cpu)["initContainers"]
+    assert pull["image"] == "registry.example/own:5"
+    assert pull["env"] == [{"name": "HOME", "value": "/tmp"}]
+    assert pull["volumeMounts"][1] == {"name": "tmp", "mountPath": "/tmp"}
+
+    gpu, scaled_gpu = (
+        layer.merge() for layer in make_layers(describe_served(repositories["gpu"], pulled), scaling)[1::2]
+    )
+    assert get_pod(gpu)["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert find(gpu, "Deployment")["spec"]["replicas"] == 3
+    assert "replicas" not in find(scaled_gpu, "Deployment")["spec"]
+
+
+def test_what_triton_reads_itself_has_space(repositories: dict[str, Path]) -> None:
+    served = describe_served(repositories["cpu"], SOURCES["direct"])
+    served = replace(served, needs=replace(served.needs, repository_bytes=3 * GIB))
+    sizes = {}
+    for name, source in (("direct", SOURCES["direct"]), ("image", IMAGE)):
+        pod = get_pod(make_layers(replace(served, source=source), Scaling())[0].merge())
+        sizes[name] = next(one["emptyDir"]["sizeLimit"] for one in pod["volumes"] if one["name"] == "tmp")
+    assert sizes == {"direct": "7Gi", "image": "1Gi"}  # the files, twice
+
+
+def test_the_canary_of_the_documentation_is_one_of_the_pod(cases: dict[str, Case]) -> None:
+    page = (ROOT / "docs" / "canary.md").read_text()
+    (text,) = re.findall(r"```yaml\n(# deploy/overlays/.*?)```", page, re.DOTALL)
+    manifests = cases["cpu/image/overlays/monitoring"].manifests
+    objects = list(manifests.objects)
+    for patch in yaml.safe_load(text)["patches"]:
+        for one in yaml.safe_load(patch["patch"]):
+            path = tuple(one["path"].strip("/").split("/"))
+            Operation(path=path, value=one["value"]).apply(find(objects, patch["target"]["kind"]))
+    server, canary = get_pod(objects)["containers"]
+    assert canary["volumeMounts"] == [mount for mount in server["volumeMounts"] if mount["name"] == "models"]
+    port = canary["args"][canary["args"].index("--metrics-port") + 1]
+    assert canary["ports"] == [{"name": "canary", "containerPort": int(port)}]
+    *_, metrics, admitted = find(objects, "NetworkPolicy")["spec"]["ingress"]
+    assert admitted == {**metrics, "ports": [{"port": "canary"}]}
 
 
 def test_ways_of_the_repository_into_the_pod(cases: dict[str, Case]) -> None:
@@ -685,7 +755,7 @@ def test_ways_of_the_repository_into_the_pod(cases: dict[str, Case]) -> None:
     assert pull["volumeMounts"][0] == {"name": "models", "mountPath": "/release"}
     assert pull["envFrom"] == [{"secretRef": {"name": "store"}}]
     assert "envFrom" not in pods["channel"]["containers"][0]  # clients reach the server, not its credentials
-    assert "20261126T1" in pods["release"]["initContainers"][0]["command"]
+    assert RELEASE in pods["release"]["initContainers"][0]["command"]
     server = pods["direct"]["containers"][0]
     assert "--model-repository=s3://https://store.example:9000/bucket/models" in server["args"]
     assert server["envFrom"] == [{"secretRef": {"name": "store"}}]
@@ -702,13 +772,12 @@ def test_the_pull_is_a_command_of_ours(cases: dict[str, Case]) -> None:
 
 def test_kserve_gets_the_same_server(cases: dict[str, Case]) -> None:
     uris = {}
-    for name in ("image", "release", "direct"):
+    for name in ("image", "release"):
         runtime, service = cases[f"gpu/{name}/kserve"].layer.merge()
         uris[name] = service["spec"]["predictor"]["model"]["storageUri"]
     assert uris == {
         "image": f"oci+native://{IMAGE.image}",
-        "release": "s3://bucket/models/releases/20261126T1",
-        "direct": "s3://https://store.example:9000/bucket/models",
+        "release": f"s3://bucket/models/releases/{RELEASE}",
     }
     (server,) = runtime["spec"]["containers"]
     assert server["name"] == "kserve-container"
@@ -727,6 +796,29 @@ def test_kserve_reads_no_channel(repositories: dict[str, Path]) -> None:
     served = describe_served(repositories["cpu"], SOURCES["channel"])
     with pytest.raises(DeployError, match="the channel production is none"):
         kserve.make_layer(served, Scaling())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        SOURCES["direct"],
+        DirectSource(url="s3://store.example:9000/bucket/models"),
+        DirectSource(url="as://account/container/models"),
+        ReleaseSource(url="az://account/container/models", puller="registry.example/trtgen:1", release=RELEASE),
+    ],
+)
+def test_kserve_reads_no_address_with_a_server_in_it_and_none_of_azure(
+    repositories: dict[str, Path], source: DirectSource | ReleaseSource
+) -> None:
+    served = describe_served(repositories["cpu"], source)
+    with pytest.raises(DeployError, match=f"KServe cannot read {source.url}") as caught:
+        kserve.make_layer(served, Scaling())
+    assert "AWS_ENDPOINT_URL" in caught.value.hint
+
+
+def test_kserve_reads_a_bucket() -> None:
+    for url in ("s3://bucket/models", "gs://bucket"):
+        assert DirectSource(url=url).storage_uri == url
 
 
 def test_what_waits_is_counted_for_the_members(cases: dict[str, Case]) -> None:
@@ -911,8 +1003,26 @@ def test_a_folder_that_cannot_be_written(
         ((*IMAGE_OPTION, "--name", "Demo_1"), 1, "'Demo_1' is not a valid name in Kubernetes"),
         ((*IMAGE_OPTION, "--namespace", "1e3"), 1, "'1e3' is not a valid name"),
         ((*IMAGE_OPTION, "--min-replicas", "9"), 1, "at most 8 pods, but at least 9"),
-        (("--direct", "s3://host:99999/b"), 1, "has no valid port"),
+        (("--direct", "s3://host:99999/b"), 1, "has no valid server or port"),
+        (("--direct", "s3://[x/y"), 1, "s3://[x/y has no valid server or port"),
         (("--direct", "models"), 1, "is not a URL"),
+        (("--direct", "https://store/models"), 1, "https://store/models is not a URL that Triton reads"),
+        (("--direct", ""), 1, "'' is not a URL"),
+        (("--repository-image", ""), 1, "the image '' has no tag that says which it is"),
+        (("--repository-image", ""), 1, "(--repository-image IMAGE)"),
+        (("--release", "https://a/b", "--channel", "c"), 1, "https://a/b is not a valid address of a bucket"),
+        (("--release", "file:///srv", "--channel", "c"), 1, "file:///srv is not a valid address of a bucket"),
+        (
+            ("--release", "s3://http://a:9/b", "--channel", "c"),
+            1,
+            "AWS_ENDPOINT_URL in the Secret names a server",
+        ),
+        (("--release", "", "--channel", "c"), 1, "'' is not a valid address of a bucket"),
+        (("--release", "s3://abc/d", "--channel", "No"), 1, "'No' is not a valid name of a channel"),
+        (("--release", "s3://abc/d", "--release-id", "7"), 1, "'7' is not the id of a release"),
+        (("--release", "s3://abc/d", "--release-id", "7"), 1, "choose one of those: trtgen release list s3://abc/d"),
+        ((*IMAGE_OPTION, "--store-port", "9000"), 2, "--store-port goes with --release and --direct"),
+        (("--direct", "s3://a/b", "--store-port", "65536"), 2, "less than or equal to 65535"),
         (("--direct", "s3://a/b", "--secret", "My Secret"), 1, "(--secret NAME)"),
     ],
 )
@@ -929,13 +1039,34 @@ def test_bad_options(
     assert not (tmp_path / "deploy").exists()
 
 
+def test_ports_of_the_store(repositories: dict[str, Path], tmp_path: Path) -> None:
+    ports = ("--store-port", "9000", "--store-port", "80", "--store-port", "9000")
+    for source in (("--release", "s3://bucket/models", "--channel", "production"), ("--direct", "s3://bucket/models")):
+        assert deploy(repositories["cpu"], tmp_path, *source, *ports) == 0
+        policy = yaml.safe_load((tmp_path / "base" / "network-policy.yaml").read_text())
+        expected = [{"protocol": "TCP", "port": port} for port in (9000, 80)]
+        assert policy["spec"]["egress"][1] == {"ports": expected}
+
+
+@pytest.mark.parametrize("text", ["garbage {{", ""])
+def test_a_configuration_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    repository = write_cpu(tmp_path)
+    config = repository / "demo_preprocess" / "config.pbtxt"
+    config.write_text(text)
+    assert deploy(repository, tmp_path / "deploy", *IMAGE_OPTION) == 1
+    said = capsys.readouterr().err
+    assert f"error: {config} is empty or no model configuration" in said
+    assert f"trtgen doctor {repository}" in said
+    assert not (tmp_path / "deploy").exists()
+
+
 def test_no_repository(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert deploy(tmp_path / "none", tmp_path / "deploy", *IMAGE_OPTION) == 1
     assert "there is no model repository" in capsys.readouterr().err
 
 
 def test_kserve_by_command(repositories: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--release", "s3://bucket/models", "--release-id", "20261126T1", "--name", "pictures")
+    options = ("--release", "s3://bucket/models", "--release-id", RELEASE, "--name", "pictures")
     assert deploy(repositories["gpu"], tmp_path, *options, command="kserve") == 0
     said = capsys.readouterr()
     assert "serving-runtime.yaml" in said.out

@@ -11,6 +11,8 @@ from generator.cli.console import say
 from generator.cli.options import RepositoryOption
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from generator.deploy.kustomize import Layer
     from generator.deploy.pod import Served
     from generator.deploy.source import Source
@@ -66,6 +68,17 @@ def kubernetes(
     release_image: Annotated[
         str, typer.Option(metavar="IMAGE", help="With --release: trtgen, which pulls it.", rich_help_panel=SOURCE)
     ] = PULLER,
+    store_port: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            metavar="N",
+            help="With --release and --direct: a port that pods must reach; repeatable.  [default: the URL's, or 443]",
+            show_default=False,
+            rich_help_panel=SOURCE,
+        ),
+    ] = None,
     secret: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +103,9 @@ def kubernetes(
     """
     from generator.deploy.kubernetes import Scaling, make_layers
 
-    source = _choose_source(repository_image, release, direct, channel, release_id, release_image, secret)
+    source = _choose_source(
+        repository_image, release, direct, channel, release_id, release_image, secret, ports=store_port or ()
+    )
     served = _describe(repository, source, name=name, namespace=namespace, image=image)
     scaling = Scaling(least=min_replicas, most=max_replicas, prometheus=prometheus_url, monitoring=monitoring_namespace)
     layers = make_layers(served, scaling)
@@ -140,31 +155,37 @@ def _choose_source(
     release_id: str | None,
     release_image: str,
     secret: str | None,
+    *,
+    ports: Sequence[int] = (),
 ) -> Source:
     from generator.deploy.pod import check_name
     from generator.deploy.source import DirectSource, ImageSource, ReleaseSource
 
     if sum(one is not None for one in (repository_image, release, direct)) != 1:
         raise typer.BadParameter("give one of --repository-image, --release and --direct")
-    if (channel or release_id) and not release:
+    if (channel or release_id) and release is None:
         raise typer.BadParameter("--channel and --release-id go with --release")
-    if release and bool(channel) == bool(release_id):
+    if release is not None and bool(channel) == bool(release_id):
         raise typer.BadParameter("--release needs one of --channel and --release-id")
+    if ports and repository_image is not None:
+        raise typer.BadParameter("--store-port goes with --release and --direct")
     if secret is not None:
-        if repository_image:
+        if repository_image is not None:
             raise typer.BadParameter("--secret goes with --release and --direct")
         check_name(secret, "secret", longest=253)
-    if repository_image:
+    store_ports = tuple(dict.fromkeys(ports))
+    if repository_image is not None:
         return ImageSource(image=repository_image)
-    if release:
+    if release is not None:
         return ReleaseSource(
             url=release,
             puller=release_image,
             channel=channel or "",
             release=release_id or "",
             secret=secret or "",
+            store_ports=store_ports,
         )
-    return DirectSource(url=direct or "", secret=secret or "")
+    return DirectSource(url=direct or "", secret=secret or "", store_ports=store_ports)
 
 
 def _describe(repository: Path, source: Source, *, name: str | None, namespace: str, image: str | None) -> Served:

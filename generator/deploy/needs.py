@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from generator.errors import DeployError
 from generator.plan.passport import passport_path, read_passport
 from generator.repository.layout import numeric_versions
-from generator.server.configs import read_configs
+from generator.server.configs import read_configs, refuse_unreadable
 from generator.server.launch import open_repository
 from generator.server.plans import find_plans
 from generator.tensor import from_triton
@@ -133,11 +133,13 @@ def read_needs(repository: Path) -> Needs:
 
     Raises:
         ServerError: There is no repository, or no model in it.
+        RepositoryError: A configuration cannot be read.
         DeployError: Its plans are for GPUs that no node has at once.
         PlanError: A passport cannot be read.
     """
     root = open_repository(repository)
     configs = read_configs(root)
+    refuse_unreadable(root, configs)
     steps = {step.model_name for config in configs.values() for step in config.ensemble_scheduling.step}
     members = [
         _Member(folder=root / name, config=config)

@@ -73,6 +73,7 @@ def describe_served(
         image: That of tritonserver; by default the one of compose.yaml that has what the models need.
 
     Raises:
+        RepositoryError: A configuration cannot be read.
         ServerError: There is no repository, or the image's tag does not say its release.
         DeployError: A name that Kubernetes does not take, an image without a tag, plans that no GPU has in common.
         PlanError: A passport cannot be read.

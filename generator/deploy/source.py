@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
-from generator.errors import DeployError
+from generator.errors import DeployError, ReleaseError
+from generator.release.channel import check_name as check_channel
+from generator.release.manifest import is_id
+from generator.release.store import check_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +23,8 @@ MODELS = "/models"  # where the server sees it
 _VOLUME, _FOLDER = "models", "models"
 _PULLED = "/release"  # where the init container sees the volume
 _HTTPS = 443
+_TRITON_URL = re.compile(r"(s3|gs|as)://[^\s/]\S*")
+_KSERVE_URL = re.compile(r"(s3|gs)://[^\s/:]+(/\S*)?")
 
 
 class Source(Protocol):
@@ -31,7 +36,7 @@ class Source(Protocol):
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """TCP ports that the pod must reach outside of it."""
+        """TCP ports that the pod must reach outside of it, beside that of DNS."""
 
     @property
     def secret(self) -> str:
@@ -83,7 +88,7 @@ class ReleaseSource:
     """A release in an object store, pulled and checked by an init container.
 
     Either `channel`, which each pod resolves when it starts, or `release`, which all pods of a rollout share.
-    `puller` is the image with trtgen that pulls it.
+    `puller` is the image with trtgen that pulls it. `store_ports` are the store's, where they are not that of HTTPS.
     """
 
     url: str
@@ -91,17 +96,31 @@ class ReleaseSource:
     channel: str = ""
     release: str = ""
     secret: str = ""
+    store_ports: tuple[int, ...] = ()
     location: ClassVar[str] = MODELS
     runs_in_server: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_url(self.url, "release")
+        try:
+            check_bucket(self.url)
+        except ReleaseError as error:
+            hint = "give s3://bucket/models, say; AWS_ENDPOINT_URL in the Secret names a server other than Amazon's"
+            raise DeployError(error.message, hint=hint, fields={"release": None, "secret": None}) from error
+        if self.release and not is_id(self.release):
+            msg = f"{self.release!r} is not the id of a release, such as 20261126T192608Z-5789f58f1c8f50e7"
+            command = ("release", "list", self.url)
+            raise DeployError(msg, hint="choose one of those", command=command)
+        if self.channel:
+            try:
+                check_channel(self.channel)
+            except ReleaseError as error:
+                raise DeployError(error.message, **error.advice) from error
         check_image(self.puller, "release_image")
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """The store's port."""
-        return (_find_port(self.url),)
+        """The store's ports."""
+        return self.store_ports or (_HTTPS,)
 
     @property
     def storage_uri(self) -> str:
@@ -109,7 +128,7 @@ class ReleaseSource:
         if not self.release:
             msg = f"KServe reads a folder, and the channel {self.channel} is none"
             raise DeployError(msg, hint="name the release", fields={"release_id": None})
-        return f"{self.url.rstrip('/')}/releases/{self.release}"
+        return _name_for_kserve(f"{self.url.rstrip('/')}/releases/{self.release}")
 
     def make_volumes(self) -> list[dict[str, Any]]:
         """Return what it is pulled into."""
@@ -123,14 +142,21 @@ class ReleaseSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectSource:
-    """A folder in an object store that Triton reads itself, without checking what it gets."""
+    """A folder in an object store that Triton reads itself, without checking what it gets.
+
+    `store_ports` are the store's, where they are not that of the URL or of HTTPS.
+    """
 
     url: str
     secret: str = ""
+    store_ports: tuple[int, ...] = ()
     runs_in_server: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_url(self.url, "direct")
+        if not _TRITON_URL.fullmatch(self.url):
+            msg = f"{self.url or repr('')} is not a URL that Triton reads: s3://, gs:// or as:// was expected"
+            raise DeployError(msg, hint="give one such as s3://bucket/models", fields={"direct": None})
+        _find_port(self.url)
 
     @property
     def location(self) -> str:
@@ -139,13 +165,13 @@ class DirectSource:
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """The store's port."""
-        return (_find_port(self.url),)
+        """The store's ports."""
+        return self.store_ports or (_find_port(self.url),)
 
     @property
     def storage_uri(self) -> str:
         """The URL."""
-        return self.url
+        return _name_for_kserve(self.url)
 
     def make_volumes(self) -> list[dict[str, Any]]:
         """Return nothing: it goes to /tmp."""
@@ -194,7 +220,7 @@ def check_image(image: str, field: str) -> None:
         DeployError: Names it.
     """
     if not has_version(image):
-        msg = f"the image {image} has no tag that says which it is"
+        msg = f"the image {image or repr('')} has no tag that says which it is"
         raise DeployError(msg, hint="give a tag other than latest, or a digest", fields={field: None})
 
 
@@ -205,18 +231,23 @@ def has_version(image: str) -> bool:
     return re.fullmatch(r"\S+", image) is not None and bool(digest or tag not in ("", "latest"))
 
 
-def _check_url(url: str, field: str) -> None:
-    if not re.fullmatch(r"[a-z][a-z0-9]*://[^\s/]\S*", url):
-        msg = f"{url} is not a URL of an object store"
-        raise DeployError(msg, hint="give one such as s3://bucket/models", fields={field: None})
+def _name_for_kserve(url: str) -> str:
+    """Return the URL; KServe takes what comes first in it for a bucket, never for a server, as Triton does."""
+    if not _KSERVE_URL.fullmatch(url):
+        msg = f"KServe cannot read {url}: s3://bucket/... or gs://bucket/... was expected"
+        hint = "give such a URL; a server other than Amazon's belongs in KServe's credentials (AWS_ENDPOINT_URL)"
+        raise DeployError(msg, hint=hint)
+    return url
 
 
 def _find_port(url: str) -> int:
     """Return the port of a store: that of `s3://https://host:port/...`, else that of HTTPS."""
-    scheme, _, rest = url.partition("://")
-    inner = urlsplit(rest if "://" in rest else f"{scheme}://{rest}")
+    _, _, rest = url.partition("://")
     try:
-        return inner.port or (80 if inner.scheme == "http" else _HTTPS)
+        inner = urlsplit(rest if "://" in rest else url)
+        port = inner.port
     except ValueError as error:
-        msg = f"{url} has no valid port"
-        raise DeployError(msg, hint="give a URL such as s3://bucket/models") from error
+        msg = f"{url} has no valid server or port"
+        hint = "give a URL such as s3://bucket/models"
+        raise DeployError(msg, hint=hint, fields={"direct": None}) from error
+    return port or (80 if inner.scheme == "http" else _HTTPS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import RepositoryError
-from generator.server.configs import read_configs
+from generator.server.configs import read_configs, refuse_unreadable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,13 +39,11 @@ def find_watched(root: Path) -> list[WatchedModel]:
     if all(config.platform == "ensemble" for config in configs.values()):
         msg = f"{root} holds no model: no folder in it has a config.pbtxt, but for ensembles"
         raise RepositoryError(msg, hint="give the folder that has the models", fields={"repository": None})
-    for name, config in configs.items():
+    for name in configs:
         if not name.isprintable():  # neither are the bytes of a name that is not UTF-8
             msg = f"{root} has the model {name!r}, and Prometheus takes printable text only"
             raise RepositoryError(msg, hint="give it another name")
-        if not config.ByteSize():
-            msg = f"{root / name / 'config.pbtxt'} is empty or no model configuration"
-            raise RepositoryError(msg, hint="see what is wrong with it", command=("doctor", str(root)))
+    refuse_unreadable(root, configs)
     return [_watch(name, config) for name, config in configs.items()]
 
 

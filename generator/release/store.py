@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 
     from generator.release.manifest import File
 
-BUCKETS = {
-    "s3": "s3://bucket/prefix",
-    "gs": "gs://bucket/prefix",
-    "az": "az://account/container/prefix",
-}  # how each is written
-_ADDRESSES = f"{', '.join(BUCKETS.values())}, file:///folder or a folder"
+# How each is written.
+BUCKETS = {"s3": "s3://bucket/prefix", "gs": "gs://bucket/prefix", "az": "az://account/container/prefix"}
+_BUCKET_ADDRESSES = ", ".join(BUCKETS.values())
+_ADDRESSES = f"{_BUCKET_ADDRESSES}, file:///folder or a folder"
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 
 
@@ -95,7 +93,7 @@ def open_store(url: str) -> Store:
         ReleaseError: It is not a valid address.
         MissingDependencyError: A bucket, but the package that talks to it is not installed.
     """
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, _ = url.partition("://")
     if not separator or scheme == "file":
         from generator.release.folder import FolderStore
 
@@ -106,12 +104,25 @@ def open_store(url: str) -> Store:
         return FolderStore(Path(unquote(address.path) if separator else url).expanduser().resolve(), url=url)
     if scheme not in BUCKETS:
         raise ReleaseError(f"{url} is not a store of releases", hint=f"give one of {_ADDRESSES}")
-    bucket, _, prefix = rest.partition("/")
-    is_path = not re.search(r"//|[?#]", prefix) and not {".", ".."} & {*prefix.split("/")}
-    if not _BUCKET_NAME.fullmatch(bucket) or not is_path:
-        msg = f"{url} is not a valid address of a bucket: {BUCKETS[scheme]} was expected"
-        hint = "set AWS_ENDPOINT_URL for a server other than Amazon's" if "://" in rest else f"give one of {_ADDRESSES}"
-        raise ReleaseError(msg, hint=hint)
+    check_bucket(url)
     from generator.release.bucket import Bucket
 
     return Bucket(url.rstrip("/"))
+
+
+def check_bucket(url: str) -> None:
+    """Refuse what is not the address of a bucket.
+
+    Raises:
+        ReleaseError: It is not.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    is_path = not re.search(r"//|[?#]", prefix) and not {".", ".."} & {*prefix.split("/")}
+    if scheme not in BUCKETS or not _BUCKET_NAME.fullmatch(bucket) or not is_path:
+        expected = BUCKETS.get(scheme, BUCKETS["s3"])
+        msg = f"{url or repr('')} is not a valid address of a bucket: {expected} was expected"
+        hint = f"give one of {_BUCKET_ADDRESSES}"
+        if "://" in rest:
+            hint = "set AWS_ENDPOINT_URL for a server other than Amazon's"
+        raise ReleaseError(msg, hint=hint)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from generator.errors import ConfigError
+from generator.errors import ConfigError, RepositoryError
 from generator.triton.check import parse_config
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 # Answers are small: 1,000 scores are 4 kB. The memory is taken as the cache fills.
@@ -27,6 +28,18 @@ def read_configs(root: Path) -> dict[str, Any]:
         except (ConfigError, OSError, UnicodeDecodeError, RecursionError):
             configs[path.parent.name] = model_config_pb2.ModelConfig()
     return configs
+
+
+def refuse_unreadable(root: Path, configs: Mapping[str, Any]) -> None:
+    """Refuse configurations that `read_configs` could not read.
+
+    Raises:
+        RepositoryError: Names the first.
+    """
+    for name, config in configs.items():
+        if not config.ByteSize():
+            msg = f"{root / name / 'config.pbtxt'} is empty or no model configuration"
+            raise RepositoryError(msg, hint="see what is wrong with it", command=("doctor", str(root)))
 
 
 def _is_readable(path: Path) -> bool:
