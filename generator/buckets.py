@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from generator.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
 
 # Any of these says where S3's credentials come from; without one only Amazon's machines have some.
@@ -54,6 +56,20 @@ _WORDS = {
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 
 
+def import_obstore() -> ModuleType:
+    """Return the package.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        import obstore.exceptions
+        import obstore.store
+    except ImportError as error:
+        raise MissingDependencyError("obstore", extra="storage", why="it reads and writes buckets") from error
+    return obstore
+
+
 def open_bucket(url: str) -> ObjectStore:
     """Return obstore's store for a bucket, or a prefix of one, such as s3://photos/2026; nothing is asked yet.
 
@@ -64,10 +80,7 @@ def open_bucket(url: str) -> ObjectStore:
         ValueError: It is not a valid address, or the environment has no valid settings.
         obstore.exceptions.BaseError: The same.
     """
-    try:
-        from obstore.store import from_url
-    except ImportError as error:
-        raise MissingDependencyError("obstore", extra="storage", why="it reads and writes buckets") from error
+    obstore = import_obstore()
     config: S3Config = {}
     options: ClientConfig = {"timeout": "5m"}  # of a part, on a slow line
     retries = 5
@@ -78,7 +91,8 @@ def open_bucket(url: str) -> ObjectStore:
         if not any(os.environ.get(name) for name in _CREDENTIALS):
             retries = 1  # to ask for those of an Amazon machine takes long where there is none
     retry: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(minutes=1)}
-    return from_url(url, config=config, client_options=options, retry_config=retry)
+    store: ObjectStore = obstore.store.from_url(url, config=config, client_options=options, retry_config=retry)
+    return store
 
 
 def find_code(error: Exception) -> str:

@@ -200,7 +200,8 @@ def test_a_folder_by_its_address(tmp_path: Path) -> None:
 
 
 def test_without_obstore_a_folder_still_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    for name in ("obstore", "obstore.store", "obstore.exceptions"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match="obstore is not installed: it reads and writes buckets") as caught:
         open_store("s3://bucket/releases")
     assert "[storage]" in caught.value.hint

@@ -7,7 +7,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
-from generator.buckets import explain_refusal, find_code, is_about_bucket, open_bucket
+from generator.buckets import explain_refusal, find_code, import_obstore, is_about_bucket, open_bucket
 from generator.errors import ReleaseError
 from generator.files import hash_file
 from generator.release.manifest import RELEASES, File
@@ -136,11 +136,10 @@ class Bucket:
         Raises:
             ReleaseError: With what the store says, and what to do.
         """
-        from obstore.exceptions import BaseError
-
+        base_error = import_obstore().exceptions.BaseError
         try:
             yield
-        except (BaseError, FileNotFoundError, PermissionError, ValueError) as error:
+        except (base_error, FileNotFoundError, PermissionError, ValueError) as error:
             what, hint = _OF_OBJECTS.get(find_code(error)) or explain_refusal(error)
             place = f"{self.url}/{path}" if path else self.url
             raise ReleaseError(f"{place} cannot be used: {what}", hint=hint) from error
