@@ -14,6 +14,7 @@ classify.py and detect.py print. Exit code: 0 = every image was answered, 1 = no
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import collections
 import contextlib
@@ -52,7 +53,6 @@ from triton_images import (
 )
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 
     from triton_images import Detection, Model, Score, Tls
@@ -309,7 +309,11 @@ def add_servers(parser: argparse.ArgumentParser) -> None:
 
 def addresses(text: str) -> list[str]:
     """Return the addresses in a list that commas separate."""
-    return [address(one) for one in text.split(",")]
+    endpoints = text.split(",")
+    for one in endpoints:
+        if "/" in one:  # which only HTTP has
+            raise argparse.ArgumentTypeError(f"{one!r} is not HOST:PORT")
+    return [address(one) for one in endpoints]
 
 
 if __name__ == "__main__":

@@ -57,8 +57,9 @@ def describe_channel(endpoints: Sequence[str]) -> tuple[str, list[tuple[str, Any
         host, port = split_endpoint(endpoint)
         try:
             found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)
-        except OSError as error:
-            raise OSError(f"{endpoint}: no IPv4 address is known of this host: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name such as a..b
+            why = getattr(error, "strerror", None) or error
+            raise OSError(f"{endpoint}: no IPv4 address is known of this host: {why}") from error
         addresses += [f"{address[0]!s}:{port}" for *_, address in found]
     # else gRPC expects a certificate of the whole list's name
     return f"ipv4:{','.join(addresses)}", [*OPTIONS, ("grpc.default_authority", endpoints[0])]
@@ -68,7 +69,7 @@ def is_reachable(endpoint: str) -> bool:
     """Tell whether anything accepts connections at `host:port`."""
     try:
         socket.create_connection(split_endpoint(endpoint), _PROBE_TIMEOUT_S).close()
-    except OSError:
+    except (OSError, UnicodeError):  # UnicodeError: a name such as a..b
         return False
     return True
 

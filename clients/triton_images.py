@@ -455,8 +455,8 @@ class Connection(contextlib.AbstractContextManager["Connection"]):
             return BusyError(f"the server at {self._url} is busy: {message}", "send the same request again in a moment")
         try:
             spoken = _detect_protocol(self._url)
-        except OSError as error:
-            why = error.strerror or str(error)
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name such as a..b
+            why = getattr(error, "strerror", None) or str(error)
             if self._connected:
                 found = f"the server at {self._url} went away: {why}"
                 return ClientError(found, "look at its log, start it again and repeat the command")
@@ -620,7 +620,7 @@ def _answers_tls(url: str) -> bool:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     host, _, port = url.partition("/")[0].rpartition(":")
     with (
-        contextlib.suppress(OSError),
+        contextlib.suppress(OSError, UnicodeError),
         socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S) as probe,
         context.wrap_socket(probe),
     ):

@@ -79,7 +79,8 @@ def test_a_folder_goes_on_behind_any_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "b/loop").symlink_to(tmp_path)
     (tmp_path / "linked.jpg").symlink_to(tmp_path / "a.jpg")
     (tmp_path / "broken.jpg").symlink_to(tmp_path / "gone")
-    names = sorted([*names, "linked.jpg"])
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    names = sorted([*names, "circle.jpg", "linked.jpg"])
     source = open_source(str(tmp_path))
     items = list(source.iterate(0, ""))
     assert [item.name for item in items] == names
@@ -143,6 +144,7 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
     (tmp_path / "nul.csv").write_text("path\n" + "x" * 200_000)
     (tmp_path / "text.parquet").write_text("path")
+    (tmp_path / "empty.parquet").touch()
     parquet.write_table(pa.table({"path": [1]}), tmp_path / "numbers.parquet")
     parquet.write_table(pa.table({"file": ["a"]}), tmp_path / "columns.parquet")
     for text, words in {
@@ -153,11 +155,15 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
         "empty.csv": "its columns are none",
         "nul.csv": "field larger than field limit",
         "text.parquet": "cannot be read as a list of paths: Parquet",
+        "empty.parquet": "cannot be read as a list of paths: Parquet file size is 0 bytes",
         "numbers.parquet": "its column path holds int64, text was expected",
         "columns.parquet": "its columns are file",
     }.items():
         with pytest.raises(BulkError, match=words):
             names_of(open_source(str(tmp_path / text)))
+        if text.endswith((".csv", ".parquet")):
+            with pytest.raises(BulkError, match=words):
+                open_source(str(tmp_path / text)).count()
     with pytest.raises(BulkError, match="is none of s3://"):
         open_source("ftp://host/photos")
 
@@ -167,17 +173,32 @@ def test_an_image_that_cannot_be_read_is_an_error_of_its_own(tmp_path: Path) -> 
     (tmp_path / "large.jpg").write_bytes(bytes(11))
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
-    names = ["good.jpg", "gone.jpg", "large.jpg", "folder.jpg", "pipe.jpg", "\0"]
-    batch = read_images({"path": np.array([f"{tmp_path}/{name}" for name in names], np.object_)}, most_bytes=10)
-    assert list(batch["image"]) == [b"good", None, None, None, None, None]
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    names = ["good.jpg", "gone.jpg", "large.jpg", "folder.jpg", "pipe.jpg", "circle.jpg", "\0"]
+    paths = [*(f"{tmp_path}/{name}" for name in names), "foo://bar/x.jpg", "http://host/x.jpg", ""]
+    batch = read_images({"path": np.array(paths, np.object_)}, most_bytes=10)
+    assert list(batch["image"]) == [b"good"] + [None] * 9
     assert list(batch["error"]) == [
         None,
         "cannot be read: No such file or directory",
         "more than 10 bytes, which is the most that is accepted",
         "cannot be read: Is a directory",
         "cannot be read: not a regular file",
+        "cannot be read: Too many levels of symbolic links",
         "cannot be read: embedded null byte",
+        "cannot be read: foo:// is not supported; s3://, gs:// and az:// are",
+        "cannot be read: http:// is not supported; s3://, gs:// and az:// are",
+        "the row has no path",
     ]
+
+
+def test_a_row_of_a_list_without_a_path_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("label,path\nx,\nx\n")
+    parquet.write_table(pa.table({"path": ["", None]}), tmp_path / "list.parquet")
+    for name in ("list.csv", "list.parquet"):
+        work(tmp_path / name, tmp_path / f"results of {name}", TextStep)
+        rows = read_rows(tmp_path / f"results of {name}")
+        assert [(row["path"], row["error"]) for row in rows] == [("", "the row has no path")] * 2
 
 
 @pytest.fixture
@@ -292,8 +313,20 @@ def test_a_part_that_a_crash_cut_off_is_thrown_away(tmp_path: Path, caplog: pyte
         last.write_bytes(harmed)
         with opened(folder) as results:
             assert results.finished.items == 20
-        assert "is no whole Parquet file" in caplog.text
+        assert "is incomplete: it is removed" in caplog.text
         assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, *(part.name for part in others)]
+
+
+def test_a_part_that_cannot_be_read_now_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = write_parts(tmp_path / "results", 2)
+
+    def fail(_path: Path) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(parquet, "read_metadata", fail)
+    with pytest.raises(BulkError, match="Input/output error"), opened(tmp_path / "results"):
+        pass
+    assert all(path.exists() for path in paths)
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut off"])
@@ -301,7 +334,7 @@ def test_parts_that_do_not_follow_each_other_are_refused(tmp_path: Path, harm: s
     _, second, third = write_parts(tmp_path / "results", 3)
     second.unlink() if harm == "missing" else os.truncate(second, 50)
     words = "item 10 is in no part" if harm == "missing" else f"{second.name} is damaged"
-    with pytest.raises(BulkError, match=words), opened(tmp_path / "results"):
+    with pytest.raises(BulkError, match=f"cannot be continued: {words}"), opened(tmp_path / "results"):
         pass
     assert third.exists()
 
@@ -320,7 +353,7 @@ def test_results_of_something_else_are_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(BulkError, match=f"{MANIFEST} cannot be read"), opened(folder):
         pass
     (folder / MANIFEST).unlink()
-    with pytest.raises(BulkError, match=f"holds files, but no {MANIFEST}"), opened(folder):
+    with pytest.raises(BulkError, match=f"holds files, but no {MANIFEST}: it is not a results folder"), opened(folder):
         pass
 
     def deny(*_arguments: Any, **_options: Any) -> Any:
@@ -410,8 +443,9 @@ def test_silence_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 
 def test_a_source_without_an_image_is_said_and_another_can_follow(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BulkError, match="the source holds no image"):
+    with pytest.raises(BulkError, match="the source holds no image") as caught:
         work(tmp_path / "empty", tmp_path / "results", TextStep)
+    assert ".png, .webp" in caught.value.hint
     work(write_texts(tmp_path / "photos", 3), tmp_path / "results", TextStep)
     assert labels_of(tmp_path / "results") == ["0", "2", "1"]
 

@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from pyarrow import parquet
+from tritonclient.utils import InferenceServerException
 
-from generator.bulk.channel import describe_channel
-from generator.bulk.endpoint import EndpointStep, find_served_model, make_endpoint_steps
+from generator.bulk import endpoint
+from generator.bulk.channel import describe_channel, is_reachable
+from generator.bulk.endpoint import EndpointStep, ServedModel, find_served_model, make_endpoint_steps
 from generator.bulk.images import as_column
 from generator.bulk.results import open_results
 from generator.bulk.run import run_bulk
@@ -96,8 +99,50 @@ def test_the_channel_of_the_clients_is_the_same() -> None:
 def test_hosts_are_looked_up_where_there_are_several() -> None:
     assert describe_channel(["gpu:8001"])[0] == "dns:///gpu:8001"
     assert describe_channel(["127.0.0.1:1", "localhost:2"])[0] == "ipv4:127.0.0.1:1,127.0.0.1:2"
+    with pytest.raises(OSError, match=r"a\.\.b:1: no IPv4 address is known of this host"):
+        describe_channel(["127.0.0.1:1", "a..b:1"])
+    assert not is_reachable("a..b:1")
     with pytest.raises(OSError, match=r"nobody\.invalid:1: no IPv4 address is known of this host"):
         describe_channel(["127.0.0.1:1", "nobody.invalid:1"])
+
+
+MODEL = ServedModel(
+    name="tiny",
+    version="7",
+    task="classification",
+    input="IMAGE",
+    outputs={"CLASSES": True},
+    max_batch_size=8,
+    negative_label=None,
+)
+BATCH = {"path": as_column(["-"] * 5), "image": as_column([b"0123"] * 5), "error": as_column([None] * 5)}
+
+
+@pytest.mark.parametrize("status", ["INTERNAL", "NOT_FOUND", "UNAVAILABLE"])
+def test_what_is_not_the_fault_of_an_image_ends_it(status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = InferenceServerException("the model is gone", status=f"StatusCode.{status}")
+    monkeypatch.setattr(EndpointStep, "_infer", Mock(side_effect=error))
+    with pytest.raises(BulkError, match=f"tiny at {DEAD} does not answer: the model is gone"):
+        EndpointStep([DEAD], MODEL)(BATCH)
+
+
+def test_requests_name_the_version_and_are_not_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "_REQUEST_BYTES", 8)
+    step = EndpointStep([DEAD], MODEL)
+    client = Mock()
+    client.infer.return_value.as_numpy.return_value = as_column([[b"0.5:0:red"]] * 2)
+    monkeypatch.setattr(step, "_client", client)
+    step(BATCH)
+    assert [call.args[1][0].shape()[0] for call in client.infer.call_args_list] == [2, 2, 1]
+    assert {call.kwargs["model_version"] for call in client.infer.call_args_list} == {"7"}
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "workers", "shares"), [(8, 1, [8]), (8, 3, [3, 3, 2]), (8, 4, [2] * 4), (2, 3, [1, 1])]
+)
+def test_workers_share_the_requests_in_flight(in_flight: int, workers: int, shares: list[int]) -> None:
+    steps = make_endpoint_steps([DEAD], MODEL, top=5, in_flight=in_flight, timeout_s=1, secrets=None, workers=workers)
+    assert [make_step().calls_at_once for make_step in steps] == shares
 
 
 @server
@@ -262,6 +307,10 @@ def test_the_command_with_certificates(repository: Path, photos: Path, tmp_path:
     [
         (("--endpoint", "grpc://a:8001"), 2, "'grpc://a:8001' is not HOST:PORT"),
         (("--endpoint", "a:8001,"), 2, "'' is not HOST:PORT"),
+        (("--endpoint", "a..b:8001"), 1, "no Triton server answers gRPC: a..b:8001: "),
+        (("--endpoint", DEAD, "--timeout", "inf"), 2, "should be less than or equal to 2147483647"),
+        (("--endpoint", DEAD, "--timeout", "1e10"), 2, "should be less than or equal to 2147483647"),
+        (("--batch", "99999999999999999999"), 2, "should be less than or equal to 65536"),
         (("--secrets", "certificates"), 2, "--secrets goes with --endpoint"),
         (("--endpoint", DEAD), 1, f"no Triton server answers gRPC: {DEAD}: "),
     ],

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from pyarrow import parquet
 
-from generator.bulk import run
+from generator.bulk import ray_engine, run
 from generator.bulk.ray_engine import RayEngine
 from generator.bulk.results import open_results
 from generator.bulk.run import run_bulk
@@ -117,6 +117,14 @@ def test_what_the_local_engine_began_goes_on(ray_on_two_cpus: Any, photos: Path,
 
 def test_every_image_once_and_in_order(ray_on_two_cpus: Any, photos: Path, tmp_path: Path) -> None:
     answer(photos, tmp_path / "out", TextStep, TextStep)
+    check_rows(tmp_path / "out")
+
+
+def test_windows_follow_each_other_and_actors_are_of_the_last_step(
+    ray_on_two_cpus: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine, "_WINDOW", 20)
+    answer(photos, tmp_path / "out", refuse, TextStep)  # the last share of requests in flight is the smallest
     check_rows(tmp_path / "out")
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Batch: TypeAlias = "dict[str, NDArray[Any]]"
 
 _TOO_LARGE = "more than {} bytes, which is the most that is accepted"
+SCHEMES = ("s3", "gs", "az")  # of buckets, which list their objects by name
 PATH, IMAGE, ERROR = "path", "image", "error"
 _READS_AT_ONCE = 16  # of objects, each of which takes tens of milliseconds to begin
 
@@ -62,6 +63,8 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _read_one(path: str, *, most_bytes: int) -> _Read:
+    if not path:
+        return _Read(None, "the row has no path")
     if "://" in path:
         return _read_object(path, most_bytes)
     try:
@@ -79,12 +82,13 @@ def _read_one(path: str, *, most_bytes: int) -> _Read:
 
 def _read_object(url: str, most_bytes: int) -> _Read:
     """Return an object, or why this one has no bytes; what stands in the way of all of them is raised."""
-    import obstore.exceptions
-
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
-    if not key:
-        return _Read(None, "cannot be read: no object is named")
+    if scheme not in SCHEMES or not key:
+        why = "no object is named" if scheme in SCHEMES else f"{scheme}:// is not supported; s3://, gs:// and az:// are"
+        return _Read(None, f"cannot be read: {why}")
+    import obstore.exceptions
+
     try:
         found = open_store(f"{scheme}://{bucket}").get(key)
         if found.meta["size"] > most_bytes:

@@ -115,7 +115,8 @@ class RayEngine:
         blocks = [_pack(window[at : at + size]) for at in range(0, len(window), size)]
         answers = self._ray.data.from_arrow(blocks).map_batches(
             _RayStep,
-            fn_constructor_args=(steps[0], len(window[0].batch[PATH])),
+            # all actors are made alike: of the last step, whose share of what is limited is the smallest
+            fn_constructor_args=(steps[-1], len(window[0].batch[PATH])),
             batch_size=None,
             compute=self._ray.data.ActorPoolStrategy(size=len(steps)),
             num_cpus=1,

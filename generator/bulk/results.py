@@ -238,7 +238,7 @@ def _read_manifest(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         before: dict[str, Any] = manifest["of"]
         names = sorted({*before, *identity})
     except FileNotFoundError as error:
-        msg = f"{path.parent} holds files, but no {MANIFEST}: they are no results of bulk work"
+        msg = f"{path.parent} holds files, but no {MANIFEST}: it is not a results folder"
         raise BulkError(msg, **another) from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BulkError(f"{path} cannot be read: {error}", **another) from error
@@ -263,24 +263,28 @@ def _read_parts(folder: Path) -> Finished:
         path, first, stop = folder / part[0], int(part[1]), int(part[2])
         facts = _read_facts(path, stop - first)
         if facts is None and part is parts[-1]:
-            _LOG.warning("%s is no whole Parquet file: it is removed, and what it held is done again", path)
+            _LOG.warning("%s is incomplete: it is removed, and its images are done again", path)
             path.unlink()
         elif facts is None or first != finished.items:
             why = f"{path.name} is damaged" if facts is None else f"item {finished.items} is in no part"
-            msg = f"the results in {folder} cannot be gone on with: {why}"
-            raise BulkError(msg, hint="remove the parts from there on: what they held is done again then")
+            msg = f"the results in {folder} cannot be continued: {why}"
+            raise BulkError(msg, hint="remove that part and all after it; their images are done again")
         else:
             finished = Finished(items=stop, errors=finished.errors + facts["errors"], last=facts["last"])
     return finished
 
 
 def _read_facts(path: Path, rows: int) -> dict[str, Any] | None:
-    """Return what a part says of itself; None if it is no whole Parquet file of so many rows."""
+    """Return what a part says of itself; None if it is damaged, or has another number of rows."""
     pa = import_pyarrow()
     try:
         metadata = pa.parquet.read_metadata(path)
         facts: dict[str, Any] = json.loads(metadata.metadata[_METADATA])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+    except OSError as error:
+        if error.errno:  # it could not be read, and may be whole
+            raise
+        return None
+    except (pa.ArrowException, KeyError, TypeError, ValueError):
         return None
     return facts if metadata.num_rows == rows else None
 

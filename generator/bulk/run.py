@@ -15,6 +15,7 @@ from generator.bulk.images import PATH, Batch, as_column
 from generator.bulk.workers import Workers
 from generator.errors import BulkError
 from generator.events import Doing, OnEvent, ignore
+from generator.images.sets import SUFFIXES
 from generator.signals import hold_signals
 
 if TYPE_CHECKING:
@@ -63,7 +64,11 @@ def run_bulk(
             with hold_signals():
                 results.flush()
         if not results.finished.items:
-            raise BulkError("the source holds no image", hint="give another one")
+            endings = ", ".join(sorted(SUFFIXES))
+            hint = (
+                f"of a folder or a bucket these endings count: {endings}; of a quoted pattern every file that fits it"
+            )
+            raise BulkError("the source holds no image", hint=hint)
         results.complete()
     return results.finished
 
@@ -91,7 +96,7 @@ class Engine(Protocol):
     def __call__(
         self, batches: Iterator[Numbered], steps: Sequence[Callable[[], Step]], results: Results, progress: Progress
     ) -> None:
-        """Answer all of the batches; BulkError where that cannot be gone on with."""
+        """Answer all of the batches; BulkError where that cannot be continued."""
 
 
 def run_in_processes(

@@ -7,6 +7,7 @@ folder no more is held than the names of those folders that are being read.
 from __future__ import annotations
 
 import abc
+import contextlib
 import csv
 import itertools
 import logging
@@ -17,7 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from generator.bulk.images import open_store, refuse_bucket
+from generator.bulk.images import SCHEMES, open_store, refuse_bucket
 from generator.bulk.table import import_pyarrow
 from generator.errors import BulkError
 from generator.images.sets import SUFFIXES
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _LOG = logging.getLogger(__name__)
-_SCHEMES = ("s3", "gs", "az")  # which list their objects by name
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]+)/?(.*)")
 _COLUMN = "path"
 _MAGIC = re.compile(r"[*?[]")
@@ -125,7 +125,7 @@ class FolderSource:
                     if entry.is_dir(follow_symlinks=False):
                         if not self.patterns or _may_hold(f"{folder}{entry.name}".split("/"), self.patterns):
                             yield f"{entry.name}/"
-                    elif self._takes(folder, entry.name) and entry.is_file():
+                    elif self._takes(folder, entry.name) and _may_be_file(entry):
                         yield entry.name
         except FileNotFoundError:
             _LOG.warning("%s vanished while its folder was read", path)
@@ -137,6 +137,14 @@ class FolderSource:
         if self.patterns:
             return _matches(f"{folder}{name}".split("/"), self.patterns)
         return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a million names
+
+
+def _may_be_file(entry: os.DirEntry[str]) -> bool:
+    """Say whether an entry is a file, also where that cannot be told: who reads it says why, of this one alone."""
+    try:
+        return entry.is_file()
+    except OSError:  # such as a link to itself
+        return True
 
 
 def _open_pattern(path: Path) -> FolderSource:
@@ -199,8 +207,8 @@ class BucketSource:
 
 def _open_bucket(text: str) -> BucketSource:
     found = _URL.fullmatch(text)
-    if found is None or found[1] not in _SCHEMES:
-        schemes = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
+    if found is None or found[1] not in SCHEMES:
+        schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise BulkError(f"{text} is none of {schemes} with a bucket and a prefix", hint="such as s3://bucket/photos")
     bucket = f"{found[1]}://{found[2]}"
     open_store(bucket)
@@ -221,7 +229,7 @@ class _ListSource(abc.ABC):
     def iterate(self, start: int, after: str) -> Iterator[Item]:  # noqa: ARG002 - the number says it all
         """Yield the rows in their order."""
         for text in self._read(start):
-            path = text if "://" in text else os.path.join(self.path.parent, text)  # noqa: PTH118 - a million
+            path = text if "://" in text or not text else os.path.join(self.path.parent, text)  # noqa: PTH118 - a million
             yield Item(path, "")
 
     def count(self) -> int:
@@ -262,28 +270,29 @@ class ParquetSource(_ListSource):
     __slots__ = ()
 
     def _read(self, start: int) -> Iterator[str]:
-        pa = import_pyarrow()
-        try:
-            with self._open() as file:
-                groups, skipped = list(range(file.metadata.num_row_groups)), 0
-                while groups and skipped + (rows := file.metadata.row_group(groups[0]).num_rows) <= start:
-                    skipped += rows
-                    groups.pop(0)
-                batches = file.iter_batches(batch_size=_LISTED_AT_ONCE, row_groups=groups, columns=[_COLUMN])
-                values = (value for batch in batches for value in batch.column(0).to_pylist())
-                yield from (value or "" for value in itertools.islice(values, start - skipped, None))
-        except (OSError, pa.ArrowException) as error:
-            raise self._refuse(error) from error
+        with self._open() as file:
+            groups, skipped = list(range(file.metadata.num_row_groups)), 0
+            while groups and skipped + (rows := file.metadata.row_group(groups[0]).num_rows) <= start:
+                skipped += rows
+                groups.pop(0)
+            batches = file.iter_batches(batch_size=_LISTED_AT_ONCE, row_groups=groups, columns=[_COLUMN])
+            values = (value for batch in batches for value in batch.column(0).to_pylist())
+            yield from (value or "" for value in itertools.islice(values, start - skipped, None))
 
     def count(self) -> int:
         """Return how many rows the file says that it has."""
         with self._open() as file:
             return int(file.metadata.num_rows)
 
-    def _open(self) -> Any:
-        file = import_pyarrow().parquet.ParquetFile(self.path)
-        if _COLUMN not in (names := file.schema_arrow.names):
-            raise self._refuse(f"its columns are {', '.join(names)}")
-        if (kind := str(file.schema_arrow.field(_COLUMN).type)) not in ("string", "large_string"):
-            raise self._refuse(f"its column {_COLUMN} holds {kind}, text was expected")
-        return file
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Any]:
+        pa = import_pyarrow()
+        try:
+            with pa.parquet.ParquetFile(self.path) as file:
+                if _COLUMN not in (names := file.schema_arrow.names):
+                    raise self._refuse(f"its columns are {', '.join(names)}")
+                if (kind := str(file.schema_arrow.field(_COLUMN).type)) not in ("string", "large_string"):
+                    raise self._refuse(f"its column {_COLUMN} holds {kind}, text was expected")
+                yield file
+        except (OSError, pa.ArrowException) as error:
+            raise self._refuse(error) from error

@@ -43,7 +43,7 @@ OutOption = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="The model.  [default: the only one of its kind there]")
 ]
-BatchOption = Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Images that run at once.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, max=2**16, metavar="N", help="Images that run at once.")]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
@@ -66,7 +66,11 @@ InFlightOption = Annotated[
 TimeoutOption = Annotated[
     float,
     typer.Option(
-        "--timeout", min=1, metavar="S", help="With --endpoint: seconds for an answer, also while a server restarts."
+        "--timeout",
+        min=1,
+        max=2**31 - 1,  # gRPC knows no later deadline
+        metavar="S",
+        help="With --endpoint: seconds for an answer, also while a server restarts.",
     ),
 ]
 SecretsOption = Annotated[
@@ -80,7 +84,8 @@ EngineOption = Annotated[
     ),
 ]
 RowsOption = Annotated[
-    int, typer.Option("--rows-per-part", min=1, metavar="N", help="Rows of a Parquet file; a minute's at most.")
+    int,
+    typer.Option("--rows-per-part", min=1, metavar="N", help="Rows of a Parquet file, at least; fewer after a minute."),
 ]
 
 
