@@ -253,6 +253,17 @@ def test_an_object_that_is_gone_is_an_error_and_a_bucket_that_is_gone_the_end(st
         work("s3://nowhere/in", tmp_path / "more", TextStep)
 
 
+def test_buckets_without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("obstore", "obstore.exceptions", "obstore.store"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for read in (
+        lambda: read_images({"path": as_column(["s3://photos/a.jpg"])}, most_bytes=9),
+        lambda: list(open_source("s3://photos/in").iterate(0, "")),
+    ):
+        with pytest.raises(MissingDependencyError, match="obstore is not installed"):
+            read()
+
+
 # --- results
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from generator.buckets import explain_refusal, find_code, is_about_bucket, open_bucket
+from generator.buckets import explain_refusal, find_code, import_obstore, is_about_bucket, open_bucket
 from generator.errors import BulkError
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def _read_object(url: str, most_bytes: int) -> _Read:
     if scheme not in SCHEMES or not key:
         why = "no object is named" if scheme in SCHEMES else f"{scheme}:// is not supported; s3://, gs:// and az:// are"
         return _Read(None, f"cannot be read: {why}")
-    import obstore.exceptions
-
+    base_error = import_obstore().exceptions.BaseError
     try:
         found = open_store(f"{scheme}://{bucket}").get(key)
         if found.meta["size"] > most_bytes:
@@ -96,7 +95,7 @@ def _read_object(url: str, most_bytes: int) -> _Read:
         return _Read(bytes(found.bytes()))
     except ValueError as error:  # a name that no object can have
         return _Read(None, f"cannot be read: {error}")
-    except (obstore.exceptions.BaseError, OSError) as error:
+    except (base_error, OSError) as error:
         if isinstance(error, FileNotFoundError) and not is_about_bucket(error):
             return _Read(None, "cannot be read: no such object")
         if find_code(error) == "AccessDenied":

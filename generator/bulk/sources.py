@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from generator.buckets import import_obstore
 from generator.bulk.images import SCHEMES, open_store, refuse_bucket
 from generator.bulk.table import import_pyarrow
 from generator.errors import BulkError
@@ -188,8 +189,7 @@ class BucketSource:
 
     def iterate(self, start: int, after: str) -> Iterator[Item]:  # noqa: ARG002 - the name says it all
         """Yield the objects by name."""
-        import obstore.exceptions
-
+        base_error = import_obstore().exceptions.BaseError
         try:
             for page in open_store(self.bucket).list(
                 self.prefix or None, offset=after or None, chunk_size=_LISTED_AT_ONCE
@@ -198,7 +198,7 @@ class BucketSource:
                     name = one["path"]
                     if os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 - no path of this machine
                         yield Item(f"{self.bucket}/{name}", name)
-        except (obstore.exceptions.BaseError, OSError) as error:
+        except (base_error, OSError) as error:
             raise refuse_bucket(f"{self.bucket}/{self.prefix}", error) from error
 
     def count(self) -> None:
