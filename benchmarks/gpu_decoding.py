@@ -28,7 +28,7 @@ import yaml
 
 from benchmarks import gpu_load
 from benchmarks.gpu import Run, open_run
-from benchmarks.gpu_images import SIZES, check_speed, make_files
+from benchmarks.gpu_images import SIZES, make_files, measure_fastest
 from benchmarks.gpu_serving import perf
 from benchmarks.gpu_targets import Target, describe
 from generator.plan.local import open_engine
@@ -94,13 +94,11 @@ def write_images(work: Path, size: str) -> Path:
     return folder
 
 
-def measure_bare(seconds: float, sizes: tuple[str, ...]) -> dict[str, float]:
-    """Return the images per second of the bare chain by size, the best of its numbers of processes and batches."""
-    best: dict[str, float] = {}
-    for row in check_speed(argparse.Namespace(seconds=seconds, sizes=sizes)):
-        print(json.dumps(row), flush=True)
-        best[row["size"]] = max(best.get(row["size"], 0.0), row["images_per_second"])
-    return best
+def measure_bare(size: str) -> float:
+    """Return the images per second of the bare chain, the best of its numbers of processes and batches."""
+    rows = list(measure_fastest(size, seconds=1.5))
+    print("\n".join(map(json.dumps, rows)), flush=True)
+    return float(max(row["images_per_second"] for row in rows))
 
 
 def top(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -142,7 +140,7 @@ def serve_fused(run: Run, repository: Path, how: str) -> Path:
 def measure(run: Run, repository: Path, ways: list[str], *, name: str) -> None:
     """Measure the fused model in these ways, and the bare chain before and after; keep it under this name."""
     images = ("--images", str(write_images(run.work, "500x375")))
-    bare = [measure_bare(1.5, ("500x375",))["500x375"]]
+    bare = [measure_bare("500x375")]
     rows = {}
     for how in ways:
         with EmbeddedServer(serve_fused(run, repository, how), log_path=run.work / f"fused-{how}.log") as server:
@@ -150,7 +148,7 @@ def measure(run: Run, repository: Path, ways: list[str], *, name: str) -> None:
         rows[how] = {"eights": top(asked[0]), "singles": top(asked[1])}
         print(how, json.dumps(rows[how]), flush=True)
         run.save(name, rows)
-    bare.append(measure_bare(1.5, ("500x375",))["500x375"])
+    bare.append(measure_bare("500x375"))
     run.save(f"bare {name}", bare)
 
 
@@ -178,7 +176,7 @@ def measure_more(run: Run, repository: Path, *, name: str) -> None:
     with EmbeddedServer(tree, log_path=run.work / "ensemble.log") as server:
         for what, load in (("eights", EIGHTS), ("singles", SINGLES)):
             found[f"cpu {what}"] = top(perf(run.work, server, "--model", ENSEMBLE, *images, *load))
-    found["bare other sizes"] = measure_bare(1.0, ("1920x1080", "mixed"))
+    found["bare other sizes"] = {size: measure_bare(size) for size in ("1920x1080", "mixed")}
     run.save("more", found)
     print(json.dumps(found, indent=1), flush=True)
 

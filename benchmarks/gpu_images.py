@@ -357,20 +357,33 @@ def work(options: dict[str, Any], seconds: float, ready: Any, results: Any) -> N
     )
 
 
+_USUAL = {"size": "500x375", "on_host": False, "reuse": True}
+
+
 def check_speed(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure the bare chain by batch and processes."""
-    usual = {"size": "500x375", "on_host": False, "reuse": True}
-    cases = [(processes, {**usual, "batch": batch}) for processes in (1, 2, 4) for batch in (1, 8, 32, 128)]
-    cases += [(8, {**usual, "batch": 8})]
-    cases += [(processes, {**usual, "batch": batch, "on_host": True}) for processes in (1, 4) for batch in (8, 32)]
-    cases += [(1, {**usual, "batch": 32, "reuse": False}), (4, {**usual, "batch": 32, "reuse": False})]
+    cases = [(processes, {**_USUAL, "batch": batch}) for processes in (1, 2, 4) for batch in (1, 8, 32, 128)]
+    cases += [(8, {**_USUAL, "batch": 8})]
+    cases += [(processes, {**_USUAL, "batch": batch, "on_host": True}) for processes in (1, 4) for batch in (8, 32)]
+    cases += [(1, {**_USUAL, "batch": 32, "reuse": False}), (4, {**_USUAL, "batch": 32, "reuse": False})]
     cases += [
-        (processes, {**usual, "batch": 32, "size": size}) for size in ("1920x1080", "mixed") for processes in (1, 4)
+        (processes, {**_USUAL, "batch": 32, "size": size}) for size in ("1920x1080", "mixed") for processes in (1, 4)
     ]
+    yield from measure_chain([case for case in cases if case[1]["size"] in arguments.sizes], arguments.seconds)
+
+
+def measure_fastest(size: str, seconds: float) -> Iterator[dict[str, Any]]:
+    """Measure the bare chain in large batches by several processes."""
+    cases = [(processes, {**_USUAL, "batch": batch, "size": size}) for processes in (2, 4, 6) for batch in (32, 128)]
+    yield from measure_chain(cases, seconds)
+
+
+def measure_chain(cases: Sequence[tuple[int, dict[str, Any]]], seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield what so many processes reach with these options of `work`."""
     context = multiprocessing.get_context("spawn")
-    for processes, options in [case for case in cases if case[1]["size"] in arguments.sizes]:
+    for processes, options in cases:
         ready, results = context.Barrier(processes), context.Queue()
-        args = (options, arguments.seconds, ready, results)
+        args = (options, seconds, ready, results)
         children = [context.Process(target=work, args=args) for _ in range(processes)]
         for child in children:
             child.start()
