@@ -40,8 +40,8 @@ class Role:
 
     `key` is what the spec's `instances` and `config` call it, `suffix` what follows the model's name, empty for the
     one that clients call. `default_instances` says how many instances it has where the spec does not, given whether a
-    plan is served; None for an ensemble, which has none. `decoder_instances` is that number for a member that only
-    decodes, where it does so on the GPU. `most_instances` is the limit of the spec. `own_parameters`
+    plan is served; None for an ensemble, which has none. `decoder_instances` is that number for a member that decodes,
+    where it does so on the GPU. `most_instances` is the limit of the spec. `own_parameters`
     says why `config` may not give these parameters.
     """
 
@@ -49,7 +49,7 @@ class Role:
     suffix: str
     holds_network: bool = False
     default_instances: Callable[[bool], int] | None = None
-    decoder_instances: int | None = None
+    decoder_instances: Callable[[], int] | None = None
     most_instances: int = 64
     about_instances: str = ""
     own_parameters: Mapping[str, str] = field(default_factory=dict)

@@ -330,7 +330,7 @@ def test_small_batches_share_cuda_graphs_and_large_ones_have_their_own() -> None
     config = parsed(rendered(with_plan((1, 8, 20)), target="tensorrt-10", batch={"max": 20}), "net_classifier")
     graphs = [(spec.batch_size, spec.graph_lower_bound.batch_size) for spec in config.optimization.cuda.graph_spec]
     assert config.optimization.cuda.graphs
-    assert graphs == [(1, 0), (2, 0), (4, 3), (8, 5), (16, 0), (20, 0)]
+    assert graphs == [(1, 0), (2, 0), (4, 3), (8, 5), (16, 0), (20, 17)]
     without = rendered(with_plan((1, 8, 20)), target="tensorrt-10", batch={"max": 20}, plan={"cuda_graphs": False})
     assert not parsed(without, "net_classifier").HasField("optimization")
     listed = rendered(with_plan((1, 8, 20)), target="tensorrt-10", batch={"max": 20}, plan={"cuda_graphs": [12, 4, 1]})
@@ -339,6 +339,15 @@ def test_small_batches_share_cuda_graphs_and_large_ones_have_their_own() -> None
         for spec in parsed(listed, "net_classifier").optimization.cuda.graph_spec
     ]
     assert graphs == [(1, 0), (4, 2), (12, 0)]
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(64, [1, 2, 4, *range(8, 33, 4), 64]), (18, [1, 2, 4, 8, 12, 16, 18])])
+def test_pieces_of_images_decoded_on_the_gpu_have_graphs_of_about_their_size(most: int, sizes: list[int]) -> None:
+    asked = {"target": "tensorrt-10", "batch": {"max": most}, "decode": "gpu", "layout": "fused"}
+    config = parsed(rendered(with_plan((1, 8, most)), **asked), "net")
+    found = {spec.batch_size: spec.graph_lower_bound.batch_size for spec in config.optimization.cuda.graph_spec}
+    assert list(found) == sizes
+    assert all(any((low or size) <= rows <= size < rows + 4 for size, low in found.items()) for rows in range(1, 19))
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,15 @@ def serve(
     secrets: Annotated[
         Path, typer.Option(metavar="DIR", help="With --tls and --hardened: certificates and key.")
     ] = Path("secrets"),
+    mps: Annotated[
+        bool | None,
+        typer.Option(
+            "--mps/--no-mps",
+            help="Let processes share a GPU through NVIDIA's Multi-Process Service. "
+            "[default: where several decode images on it]",
+            show_default=False,
+        ),
+    ] = None,
     channel: Annotated[
         str, typer.Option(metavar="NAME", help="Whose release is served.", rich_help_panel=RELEASE)
     ] = "production",
@@ -112,6 +121,7 @@ def serve(
         (store is not None and repository != _REPOSITORY, "give a store of releases or a --repository"),
         (direct and container, "--direct goes with the pip server, not with --container"),
         (not container and (image or cpu or dry_run), "--image, --cpu and --dry-run go with --container"),
+        (container and mps, "--mps goes with the pip server, not with --container"),
         (container and command, "a command after -- goes with the pip server, not with --container"),
         (container and model_control != "none", "--model-control goes with the pip server, not with --container"),
         (unlocked and model_control == "none", "--unlocked goes with --model-control explicit"),
@@ -162,6 +172,7 @@ def serve(
             secrets_folder=secrets if tls or hardened else None,
             hardened=hardened,
             url=url,
+            mps=mps,
         )
         _serve_embedded(server, command, log=log)
 

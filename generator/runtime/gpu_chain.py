@@ -226,15 +226,14 @@ class GpuChain:
 
 
 def split_tasks(costs: Sequence[int], most: int, count: int) -> Iterator[slice]:
-    """Yield parts of about equal size, at most `count` tasks that take at most `most` together, or one task.
+    """Yield parts of at most `count` tasks that take at most `most` together, or of one task.
 
     In a part each takes what the largest does: CV-CUDA's memory in between is as high and wide as any of its images.
     """
-    size = -(-len(costs) // max(-(-len(costs) // count), 1))
     start, largest = 0, 0
     for index, cost in enumerate(costs):
         largest = max(largest, cost)
-        if index > start and (largest * (index - start + 1) > most or index - start == size):
+        if index > start and (largest * (index - start + 1) > most or index - start == count):
             yield slice(start, index)
             start, largest = index, cost
     if costs:

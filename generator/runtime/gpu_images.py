@@ -27,9 +27,8 @@ _LEAST_EDGE = 16  # pixels; a line of a few was 2 levels off in all of its value
 # Of the GPU's memory a piece takes at most this share, and no more than 512 MiB; a larger image goes to the CPU.
 _SHARE, _MOST_BYTES = 64, 1 << 29
 _FLOAT_BYTES = 4  # CV-CUDA resizes rows first, into floats
-# Images may be decoded in pieces of so many, by so many decoders in turn, while the network runs on those that are
-# ready. Until it was measured what that gives (benchmarks.gpu_decoding), a batch is one piece for one decoder.
-_PIECE, _CHAINS = 1024, 1
+# Images are decoded in pieces of so many, by so many decoders in turn, while the network runs on those that are ready.
+_PIECE, _CHAINS = 32, 2
 
 
 def why_on_cpu(recipe: Any) -> str:

@@ -38,6 +38,7 @@ from generator.server.launch import (
     make_environment,
     open_repository,
 )
+from generator.server.mps import find_mps, make_mps_environment
 from generator.server.plans import check_local_plans
 from generator.server.ports import ANY_ADDRESS, LOOPBACK, Ports, check_address, choose_ports, is_loopback
 from generator.server.secret_files import check_secrets, read_key
@@ -80,6 +81,8 @@ class EmbeddedServer:
             `secrets_folder`.
         url: Where tritonserver itself reads the models (s3://), in place of `repository`, which then holds their
             configurations only.
+        mps: Whether the processes share the GPU through NVIDIA's Multi-Process Service, which lives as long as the
+            server; by default where `mps.find_mps` finds that it pays.
 
     Attributes:
         http_url: `host:port`, as are `grpc_url` and `metrics_url`.
@@ -106,6 +109,7 @@ class EmbeddedServer:
         secrets_folder: Path | None = None,
         hardened: bool = False,
         url: str = "",
+        mps: bool | None = None,
     ) -> None:
         self.repository = repository
         self.address = address
@@ -130,6 +134,7 @@ class EmbeddedServer:
         self._identifier = ""
         self._directory: Path | None = None
         self._url = url
+        self._mps = mps
         self._served = url or repository  # what tritonserver was given
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._stopping = False
@@ -285,6 +290,7 @@ class EmbeddedServer:
         fetched = directory / "fetched"  # where tritonserver keeps what it reads from S3
         fetched.mkdir()
         models = self._only or (("*",) if self.explicit else ())
+        mps = find_mps(self.repository, self._only, wanted=self._mps)
         arguments = {
             "argv": make_argv(
                 triton,
@@ -308,6 +314,7 @@ class EmbeddedServer:
             "remove": str(directory),
             "shm_prefix": f"{self._identifier}_",
             "stop_timeout_s": STOP_TIMEOUT_S,
+            "mps": mps,
         }
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
@@ -320,6 +327,7 @@ class EmbeddedServer:
                 env={
                     **make_environment(triton, python=assemble_python(triton, directory)),
                     "TRITON_AWS_MOUNT_DIRECTORY": str(fetched),
+                    **(make_mps_environment(directory) if mps else {}),
                 },
                 start_new_session=True,  # Ctrl-C in a terminal must reach this process only, which stops the server
             )

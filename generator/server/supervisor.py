@@ -1,7 +1,8 @@
 """The process between trtgen and tritonserver: whatever happens to trtgen, nothing of the server is left behind.
 
 Run as a script by `generator.server.embedded`, with `python -I -S`, so it uses the standard library only.
-The one argument is JSON: `argv`, `log` (path), `remove` (a directory), `shm_prefix`, `stop_timeout_s`.
+The one argument is JSON: `argv`, `log` (path), `remove` (a directory), `shm_prefix`, `stop_timeout_s`, and `mps`, the
+program that starts NVIDIA's Multi-Process Service, or null; its variables are in the environment.
 
 - Standard output: one line with tritonserver's process id.
 - Standard input: `stop SECONDS` ends the server: SIGTERM, and SIGKILL to its process group after that time. It may
@@ -25,12 +26,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend puts its regions
 _CHECK_OWNER_S = 1.0
 _REAP_S = 10.0
+_MPS_S = 5.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,6 +47,8 @@ def main(argument: str) -> int:
     environments = _find_environments()
     try:
         with Path(spec["log"]).open("ab") as log:
+            if spec["mps"]:
+                _start_mps(spec["mps"], log)
             child = subprocess.Popen(
                 spec["argv"],
                 stdin=subprocess.DEVNULL,
@@ -54,6 +59,8 @@ def main(argument: str) -> int:
             )
         print(child.pid, flush=True)  # noqa: T201 - the protocol of this script
         code = _supervise(child, wake, stop_timeout_s=float(spec["stop_timeout_s"]))
+        if spec["mps"]:
+            _stop_mps(spec["mps"])
         _end_descendants(child.pid)
         _remove_environment(environments)
     finally:
@@ -61,6 +68,21 @@ def main(argument: str) -> int:
             region.unlink(missing_ok=True)
         shutil.rmtree(spec["remove"], ignore_errors=True)
     return code if code >= 0 else 128 - code
+
+
+def _start_mps(program: str, log: BinaryIO) -> None:
+    """Start the service, and return when its clients can find it; without it they run all the same, in turns."""
+    if subprocess.run([program, "-d"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False).returncode:
+        return
+    control, until = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"]) / "control", time.monotonic() + _MPS_S
+    while not control.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def _stop_mps(program: str) -> None:
+    """Tell the service to end; what is left of it is killed as the server's other processes are."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run([program], input=b"quit\n", capture_output=True, timeout=_MPS_S, check=False)
 
 
 def _install_signals() -> int:

@@ -379,7 +379,7 @@ class ModelSpec(BaseModel):
         """How many instances each member has, by the role's key, with the defaults filled in."""
         return {
             role.key: getattr(self.instances, role.key)
-            or (self.decode == "gpu" and role.decoder_instances)
+            or (role.decoder_instances() if self.decode == "gpu" and role.decoder_instances else 0)
             or role.default_instances(self.is_tensorrt)
             for role in self.roles
             if role.default_instances is not None

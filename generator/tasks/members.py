@@ -52,12 +52,17 @@ def network_instances(is_tensorrt: bool) -> int:
     return 4 if is_tensorrt else 1
 
 
+def _decoding_instances() -> int:
+    """Six processes keep the GPU's JPEG engine busy, where each has two cores or more (docs/benchmarks.md)."""
+    return min(6, max(1, usable_cores() // 2))
+
+
 PREPROCESS = Role(
     key="preprocess",
     suffix="_preprocess",
     default_instances=_preprocess_instances,
     most_instances=256,
-    decoder_instances=4,
+    decoder_instances=lambda: 4,
     about_instances="Preprocessing processes; default half of the usable cores, beside a GPU all, with `decode: gpu` 4 "
     "for each GPU.",
     own_parameters={
@@ -75,7 +80,9 @@ def make_fused_role(own_parameters: Mapping[str, str]) -> Role:
         suffix="",
         holds_network=True,
         default_instances=network_instances,
-        about_instances="Processes of a fused model, each with decoding and the network; default 1, with a plan 4.",
+        decoder_instances=_decoding_instances,
+        about_instances="Processes of a fused model, each with decoding and the network; default 1, with a plan 4, "
+        "with `decode: gpu` 6 or half of the usable cores.",
         own_parameters={**PREPROCESS.own_parameters, **follows, **own_parameters},
     )
 

@@ -200,22 +200,28 @@ def _engine(spec: ModelSpec, artifact: Artifact) -> dict[str, Any]:
 
 
 def graph_sizes(spec: ModelSpec) -> tuple[int, ...]:
-    """Return the batch sizes that get a CUDA graph, sorted."""
+    """Return the batch sizes that get a CUDA graph, sorted.
+
+    Behind decoding on the GPU the network gets pieces of any size up to 32 (`runtime.gpu_images`): each has a graph
+    that is at most three rows too large, since a launch without one takes 2 ms of the process.
+    """
     if not isinstance(spec.plan.cuda_graphs, bool):
         return tuple(sorted(set(spec.plan.cuda_graphs)))
-    powers = {size for power in range(11) if (size := 2**power) < spec.batch.max}
-    return tuple(sorted(powers | {spec.batch.max})) if spec.plan.cuda_graphs else ()
+    most = spec.batch.max
+    powers = {size for power in range(11) if (size := 2**power) < most}
+    pieces = {*range(12, min(most, 33), 4)} if spec.decode == "gpu" and spec.layout == "fused" else set()
+    return tuple(sorted(powers | pieces | {most})) if spec.plan.cuda_graphs else ()
 
 
 def _graphs(sizes: tuple[int, ...]) -> tuple[GraphSpec, ...]:
     """Return a CUDA graph for each of the sizes.
 
-    Up to 8 a graph also takes the batches below it, padded: there the launches cost more than the rows. Above, a
-    padded batch would cost more than the launches, so that only exact sizes use one.
+    A graph also takes the batches below it, padded, where that is up to 8 rows or at most three more: there the
+    launches cost more than the rows. Elsewhere only exact sizes use one.
     """
     graphs = []
     for previous, size in zip([0, *sizes], sizes, strict=False):
-        graphs.append(GraphSpec(batch_size=size, lower_bound=previous + 1 if size <= 8 else size))
+        graphs.append(GraphSpec(batch_size=size, lower_bound=previous + 1 if size <= max(8, previous + 4) else size))
     return tuple(graphs)
 
 
