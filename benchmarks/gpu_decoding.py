@@ -8,18 +8,16 @@ images in a piece and of decoders in a process, against the bare chain of decode
 has it) before and after; then the latency at half of the top load against that of a single request, other sizes of
 images, and the ensemble that decodes on the CPU. A long load's every answer is compared, with memory of host and GPU.
 Steps can be run one after another, as in benchmarks.gpu.
-With `--mps` the processes share the GPU through NVIDIA's Multi-Process Service; else they take turns on it.
+The processes share the GPU through NVIDIA's Multi-Process Service, as `trtgen serve` has it; with `--no-mps` they take
+turns on it.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +46,7 @@ MODELS: dict[str, tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], dict[
     "demo_gpu": (("demo",), ((1, 8, 32),), {"decode": "gpu"}),
     "detector_gpu": (("demo-detector",), ((1, 1, 8), (1, 32, 32)), {"decode": "gpu", "task": "detection"}),
 }
+PROCESSES = "processes"  # where the measurements of the ways are kept
 _IN_FLIGHT = 64
 EIGHTS = ("--batch-size", "8", "--concurrency", str(_IN_FLIGHT), "--measurement-requests", "1500")
 SINGLES = ("--concurrency", "128", "--measurement-requests", "6000")
@@ -113,19 +112,6 @@ def top(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@contextlib.contextmanager
-def multi_process_service(folder: Path) -> Iterator[None]:
-    """Let the kernels of several processes run at the same time: what is started inside takes NVIDIA's MPS."""
-    folder.mkdir(exist_ok=True)
-    os.environ["CUDA_MPS_PIPE_DIRECTORY"] = os.environ["CUDA_MPS_LOG_DIRECTORY"] = str(folder.resolve())
-    subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["nvidia-cuda-mps-control"], input=b"quit\n", check=False)
-        del os.environ["CUDA_MPS_PIPE_DIRECTORY"], os.environ["CUDA_MPS_LOG_DIRECTORY"]
-
-
 def serve_fused(run: Run, repository: Path, how: str) -> Path:
     """Return a copy of the repository in which the fused model is served as `how` says; see `--ways`."""
     processes, piece, decoders = how.split("x")
@@ -137,13 +123,14 @@ def serve_fused(run: Run, repository: Path, how: str) -> Path:
     return tree
 
 
-def measure(run: Run, repository: Path, ways: list[str], *, name: str) -> None:
+def measure(run: Run, repository: Path, ways: list[str], *, mps: bool, name: str) -> None:
     """Measure the fused model in these ways, and the bare chain before and after; keep it under this name."""
     images = ("--images", str(write_images(run.work, "500x375")))
     bare = [measure_bare("500x375")]
     rows = {}
     for how in ways:
-        with EmbeddedServer(serve_fused(run, repository, how), log_path=run.work / f"fused-{how}.log") as server:
+        tree, log = serve_fused(run, repository, how), run.work / f"fused-{how}.log"
+        with EmbeddedServer(tree, log_path=log, mps=mps) as server:
             asked = [perf(run.work, server, "--model", FUSED, *images, *more) for more in (EIGHTS, SINGLES)]
         rows[how] = {"eights": top(asked[0]), "singles": top(asked[1])}
         print(how, json.dumps(rows[how]), flush=True)
@@ -152,9 +139,9 @@ def measure(run: Run, repository: Path, ways: list[str], *, name: str) -> None:
     run.save(f"bare {name}", bare)
 
 
-def measure_more(run: Run, repository: Path, *, name: str) -> None:
-    """Measure latencies, other sizes, and the ensemble that decodes on the CPU, with the best way of `name`."""
-    rows = run.kept()[name]
+def measure_more(run: Run, repository: Path) -> None:
+    """Measure latencies, other sizes, and the ensemble that decodes on the CPU, with the best way that was measured."""
+    rows = run.kept()[PROCESSES]
     how = max(rows, key=lambda one: float(rows[one]["eights"]["images_per_s"]))
     found: dict[str, Any] = {"how": how}
     images = ("--images", str(write_images(run.work, "500x375")))
@@ -190,16 +177,13 @@ def soak(run: Run, repository: Path, requests: int) -> None:
 
 def find_targets(results: dict[str, Any]) -> Iterator[Target]:
     """Yield what must be reached, and what should."""
-    for name in ("processes", "processes with MPS"):
-        if f"bare {name}" in results:
-            rows, bare = results[name].values(), statistics.mean(results[f"bare {name}"])
-            eights = max(row["eights"]["images_per_s"] for row in rows)
-            singles = max(row["singles"]["images_per_s"] for row in rows)
-            yield Target(what=f"JPEG, requests of 8, images/s, {name}", measured=eights, must=10_000, aim=20_000)
-            yield Target(
-                what=f"JPEG, requests of 8, of the bare chain, {name}", measured=eights / bare, must=0.65, aim=0.85
-            )
-            yield Target(what=f"JPEG, one per request, images/s, {name}", measured=singles, must=6_000, aim=12_000)
+    if f"bare {PROCESSES}" in results:
+        rows, bare = results[PROCESSES].values(), statistics.mean(results[f"bare {PROCESSES}"])
+        eights = max(row["eights"]["images_per_s"] for row in rows)
+        singles = max(row["singles"]["images_per_s"] for row in rows)
+        yield Target(what="JPEG, requests of 8, images/s", measured=eights, must=10_000, aim=20_000)
+        yield Target(what="JPEG, requests of 8, of the bare chain", measured=eights / bare, must=0.65, aim=0.85)
+        yield Target(what="JPEG, one per request, images/s", measured=singles, must=6_000, aim=12_000)
     if "p99_ms" in (more := results.get("more", {})).get("half", {}):
         ratio = more["half"]["p99_ms"] / more["unloaded"]["p50_ms"]
         yield Target(
@@ -214,30 +198,28 @@ def main() -> None:
     parser.add_argument("--torch-python", default=sys.executable, help="as for benchmarks.gpu")
     parser.add_argument("--torch-path", default="", help="as for benchmarks.gpu")
     parser.add_argument("--only", nargs="*", choices=MODELS, default=list(MODELS), help="export and build only these")
-    ways = ["1x32x2", "2x32x2", "4x32x2", "4x1000x1"]
+    ways = ["4x32x2", "6x32x2", "8x32x2", "6x1000x1"]
     parser.add_argument("--ways", nargs="*", default=ways, help="processes x images of a piece x decoders of a process")
     parser.add_argument("--requests", type=int, default=100_000, help="of the soak")
-    parser.add_argument("--mps", action="store_true", help="serve and measure under the Multi-Process Service")
+    parser.add_argument("--no-mps", action="store_true", help="measure without the Multi-Process Service")
     steps = ("export", "build", "measure", "more", "soak")
     parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
     arguments = parser.parse_args()
     run, target = open_run(arguments)
     repository = run.work / "model_repository"
-    name = "processes with MPS" if arguments.mps else "processes"
     for step in arguments.steps:
         print(f"## {step}", flush=True)
         if step == "export":
             export(run, target, arguments.only)
         elif step == "build":
             build(run, repository, arguments.only)
+        elif step == "measure":
+            name = "processes in turns" if arguments.no_mps else PROCESSES
+            measure(run, repository, arguments.ways, mps=not arguments.no_mps, name=name)
+        elif step == "more":
+            measure_more(run, repository)
         else:
-            with multi_process_service(run.work / "mps") if arguments.mps else contextlib.nullcontext():
-                if step == "measure":
-                    measure(run, repository, arguments.ways, name=name)
-                elif step == "more":
-                    measure_more(run, repository, name=name)
-                else:
-                    soak(run, repository, arguments.requests)
+            soak(run, repository, arguments.requests)
     targets = [*find_targets(run.kept())]
     print("\n".join(describe(targets)))
     faults = [
