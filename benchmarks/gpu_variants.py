@@ -38,11 +38,12 @@ WAYS = ("none", "system", "cuda")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A server: its environment, further options, and further lines of the network's config.pbtxt."""
+    """A server: its environment, further options, further lines of the network's config.pbtxt, and whether with MPS."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
     options: Sequence[str] = ()
     config: str = ""
+    mps: bool = False
 
 
 VARIANTS = {
@@ -51,6 +52,8 @@ VARIANTS = {
     "larger-pools": Variant(options=_POOLS),
     "raw-inputs": Variant(environment=_RAW, options=_ROOM),
     "inputs-on-gpu": Variant(environment=_RAW, options=_ROOM, config=_WITHIN),
+    "mps": Variant(mps=True),
+    "mps-raw": Variant(environment=_RAW, options=_ROOM, config=_WITHIN, mps=True),
     "all": Variant(environment={**_RAW, **_KEPT}, options=(*_POOLS, *_ROOM), config=_WITHIN),
 }
 
@@ -98,7 +101,7 @@ def serve(tree: Path, variant: Variant, log: Path) -> Iterator[EmbeddedServer]:
     with (
         mock.patch.dict(os.environ, variant.environment),
         mock.patch("generator.server.launch.find_options", lambda root: [*find_options(root), *variant.options]),
-        EmbeddedServer(tree, log_path=log) as server,
+        EmbeddedServer(tree, log_path=log, mps=variant.mps) as server,
     ):
         yield server
 
