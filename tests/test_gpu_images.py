@@ -22,7 +22,7 @@ from generator.runtime.cpu_images import CpuImages
 from generator.runtime.device import Device, EngineError
 from generator.runtime.gpu_chain import split_tasks
 from generator.runtime.gpu_images import GpuImages, why_on_cpu
-from generator.runtime.jpeg import Jpeg, read_jpeg
+from generator.runtime.jpeg import Jpeg, _read_known, read_jpeg
 from generator.spec.recipe import IMAGENET, RECIPES, Recipe
 from tests.gpu_images_standin import Libraries, read_memory
 from tests.tensorrt_standin import Driver
@@ -56,6 +56,10 @@ RESOLUTION = Image.Exif()
 RESOLUTION[0x011A] = 72.0
 ADOBE = b"Adobe\0\x64\0\0\0\0"
 PHOTOSHOP = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\x04abcd"
+# A table of five codes, whose last symbols are no marker; four bytes further on, where a size would be, the next begins
+LIKE_A_FRAME = bytes([0x10, 0, 0, 5, *[0] * 13]) + b"\xff\xc0\x00\x01\x01"
+ONE_CODE = bytes([*[0] * 7, 1, *[0] * 8, 0])
+FRAME = PLAIN[PLAIN.index(b"\xff\xc0") :][:19]
 TAKEN = {
     "4:2:0": PLAIN,
     "4:4:4": save(SMALL, subsampling=0),
@@ -71,6 +75,10 @@ TAKEN = {
     "junk behind": PLAIN + b"\0" * 1000,
     "Adobe YCbCr": segment(PLAIN, 0xEE, ADOBE + b"\x01", without_jfif=True),
     "Photoshop": segment(PLAIN, 0xED, PHOTOSHOP),
+    "what looks like the frame in a table": segment(PLAIN, 0xC4, LIKE_A_FRAME + b"\x00" + ONE_CODE),
+    "what looks like markers among the tables": PLAIN.replace(
+        b"\xff\xc0", b"\xff\xfe\x00\x0f\xff\xc0\x00\x11\x08123\xff\xda\x00\x0c\x03\xff\xc0", 1
+    ),
 }
 LEFT = {
     "empty": b"",
@@ -95,6 +103,8 @@ LEFT = {
     "no height": set_byte(set_byte(PLAIN, b"\xff\xc0", 5, 0), b"\xff\xc0", 6, 0),
     "4:1:1": set_byte(PLAIN, b"\xff\xc0", 11, 0x41),
     "a table of 0": set_byte(PLAIN, b"\xff\xdb", 9, 0),
+    "what looks like the frame before a wrong number": segment(PLAIN, 0xC4, LIKE_A_FRAME + b"\x0f" + ONE_CODE),
+    "two frames": PLAIN.replace(FRAME, FRAME + FRAME),
     "no such table": set_byte(PLAIN, b"\xff\xc0", 12, 3),
     "too many codes": set_byte(PLAIN, b"\xff\xc4", 5, 3),
     "another component": set_byte(PLAIN, b"\xff\xda", 5, 9),
@@ -123,6 +133,26 @@ def test_the_cpu_keeps(kind: str) -> None:
 
 def test_what_follows_the_end_is_left_out() -> None:
     assert read_jpeg(TAKEN["junk behind"]) == Jpeg(96, 64, len(PLAIN))
+
+
+@pytest.mark.parametrize("first", ["4:2:0", "grey", "restarts"])
+def test_what_was_read_before_changes_no_answer(first: str) -> None:
+    for data in (*TAKEN.values(), *LEFT.values()):
+        _read_known.cache_clear()
+        alone = read_jpeg(data)
+        _read_known.cache_clear()
+        read_jpeg(TAKEN[first])
+        assert read_jpeg(data) == read_jpeg(data) == alone
+
+
+def test_a_header_is_remembered_whatever_the_size() -> None:
+    _read_known.cache_clear()
+    for size in ((96, 64), (333, 251)):
+        for exif in (b"", ORIENTATION.tobytes()):
+            found = read_jpeg(save(PHOTO.resize(size), quality=90, exif=exif))
+            assert found is not None
+            assert found[:2] == size
+    assert _read_known.cache_info().misses == 1
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow, of EXIF

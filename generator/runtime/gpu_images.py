@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -77,6 +78,29 @@ class _Route(NamedTuple):
     cost: int
 
 
+class _Plan(NamedTuple):
+    """What becomes of an image of some size: its size after resizing, its crop's (left, top), and a route's cost."""
+
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+    cost: int
+
+
+def _make_plan(recipe: Any, width: int, height: int) -> _Plan | None:
+    """Return the plan for images of this size; None where they are the CPU's."""
+    if width * height > recipe.max_pixels or min(width, height) < _LEAST_EDGE:
+        return None
+    resized = recipe.resized(width, height)
+    crop_height, crop_width = recipe.crop
+    part = min(resized[0], crop_width) * min(resized[1], crop_height)
+    is_strip = resized[0] * resized[1] > _MOST_WASTE * part
+    if is_strip or resized[0] > width or resized[1] > height:
+        return None
+    cost = 3 * (width * height + resized[0] * (height * _FLOAT_BYTES + resized[1]))
+    corner = recipe.corner(resized[0] - crop_width), recipe.corner(resized[1] - crop_height)
+    return _Plan(resized, corner, cost)
+
+
 class GpuImages:
     """Decodes, resizes and crops whole batches. It belongs to the thread that made it.
 
@@ -108,6 +132,7 @@ class GpuImages:
         **chain: Any,
     ) -> None:
         self._recipe, self._on_cpu = recipe, on_cpu
+        self._plan = functools.lru_cache(maxsize=1024)(functools.partial(_make_plan, recipe))
         self._warn, self._to_host = warn, to_host
         self._warned: set[str] = set()
         libraries = libraries or import_libraries()
@@ -177,20 +202,11 @@ class GpuImages:
         if len(data) > recipe.max_bytes or (jpeg := read_jpeg(data)) is None:
             return None
         width, height, end = jpeg
-        if width * height > recipe.max_pixels or min(width, height) < _LEAST_EDGE:
+        plan = self._plan(width, height)
+        if plan is None or plan.cost > self._most_bytes:
             return None
-        resized = recipe.resized(width, height)
-        crop_height, crop_width = recipe.crop
-        part = min(resized[0], crop_width) * min(resized[1], crop_height)
-        is_strip = resized[0] * resized[1] > _MOST_WASTE * part
-        if is_strip or resized[0] > width or resized[1] > height:
-            return None
-        cost = 3 * (width * height + resized[0] * (height * _FLOAT_BYTES + resized[1]))
-        if cost > self._most_bytes:
-            return None
-        corner = recipe.corner(resized[0] - crop_width), recipe.corner(resized[1] - crop_height)
-        task = Task(data if end == len(data) else data[:end], resized, corner)
-        return _Route(task, (width, height), cost)
+        task = Task(data if end == len(data) else data[:end], plan.resized, plan.corner)
+        return _Route(task, (width, height), plan.cost)
 
     def _run(self, routes: dict[int, _Route], begin: Begin | None) -> tuple[list[int], int, int]:
         """Return the images that the GPU made, the address of their rows in this order, and how many were begun.
