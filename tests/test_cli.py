@@ -156,6 +156,12 @@ def test_a_number_that_is_none_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [["perf"], ["tune"], ["bench", __file__]])
+def test_a_wait_that_no_system_call_takes_is_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--timeout", "1e7"]) == 2
+    assert "Invalid value for '--timeout': Input should be less than or equal to 1000000" in capsys.readouterr().err
+
+
 def test_the_options_that_take_numbers_are_found() -> None:
     assert {("serve", "--ready-timeout-s"), ("perf", "--timeout"), ("tune", "--p99-ms")} <= {*find_float_options()}
 
