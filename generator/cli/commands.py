@@ -71,7 +71,7 @@ class Command(TyperCommand):
         return [_in_plain_words(one, ctx) for one in super().get_params(ctx)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse infinity, which an option without a highest value would take, and NaN, which one without bounds would."""
+        """Refuse infinity and NaN, which options without a highest value, and without any bound, would take."""
         left = super().parse_args(ctx, args)
         for parameter in self.params:
             value = ctx.params.get(parameter.name)
