@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from generator.cli import main
-from generator.errors import OutputError
+from generator.errors import OutputError, SpecError
 from generator.monitoring.dashboard import make_dashboard
 from generator.monitoring.files import (
     DASHBOARD,
@@ -397,6 +397,22 @@ def test_what_prometheus_would_refuse_is_refused(
     assert f"{value!r} {says}" in said
     assert option in said
     assert not output.exists()
+
+
+@pytest.mark.parametrize(("other", "whose"), [("gpus", "servers"), ("gpus-ready", "the readiness of servers")])
+def test_two_jobs_of_one_name_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str, whose: str
+) -> None:
+    root, output = build_tiny_repository(tmp_path / "models"), tmp_path / "monitoring"
+    words = ["monitor", "-r", str(root), "--output", str(output), "--job", "gpus", "--canary-job", other]
+    assert main(words) == 1
+    assert capsys.readouterr().err == (
+        f"error: {whose} and canaries are both scraped by the job {other!r}, and one job was expected for each\n"
+        "hint: give another name (--canary-job NAME)\n"
+    )
+    assert not output.exists()
+    with pytest.raises(SpecError, match="servers and their readiness"):
+        Limits(job="a", ready_job="a")
 
 
 def test_addresses_that_prometheus_takes(promtool: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
+from generator.errors import SpecError
 from generator.monitoring.queries import Queries, match, quote
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class Limits:
     long something must last. A server that was not up within `up_before_s` is one that is still to start.
     `queue_s` is the longest mean wait in front of a model whose configuration has no timeout; with one, it is half of
     that.
+
+    Raises:
+        SpecError: Two of the jobs have one name: Prometheus refuses that, and a canary would be taken for a server.
     """
 
     job: str = "triton"
@@ -46,6 +50,16 @@ class Limits:
     releases_for_s: int = 1800
     drift_for_s: int = 600
     canary_silent_s: int = 7200  # an hour between rounds, a tenth more, and the round
+
+    def __post_init__(self) -> None:
+        if self.ready_job == self.job:
+            self._refuse(f"servers and their readiness are both scraped by the job {self.job!r}", "ready_job")
+        if self.canary_job in (self.job, self.ready_job):
+            others = "servers" if self.canary_job == self.job else "the readiness of servers"
+            self._refuse(f"{others} and canaries are both scraped by the job {self.canary_job!r}", "canary_job")
+
+    def _refuse(self, what: str, field: str) -> None:
+        raise SpecError(f"{what}, and one job was expected for each", hint="give another name", fields={field: None})
 
     def find_wait(self, model: WatchedModel) -> float:
         """Return the mean seconds that requests may wait in front of a model."""
