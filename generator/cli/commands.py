@@ -73,7 +73,8 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse infinity and NaN, which options without a highest value, and without any bound, would take."""
         left = super().parse_args(ctx, args)
-        for parameter in self.params:
+        parameters: list[Any] = self.params
+        for parameter in parameters:
             value = ctx.params.get(parameter.name)
             if isinstance(value, float) and not math.isfinite(value):
                 msg = f"{value} was given, and a finite number was expected"
