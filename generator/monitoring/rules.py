@@ -120,8 +120,8 @@ def _queries(job: str, window_s: int) -> Queries:
 def _watch_servers(models: Sequence[WatchedModel], limits: Limits) -> Iterator[Alert]:
     servers, probes = (_queries(job, limits.window_s) for job in (limits.job, limits.ready_job))
     # Prometheus scrapes a pod as soon as it has an address, the server answers it once its models are loaded.
-    up = servers.select("up")
-    was_up = f"max_over_time({up}[{write_duration(limits.up_before_s)}]) == 1"
+    up, ready = servers.select("up"), probes.select("probe_success")
+    was_up, was_ready = (f"max_over_time({one}[{write_duration(limits.up_before_s)}]) == 1" for one in (up, ready))
     yield Alert(
         name="TritonDown",
         expr=f"{up} == 0 and {was_up}",
@@ -131,7 +131,7 @@ def _watch_servers(models: Sequence[WatchedModel], limits: Limits) -> Iterator[A
     )
     yield Alert(
         name="TritonNotStarted",
-        expr=f"{up} == 0 unless {was_up}",
+        expr=f"{up} == 0 unless {was_up}\nor {ready} == 0 unless {was_ready}",
         for_s=limits.starting_for_s,
         severity="ticket",
         summary="{{ $labels.instance }} has not started",
@@ -143,9 +143,11 @@ def _watch_servers(models: Sequence[WatchedModel], limits: Limits) -> Iterator[A
         severity="page",
         summary="Prometheus knows no target of the job {{ $labels.job }}",
     )
+    # A new pod that loads its models beside ready ones does no harm; where none is left that is ready, it does.
+    none_left = f"{ready} == 0 unless on (job) {ready} == 1 and on (job) {was_ready}"
     yield Alert(
         name="TritonNotReady",
-        expr=f"{probes.select('probe_success')} == 0",
+        expr=f"{ready} == 0 and {was_ready}\nor {none_left}",
         for_s=limits.not_ready_for_s,
         severity="page",
         summary="{{ $labels.instance }} is not ready",
