@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes, and its hash."""
+"""What a file is, told by its first bytes, and its hash; where home folders and the cache are."""
 
 from __future__ import annotations
 
