@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes, and its hash."""
+"""What a file is, told by its first bytes, and its hash; where home folders and the cache are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import struct
 import tempfile
 import zipfile
 from pathlib import Path
+
+from generator.errors import SpecError
 
 PLAN_MAGIC, RTX_MAGIC = b"ftrt", b"vtrt"
 ONNX = "an ONNX file"
@@ -99,11 +101,26 @@ def hash_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def expand_home(path: Path) -> Path:
+    """Return the path with the home folder that `~` or `~user` in front of it means.
+
+    Raises:
+        SpecError: There is no such user, or this user's home is not known.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        user = path.parts[0].removeprefix("~")
+        what = f"there is no user {user!r}" if user else "the home folder of this user is not known"
+        hint = f"give the path from / on; a folder of that name here is ./~{user}" if user else "set HOME"
+        raise SpecError(f"{path} cannot be found: {what}", hint=hint) from error
+
+
 def find_cache() -> Path:
     """Return where what can be made again is kept: `trtgen` in $XDG_CACHE_HOME or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # a relative one is to be ignored, says the XDG specification
-    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    root = Path(base) if base and Path(base).is_absolute() else expand_home(Path("~/.cache"))
     return root / "trtgen"
 
 

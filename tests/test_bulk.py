@@ -335,8 +335,10 @@ def test_a_part_that_cannot_be_read_now_is_kept(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(parquet, "read_metadata", fail)
-    with pytest.raises(BulkError, match="Input/output error"), opened(tmp_path / "results"):
+    with pytest.raises(BulkError) as caught, opened(tmp_path / "results"):
         pass
+    assert caught.value.message == f"{paths[0]} cannot be read: Input/output error"
+    assert "let this user read it" in caught.value.hint
     assert all(path.exists() for path in paths)
 
 

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torchvision
@@ -24,6 +24,9 @@ from generator.cli.options import complete_models
 from generator.errors import TrtgenError
 from generator.spec.file import make_spec
 from tests.tiny_onnx import write_tiny_onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -114,6 +117,53 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: No such option: --no-such-option\nhint: trtgen serve --help\n"
     assert main(["no-such-command"]) == 2
     assert main(["build-repo", "--no-such-option"]) == 2
+
+
+def find_float_options() -> list[tuple[str, str]]:
+    """Return each command, and an option of it that takes a number which need not be whole."""
+
+    def walk(command: Any, path: str = "") -> Iterator[tuple[str, str]]:
+        for name, one in getattr(command, "commands", {}).items():
+            yield from walk(one, f"{path} {name}".strip())
+        for parameter in command.params:
+            if parameter.type_descriptor and parameter.type_descriptor.annotation is float:
+                yield path, parameter.opts[0]
+
+    return list(walk(typer.main.get_command(app)))
+
+
+# What else a command has to be given before it looks at its options.
+REQUIRED = {
+    "canary": ["a:1"],
+    "classify-all": ["photos", "--out", "results"],
+    "detect-all": ["photos", "--out", "results"],
+    "detect-plan": ["a.jpg", "--plan", "model.plan"],
+    "bench": [__file__],
+    "release prune": ["store"],
+}
+
+
+@pytest.mark.parametrize(("command", "option"), find_float_options())
+def test_a_number_that_is_none_is_refused(
+    command: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in ("nan", "inf", "-inf"):
+        assert main([*command.split(), *REQUIRED.get(command, []), f"{option}={value}"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: Invalid value for '{option}'"), value
+        assert said.endswith(f"hint: trtgen {command} --help\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["perf"], ["tune"], ["bench", __file__]])
+def test_a_wait_that_no_system_call_takes_is_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--timeout", "1e7"]) == 2
+    assert "Invalid value for '--timeout': Input should be less than or equal to 1000000" in capsys.readouterr().err
+
+
+def test_the_options_that_take_numbers_are_found() -> None:
+    assert {("serve", "--ready-timeout-s"), ("perf", "--timeout"), ("tune", "--p99-ms")} <= {*find_float_options()}
 
 
 @pytest.mark.parametrize(

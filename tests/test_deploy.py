@@ -904,7 +904,7 @@ def test_plans_for_several_gpus(tmp_path: Path, edit: Callable[[Path, str, str],
     assert read_needs(repository).capabilities == ("9.0",)  # both models have to run
     add_plan(second, compute_capability="7.5")
     with pytest.raises(
-        DeployError, match=r"no GPU runs every plan of .*demo_classifier: 12.0, 8.9, 9.0; second/1: 7.5"
+        DeployError, match=r"no GPU runs every plan of .*demo_classifier/1: 8\.9, 9\.0, 12\.0; second/1: 7\.5"
     ):
         read_needs(repository)
     plan.with_name("model.plan.json").unlink()
@@ -919,10 +919,38 @@ def test_plans_for_ampere_and_later(tmp_path: Path) -> None:
     assert list_capabilities(get_pod(layers[1].merge())) == [{"nvidia.com/gpu.compute.major": "> 7"}]
     second = write_config(repository / "second", backend="tensorrt", instances="count: 1 kind: KIND_GPU")
     add_plan(second, compute_capability="7.5")
-    with pytest.raises(DeployError, match=r"second/1: 7\.5; others ask for 8\.0 or later"):
+    with pytest.raises(DeployError, match=r"demo_classifier/1: 8\.0 or later; second/1: 7\.5"):
         read_needs(repository)
     add_plan(second, compute_capability="9.0")
     assert read_needs(repository).capabilities == ("9.0",)
+
+
+def test_a_default_plan_for_ampere_and_later_beside_others(
+    tmp_path: Path, edit: Callable[[Path, str, str], None]
+) -> None:
+    repository = write_gpu(tmp_path, hardware_compatibility="ampere-plus", compute_capability="8.6")
+    config = repository / "demo_classifier" / "config.pbtxt"
+    with config.open("a") as text:
+        for capability in ("7.5", "9.0"):
+            text.write(f'cc_model_filenames {{ key: "{capability}" value: "model.sm{capability}.plan" }}\n')
+    needs = read_needs(repository)
+    assert (needs.capabilities, needs.ampere_or_later) == (("7.5",), True)
+    layers = make_layers(describe_served(repository, IMAGE), Scaling())
+    turing = {"nvidia.com/gpu.compute.major": "7", "nvidia.com/gpu.compute.minor": "5"}
+    assert list_capabilities(get_pod(layers[1].merge())) == [turing, {"nvidia.com/gpu.compute.major": "> 7"}]
+    second = write_config(repository / "second", backend="tensorrt", instances="count: 1 kind: KIND_GPU")
+    for capability, of_both in (("8.9", ("8.9",)), ("7.5", ("7.5",)), ("9.0", ("9.0",))):
+        add_plan(second, compute_capability=capability)
+        needs = read_needs(repository)
+        assert (needs.capabilities, needs.ampere_or_later) == (of_both, False)
+    add_plan(second, compute_capability="8.0", hardware_compatibility="ampere-plus")
+    needs = read_needs(repository)
+    assert (needs.capabilities, needs.ampere_or_later) == ((), True)
+    edit(config, 'key: "7.5"', 'key: "7"')
+    with pytest.raises(
+        DeployError, match=r"config\.pbtxt names a plan for the compute capability '7', and one such as"
+    ):
+        read_needs(repository)
 
 
 def deploy(repository: Path, output: Path, *options: str, command: str = "kubernetes") -> int:

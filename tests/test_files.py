@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from generator.errors import SourceError
-from generator.files import ONNX, name_kind
+from generator.cli import main
+from generator.errors import SourceError, SpecError
+from generator.files import ONNX, expand_home, find_cache, name_kind
 from generator.graph.model import read_onnx
 from generator.sources import load_network
 from generator.spec.file import make_spec
@@ -94,3 +95,49 @@ def test_the_right_kinds_are_not_named(tmp_path: Path) -> None:
     for size in (0, 1, 8, 9):
         (tmp_path / "short").write_bytes(b"\0" * size)
         assert name_kind(tmp_path / "short") == ("", "")
+
+
+STRANGER = "~no-such-user/models"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "-r", STRANGER],
+        ["harden", "--repository", STRANGER],
+        ["harden", "--secrets", STRANGER],
+        ["reload", "demo", "--repository", STRANGER],
+        ["canary", "localhost:1", "-r", STRANGER],
+        ["monitor", "-r", STRANGER],
+        ["monitor", "--output", STRANGER],
+        ["classify-all", STRANGER, "--out", "results"],
+        ["classify-all", ".", "--out", "results", "-r", STRANGER],
+        ["deploy", "kubernetes", "-r", STRANGER, "--repository-image", "models:1"],
+        ["release", "list", STRANGER],
+        ["release", "push", "store", "-r", STRANGER],
+        ["build-repo", "resnet18", "--weights", f"{STRANGER}/a.pt", "--classes", "2", "--labels", "index"],
+        ["build-repo", "mine", "--factory", f"{STRANGER}/a.py:make", "--recipe", "imagenet", "--labels", "index"],
+    ],
+    ids=" ".join,
+)
+def test_the_home_folder_of_nobody(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "~no-such-user" in said
+    assert "hint: " in said
+    assert not list(tmp_path.glob("~*"))
+
+
+def test_a_home_folder_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expand_home(Path("~/x")) == Path.home() / "x"
+    with pytest.raises(SpecError, match=r"^~nobody-here/x cannot be found: there is no user 'nobody-here'$") as caught:
+        expand_home(Path("~nobody-here/x"))
+    assert caught.value.hint == "give the path from / on; a folder of that name here is ./~nobody-here"
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user id that /etc/passwd does not have
+    with pytest.raises(SpecError, match="the home folder of this user is not known") as caught:
+        find_cache()
+    assert caught.value.hint == "set HOME"

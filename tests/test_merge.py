@@ -566,6 +566,19 @@ class TestRefusals:
         change_file(place / "9.0", "demo_classifier/1/model.plan.json", b"{}")
         assert "model.plan.json cannot be read" in refuse(place, "8.9", "9.0", error=PlanError)
 
+    @pytest.mark.parametrize("text", ["banana", "9", ""])
+    def test_a_passport_whose_version_or_gpu_is_none(self, place: Path, text: str) -> None:
+        path = place / "9.0/demo_classifier/1/model.plan.json"
+        before = path.read_bytes()
+        change_passport(place / "9.0", lambda data: data.update(tensorrt=text))
+        words = refuse(place, "8.9", "9.0", error=PlanError)
+        assert f"{path} cannot be read: tensorrt: {text!r} is not a TensorRT version such as 10.16.1.11" in words
+        change_file(place / "9.0", "demo_classifier/1/model.plan.json", before)
+        change_passport(place / "9.0", lambda data: data["gpu"].update(compute_capability=text))
+        words = refuse(place, "8.9", "9.0", error=PlanError)
+        said = f"gpu.compute_capability: {text!r} is not a compute capability such as 9.0"
+        assert f"{path} cannot be read: {said}" in words
+
     def test_models_without_a_plan(self, place: Path) -> None:
         change_record(place / "8.9", lambda data: data["contract"].update(backend="onnxruntime"))
         for order in (("8.9", "9.0"), ("9.0", "8.9")):

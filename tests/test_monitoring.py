@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from generator.cli import main
-from generator.errors import OutputError
+from generator.errors import OutputError, SpecError
 from generator.monitoring.dashboard import make_dashboard
 from generator.monitoring.files import (
     DASHBOARD,
@@ -62,6 +62,10 @@ MODELS = [
 ]
 # Characters that PromQL, its regular expressions, Go's templates, YAML, JSON or Grafana read otherwise.
 ODD = """a|b.* "quoted" back\\slash {{ $value }} {{a}} ${datasource} $1 (+)[x]? - #: naïve 模型 it's"""
+NONE_LEFT = (
+    'probe_success{job="triton-ready"} == 0 unless on (job) probe_success{job="triton-ready"} == 1'
+    ' and on (job) max_over_time(probe_success{job="triton-ready"}[24h]) == 1'
+)
 # How each rule can be wrong: what is there, what takes its place. promtool must find every one.
 BROKEN = {
     "TritonDown": [
@@ -75,11 +79,23 @@ BROKEN = {
     "TritonNotStarted": [
         ("== 0", "== 1"),
         (' unless max_over_time(up{job="triton"}[24h]) == 1', ""),
+        ('\nor probe_success{job="triton-ready"} == 0', '\nor probe_success{job="triton-ready"} == 1'),
+        (' unless max_over_time(probe_success{job="triton-ready"}[24h]) == 1', ""),
         ("for: 15m", "for: 0s"),
         ("for: 15m", "for: 1h"),
     ],
     "TritonGone": [('absent(up{job="triton"})', 'up{job="triton"} == 0'), ("for: 1m", "for: 0s")],
-    "TritonNotReady": [("== 0", "== 1"), ("for: 2m", "for: 1h"), ("for: 2m", "for: 0s")],
+    "TritonNotReady": [
+        ("== 0", "== 1"),
+        (' and max_over_time(probe_success{job="triton-ready"}[24h]) == 1\n', "\n"),
+        (f"\nor {NONE_LEFT}", ""),
+        (' unless on (job) probe_success{job="triton-ready"} == 1', ""),
+        (' and on (job) max_over_time(probe_success{job="triton-ready"}[24h]) == 1', ""),
+        ("and on (job)", "and"),
+        ("[24h]", "[1m]"),
+        ("for: 2m", "for: 1h"),
+        ("for: 2m", "for: 0s"),
+    ],
     "ModelMissing": [
         ("== 1 unless", "== 0 unless"),
         ("(job, instance)", "(job)"),
@@ -362,7 +378,7 @@ def test_the_command(
     assert expressions["QueueTooLong"].endswith("> 0.05")
     assert expressions["EnsembleFails"].endswith("> 0.02")
     assert expressions["TritonDown"].startswith('up{job="ns/triton"} == 0 and max_over_time(up{job="ns/triton"}[24h])')
-    assert expressions["TritonNotReady"] == 'probe_success{job="ns/triton-ready"} == 0'
+    assert expressions["TritonNotReady"].startswith('probe_success{job="ns/triton-ready"} == 0 and ')
     assert expressions["CanaryUnanswered"] == 'trtgen_canary_up{job="ns/triton-canary"} == 0'
     wrapped = yaml.safe_load((output / OPERATOR_RULES).read_text())
     assert wrapped["spec"] == rules
@@ -397,6 +413,22 @@ def test_what_prometheus_would_refuse_is_refused(
     assert f"{value!r} {says}" in said
     assert option in said
     assert not output.exists()
+
+
+@pytest.mark.parametrize(("other", "whose"), [("gpus", "servers"), ("gpus-ready", "the readiness of servers")])
+def test_two_jobs_of_one_name_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str, whose: str
+) -> None:
+    root, output = build_tiny_repository(tmp_path / "models"), tmp_path / "monitoring"
+    words = ["monitor", "-r", str(root), "--output", str(output), "--job", "gpus", "--canary-job", other]
+    assert main(words) == 1
+    assert capsys.readouterr().err == (
+        f"error: {whose} and canaries are both scraped by the job {other!r}, and one job was expected for each\n"
+        "hint: give another name (--canary-job NAME)\n"
+    )
+    assert not output.exists()
+    with pytest.raises(SpecError, match="servers and their readiness"):
+        Limits(job="a", ready_job="a")
 
 
 def test_addresses_that_prometheus_takes(promtool: str, tmp_path: Path) -> None:

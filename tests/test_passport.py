@@ -123,6 +123,10 @@ class TestFile:
             (lambda data: data.update(colour=1), "colour: Extra inputs"),
             (lambda data: data.update(format=2), "format 2"),
             (lambda data: data.update(tensorrt=10), "tensorrt: Input should be a valid string"),
+            (lambda data: data.update(tensorrt="banana"), "tensorrt: 'banana' is not a TensorRT version such as 10"),
+            (lambda data: data.update(tensorrt=""), "tensorrt: '' is not a TensorRT version"),
+            (lambda data: data["gpu"].update(compute_capability="9"), "gpu.compute_capability: '9' is not a compute"),
+            (lambda data: data["gpu"].update(compute_capability="a.b"), "'a.b' is not a compute capability such as 9"),
             (lambda data: data["gpu"].pop("multiprocessors"), "gpu.multiprocessors: Field required"),
             (lambda data: data.update(plan_bytes=-1), "plan_bytes: .* greater than or equal to 0"),
             (lambda data: data.update(build_seconds="long"), "build_seconds: .* valid number"),
@@ -197,7 +201,6 @@ class TestFits:
             ("11.4.0.106", "10.16.1.11", True, ["refuse"]),
             ("10.16.1.11", "10.16.1.10", True, ["refuse"]),
             ("10.16.1.11", "ten", False, ["warn"]),
-            ("", "10.16.1.11", False, ["warn"]),
         ],
     )
     def test_version(self, built: str, runs: str, compatible: bool, expected: list[str]) -> None:

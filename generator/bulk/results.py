@@ -275,14 +275,20 @@ def _read_parts(folder: Path) -> Finished:
 
 
 def _read_facts(path: Path, rows: int) -> dict[str, Any] | None:
-    """Return what a part says of itself; None if it is damaged, or has another number of rows."""
+    """Return what a part says of itself; None if it is damaged, or has another number of rows.
+
+    Raises:
+        BulkError: It cannot be read.
+    """
     pa = import_pyarrow()
     try:
         metadata = pa.parquet.read_metadata(path)
         facts: dict[str, Any] = json.loads(metadata.metadata[_METADATA])
     except OSError as error:
-        if error.errno:  # it could not be read, and may be whole
-            raise
+        if error.errno:  # it may be whole
+            msg = f"{path} cannot be read: {os.strerror(error.errno)}"
+            hint = "let this user read it, or give another folder"
+            raise BulkError(msg, hint=hint, fields={"out": None}) from error
         return None
     except (pa.ArrowException, KeyError, TypeError, ValueError):
         return None

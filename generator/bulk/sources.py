@@ -22,6 +22,7 @@ from generator.buckets import import_obstore
 from generator.bulk.images import SCHEMES, open_store, refuse_bucket
 from generator.bulk.table import import_pyarrow
 from generator.errors import BulkError
+from generator.files import expand_home
 from generator.images.sets import SUFFIXES
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def open_source(text: str) -> Source:
     """
     if "://" in text:
         return _open_bucket(text)
-    path = Path(text).expanduser()
+    path = expand_home(Path(text))
     if path.is_dir():
         return FolderSource(path.absolute())
     if path.is_file():

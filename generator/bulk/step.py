@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from generator.bulk.images import ERROR, IMAGE, Batch, as_column, read_images
 from generator.errors import RepositoryError
+from generator.files import expand_home
 from generator.gate.published import read_candidate
 from generator.images.served_pixels import load_own_step
 from generator.repository import read_record
@@ -148,7 +149,7 @@ def find_candidate(root: Path, name: str) -> Candidate:
     Raises:
         RepositoryError: There is no such model, or its task has no bulk work.
     """
-    root = root.expanduser().resolve()
+    root = expand_home(root).resolve()
     record = read_record(root, name)
     if record is None:
         msg = f"{root} holds no model {name!r} made by trtgen"

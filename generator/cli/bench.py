@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from generator.cli.console import say
-from generator.cli.options import parse_numbers
+from generator.cli.options import LONGEST_WAIT_S, parse_numbers
 from generator.errors import MissingDependencyError, PerfError
 
 if TYPE_CHECKING:
@@ -54,7 +54,10 @@ def bench(  # noqa: PLR0917 - the command line
         float, typer.Option(min=0, max=60, metavar="S", help="Length of each turn's energy window; 0 for none.")
     ] = 1.0,
     timeout: Annotated[
-        float, typer.Option(min=1, metavar="S", help="Longest wait for one answer of a runner, in seconds.")
+        float,
+        typer.Option(
+            min=1, max=LONGEST_WAIT_S, metavar="S", help="Longest wait for one answer of a runner, in seconds."
+        ),
     ] = 180,
     skip: Annotated[
         list[str] | None, typer.Option(metavar="LABEL", help="Leave runners out whose label begins so.")

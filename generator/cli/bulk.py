@@ -119,6 +119,7 @@ def answer_all(
     from generator.bulk.run import run_bulk
     from generator.bulk.sources import open_source
     from generator.bulk.step import find_candidate
+    from generator.files import expand_home
 
     if secrets is not None and endpoint is None:
         raise typer.BadParameter("--secrets goes with --endpoint")
@@ -133,14 +134,14 @@ def answer_all(
             endpoints, served, top=top, in_flight=in_flight, timeout_s=timeout_s, secrets=secrets, workers=workers or 1
         )
     else:
-        root = repository.expanduser().resolve()
+        root = expand_home(repository).resolve()
         name = model or choose_model(root, task)
         identity = identify_local(root, name, task=task, top=top)
         steps = make_local_steps(root, name, top=top, workers=workers)
         on_gpu = find_candidate(root, name).plan is not None
     run_engine = _open_engine(engine, on_gpu=on_gpu)
     identity = {**source.identify(), **identity}
-    with open_results(out.expanduser(), identity, rows_per_part=rows_per_part) as results:
+    with open_results(expand_home(out), identity, rows_per_part=rows_per_part) as results:
         before, since_s = results.finished, time.monotonic()
         if before.items:
             done = "all of the source" if results.is_complete else "it goes on behind them"

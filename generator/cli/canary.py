@@ -74,11 +74,12 @@ def canary(
     """
     from generator.canary.asking import ask_model, list_models
     from generator.canary.metrics import MetricsServer, format_metrics, write_metrics
+    from generator.files import expand_home
     from generator.gate.client import GrpcAddress
 
     if metrics_port is not None and every_s is None:
         raise typer.BadParameter("--metrics-port goes with --every: nobody would be there to answer")
-    root = repository.expanduser().resolve()
+    root = expand_home(repository).resolve()
     server = GrpcAddress(url=url, secrets=secrets)
     models = list_models(root, names or [])
 

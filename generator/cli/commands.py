@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,6 +69,17 @@ class Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """Return arguments and options as the help shows them."""
         return [_in_plain_words(one, ctx) for one in super().get_params(ctx)]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse infinity and NaN, which options without a highest value, and without any bound, would take."""
+        left = super().parse_args(ctx, args)
+        parameters: list[Any] = self.params
+        for parameter in parameters:
+            value = ctx.params.get(parameter.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                msg = f"{value} was given, and a finite number was expected"
+                raise typer.BadParameter(msg, ctx=ctx, param=parameter)
+        return left
 
 
 def _in_plain_words(parameter: Any, ctx: Any) -> Any:

@@ -201,13 +201,14 @@ def _describe(repository: Path, source: Source, *, name: str | None, namespace: 
 def _write(output: Path, layers: list[Layer], served: Served, *, discard_edits: bool) -> None:
     from generator.deploy.manifests import Manifests
     from generator.deploy.rules import refuse_problems
+    from generator.files import expand_home
     from generator.written import write_files, write_yaml
 
     for layer in layers:
         external = {("Secret", served.source.secret)}
         refuse_problems(Manifests(objects=layer.merge(), external=external, members=served.needs.members))
     files = {path: _HEAD + write_yaml(documents) for layer in layers for path, documents in layer.write().items()}
-    for path, change in write_files(files, output.expanduser(), discard_edits=discard_edits).items():
+    for path, change in write_files(files, expand_home(output), discard_edits=discard_edits).items():
         print(f"{change:<9} {path}")
 
 

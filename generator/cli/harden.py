@@ -60,6 +60,7 @@ def harden(
 
     Example: trtgen harden --release 26.10 --format compose --output hardened
     """
+    from generator.files import expand_home
     from generator.server.container import STOCK_RELEASE, Hardening
     from generator.server.harden import Launch, find_input_limit
     from generator.server.hardening import judge_release
@@ -69,13 +70,13 @@ def harden(
     chosen = release or STOCK_RELEASE
     for remark in judge_release(chosen, insecure=insecure):
         say(remark)
-    root = repository.expanduser().resolve()
+    root = expand_home(repository).resolve()
     if not root.is_dir():
         say(f"note: there is no repository {repository}: requests may have as many bytes as Triton takes by default")
     launch = Launch(
         repository=root,
         hardening=Hardening(
-            release=chosen, secrets=secrets.expanduser().resolve(), max_input_bytes=find_input_limit(root)
+            release=chosen, secrets=expand_home(secrets).resolve(), max_input_bytes=find_input_limit(root)
         ),
         gpus=not cpu,
     )

@@ -104,14 +104,15 @@ def monitor(
 
     Example: trtgen monitor -r models --output monitoring --queue-ms 50
     """
+    from generator.files import expand_home
     from generator.monitoring.files import RULES, UNIT_TESTS, make_files
     from generator.monitoring.rules import Limits
     from generator.monitoring.scrape import Targets
     from generator.monitoring.watched import find_watched
     from generator.written import write_files
 
-    output = output.expanduser()
-    models = find_watched(repository.expanduser())
+    output = expand_home(output)
+    models = find_watched(expand_home(repository))
     limits = Limits(
         job=job,
         ready_job=f"{job}-ready",

@@ -45,6 +45,8 @@ def _find_in_models(package: str, pattern: str, kind: str = "") -> list[str]:
 # The panels of --help, where a command has many options.
 MODEL, TARGET, PROOF = "Model", "Target", "Proof"
 
+LONGEST_WAIT_S = 10**6  # poll(2), which waits for what another program says, takes 24 days at most
+
 RepositoryOption = Annotated[
     Path, typer.Option("--repository", "-r", metavar="DIR", help="The model repository.", show_default=True)
 ]

@@ -37,11 +37,12 @@ def reload(
 
     Example: trtgen reload resnet50 --key secrets/api-key
     """
+    from generator.files import expand_home
     from generator.gate.published import verify_published
     from generator.repository import read_record
     from generator.server.reload import LiveServer
 
-    root = repository.expanduser().resolve()
+    root = expand_home(repository).resolve()
     live = LiveServer(http_url, root, key=_read_key(key))
     record = read_record(root, name)
     if record is None:

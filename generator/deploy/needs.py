@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,11 @@ from generator.plan.passport import passport_path, read_passport
 from generator.repository.layout import numeric_versions
 from generator.server.configs import read_configs, refuse_unreadable
 from generator.server.launch import open_repository
-from generator.server.plans import find_plans
+from generator.server.plans import find_default_plan, find_plans
 from generator.tensor import from_triton
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 MIB, GIB = 2**20, 2**30
@@ -30,7 +31,7 @@ _PROCESS_BYTES = 192 * MIB
 _PIXEL_BYTES = 4  # of Pillow's canvas
 SERVER_BYTES = GIB  # 133 MiB were measured with the demo, and with a plan on an H200 1.9 GiB in all
 _CUDA_BYTES = 2 * GIB  # libraries and contexts, in the host's memory
-_AMPERE = (8, 0)
+_AMPERE = "8.0 or later"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +47,9 @@ class Needs:
         memory_bytes: The most memory that the pod takes, /dev/shm included.
         repository_bytes: The size of all files.
         gpu: Whether a GPU is needed; there is one for each pod.
-        capabilities: The GPUs' compute capabilities that every plan was built for, such as 9.0; empty for any.
-        ampere_or_later: Whether plans run on 8.0 and later, in place of `capabilities`.
+        capabilities: The GPUs' compute capabilities that every model has a plan for, such as 9.0.
+        ampere_or_later: Whether every model also has a plan for 8.0 and later; `capabilities` are the others then.
+            Where there is neither, any will do.
         unknown_plans: Plans whose GPU is not known, since they have no passport.
     """
 
@@ -170,31 +172,43 @@ def read_needs(repository: Path) -> Needs:
     )
 
 
-def _find_capabilities(root: Path, configs: Mapping[str, Any], plans: Iterable[Path]) -> tuple[tuple[str, ...], bool]:
-    """Return the compute capabilities that every model has a plan for, and whether 8.0 and later do instead.
+def _find_capabilities(root: Path, configs: Mapping[str, Any], plans: Sequence[Path]) -> tuple[tuple[str, ...], bool]:
+    """Return the compute capabilities that every model has a plan for, and whether it has one for 8.0 and later.
 
-    Where a configuration names a plan for each of them, that decides; else the passport of the one plan does.
+    Those that a configuration names plans for decide, and its default plan where that is for 8.0 and later; where it
+    names none, the passport of the one plan does.
     """
-    allowed = {name: set(config.cc_model_filenames) for name, config in configs.items() if config.cc_model_filenames}
-    ampere = False
+    for name, config in configs.items():
+        if wrong := [one for one in config.cc_model_filenames if not re.fullmatch(r"\d+\.\d+", one, re.ASCII)]:
+            msg = f"{root / name / 'config.pbtxt'} names a plan for the compute capability {wrong[0]!r}, "
+            raise DeployError(f"{msg}and one such as 9.0 was expected", hint="change that key of cc_model_filenames")
+    with_plans = {plan.parents[1].name for plan in plans}
+    allowed = {name: set(config.cc_model_filenames) for name, config in configs.items() if name not in with_plans}
     for plan in plans:
-        model = plan.parents[1].name
-        if configs[model].cc_model_filenames or not passport_path(plan).is_file():
+        config = configs[plan.parents[1].name]
+        ones = allowed.setdefault(f"{plan.parents[1].name}/{plan.parent.name}", set(config.cc_model_filenames))
+        is_default = not config.cc_model_filenames or plan.name == find_default_plan(config)
+        if not (is_default and passport_path(plan).is_file()):
             continue
         passport = read_passport(plan)
         if passport.hardware_compatibility == "ampere-plus":
-            ampere = True
-        else:
-            allowed[f"{model}/{plan.parent.name}"] = {passport.gpu["compute_capability"]}
-    if not allowed:
-        return (), ampere
-    common = {one for one in set.intersection(*allowed.values()) if not ampere or _number(one) >= _AMPERE}
-    if not common:
-        what = "; ".join(f"{name}: {', '.join(sorted(ones))}" for name, ones in sorted(allowed.items()))
+            ones.add(_AMPERE)
+        elif not config.cc_model_filenames:
+            ones.add(passport.gpu["compute_capability"])
+    allowed = {name: ones for name, ones in allowed.items() if ones}  # nothing is known of the others
+    common = {one for one in set().union(*allowed.values()) if all(_runs(one, ones) for ones in allowed.values())}
+    if allowed and not common:
+        what = "; ".join(f"{name}: {', '.join(sorted(ones, key=_number))}" for name, ones in sorted(allowed.items()))
         msg = f"no GPU runs every plan of {root}, which were built for the compute capabilities {what}"
-        msg += "; others ask for 8.0 or later" if ampere else ""
         raise DeployError(msg, hint="build all of them for one GPU, or serve them from repositories of their own")
-    return tuple(sorted(common, key=_number)), False
+    is_ampere = _AMPERE in common
+    named = (one for one in common - {_AMPERE} if not (is_ampere and _runs(one, {_AMPERE})))
+    return tuple(sorted(named, key=_number)), is_ampere
+
+
+def _runs(capability: str, allowed: Collection[str]) -> bool:
+    """Say whether GPUs of a compute capability, or all of 8.0 and later, are among those that are allowed."""
+    return capability in allowed or (_AMPERE in allowed and _number(capability) >= (8, 0))
 
 
 def _number(capability: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from generator.deploy.needs import GIB, MIB, read_needs
 from generator.deploy.source import check_image, make_credentials, make_init_containers, make_mounts
 from generator.errors import DeployError
+from generator.files import expand_home
 from generator.server.container import DEFAULT_IMAGE, FUSED_IMAGE, USER, find_model_options
 from generator.server.harden import find_input_limit
 from generator.server.hardening import KEY, STOP_TIMEOUT_S, Values, find_image_release, write_options
@@ -84,7 +85,7 @@ def describe_served(
         name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_NAME].rstrip("-")
     check_name(name, "name", longest=_LONGEST_NAME)
     check_name(namespace, "namespace")
-    root = repository.expanduser().resolve()
+    root = expand_home(repository).resolve()
     image = image or (FUSED_IMAGE if find_fused(root) else DEFAULT_IMAGE)
     check_image(image, "image")
     values = Values(

@@ -108,7 +108,8 @@ class _Plant:
 
     def _servers(self) -> Iterator[Case]:
         here, ready = {"job": self.limits.job}, {"job": self.limits.ready_job, "instance": "a"}
-        up, probe = self._series("up"), self._series("probe_success", job=self.limits.ready_job)
+        up = self._series("up")
+        probe, other = (self._series("probe_success", job=self.limits.ready_job, instance=one) for one in "ab")
         one = [here | {"instance": "a"}]
         loading_s = 3 * max(self.limits.down_for_s, self.step_s)
         died, loads = {up: "1 0+0"}, {up: f"0+0x{loading_s // self.step_s} 1+0"}
@@ -121,7 +122,17 @@ class _Plant:
         yield Case(name="a server that has loaded its models", alert="TritonNotStarted", series=loads)
         yield Case(name="no server", alert="TritonGone", series={}, fires=[here])
         yield Case(name="a server that is down", alert="TritonGone", series={up: "0+0"})
-        yield Case(name="a server that is not ready", alert="TritonNotReady", series={probe: "0+0"}, fires=[ready])
+        failed, replaced = {probe: "1 0+0", other: "1+0"}, {probe: "1 stale _", other: "0+0"}
+        never = [ready | {"instance": "b"}]
+        beside = {probe: "1+0", other: "0+0"}
+        yield Case(name="a server never ready", alert="TritonNotStarted", series=beside, fires=never)
+        yield Case(name="a server that was ready", alert="TritonNotStarted", series=failed)
+        name = "a server that was ready, beside a ready one"
+        yield Case(name=name, alert="TritonNotReady", series=failed, fires=[ready], after_s=self.step_s)
+        name = "the only server, in place of a ready one"
+        yield Case(name=name, alert="TritonNotReady", series=replaced, fires=never, after_s=self.step_s)
+        yield Case(name="a server that loads its models beside a ready one", alert="TritonNotReady", series=beside)
+        yield Case(name="the first server, which loads its models", alert="TritonNotReady", series={probe: "0+0"})
         yield Case(name="a ready server", alert="TritonNotReady", series={probe: "1+0"})
 
     def _missing(self) -> Iterator[Case]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
+from generator.errors import SpecError
 from generator.monitoring.queries import Queries, match, quote
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class Limits:
     long something must last. A server that was not up within `up_before_s` is one that is still to start.
     `queue_s` is the longest mean wait in front of a model whose configuration has no timeout; with one, it is half of
     that.
+
+    Raises:
+        SpecError: Two of the jobs have one name: Prometheus refuses that, and a canary would be taken for a server.
     """
 
     job: str = "triton"
@@ -46,6 +50,16 @@ class Limits:
     releases_for_s: int = 1800
     drift_for_s: int = 600
     canary_silent_s: int = 7200  # an hour between rounds, a tenth more, and the round
+
+    def __post_init__(self) -> None:
+        if self.ready_job == self.job:
+            self._refuse(f"servers and their readiness are both scraped by the job {self.job!r}", "ready_job")
+        if self.canary_job in (self.job, self.ready_job):
+            others = "servers" if self.canary_job == self.job else "the readiness of servers"
+            self._refuse(f"{others} and canaries are both scraped by the job {self.canary_job!r}", "canary_job")
+
+    def _refuse(self, what: str, field: str) -> None:
+        raise SpecError(f"{what}, and one job was expected for each", hint="give another name", fields={field: None})
 
     def find_wait(self, model: WatchedModel) -> float:
         """Return the mean seconds that requests may wait in front of a model."""
@@ -106,8 +120,8 @@ def _queries(job: str, window_s: int) -> Queries:
 def _watch_servers(models: Sequence[WatchedModel], limits: Limits) -> Iterator[Alert]:
     servers, probes = (_queries(job, limits.window_s) for job in (limits.job, limits.ready_job))
     # Prometheus scrapes a pod as soon as it has an address, the server answers it once its models are loaded.
-    up = servers.select("up")
-    was_up = f"max_over_time({up}[{write_duration(limits.up_before_s)}]) == 1"
+    up, ready = servers.select("up"), probes.select("probe_success")
+    was_up, was_ready = (f"max_over_time({one}[{write_duration(limits.up_before_s)}]) == 1" for one in (up, ready))
     yield Alert(
         name="TritonDown",
         expr=f"{up} == 0 and {was_up}",
@@ -117,7 +131,7 @@ def _watch_servers(models: Sequence[WatchedModel], limits: Limits) -> Iterator[A
     )
     yield Alert(
         name="TritonNotStarted",
-        expr=f"{up} == 0 unless {was_up}",
+        expr=f"{up} == 0 unless {was_up}\nor {ready} == 0 unless {was_ready}",
         for_s=limits.starting_for_s,
         severity="ticket",
         summary="{{ $labels.instance }} has not started",
@@ -129,9 +143,11 @@ def _watch_servers(models: Sequence[WatchedModel], limits: Limits) -> Iterator[A
         severity="page",
         summary="Prometheus knows no target of the job {{ $labels.job }}",
     )
+    # A new pod that loads its models beside ready ones does no harm; where none is left that is ready, it does.
+    none_left = f"{ready} == 0 unless on (job) {ready} == 1 and on (job) {was_ready}"
     yield Alert(
         name="TritonNotReady",
-        expr=f"{probes.select('probe_success')} == 0",
+        expr=f"{ready} == 0 and {was_ready}\nor {none_left}",
         for_s=limits.not_ready_for_s,
         severity="page",
         summary="{{ $labels.instance }} is not ready",

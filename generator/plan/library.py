@@ -34,7 +34,7 @@ class TensorRTVersion:
         """Read `10.16.1.11`, `8.6.0` or `10.16.1.11.post1`; ValueError for anything else."""
         match = re.match(r"(\d+)\.(\d+)\.(\d+)(?:\.(\d+))?(?:[.+-]?[A-Za-z].*)?$", text)
         if match is None:
-            raise ValueError(f"{text!r} is not a TensorRT version")
+            raise ValueError(f"{text!r} is not a TensorRT version such as 10.16.1.11")
         return cls(int(match[1]), int(match[2]), int(match[3]), -1 if match[4] is None else int(match[4]))
 
     def __str__(self) -> str:

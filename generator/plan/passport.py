@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +14,7 @@ from typing_extensions import TypedDict  # pydantic takes typing's from Python 3
 from generator.errors import PlanError
 from generator.files import hash_file, write_temporary
 from generator.plan.header import BUILD_PLAN
+from generator.plan.library import TensorRTVersion
 from generator.plan.timing_cache import CacheState  # noqa: TC001 - pydantic reads the annotations
 from generator.signals import hold_signals
 from generator.spec.records import JsonRecord
@@ -45,6 +47,17 @@ def _with_batch(shapes: ShapeRange) -> ShapeRange:
     return shapes
 
 
+def _check_version(text: str) -> str:
+    TensorRTVersion.parse(text)  # its message says what it is not
+    return text
+
+
+def _check_capability(text: str) -> str:
+    if re.fullmatch(r"\d+\.\d+", text, re.ASCII) is None:
+        raise ValueError(f"{text!r} is not a compute capability such as 9.0")
+    return text
+
+
 _Tensors = tuple[Annotated[Tensor, BeforeValidator(_read_tensor), PlainSerializer(_write_tensor)], ...]
 
 
@@ -52,7 +65,7 @@ class BuildGpu(TypedDict):
     """The GPU that a plan was built on."""
 
     name: str
-    compute_capability: str
+    compute_capability: Annotated[str, AfterValidator(_check_capability)]
     multiprocessors: NonNegativeInt
     memory_bytes: NonNegativeInt
 
@@ -70,7 +83,7 @@ class Passport(JsonRecord):
     """
 
     made_by: str
-    tensorrt: str
+    tensorrt: Annotated[str, AfterValidator(_check_version)]
     gpu: BuildGpu
     driver: str
     cuda: str

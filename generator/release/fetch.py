@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from generator.errors import ReleaseError
 from generator.events import Doing, ignore
-from generator.files import hash_file, write_temporary
+from generator.files import expand_home, hash_file, write_temporary
 from generator.release.channel import read_channel
 from generator.release.manifest import MANIFEST_FILE, RELEASES, File, read_manifest, read_pulled
 from generator.release.store import open_store
@@ -64,7 +64,7 @@ def pull(
     """
     store = open_store(url)
     manifest = read_manifest(store, release or read_channel(store, channel).release)
-    destination = destination.expanduser().resolve()
+    destination = expand_home(destination).resolve()
     with _disk_errors(destination):
         present = _read_present(destination, discard_edits=discard_edits)
         if present == manifest.files and read_pulled(destination) == manifest:

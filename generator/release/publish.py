@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from generator import __version__
 from generator.errors import ReleaseError
 from generator.events import Doing, ignore
+from generator.files import expand_home
 from generator.release.channel import CHANNELS, check_name, find_channel, move_channel, read_channel
 from generator.release.manifest import (
     MANIFEST_FILE,
@@ -65,7 +66,7 @@ def push(
     """
     check_name(channel)
     store = open_store(url)
-    root = root.expanduser().resolve()
+    root = expand_home(root).resolve()
     if not any(root.glob("*/config.pbtxt")):
         msg = f"{root} holds no model"
         raise ReleaseError(msg, hint="build one, or name another repository", fields={"repository": None})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from generator.errors import ReleaseError
+from generator.files import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -101,7 +102,7 @@ def open_store(url: str) -> Store:
         if separator and (address.netloc not in ("", "localhost") or not address.path):
             msg = f"{url} is not a valid address of a folder: file:/// and its absolute path were expected"
             raise ReleaseError(msg, hint="give it as a plain path")
-        return FolderStore(Path(unquote(address.path) if separator else url).expanduser().resolve(), url=url)
+        return FolderStore(expand_home(Path(unquote(address.path) if separator else url)).resolve(), url=url)
     if scheme not in BUCKETS:
         raise ReleaseError(f"{url} is not a store of releases", hint=f"give one of {_ADDRESSES}")
     check_bucket(url)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
+from generator.files import expand_home
 from generator.server.configs import find_options
 from generator.server.failures import explain_end, find_failures, tail
 from generator.server.hardening import KEY, STOP_TIMEOUT_S, Values, describe, read_key_in_shell, write_options
@@ -228,7 +229,7 @@ def find_model_options(repository: Path) -> list[str]:
 
 
 def _mount(folder: Path, target: str) -> list[str]:
-    source = str(folder.expanduser().resolve())
+    source = str(expand_home(folder).resolve())
     # --mount is a line of CSV: a path with a comma is quoted. (-v would not take a path with a colon.)
     field = f'"source={source}"' if "," in source else f"source={source}"
     return ["--mount", f"type=bind,{field},target={target},readonly"]

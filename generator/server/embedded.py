@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
+from generator.files import expand_home
 from generator.server import endpoint, failures, stubs
 from generator.server.configs import find_options
 from generator.server.hardening import OWNER_HEADER, STOP_TIMEOUT_S, Values
@@ -114,7 +115,7 @@ class EmbeddedServer:
         self.repository = repository
         self.address = address
         self.ready_timeout_s = ready_timeout_s
-        self.log_path = log_path.expanduser().resolve() if log_path else Path()
+        self.log_path = expand_home(log_path).resolve() if log_path else Path()
         self.http_url = self.grpc_url = self.metrics_url = ""
         self.pid = 0
         self._wish = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ServerError
+from generator.files import expand_home
 from generator.render import read_runtime, template_root
 from generator.repository import published_root, recover
 from generator.server.configs import read_configs
@@ -38,7 +39,7 @@ def open_repository(repository: Path) -> Path:
         ServerError: It does not exist, or holds no model.
         RepositoryError: The interrupted publish can be neither finished nor undone.
     """
-    root = repository.expanduser().resolve()
+    root = expand_home(repository).resolve()
     advice: dict[str, Any] = {
         "hint": "build a model",
         "command": ("build-repo", "resnet50"),

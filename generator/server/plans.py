@@ -52,14 +52,22 @@ def find_plans(root: Path, models: Sequence[str] = (), *, capability: str | None
 
 def _find_plans_of(config: Any, folder: Path, capability: str | None) -> list[Path]:
     named = dict(config.cc_model_filenames)
-    is_plans_own = config.backend == "tensorrt" or config.platform == "tensorrt_plan"
-    if not named or not (is_plans_own or config.parameters[NETWORK_BACKEND].string_value == "tensorrt"):
+    if not named or not (_is_plans_own(config) or config.parameters[NETWORK_BACKEND].string_value == "tensorrt"):
         return [folder / PLAN_FILE]
-    default = (is_plans_own and config.default_model_filename) or PLAN_FILE
+    default = find_default_plan(config)
     if capability is None:
         names = [named[one] for one in sort_capabilities(named)]
         return [folder / name for name in dict.fromkeys([*names, default])]
     return [choose_plan(folder, named, default, capability)]
+
+
+def find_default_plan(config: Any) -> str:
+    """Return the plan that a configuration takes for every compute capability that it names none for."""
+    return (_is_plans_own(config) and config.default_model_filename) or PLAN_FILE
+
+
+def _is_plans_own(config: Any) -> bool:
+    return bool(config.backend == "tensorrt" or config.platform == "tensorrt_plan")
 
 
 def _members(ensemble: Any) -> set[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
+from generator.files import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ def check_secrets(folder: Path) -> Path:
 
 
 def _find(folder: Path, names: Sequence[str], who: str) -> list[Path]:
-    folder = folder.expanduser().resolve()
+    folder = expand_home(folder).resolve()
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise ServerError(
             f"{folder} lacks {', '.join(missing)}; {who} needs {', '.join(names)}",
@@ -81,7 +82,7 @@ def make_secrets(folder: Path, *, address: str) -> bool:
     Raises:
         ServerError: openssl is absent or fails, or the folder cannot be written.
     """
-    folder = folder.expanduser().resolve()
+    folder = expand_home(folder).resolve()
     if folder.exists():
         return False
     numbers = {"127.0.0.1", address} if _is_number(address) else {"127.0.0.1"}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from generator.errors import SpecError
+from generator.files import expand_home
 from generator.spec.detection import DetectionOptions
 from generator.spec.model import DEMO_DETECTOR, Batch, ModelSpec, make_name, name_from_file
 from generator.spec.plan import BatchProfile, PlanOptions
@@ -228,13 +229,13 @@ def resolve_paths(model: ModelSpec, folder: Path) -> ModelSpec:
     if isinstance(model.labels, Path):
         changes["labels"] = _absolute(folder / model.labels)
     if model.weights_file is not None:
-        changes["weights"] = str(_absolute(folder / model.weights_file.expanduser()))
+        changes["weights"] = str(_absolute(folder / expand_home(model.weights_file)))
     if model.pt2 is not None:
         changes["pt2"] = _absolute(folder / model.pt2)
     if model.huggingface is not None and not model.is_on_hub:
         changes["huggingface"] = str(_absolute(folder / model.huggingface))
     if model.factory is not None and (parts := model.factory.rpartition(":"))[0].endswith(".py"):
-        changes["factory"] = f"{_absolute(folder / Path(parts[0]).expanduser())}:{parts[2]}"
+        changes["factory"] = f"{_absolute(folder / expand_home(Path(parts[0])))}:{parts[2]}"
     return model.model_copy(update=changes)
 
 
