@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.gpu_images import mutate
 from generator.images.served_pixels import load_step
 from generator.render import read_static
-from generator.runtime import gpu_images
+from generator.runtime import gpu_images, jpeg
 from generator.runtime.cpu_images import CpuImages
 from generator.runtime.device import Device, EngineError
 from generator.runtime.gpu_chain import split_tasks
@@ -143,6 +143,58 @@ def test_what_was_read_before_changes_no_answer(first: str) -> None:
         _read_known.cache_clear()
         read_jpeg(TAKEN[first])
         assert read_jpeg(data) == read_jpeg(data) == alone
+
+
+def resize(size: bytes) -> bytes:
+    """Return the file with other bytes for height and width."""
+    return PLAIN.replace(FRAME, FRAME[:5] + size + FRAME[9:])
+
+
+INTERVAL = b"\xff\xdd\0\x04\0\x03"
+SCAN = PLAIN[PLAIN.index(b"\xff\xda") :][:14]
+# What a search for the markers may take for others than they are.
+MISLEADING = (
+    *map(
+        resize, (b"\xff\xc0\0\x11", b"\xff\xda\0\x0c", b"\0\xff\xda\0", b"\xff\xda\0\xff", b"\1\xff\xc0\0", b"\xff" * 4)
+    ),
+    resize(b"\xff\xda\0\0"),
+    resize(b"\1\1\1\xff"),
+    segment(PLAIN, 0xDB, b"\x03" + FRAME + SCAN + b"\x01" * (64 - len(FRAME + SCAN))),
+    segment(PLAIN, 0xDB, b"\x03" + b"\x01" * 61 + b"\xff\xc0\x01"),
+    segment(PLAIN, 0xC4, LIKE_A_FRAME + b"\x00" + ONE_CODE),
+    PLAIN.replace(FRAME, b"\xff\xfe\0\x23" + FRAME + SCAN + FRAME),  # in a comment, the second one again a frame
+    PLAIN.replace(FRAME, FRAME + b"\xff\xfe\0\x10" + SCAN),
+    PLAIN.replace(FRAME, FRAME + b"\xff\xfe\0\x0f" + SCAN),
+    PLAIN.replace(FRAME, FRAME + b"\xff\xee\0\x0e" + ADOBE + b"\1"),
+    PLAIN.replace(FRAME, FRAME + b"\xff\xee\0\x0e" + ADOBE + b"\0"),
+    PLAIN.replace(FRAME, FRAME[:5] + b"\0\x08\0\x08" + FRAME[9:] + FRAME),
+    PLAIN.replace(FRAME, FRAME + resize(b"\0\x08\0\x08")[PLAIN.index(FRAME) :][:19]),
+    PLAIN.replace(FRAME, SCAN + FRAME),
+    PLAIN.replace(SCAN, SCAN + SCAN),
+    PLAIN.replace(SCAN, SCAN + INTERVAL),
+    PLAIN.replace(SCAN, INTERVAL + SCAN),
+    RESTARTS.replace(INTERVAL, b"", 1).replace(SCAN, SCAN + INTERVAL),
+    RESTARTS.replace(INTERVAL, b"", 1).replace(SCAN, INTERVAL + SCAN),
+    PLAIN.replace(SCAN, b"\xff\xfe\x04\0" + bytes(1022) + SCAN),
+    *(PLAIN[: PLAIN.index(SCAN) + cut] for cut in range(16)),
+    PLAIN[: PLAIN.index(FRAME) + 5],
+    segment(TAKEN["grey"], 0xEE, ADOBE + b"\1"),
+)
+
+
+def test_a_header_that_is_searched_is_read_as_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance, kinds = random.Random(8), [data for data in (*TAKEN.values(), *LEFT.values()) if len(data) < 10_000]
+    files = [*MISLEADING, *kinds]
+    sources = [data[:700] for data in files if len(data) > 700]
+    files += [mutate(chance.choice(sources), chance) + PLAIN[700:] for _ in range(2000)]
+    with monkeypatch.context() as patch:
+        patch.setattr(jpeg, "_recall_scan", lambda *_: None)
+        expected = [read_jpeg(data) for data in files]
+    assert sum(map(bool, expected[: len(MISLEADING)])) > 10
+    assert sum(map(bool, expected)) > 100
+    _read_known.cache_clear()
+    for _ in range(2):  # the second time they are remembered
+        assert [read_jpeg(data) for data in files] == expected
 
 
 def test_a_header_is_remembered_whatever_the_size() -> None:

@@ -261,6 +261,8 @@ def _describe(server: EmbeddedServer, *, seconds: float, log: Path | None) -> No
     say(
         f"  log      {server.log_path}" + ("" if log else "  (removed at the end unless it fails; --log FILE keeps it)")
     )
+    if server.shares_gpu:
+        say("  MPS      processes share the GPU through NVIDIA's Multi-Process Service; --no-mps does without")
     if server.secrets_folder:
         names = {"ca": "ca.crt", "certificate": "client.crt", "key": "client.key"}
         options = " ".join(f"--{option} {server.secrets_folder / name}" for option, name in names.items())

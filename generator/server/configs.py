@@ -8,7 +8,7 @@ from generator.errors import ConfigError, RepositoryError
 from generator.triton.check import parse_config
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 # Answers are small: 1,000 scores are 4 kB. The memory is taken as the cache fills.
@@ -28,6 +28,17 @@ def read_configs(root: Path) -> dict[str, Any]:
         except (ConfigError, OSError, UnicodeDecodeError, RecursionError):
             configs[path.parent.name] = model_config_pb2.ModelConfig()
     return configs
+
+
+def choose_loaded(configs: Mapping[str, Any], models: Sequence[str]) -> dict[str, Any]:
+    """Return what a server told to load `models` loads: these and ensembles' members; all where none is named."""
+    loaded = set(models).union(*(find_members(configs[name]) for name in models if name in configs))
+    return {name: config for name, config in configs.items() if not models or name in loaded}
+
+
+def find_members(ensemble: Any) -> set[str]:
+    """Return the names of an ensemble's members; none of another model."""
+    return {step.model_name for step in ensemble.ensemble_scheduling.step}
 
 
 def refuse_unreadable(root: Path, configs: Mapping[str, Any]) -> None:

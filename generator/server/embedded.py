@@ -39,7 +39,7 @@ from generator.server.launch import (
     make_environment,
     open_repository,
 )
-from generator.server.mps import find_mps, make_mps_environment
+from generator.server.mps import CONTROL, find_mps, has_started, make_mps_environment
 from generator.server.plans import check_local_plans
 from generator.server.ports import ANY_ADDRESS, LOOPBACK, Ports, check_address, choose_ports, is_loopback
 from generator.server.secret_files import check_secrets, read_key
@@ -89,6 +89,7 @@ class EmbeddedServer:
         http_url: `host:port`, as are `grpc_url` and `metrics_url`.
         pid: tritonserver's process id.
         log_path: The log.
+        shares_gpu: Whether it has the Multi-Process Service of its own, which did start.
         secret: What callers of restricted APIs must send as the header OWNER_HEADER; empty when nothing is locked.
     """
 
@@ -136,6 +137,7 @@ class EmbeddedServer:
         self._directory: Path | None = None
         self._url = url
         self._mps = mps
+        self.shares_gpu = False
         self._served = url or repository  # what tritonserver was given
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._stopping = False
@@ -283,6 +285,11 @@ class EmbeddedServer:
             raise ServerError(msg, hint="check the space and rights in /tmp") from error
         assert self._supervisor.stdout is not None
         self.pid = int(self._supervisor.stdout.readline() or 0)
+        if self.pid and self.shares_gpu and not has_started(self._directory):
+            self.shares_gpu = False
+            logger.warning(
+                "%s did not start: processes take turns on the GPU; why is in the log %s", CONTROL, self.log_path
+            )
         logger.info("tritonserver %s is process %d, log %s", triton.wheel_version, self.pid, self.log_path)
 
     def _start_supervisor(self, triton: EmbeddedTriton, ports: Ports, directory: Path) -> subprocess.Popen[bytes]:
@@ -291,7 +298,8 @@ class EmbeddedServer:
         fetched = directory / "fetched"  # where tritonserver keeps what it reads from S3
         fetched.mkdir()
         models = self._only or (("*",) if self.explicit else ())
-        mps = find_mps(self.repository, self._only, wanted=self._mps)
+        mps = find_mps(self.repository, self._only, directory, wanted=self._mps)
+        self.shares_gpu = mps is not None
         arguments = {
             "argv": make_argv(
                 triton,

@@ -5,32 +5,39 @@ Without it the processes take turns on the GPU, and each leaves most of it idle 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
-from generator.server.configs import read_configs
+from generator.server.configs import choose_loaded, read_configs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
+
+logger = logging.getLogger(__name__)
 
 CONTROL = "nvidia-cuda-mps-control"  # comes with the driver
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 _USUAL_PIPES = Path("/tmp/nvidia-mps")  # noqa: S108 - where CUDA looks for a service by itself
+_LONGEST_SOCKET = 107  # bytes in the path of a Unix socket
+_SOCKET = "control_privileged"  # the longest name that the service gives one
 
 
-def find_mps(repository: Path, models: Sequence[str], *, wanted: bool | None) -> str | None:
+def find_mps(repository: Path, models: Sequence[str], directory: Path, *, wanted: bool | None) -> str | None:
     """Return the program that starts the service for this server, None where there is to be none.
 
     Args:
         repository: The model repository's root.
         models: Which of its models are served; none for all.
+        directory: Where its folder would be.
         wanted: None where the models decide: it pays where several processes decode images on the GPU.
 
     Raises:
-        ServerError: It is wanted, and not installed.
+        ServerError: It is wanted, and not installed, or its folder would lie too deep.
     """
     if wanted is False or is_running() or not (wanted or _is_worthwhile(repository, models)):
         return None
@@ -42,29 +49,58 @@ def find_mps(repository: Path, models: Sequence[str], *, wanted: bool | None) ->
             command=("serve",),
             fields={"repository": repository},
         )
-    return program
+    if program and len(os.fsencode(_name_folder(directory) / _SOCKET)) > _LONGEST_SOCKET:
+        msg = f"{directory} is too long a path for the sockets of NVIDIA's Multi-Process Service, as TMPDIR is"
+        if wanted:
+            raise ServerError(
+                msg,
+                hint="name a shorter folder in TMPDIR, or serve without it",
+                command=("serve",),
+                fields={"repository": repository},
+            )
+        logger.warning("%s: processes take turns on the GPU", msg)
+        return None
+    return None if program is None else os.path.abspath(program)  # noqa: PTH100 - PATH may name a folder of this one
 
 
 def make_mps_environment(directory: Path) -> dict[str, str]:
     """Return the variables by which the service and its clients find each other, in a new folder inside `directory`."""
-    folder = directory / "mps"
+    folder = _name_folder(directory)
     folder.mkdir()
     return {PIPES: str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
 
 
 def is_running() -> bool:
     """Say whether CUDA would find a service that somebody else has started."""
-    return Path(os.environ.get(PIPES, _USUAL_PIPES)).joinpath("control").exists()
+    return _has_control(Path(os.environ.get(PIPES) or _USUAL_PIPES))
+
+
+def has_started(directory: Path) -> bool:
+    """Say whether the service does run whose variables `make_mps_environment` returned for this directory."""
+    return _has_control(_name_folder(directory))
+
+
+def _has_control(folder: Path) -> bool:
+    return os.path.exists(folder / "control")  # noqa: PTH110 - Path.exists raises where a folder may not be searched
+
+
+def _name_folder(directory: Path) -> Path:
+    return directory / "mps"
 
 
 def _is_worthwhile(repository: Path, models: Sequence[str]) -> bool:
     """Say whether one of the models is several Python processes on a GPU, as where images are decoded there."""
+    configs = choose_loaded(read_configs(repository), models).values()
+    return any(config.backend == "python" and _count_on_one_gpu(config) > 1 for config in configs)
+
+
+def _count_on_one_gpu(config: Any) -> int:
+    """Return the most processes that a model has on one GPU: each group has its count on each GPU that it names."""
     from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
-    groups = [
-        group
-        for name, config in read_configs(repository).items()
-        if config.backend == "python" and (not models or name in models)
-        for group in config.instance_group
-    ]
-    return any(group.kind == ModelInstanceGroup.KIND_GPU and group.count > 1 for group in groups)
+    groups = [group for group in config.instance_group if group.kind == ModelInstanceGroup.KIND_GPU]
+    gpus = {gpu for group in groups for gpu in group.gpus} or {0}
+    most = 0
+    for gpu in gpus:
+        most = max(most, sum(max(group.count, 1) for group in groups if not group.gpus or gpu in group.gpus))
+    return most

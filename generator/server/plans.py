@@ -13,7 +13,7 @@ from generator.errors import DeviceError, MissingDependencyError, PlanError
 from generator.plan.choice import PLAN_FILE, choose_plan, sort_capabilities
 from generator.plan.library import TensorRTVersion
 from generator.repository.layout import numeric_versions
-from generator.server.configs import read_configs
+from generator.server.configs import choose_loaded, find_members, read_configs
 from generator.server.launch import name_rebuild
 from generator.triton.fused import NETWORK_BACKEND
 
@@ -38,12 +38,9 @@ def find_plans(root: Path, models: Sequence[str] = (), *, capability: str | None
     Raises:
         PlanError: A model has several plans, and none for this compute capability.
     """
-    configs = read_configs(root)
-    loaded = set(models).union(*(_members(configs[name]) for name in models if name in configs))
     return [
         plan
-        for name, config in configs.items()
-        if not models or name in loaded
+        for name, config in choose_loaded(read_configs(root), models).items()
         for number in _served(numeric_versions(root / name), config.version_policy)
         for plan in _find_plans_of(config, root / name / str(number), capability)
         if plan.is_file()
@@ -68,10 +65,6 @@ def find_default_plan(config: Any) -> str:
 
 def _is_plans_own(config: Any) -> bool:
     return bool(config.backend == "tensorrt" or config.platform == "tensorrt_plan")
-
-
-def _members(ensemble: Any) -> set[str]:
-    return {step.model_name for step in ensemble.ensemble_scheduling.step}
 
 
 def _served(versions: list[int], policy: Any) -> list[int]:
@@ -150,7 +143,7 @@ def _without_gpu(plan: Path) -> dict[str, Any]:
     if plan.name != PLAN_FILE:
         return {}
     root, model = plan.parents[2], plan.parents[1].name
-    ensembles = (name for name, config in read_configs(root).items() if model in _members(config))
+    ensembles = (name for name, config in read_configs(root).items() if model in find_members(config))
     # the backend is part of what clients rely on: the same name takes `replace`
     return name_rebuild(root, next(ensembles, model), target="onnxruntime", replace=True)
 

@@ -2,7 +2,9 @@
 
 Run as a script by `generator.server.embedded`, with `python -I -S`, so it uses the standard library only.
 The one argument is JSON: `argv`, `log` (path), `remove` (a directory), `shm_prefix`, `stop_timeout_s`, and `mps`, the
-program that starts NVIDIA's Multi-Process Service, or null; its variables are in the environment.
+program that starts NVIDIA's Multi-Process Service, or null; its variables are in the environment. The service leaves
+its parent, so another process of this script, whose arguments are `mps` and the program, starts it, becomes its parent
+again, and ends it when standard input ends, as it also does when the supervisor is killed.
 
 - Standard output: one line with tritonserver's process id.
 - Standard input: `stop SECONDS` ends the server: SIGTERM, and SIGKILL to its process group after that time. It may
@@ -47,8 +49,7 @@ def main(argument: str) -> int:
     environments = _find_environments()
     try:
         with Path(spec["log"]).open("ab") as log:
-            if spec["mps"]:
-                _start_mps(spec["mps"], log)
+            keeper = _start_keeper(spec["mps"], log) if spec["mps"] else None
             child = subprocess.Popen(
                 spec["argv"],
                 stdin=subprocess.DEVNULL,
@@ -59,9 +60,10 @@ def main(argument: str) -> int:
             )
         print(child.pid, flush=True)  # noqa: T201 - the protocol of this script
         code = _supervise(child, wake, stop_timeout_s=float(spec["stop_timeout_s"]))
-        if spec["mps"]:
-            _stop_mps(spec["mps"])
-        _end_descendants(child.pid)
+        _kill_group(child.pid)  # of its clients, too: the service waits for those that are left
+        if keeper:
+            _end_keeper(keeper)
+        _end_descendants()
         _remove_environment(environments)
     finally:
         for region in _SHARED_MEMORY.glob(f"{spec['shm_prefix']}*"):
@@ -70,19 +72,52 @@ def main(argument: str) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _start_mps(program: str, log: BinaryIO) -> None:
-    """Start the service, and return when its clients can find it; without it they run all the same, in turns."""
-    if subprocess.run([program, "-d"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False).returncode:
-        return
-    control, until = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"]) / "control", time.monotonic() + _MPS_S
-    while not control.exists() and time.monotonic() < until:
-        time.sleep(0.01)
+def _start_keeper(program: str, log: BinaryIO) -> subprocess.Popen[bytes]:
+    """Start the process that keeps the service, and return when the server's processes can find the service."""
+    argv = [sys.executable, "-I", "-S", __file__, "mps", program]
+    keeper = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+    assert keeper.stdout is not None
+    keeper.stdout.readline()
+    return keeper
 
 
-def _stop_mps(program: str) -> None:
-    """Tell the service to end; what is left of it is killed as the server's other processes are."""
+def _end_keeper(keeper: subprocess.Popen[bytes]) -> None:
+    assert keeper.stdin is not None
+    keeper.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run([program], input=b"quit\n", capture_output=True, timeout=_MPS_S, check=False)
+        keeper.wait(2 * _MPS_S)
+
+
+def keep_mps(program: str) -> int:
+    """Start the service, say so on standard output, and end it when standard input ends."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _start_mps(program)
+    with contextlib.suppress(BrokenPipeError):  # the supervisor is gone already
+        os.write(sys.stdout.fileno(), b"\n")
+    sys.stdin.read()
+    _run_mps(program, request=b"quit\n")
+    _end_descendants()
+    return 0
+
+
+def _start_mps(program: str) -> None:
+    """Start the service, and return when its clients can find it; without it they run all the same, in turns."""
+    control, until = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"]) / "control", time.monotonic() + _MPS_S
+    if _run_mps(program, "-d"):
+        while not control.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+
+
+def _run_mps(program: str, *arguments: str, request: bytes = b"") -> bool:
+    """Run the service's program, and say whether it succeeded; the log says what else it did."""
+    try:
+        code = subprocess.run(
+            [program, *arguments], input=request, stdout=sys.stderr, stderr=sys.stderr, timeout=_MPS_S, check=False
+        ).returncode
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"{program}: {error}", file=sys.stderr)  # noqa: T201
+        return False
+    return code == 0
 
 
 def _install_signals() -> int:
@@ -114,8 +149,7 @@ def _supervise(child: subprocess.Popen[bytes], wake: int, *, stop_timeout_s: flo
 
     while (code := child.poll()) is None:
         if time.monotonic() >= deadline:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            _kill_group(child.pid)
             return child.wait()
         if os.getppid() != owner:
             stop(stop_timeout_s)
@@ -134,10 +168,13 @@ def _supervise(child: subprocess.Popen[bytes], wake: int, *, stop_timeout_s: flo
     return code
 
 
-def _end_descendants(group: int) -> None:
-    """Kill and reap every process that the server left behind."""
+def _kill_group(group: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
+
+
+def _end_descendants() -> None:
+    """Kill and reap every process that is left behind."""
     until = time.monotonic() + _REAP_S
     while time.monotonic() < until:
         for pid in _children():
@@ -175,4 +212,4 @@ def _children() -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(keep_mps(sys.argv[2]) if sys.argv[1] == "mps" else main(sys.argv[1]))
