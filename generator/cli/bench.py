@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from generator.cli.console import say
-from generator.cli.options import LONGEST_WAIT_S, parse_numbers
+from generator.cli.options import make_wait_option, parse_numbers
 from generator.errors import MissingDependencyError, PerfError
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ def bench(  # noqa: PLR0917 - the command line
     ] = 1.0,
     timeout: Annotated[
         float,
-        typer.Option(
-            min=1, max=LONGEST_WAIT_S, metavar="S", help="Longest wait for one answer of a runner, in seconds."
-        ),
+        make_wait_option("Longest wait for one answer of a runner, in seconds."),
     ] = 180,
     skip: Annotated[
         list[str] | None, typer.Option(metavar="LABEL", help="Leave runners out whose label begins so.")

@@ -45,7 +45,7 @@ def _find_in_models(package: str, pattern: str, kind: str = "") -> list[str]:
 # The panels of --help, where a command has many options.
 MODEL, TARGET, PROOF = "Model", "Target", "Proof"
 
-LONGEST_WAIT_S = 10**6  # poll(2), which waits for what another program says, takes 24 days at most
+_LONGEST_WAIT_S = 10**6  # poll(2), which waits for what another program says, takes 24 days at most
 
 RepositoryOption = Annotated[
     Path, typer.Option("--repository", "-r", metavar="DIR", help="The model repository.", show_default=True)
@@ -53,6 +53,11 @@ RepositoryOption = Annotated[
 # What `trtgen serve` tells its command: host:port of each endpoint, and the model repository.
 SERVED_VARIABLES = ("TRTGEN_HTTP_URL", "TRTGEN_GRPC_URL", "TRTGEN_METRICS_URL", "TRTGEN_REPOSITORY")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def make_wait_option(text: str, panel: str | None = None) -> Any:
+    """Return the option that says how many seconds another program is waited for."""
+    return typer.Option(min=1, max=_LONGEST_WAIT_S, metavar="S", help=text, rich_help_panel=panel)
 
 
 def _option(kind: Any, metavar: str, text: str, panel: str | None = None, **more: Any) -> Any:

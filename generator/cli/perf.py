@@ -12,7 +12,7 @@ import typer
 
 from generator.cli.console import say
 from generator.cli.hints import write_command
-from generator.cli.options import LONGEST_WAIT_S, SERVED_VARIABLES, parse_numbers, parse_rates
+from generator.cli.options import SERVED_VARIABLES, make_wait_option, parse_numbers, parse_rates
 from generator.cli.perf_results import Wanted, measure_all
 
 if TYPE_CHECKING:
@@ -101,13 +101,7 @@ def perf(
     ] = 20,
     timeout: Annotated[
         float,
-        typer.Option(
-            min=1,
-            max=LONGEST_WAIT_S,
-            metavar="S",
-            help="Longest time of one measurement, in seconds.",
-            rich_help_panel=LOAD,
-        ),
+        make_wait_option("Longest time of one measurement, in seconds.", panel=LOAD),
     ] = 300,
     metrics_url: Annotated[
         str | None,

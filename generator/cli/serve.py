@@ -86,7 +86,7 @@ def serve(
         typer.Option(
             "--mps/--no-mps",
             help="Let processes share a GPU through NVIDIA's Multi-Process Service. "
-            "[default: where several decode images on it]",
+            "[default: where a model has several Python processes on one]",
             show_default=False,
         ),
     ] = None,

@@ -10,7 +10,7 @@ import typer
 
 from generator.cli.console import say, show_progress
 from generator.cli.hints import write_command
-from generator.cli.options import LONGEST_WAIT_S, RepositoryOption, parse_numbers
+from generator.cli.options import RepositoryOption, make_wait_option, parse_numbers
 
 LOAD, SEARCH = "Load", "Search"  # panels of --help
 
@@ -78,13 +78,7 @@ def tune(
     ] = 20,
     timeout: Annotated[
         float,
-        typer.Option(
-            min=1,
-            max=LONGEST_WAIT_S,
-            metavar="S",
-            help="Longest time of one measurement, in seconds.",
-            rich_help_panel=SEARCH,
-        ),
+        make_wait_option("Longest time of one measurement, in seconds.", panel=SEARCH),
     ] = 300,
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for the journal and tune.json; a stopped run goes on from it.")

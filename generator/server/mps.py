@@ -34,7 +34,7 @@ def find_mps(repository: Path, models: Sequence[str], directory: Path, *, wanted
         repository: The model repository's root.
         models: Which of its models are served; none for all.
         directory: Where its folder would be.
-        wanted: None where the models decide: it pays where several processes decode images on the GPU.
+        wanted: None where the models decide: it pays where one has several Python processes on a GPU.
 
     Raises:
         ServerError: It is wanted, and not installed, or its folder would lie too deep.
@@ -60,7 +60,7 @@ def find_mps(repository: Path, models: Sequence[str], directory: Path, *, wanted
             )
         logger.warning("%s: processes take turns on the GPU", msg)
         return None
-    return None if program is None else os.path.abspath(program)  # noqa: PTH100 - PATH may name a folder of this one
+    return None if program is None else str(Path(program).absolute())  # PATH may name a folder of this one
 
 
 def make_mps_environment(directory: Path) -> dict[str, str]:

@@ -115,7 +115,7 @@ def _run_mps(program: str, *arguments: str, request: bytes = b"") -> bool:
             [program, *arguments], input=request, stdout=sys.stderr, stderr=sys.stderr, timeout=_MPS_S, check=False
         ).returncode
     except (OSError, subprocess.TimeoutExpired) as error:
-        print(f"{program}: {error}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"{program}: {error}\n")
         return False
     return code == 0
 

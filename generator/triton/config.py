@@ -203,7 +203,8 @@ def graph_sizes(spec: ModelSpec) -> tuple[int, ...]:
     """Return the batch sizes that get a CUDA graph, sorted.
 
     Behind decoding on the GPU the network gets pieces of any size up to 32 (`runtime.gpu_images`): each has a graph
-    that is at most three rows too large, since a launch without one takes 2 ms of the process.
+    that is at most three rows too large. A launch without one takes 1.6 ms of the process, with one 0.3
+    (docs/benchmarks.md).
     """
     if not isinstance(spec.plan.cuda_graphs, bool):
         return tuple(sorted(set(spec.plan.cuda_graphs)))
