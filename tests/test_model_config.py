@@ -341,6 +341,15 @@ def test_small_batches_share_cuda_graphs_and_large_ones_have_their_own() -> None
     assert graphs == [(1, 0), (4, 2), (12, 0)]
 
 
+@pytest.mark.parametrize(("cores", "count"), [(1, 1), (4, 2), (16, 6)])
+def test_a_fused_model_that_decodes_on_the_gpu_has_two_cores_a_process(
+    cores: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("generator.tasks.members.usable_cores", lambda: cores)
+    asked = {"target": "tensorrt-10", "decode": "gpu", "layout": "fused"}
+    assert parsed(rendered(with_plan((1, 8, 32)), **asked), "net").instance_group[0].count == count
+
+
 @pytest.mark.parametrize(("most", "sizes"), [(64, [1, 2, 4, *range(8, 33, 4), 64]), (18, [1, 2, 4, 8, 12, 16, 18])])
 def test_pieces_of_images_decoded_on_the_gpu_have_graphs_of_about_their_size(most: int, sizes: list[int]) -> None:
     asked = {"target": "tensorrt-10", "batch": {"max": most}, "decode": "gpu", "layout": "fused"}

@@ -414,6 +414,16 @@ def test_one_that_does_not_start_costs_nothing_but_its_time(
         assert "MPS" not in capsys.readouterr().err
 
 
+def test_serve_says_that_it_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_python_model(tmp_path / "models" / "echo")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    assert main(["serve", "--mps", "--repository", str(tmp_path / "models"), *ports, "--", "/bin/true"]) == 1
+    assert f"{CONTROL} is not on PATH" in capsys.readouterr().err
+
+
 def test_containers_have_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--mps", "--container"]) == 2
     assert "--mps goes with the pip server" in capsys.readouterr().err
