@@ -37,10 +37,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FUSED, ENSEMBLE = "resnet50_gpu", gpu_load.MODEL
-# name -> (what is exported, its batch profiles, further fields of the spec)
+DEFAULT = "resnet50"  # as `trtgen build-repo resnet50 --decode gpu` builds it
+# name -> (what is exported, its batch profiles, further fields of the spec); without profiles all is the default
 _RESNET = ("resnet50", "--weights", "random")
 _PROFILES = ((1, 1, 8), (1, 64, 128))
 MODELS: dict[str, tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], dict[str, Any]]] = {
+    DEFAULT: (_RESNET, (), {"decode": "gpu"}),
     FUSED: (_RESNET, _PROFILES, {"decode": "gpu"}),
     ENSEMBLE: (_RESNET, _PROFILES, {"decode": "cpu"}),
     "demo_gpu": (("demo",), ((1, 8, 32),), {"decode": "gpu"}),
@@ -52,30 +54,37 @@ EIGHTS = ("--batch-size", "8", "--concurrency", str(_IN_FLIGHT), "--measurement-
 SINGLES = ("--concurrency", "128", "--measurement-requests", "6000")
 
 
+def find_export(run: Run, name: str) -> Path:
+    """Return where a model's export is; an export has its sizes of batches."""
+    (source, profiles, _) = MODELS[name]
+    return run.work / "exported" / (source[0] if profiles else f"{source[0]}-default")
+
+
 def export(run: Run, target: str, only: list[str]) -> None:
     """Export in FP16, one after another, what is not there."""
     for name in only:
-        (source, profiles, _) = MODELS[name]
-        folder = run.work / "exported" / source[0]
+        (source, profiles, _), folder = MODELS[name], find_export(run, name)
         if not (folder / "model.onnx").is_file():
             run.trtgen(
                 "export", *source, "--target", target, "--precision", "fp16",
-                "--max-batch", str(max(profile[2] for profile in profiles)), "--output", str(folder), torch=True,
+                *(("--max-batch", str(max(one[2] for one in profiles))) if profiles else ()), "--output", str(folder),
+                torch=True,
             )  # fmt: skip
 
 
 def build(run: Run, repository: Path, only: list[str]) -> None:
     """Build and prove; every failure is kept and shown, and the others go on."""
     for name in only:
-        (source, profiles, more) = MODELS[name]
+        (_, profiles, more) = MODELS[name]
         model = {
             "name": name,
             "source": "export",
-            "onnx": str(run.work / "exported" / source[0] / "model.onnx"),
-            "batch": {"max": max(profile[2] for profile in profiles)},
-            "plan": {"profiles": [{"min": low, "opt": opt, "max": high} for low, opt, high in profiles]},
+            "onnx": str(find_export(run, name) / "model.onnx"),
             **more,
         }
+        if profiles:
+            model["batch"] = {"max": max(profile[2] for profile in profiles)}
+            model["plan"] = {"profiles": [{"min": low, "opt": opt, "max": high} for low, opt, high in profiles]}
         spec = run.work / f"{name}.yaml"
         spec.write_text(yaml.safe_dump({"models": [model]}))
         run.trtgen("build-repo", "--spec", str(spec), "--repository", str(repository), check=False)
@@ -112,31 +121,33 @@ def top(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def serve_fused(run: Run, repository: Path, how: str) -> Path:
-    """Return a copy of the repository in which the fused model is served as `how` says; see `--ways`."""
+def serve_fused(run: Run, repository: Path, how: str) -> tuple[Path, str]:
+    """Return a repository and its fused model that is served as `how` says; see `--ways`."""
+    if how == DEFAULT:
+        return repository, DEFAULT
     processes, piece, decoders = how.split("x")
     tree = gpu_load.copy_with_counts(repository, run.work / "served", {FUSED: int(processes)})
     for path in tree.glob(f"{FUSED}/*/trtgen_runtime/runtime/gpu_images.py"):
         text = path.read_text()
         path.unlink()  # a link
         path.write_text(re.sub(r"^(_PIECE, _CHAINS) = .*", rf"\1 = {piece}, {decoders}", text, flags=re.MULTILINE))
-    return tree
+    return tree, FUSED
 
 
-def measure(run: Run, repository: Path, ways: list[str], *, mps: bool, name: str) -> None:
-    """Measure the fused model in these ways, and the bare chain before and after; keep it under this name."""
+def measure(run: Run, repository: Path, ways: list[str], *, mps: bool, key: str) -> None:
+    """Measure the fused model in these ways, and the bare chain before and after; keep it under this key."""
     images = ("--images", str(write_images(run.work, "500x375")))
     bare = [measure_bare("500x375")]
     rows = {}
     for how in ways:
-        tree, log = serve_fused(run, repository, how), run.work / f"fused-{how}.log"
-        with EmbeddedServer(tree, log_path=log, mps=mps) as server:
-            asked = [perf(run.work, server, "--model", FUSED, *images, *more) for more in (EIGHTS, SINGLES)]
+        (tree, name), log = serve_fused(run, repository, how), run.work / f"fused-{how}.log"
+        with EmbeddedServer(tree, models=[name], log_path=log, mps=mps) as server:
+            asked = [perf(run.work, server, "--model", name, *images, *more) for more in (EIGHTS, SINGLES)]
         rows[how] = {"eights": top(asked[0]), "singles": top(asked[1])}
         print(how, json.dumps(rows[how]), flush=True)
-        run.save(name, rows)
+        run.save(key, rows)
     bare.append(measure_bare("500x375"))
-    run.save(f"bare {name}", bare)
+    run.save(f"bare {key}", bare)
 
 
 def measure_more(run: Run, repository: Path) -> None:
@@ -146,8 +157,9 @@ def measure_more(run: Run, repository: Path) -> None:
     found: dict[str, Any] = {"how": how}
     images = ("--images", str(write_images(run.work, "500x375")))
     half = str(int(rows[how]["eights"]["images_per_s"] / 8 / 2))
-    with EmbeddedServer(serve_fused(run, repository, how), log_path=run.work / "fused-more.log") as server:
-        ask = ("--model", FUSED, "--batch-size", "8")
+    tree, name = serve_fused(run, repository, how)
+    with EmbeddedServer(tree, models=[name], log_path=run.work / "fused-more.log") as server:
+        ask = ("--model", name, "--batch-size", "8")
         found["unloaded"] = top(
             perf(run.work, server, *ask, *images, "--concurrency", "1", "--measurement-requests", "200")
         )
@@ -170,9 +182,9 @@ def measure_more(run: Run, repository: Path) -> None:
 
 def soak(run: Run, repository: Path, requests: int) -> None:
     """Ask the fused model so many times; every answer is compared with the plan run on the CPU's pixels."""
-    plan = max(repository.glob(f"{FUSED}/*/model.plan"), key=lambda path: int(path.parent.name))
+    plan = max(repository.glob(f"{DEFAULT}/*/model.plan"), key=lambda path: int(path.parent.name))
     with open_engine(plan) as engine:
-        run.save("soak", gpu_load.soak(repository, engine, run.work, requests=requests, concurrency=32, model=FUSED))
+        run.save("soak", gpu_load.soak(repository, engine, run.work, requests=requests, concurrency=32, model=DEFAULT))
 
 
 def find_targets(results: dict[str, Any]) -> Iterator[Target]:
@@ -198,8 +210,10 @@ def main() -> None:
     parser.add_argument("--torch-python", default=sys.executable, help="as for benchmarks.gpu")
     parser.add_argument("--torch-path", default="", help="as for benchmarks.gpu")
     parser.add_argument("--only", nargs="*", choices=MODELS, default=list(MODELS), help="export and build only these")
-    ways = ["4x32x2", "6x32x2", "8x32x2", "6x1000x1"]
-    parser.add_argument("--ways", nargs="*", default=ways, help="processes x images of a piece x decoders of a process")
+    parser.add_argument(
+        "--ways", nargs="*", default=[DEFAULT, "4x32x2", "6x32x2", "8x32x2", "6x1000x1"],
+        help=f"{DEFAULT} as it is built by default; or processes x images of a piece x decoders of a process",
+    )  # fmt: skip
     parser.add_argument("--requests", type=int, default=100_000, help="of the soak")
     parser.add_argument("--no-mps", action="store_true", help="measure without the Multi-Process Service")
     steps = ("export", "build", "measure", "more", "soak")
@@ -214,8 +228,8 @@ def main() -> None:
         elif step == "build":
             build(run, repository, arguments.only)
         elif step == "measure":
-            name = "processes in turns" if arguments.no_mps else PROCESSES
-            measure(run, repository, arguments.ways, mps=not arguments.no_mps, name=name)
+            key = "processes in turns" if arguments.no_mps else PROCESSES
+            measure(run, repository, arguments.ways, mps=not arguments.no_mps, key=key)
         elif step == "more":
             measure_more(run, repository)
         else:
