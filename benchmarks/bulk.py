@@ -44,6 +44,7 @@ from generator.bulk.step import LocalStep
 from generator.demo.draw import draw_set
 from generator.measure.bench.runners.loop import Nvml
 from generator.pipeline import BuildOptions, build_repository
+from generator.server.mps import share_gpus
 from generator.spec.file import make_spec
 
 if TYPE_CHECKING:
@@ -164,9 +165,10 @@ def compare_on_gpu(folder: Path, options: argparse.Namespace) -> bool:
     source.write_text("\n".join(["path", *paths, ""]))
     steps = make_local_steps(options.repository, options.model, top=5, workers=options.workers)
     print(f"{len(steps)} processes", flush=True)
-    ratios = [
-        compare(steps, source, paths, folder, batch=batch, rounds=options.rounds) for batch in options.batch or [BATCH]
-    ]
+    with share_gpus():
+        ratios = [
+            compare(steps, source, paths, folder, batch=one, rounds=options.rounds) for one in options.batch or [BATCH]
+        ]
     return max(ratios) >= GPU_TARGET
 
 

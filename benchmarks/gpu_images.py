@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import describe_machine
-from generator.gpu import load_driver
+from generator.gpu import hold_context, load_driver
 from generator.images.served_pixels import are_alike, load_step
 from generator.runtime.cpu_images import CpuImages
 from generator.runtime.device import Device
@@ -130,6 +130,7 @@ class Both:
     """The decoder on the GPU and the CPU's, for one recipe."""
 
     def __init__(self, recipe: Recipe, *, on_host: bool = True, threads: int = 8, **chain: Any) -> None:
+        hold_context(0)
         self.step = load_step("preprocess")
         parameters = {name: {"string_value": value} for name, value in recipe.parameters().items()}
         self.recipe = self.step.Recipe(parameters)

@@ -100,7 +100,7 @@ def serve(tree: Path, variant: Variant, log: Path) -> Iterator[EmbeddedServer]:
     """Run a server of this variant."""
     with (
         mock.patch.dict(os.environ, variant.environment),
-        mock.patch("generator.server.launch.find_options", lambda root: [*find_options(root), *variant.options]),
+        mock.patch("generator.server.embedded.find_options", lambda root: [*find_options(root), *variant.options]),
         EmbeddedServer(tree, log_path=log, mps=variant.mps) as server,
     ):
         yield server

@@ -23,7 +23,7 @@ from generator.cli import main, serve
 from generator.errors import ServerError
 from generator.server import embedded, supervisor
 from generator.server.embedded import EmbeddedServer
-from generator.server.mps import CONTROL, PIPES, find_mps, is_running
+from generator.server.mps import CONTROL, PIPES, find_mps, is_running, share_gpus
 from generator.server.ports import Ports, choose_ports
 from generator.server.stubs import find_stubs
 from tests.server_parts import add_ensemble, add_python_model, wait_until
@@ -175,7 +175,7 @@ def test_a_folder_too_deep_for_sockets(
 ) -> None:
     root = make_repository(tmp_path / "models", "{ kind: KIND_GPU count: 2 }")
     program = str(install())
-    fits = Path("/" + "ü" * 41 + "x")  # with /mps/control_privileged it has 107 bytes
+    fits = Path("/" + "ü" * 43 + "x")  # with /control_privileged it has 107 bytes
     deep = Path(f"{fits}x")
     assert find_mps(root, (), fits, wanted=True) == program
     assert not caplog.messages
@@ -352,6 +352,64 @@ def test_a_program_that_is_gone_when_the_service_is_to_end(
     assert not find_services(program)
     assert f"\n{program}: [Errno" in f"\n{one.log.read_text()}"
     assert "Traceback" not in one.log.read_text()
+
+
+# Processes that are started meanwhile.
+
+
+def test_processes_find_it_and_it_ends_behind_them(
+    tmp_path: Path, install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = install()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = dict(os.environ)
+    with share_gpus():
+        said = subprocess.run(["sh", "-c", f'cat "${PIPES}/control"'], stdout=subprocess.PIPE, check=True).stdout
+        assert find_services(program) == [int(said)]
+        with share_gpus():  # it is there
+            assert len(find_services(program)) == 1
+    assert not find_services(program)
+    assert os.environ == before
+    assert not list(tmp_path.glob("trtgen-mps-*"))
+
+
+@pytest.mark.parametrize("how", ["none is installed", "one runs"])
+def test_none_is_started_where(
+    how: str, tmp_path: Path, install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "one runs":
+        install()
+        (tmp_path / "nobody").mkdir()
+        (tmp_path / "nobody" / "control").touch()
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    before = dict(os.environ)
+    with share_gpus():
+        assert os.environ == before
+    assert not (tmp_path / "bin" / "services").exists()
+
+
+def test_processes_do_without_one_that_does_not_start(
+    tmp_path: Path, install: Callable[..., Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install().write_text("no program at all")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with share_gpus():
+        assert "did not start: processes take turns on the GPU" in caplog.text
+        assert "[Errno" in caplog.text
+    assert not list(tmp_path.glob("trtgen-mps-*"))
+
+
+def test_it_ends_when_who_started_it_is_killed(tmp_path: Path, install: Callable[..., Path]) -> None:
+    program = install()
+    code = "import generator.server.mps as mps, time\nwith mps.share_gpus(): print(1, flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)}) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert len(find_services(program)) == 1
+        process.kill()
+    assert wait_until(lambda: not find_services(program) and not list(tmp_path.glob("trtgen-mps-*")))
 
 
 # The server itself.

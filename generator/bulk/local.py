@@ -12,6 +12,7 @@ from generator.files import hash_file
 from generator.gpu import count_gpus, find_gpu
 from generator.repository import find_records, read_record
 from generator.spec.model import usable_cores
+from generator.tasks.members import decoding_instances
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +66,8 @@ def identify_local(root: Path, name: str, *, task: str, top: int | None) -> dict
 def make_local_steps(root: Path, name: str, *, top: int | None, workers: int | None) -> list[Callable[[], Step]]:
     """Return what makes the step of each process; together they have as many threads as there are usable cores.
 
-    With a plan the processes are shared out among the GPUs that can be seen.
+    With a plan the processes are shared out among the GPUs that can be seen. Where these decode, there are as many as a
+    served model has.
 
     Raises:
         RepositoryError: No such model.
@@ -73,11 +75,12 @@ def make_local_steps(root: Path, name: str, *, top: int | None, workers: int | N
         MissingDependencyError: It has a plan, and cuda-python is not installed.
     """
     _compare_pillow(root, name)
-    cores, gpus = usable_cores(), 0
-    if find_candidate(root, name).plan is not None:
+    cores, gpus, candidate = usable_cores(), 0, find_candidate(root, name)
+    if candidate.plan is not None:
         find_gpu()
         gpus = count_gpus()
-    count = workers or (gpus * WORKERS_PER_GPU or min(cores, _MOST_WORKERS))
+    on_a_gpu = decoding_instances() if candidate.spec.decode == "gpu" else WORKERS_PER_GPU
+    count = workers or (gpus * on_a_gpu or min(cores, _MOST_WORKERS))
     threads = max(1, cores // count)
     return [
         functools.partial(LocalStep, root, name, top=top, threads=threads, gpu=number % max(gpus, 1))

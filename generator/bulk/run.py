@@ -16,6 +16,7 @@ from generator.bulk.workers import Workers
 from generator.errors import BulkError
 from generator.events import Doing, OnEvent, ignore
 from generator.images.sets import SUFFIXES
+from generator.server.mps import share_gpus
 from generator.signals import hold_signals
 
 if TYPE_CHECKING:
@@ -105,6 +106,14 @@ def run_in_processes(
     """Have one process of this machine for each step; see Engine."""
     with Workers(steps) as workers:
         _answer_all(batches, workers, results, progress)
+
+
+def run_on_shared_gpus(
+    batches: Iterator[Numbered], steps: Sequence[Callable[[], Step]], results: Results, progress: Progress
+) -> None:
+    """Do it where GPUs can run the kernels of several processes at the same time, which pays where they decode."""
+    with share_gpus():
+        run_in_processes(batches, steps, results, progress)
 
 
 def _answer_all(batches: Iterator[Numbered], workers: Workers, results: Results, progress: Progress) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from generator.bulk.run import Engine
     from generator.cli.console import Progress
     from generator.events import Done
+    from generator.gate.candidate import Candidate
 
 _SAID_EVERY_S = 60.0
 
@@ -124,7 +125,7 @@ def answer_all(
     if secrets is not None and endpoint is None:
         raise typer.BadParameter("--secrets goes with --endpoint")
     source = open_source(source_text)
-    on_gpu = False
+    candidate = None
     if endpoint is not None:
         endpoints = _split_endpoints(endpoint)
         served = find_served_model(endpoints, model, task, secrets)
@@ -138,8 +139,8 @@ def answer_all(
         name = model or choose_model(root, task)
         identity = identify_local(root, name, task=task, top=top)
         steps = make_local_steps(root, name, top=top, workers=workers)
-        on_gpu = find_candidate(root, name).plan is not None
-    run_engine = _open_engine(engine, on_gpu=on_gpu)
+        candidate = find_candidate(root, name)
+    run_engine = _open_engine(engine, candidate)
     identity = {**source.identify(), **identity}
     with open_results(expand_home(out), identity, rows_per_part=rows_per_part) as results:
         before, since_s = results.finished, time.monotonic()
@@ -166,16 +167,18 @@ def _split_endpoints(text: str) -> list[str]:
     return endpoints
 
 
-def _open_engine(name: str, *, on_gpu: bool) -> Engine:
-    """Return what runs the steps."""
+def _open_engine(name: str, candidate: Candidate | None) -> Engine:
+    """Return what runs the steps, those of an endpoint where there is no candidate."""
+    has_plan = candidate is not None and candidate.plan is not None
     if name == "ray":
         from generator.bulk.local import WORKERS_PER_GPU
         from generator.bulk.ray_engine import RayEngine
 
-        return RayEngine(gpus=1 / WORKERS_PER_GPU if on_gpu else 0)
-    from generator.bulk.run import run_in_processes
+        return RayEngine(gpus=1 / WORKERS_PER_GPU if has_plan else 0)
+    from generator.bulk.run import run_in_processes, run_on_shared_gpus
 
-    return run_in_processes
+    decodes_on_gpu = candidate is not None and candidate.spec.decode == "gpu"
+    return run_on_shared_gpus if has_plan and decodes_on_gpu else run_in_processes
 
 
 def _make_drawing(progress: Progress) -> Callable[[Doing | Done], None]:

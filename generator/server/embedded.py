@@ -56,6 +56,7 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3  # a free port may be taken before the server binds it; a crash may hide what a model complains about
 _POLL_S = 0.05
+_MPS_FOLDER = "mps"
 _DRAIN_S = 2.0  # several hundred images of a small model
 _DEAD_STUB_STOP_TIMEOUT_S = 5.0  # an orderly stop never ends once a stub is dead
 _MARGIN_S = 15.0  # what the supervisor may take to remove everything after the server's end
@@ -285,7 +286,7 @@ class EmbeddedServer:
             raise ServerError(msg, hint="check the space and rights in /tmp") from error
         assert self._supervisor.stdout is not None
         self.pid = int(self._supervisor.stdout.readline() or 0)
-        if self.pid and self.shares_gpu and not has_started(self._directory):
+        if self.pid and self.shares_gpu and not has_started(self._directory / _MPS_FOLDER):
             self.shares_gpu = False
             logger.warning(
                 "%s did not start: processes take turns on the GPU; why is in the log %s", CONTROL, self.log_path
@@ -298,8 +299,11 @@ class EmbeddedServer:
         fetched = directory / "fetched"  # where tritonserver keeps what it reads from S3
         fetched.mkdir()
         models = self._only or (("*",) if self.explicit else ())
-        mps = find_mps(self.repository, self._only, directory, wanted=self._mps)
+        mps_folder = directory / _MPS_FOLDER
+        mps = find_mps(self.repository, self._only, mps_folder, wanted=self._mps)
         self.shares_gpu = mps is not None
+        if mps:
+            mps_folder.mkdir()
         arguments = {
             "argv": make_argv(
                 triton,
@@ -336,7 +340,7 @@ class EmbeddedServer:
                 env={
                     **make_environment(triton, python=assemble_python(triton, directory)),
                     "TRITON_AWS_MOUNT_DIRECTORY": str(fetched),
-                    **(make_mps_environment(directory) if mps else {}),
+                    **(make_mps_environment(mps_folder) if mps else {}),
                 },
                 start_new_session=True,  # Ctrl-C in a terminal must reach this process only, which stops the server
             )

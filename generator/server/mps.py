@@ -5,17 +5,20 @@ Without it the processes take turns on the GPU, and each leaves most of it idle 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.errors import ServerError
 from generator.server.configs import choose_loaded, read_configs
+from generator.server.supervisor import end_keeper, start_keeper
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -27,13 +30,13 @@ _LONGEST_SOCKET = 107  # bytes in the path of a Unix socket
 _SOCKET = "control_privileged"  # the longest name that the service gives one
 
 
-def find_mps(repository: Path, models: Sequence[str], directory: Path, *, wanted: bool | None) -> str | None:
+def find_mps(repository: Path, models: Sequence[str], folder: Path, *, wanted: bool | None) -> str | None:
     """Return the program that starts the service for this server, None where there is to be none.
 
     Args:
         repository: The model repository's root.
         models: Which of its models are served; none for all.
-        directory: Where its folder would be.
+        folder: What would be its folder.
         wanted: None where the models decide: it pays where one has several Python processes on a GPU.
 
     Raises:
@@ -49,8 +52,7 @@ def find_mps(repository: Path, models: Sequence[str], directory: Path, *, wanted
             command=("serve",),
             fields={"repository": repository},
         )
-    if program and len(os.fsencode(_name_folder(directory) / _SOCKET)) > _LONGEST_SOCKET:
-        msg = f"{directory} is too long a path for the sockets of NVIDIA's Multi-Process Service, as TMPDIR is"
+    if program and (msg := _why_too_deep(folder)):
         if wanted:
             raise ServerError(
                 msg,
@@ -63,29 +65,55 @@ def find_mps(repository: Path, models: Sequence[str], directory: Path, *, wanted
     return None if program is None else str(Path(program).absolute())  # PATH may name a folder of this one
 
 
-def make_mps_environment(directory: Path) -> dict[str, str]:
-    """Return the variables by which the service and its clients find each other, in a new folder inside `directory`."""
-    folder = _name_folder(directory)
-    folder.mkdir()
+def _why_too_deep(folder: Path) -> str:
+    is_short = len(os.fsencode(folder / _SOCKET)) <= _LONGEST_SOCKET
+    return (
+        ""
+        if is_short
+        else f"{folder} is too long a path for the sockets of NVIDIA's Multi-Process Service, as TMPDIR is"
+    )
+
+
+def make_mps_environment(folder: Path) -> dict[str, str]:
+    """Return the variables by which the service and its clients find each other."""
     return {PIPES: str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
+
+
+@contextlib.contextmanager
+def share_gpus() -> Iterator[None]:
+    """Start the service, if it can be, for the processes that are started meanwhile; they are to end before."""
+    program = shutil.which(CONTROL)
+    if program is None or is_running():
+        yield
+        return
+    folder = Path(tempfile.mkdtemp(prefix="trtgen-mps-"))  # the keeper removes it
+    log, ours = folder / "log", make_mps_environment(folder)
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    with log.open("wb") as stream:
+        keeper = start_keeper(program, stream)
+    try:
+        if not has_started(folder):
+            why = _why_too_deep(folder) or log.read_text(errors="replace").strip()
+            logger.warning("%s did not start: processes take turns on the GPU. %s", CONTROL, why)
+        yield
+    finally:
+        end_keeper(keeper)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def is_running() -> bool:
     """Say whether CUDA would find a service that somebody else has started."""
-    return _has_control(Path(os.environ.get(PIPES) or _USUAL_PIPES))
+    return has_started(Path(os.environ.get(PIPES) or _USUAL_PIPES))
 
 
-def has_started(directory: Path) -> bool:
-    """Say whether the service does run whose variables `make_mps_environment` returned for this directory."""
-    return _has_control(_name_folder(directory))
-
-
-def _has_control(folder: Path) -> bool:
+def has_started(folder: Path) -> bool:
+    """Say whether a service runs whose folder this is."""
     return os.path.exists(folder / "control")  # noqa: PTH110 - Path.exists raises where a folder may not be searched
-
-
-def _name_folder(directory: Path) -> Path:
-    return directory / "mps"
 
 
 def _is_worthwhile(repository: Path, models: Sequence[str]) -> bool:

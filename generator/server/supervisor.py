@@ -49,7 +49,7 @@ def main(argument: str) -> int:
     environments = _find_environments()
     try:
         with Path(spec["log"]).open("ab") as log:
-            keeper = _start_keeper(spec["mps"], log) if spec["mps"] else None
+            keeper = start_keeper(spec["mps"], log) if spec["mps"] else None
             child = subprocess.Popen(
                 spec["argv"],
                 stdin=subprocess.DEVNULL,
@@ -62,7 +62,7 @@ def main(argument: str) -> int:
         code = _supervise(child, wake, stop_timeout_s=float(spec["stop_timeout_s"]))
         _kill_group(child.pid)  # of its clients, too: the service waits for those that are left
         if keeper:
-            _end_keeper(keeper)
+            end_keeper(keeper)
         _end_descendants()
         _remove_environment(environments)
     finally:
@@ -72,24 +72,30 @@ def main(argument: str) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _start_keeper(program: str, log: BinaryIO) -> subprocess.Popen[bytes]:
-    """Start the process that keeps the service, and return when the server's processes can find the service."""
+def start_keeper(program: str, log: BinaryIO) -> subprocess.Popen[bytes]:
+    """Start the process that keeps the service, and return when processes can find the service.
+
+    Ctrl-C in a terminal does not reach it: those that use the service are to end first.
+    """
     argv = [sys.executable, "-I", "-S", __file__, "mps", program]
-    keeper = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+    keeper = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
     assert keeper.stdout is not None
     keeper.stdout.readline()
     return keeper
 
 
-def _end_keeper(keeper: subprocess.Popen[bytes]) -> None:
+def end_keeper(keeper: subprocess.Popen[bytes]) -> None:
+    """Have it end the service, and wait for that."""
     assert keeper.stdin is not None
+    assert keeper.stdout is not None
     keeper.stdin.close()
+    keeper.stdout.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         keeper.wait(2 * _MPS_S)
 
 
 def keep_mps(program: str) -> int:
-    """Start the service, say so on standard output, and end it when standard input ends."""
+    """Start the service, say so on standard output, and end it, and remove its folder, when standard input ends."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _start_mps(program)
     with contextlib.suppress(BrokenPipeError):  # the supervisor is gone already
@@ -97,6 +103,7 @@ def keep_mps(program: str) -> int:
     sys.stdin.read()
     _run_mps(program, request=b"quit\n")
     _end_descendants()
+    shutil.rmtree(os.environ["CUDA_MPS_PIPE_DIRECTORY"], ignore_errors=True)
     return 0
 
 

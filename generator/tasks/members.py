@@ -52,7 +52,7 @@ def network_instances(is_tensorrt: bool) -> int:
     return 4 if is_tensorrt else 1
 
 
-def _decoding_instances() -> int:
+def decoding_instances() -> int:
     """Six processes keep the GPU's JPEG engine busy, where each has two cores or more (docs/benchmarks.md)."""
     return min(6, max(1, usable_cores() // 2))
 
@@ -80,7 +80,7 @@ def make_fused_role(own_parameters: Mapping[str, str]) -> Role:
         suffix="",
         holds_network=True,
         default_instances=network_instances,
-        decoder_instances=_decoding_instances,
+        decoder_instances=decoding_instances,
         about_instances="Processes of a fused model, each with decoding and the network; default 1, with a plan 4, "
         "with `decode: gpu` 6 or half of the usable cores.",
         own_parameters={**PREPROCESS.own_parameters, **follows, **own_parameters},
