@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from generator.bulk import local as local_engine
 from generator.bulk import step as step_module
+from generator.bulk.local import make_local_steps
+from generator.bulk.run import Engine, run_in_processes, run_on_shared_gpus
 from generator.bulk.step import LocalStep
+from generator.cli.bulk import _open_engine
 from generator.errors import PlanError
 from generator.images.served_pixels import prepare_one
 from generator.plan import local
@@ -128,3 +132,31 @@ def test_a_part_is_not_begun_where_the_rest_would_be_too_few(make_step: Any, mon
     engine.wait()
     driver.cuMemFree(address)
     step.close()
+
+
+@pytest.mark.parametrize(
+    ("plan", "decode", "workers", "engine"),
+    [
+        ("model.plan", "gpu", 12, run_on_shared_gpus),
+        ("model.plan", "cpu", 8, run_in_processes),
+        (None, "gpu", 5, run_in_processes),
+    ],
+)
+def test_processes_by_where_images_are_decoded(
+    plan: str | None, decode: str, workers: int, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two GPUs, and cores for six processes with each."""
+    candidate: Any = SimpleNamespace(plan=plan, spec=SimpleNamespace(decode=decode))
+    for name, value in {
+        "find_candidate": lambda _root, _name: candidate,
+        "find_gpu": lambda: None,
+        "count_gpus": lambda: 2,
+        "usable_cores": lambda: 5,
+        "decoding_instances": lambda: 6,
+    }.items():
+        monkeypatch.setattr(local_engine, name, value)
+    steps = make_local_steps(tmp_path, "doubled", top=1, workers=None)
+    gpus = [step.keywords["gpu"] for step in steps]  # type: ignore[attr-defined]
+    assert gpus == [number % 2 if plan else 0 for number in range(workers)]
+    assert len(make_local_steps(tmp_path, "doubled", top=1, workers=3)) == 3
+    assert _open_engine("local", candidate) is engine
