@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-_RAW = {"TRTGEN_RAW_INPUTS": "1"}
 # What glibc keeps instead of giving it back to the system; the stubs inherit it from the server.
 _KEPT = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
@@ -30,9 +29,7 @@ _KEPT = {
     "MALLOC_TOP_PAD_": "67108864",
 }
 _POOLS = ("--pinned-memory-pool-byte-size=1073741824", "--cuda-memory-pool-byte-size=0:1073741824")
-# The stub's memory from the beginning as large as it would grow, so that it is one mapping.
-_ROOM = ("--backend-config=python,shm-default-byte-size=268435456",)
-_WITHIN = 'parameters { key: "FORCE_CPU_ONLY_INPUT_TENSORS" value { string_value: "no" } }\n'
+_TO_CPU = 'parameters { key: "FORCE_CPU_ONLY_INPUT_TENSORS" value { string_value: "yes" } }\n'
 WAYS = ("none", "system", "cuda")
 
 
@@ -50,11 +47,8 @@ VARIANTS = {
     "as-it-is": Variant(),
     "malloc-keeps": Variant(environment=_KEPT),
     "larger-pools": Variant(options=_POOLS),
-    "raw-inputs": Variant(environment=_RAW, options=_ROOM),
-    "inputs-on-gpu": Variant(environment=_RAW, options=_ROOM, config=_WITHIN),
+    "inputs-to-cpu": Variant(config=_TO_CPU),
     "mps": Variant(mps=True),
-    "mps-raw": Variant(environment=_RAW, options=_ROOM, config=_WITHIN, mps=True),
-    "all": Variant(environment={**_RAW, **_KEPT}, options=(*_POOLS, *_ROOM), config=_WITHIN),
 }
 
 

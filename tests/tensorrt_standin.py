@@ -97,8 +97,6 @@ class Driver:
         self.gpus, self.memory_bytes = gpus, memory_bytes
         self.memory: dict[int, Any] = {}  # address -> buffer, of GPU and pinned host memory alike
         self.on_gpu: set[int] = set()
-        self.registered: list[int] = []  # mappings of shared memory
-        self.refuses_shared_memory = False
         self.streams: collections.defaultdict[int, collections.deque[Operation]] = collections.defaultdict(
             collections.deque
         )
@@ -221,18 +219,6 @@ class Driver:
         return 0, self._allocate(size)
 
     def cuMemFreeHost(self, address: int) -> tuple[int]:
-        del self.memory[address]
-        return (0,)
-
-    def cuMemHostRegister(self, address: int, size: int, _flags: int) -> tuple[Any, ...]:
-        if self.refuses_shared_memory:
-            return (SimpleError(801, "CUDA_ERROR_NOT_SUPPORTED"),)
-        self.memory[address] = (ctypes.c_uint8 * size).from_address(address)
-        self.registered.append(address)
-        return (0,)
-
-    def cuMemHostUnregister(self, address: int) -> tuple[int]:
-        self.registered.remove(address)
         del self.memory[address]
         return (0,)
 

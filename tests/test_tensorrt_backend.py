@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import mmap
-import re
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,7 +143,7 @@ def plan_of(batch: int = -1, **options: Any) -> bytes:
 
 
 def make_request(array: np.ndarray[Any, Any], name: str = "X") -> Any:
-    tensor = SimpleNamespace(name=lambda: name, as_numpy=lambda: array)
+    tensor = SimpleNamespace(name=lambda: name, is_cpu=lambda: True, as_numpy=lambda: array)
     return SimpleNamespace(inputs=lambda: [tensor])
 
 
@@ -649,10 +646,6 @@ def test_too_little_memory_says_what_is_needed_and_what_is_free(load: Load) -> N
                 "the shape of dimension 0 to be between 1 and 8 but received 9"
             ),
         ),
-        (
-            {"parameters": {"FORCE_CPU_ONLY_INPUT_TENSORS": {"string_value": "no"}}},
-            "parameter FORCE_CPU_ONLY_INPUT_TENSORS of model 'm' is 'no': this backend takes only 'yes'",
-        ),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(load: Load, config: dict[str, Any], words: str) -> None:
@@ -817,76 +810,68 @@ def test_served_answers_stay_right_while_the_staging_memory_is_reused(client: gr
         check(infer_together(client, "alone", arrays), arrays)
 
 
-# --- inputs where they lie --------------------------------------------------------------------------------------------
+# --- inputs on the GPU ------------------------------------------------------------------------------------------------
 
 
-def share(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return a copy in a mapping of shared memory of its own."""
-    with tempfile.TemporaryFile(dir="/dev/shm") as file:
-        file.truncate(array.nbytes)
-        shared = np.frombuffer(mmap.mmap(file.fileno(), 0), array.dtype).reshape(array.shape)
-    shared[:] = array
-    return shared
+def place(driver: Driver, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return a copy in the GPU's memory."""
+    _, address = driver.cuMemAlloc(array.nbytes)
+    placed = np.frombuffer(driver.memory[address], array.dtype).reshape(array.shape)
+    placed[:] = array
+    return placed
 
 
-def make_raw_request(array: np.ndarray[Any, Any]) -> Any:
-    tensor = SimpleNamespace(name=lambda: "X", as_numpy=array.copy, to_dlpack=array.__dlpack__)
+def make_gpu_tensor(driver: Driver, array: np.ndarray[Any, Any], name: str = "X") -> Any:
+    """As the stub has one that a client put into CUDA shared memory."""
+    return SimpleNamespace(name=lambda: name, is_cpu=lambda: False, to_dlpack=place(driver, array).__dlpack__)
+
+
+def make_gpu_request(driver: Driver, array: np.ndarray[Any, Any]) -> Any:
+    tensor = make_gpu_tensor(driver, array)
     return SimpleNamespace(inputs=lambda: [tensor])
 
 
-def test_inputs_are_sent_from_shared_memory(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRTGEN_RAW_INPUTS", "1")
+def test_inputs_on_the_gpu_stay_there(load: Load) -> None:
     model = load(plan_of())
     arrays = [rows(5), rows(7, 100), rows(8, 200)]
-    shared = [share(array) for array in arrays]
     for staging in model.engine.host_inputs:
         staging.array[:] = 99  # what would be sent from there
-    responses = model.execute([make_raw_request(array) for array in shared])
-    check([response.tensors[0].as_numpy().copy() for response in responses], arrays)
-    assert [shapes["X"][0] for _, shapes in model.runs] == [8, 8, 4]
-    assert [size // 16 for size in model.driver.piece_bytes] == [5, 3, 4, 4, 4]
+    for _ in range(2):
+        responses = model.execute([make_gpu_request(model.driver, array) for array in arrays])
+        check([response.tensors[0].as_numpy().copy() for response in responses], arrays)
+    assert [shapes["X"][0] for _, shapes in model.runs] == [8, 8, 4] * 2
+    assert not model.driver.piece_bytes
     assert (model.engine.host_inputs[0].array == 99).all()
-    assert len(model.driver.registered) == len({array.ctypes.data for array in shared}) == 3
-    model.execute([make_raw_request(array) for array in shared])
-    assert len(model.driver.registered) == 3  # each mapping once
-    model.finalize()
-    assert not model.driver.memory
 
 
-def test_inputs_elsewhere_are_staged(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies in no shared memory, or in one that the driver refuses, is in one execute with what it takes."""
-    monkeypatch.setenv("TRTGEN_RAW_INPUTS", "1")
+def test_inputs_on_the_gpu_beside_others(load: Load) -> None:
     model = load(plan_of())
-    own, taken, refused = rows(2), share(rows(3, 50)), share(rows(1, 90))
-    model.execute([make_raw_request(taken)])
-    model.driver.refuses_shared_memory = True
-    responses = model.execute([make_raw_request(array) for array in (own, taken, refused)])
-    check([response.tensors[0].as_numpy() for response in responses], [own, taken, refused])
-    assert len(model.driver.registered) == 1
+    arrays = [rows(2), rows(3, 50), rows(1, 90)]
+    requests = [make_gpu_request(model.driver, arrays[0]), make_request(arrays[1])]
+    responses = model.execute([*requests, make_gpu_request(model.driver, arrays[2])])
+    check([response.tensors[0].as_numpy() for response in responses], arrays)
+    assert [shapes["X"][0] for _, shapes in model.runs] == [3, 3]
 
 
-@pytest.mark.server
-def test_served_inputs_lie_in_shared_memory(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real stub's tensors: small ones, then some for which its memory has to grow to another mapping."""
-    monkeypatch.setenv("TRTGEN_RAW_INPUTS", "1")
-    width = 250_000
-    profiles = [{"X": ([1, width], [4, width], [8, width])}]
-    plan = make_plan({"X": ("UINT8", [-1, width])}, profiles=profiles)
-    model = add_model(tmp_path / "repository", folder, "raw", plan, dims=str(width), data_type="TYPE_UINT8")
-    said = "    def finalize(self):\n        backend.pb_utils.Logger.log_warn(f'registered {len(DRIVER.registered)}')\n"
-    with (model / "1" / "model.py").open("a") as stream:
-        stream.write(f"\n{said}        super().finalize()\n")
-    log = tmp_path / "log"
-    with (
-        EmbeddedServer(tmp_path / "repository", log_path=log) as server,
-        grpc.InferenceServerClient(server.grpc_url) as client,
-    ):
-        for count in (1, 2, 8, 1, 8):
-            arrays = [np.full((count, width), 3 * count + index, np.uint8) for index in range(6)]
-            check(infer_together(client, "raw", arrays), arrays)
-    found = re.search(r"registered (\d+)", log.read_text())
-    assert found is not None
-    assert int(found[1]) >= 2
+def test_one_input_on_the_gpu_and_one_that_is_not(load: Load) -> None:
+    both = {name: ("FLOAT", [-1, 4]) for name in ("X_A", "X_B")}
+    plan = make_plan(both, profiles=[{name: ([1, 4], [4, 4], [8, 4]) for name in both}])
+    inputs, outputs = (
+        [{"name": name, "data_type": "TYPE_FP32", "dims": ROW} for name in names] for names in (both, ("Y_A", "Y_B"))
+    )
+    model = load(plan, input=inputs, output=outputs)
+    there, here = make_gpu_tensor(model.driver, rows(3), "X_A"), make_request(rows(3, 50), name="X_B").inputs()[0]
+    (response,) = model.execute([SimpleNamespace(inputs=lambda: [there, here])])
+    check([tensor.as_numpy() for tensor in response.tensors], [rows(3), rows(3, 50)])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.bool_])
+def test_an_input_on_the_gpu_of_another_type(load: Load, dtype: type) -> None:
+    model = load(plan_of())
+    requests = [make_gpu_request(model.driver, rows(2).astype(dtype)), make_request(rows(3))]
+    refused, answered = model.execute(requests)
+    assert "on the GPU" in refused.error.t
+    check([answered.tensors[0].as_numpy()], [rows(3)])
 
 
 @pytest.mark.server

@@ -1,7 +1,8 @@
-"""Arrays of others that lie on the GPU, by `__cuda_array_interface__`."""
+"""Arrays of others that lie on the GPU, by `__cuda_array_interface__` and by DLPack."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,24 @@ if TYPE_CHECKING:
     from .device import Device
 
 _INTERFACE = "__cuda_array_interface__"
+_KINDS = "iuf"  # DLPack's codes 0 to 2 in numpy's words
+_get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_get_pointer.restype, _get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+
+
+class _DLTensor(ctypes.Structure):
+    """With which a capsule's DLManagedTensor begins."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+    )
 
 
 class GpuArray(NamedTuple):
@@ -33,7 +52,7 @@ class GpuArray(NamedTuple):
 
 def is_on_gpu(array: Any) -> bool:
     """Tell whether an array says that it lies on the GPU."""
-    return hasattr(array, _INTERFACE)
+    return isinstance(array, GpuArray) or hasattr(array, _INTERFACE)
 
 
 def read_gpu_array(array: Any) -> GpuArray:
@@ -42,6 +61,8 @@ def read_gpu_array(array: Any) -> GpuArray:
     Raises:
         EngineError: Its elements do not follow each other.
     """
+    if isinstance(array, GpuArray):
+        return array
     interface = getattr(array, _INTERFACE)
     shape, dtype = tuple(map(int, interface["shape"])), np.dtype(interface["typestr"])
     strides = interface.get("strides")
@@ -49,6 +70,22 @@ def read_gpu_array(array: Any) -> GpuArray:
         raise EngineError(f"an array of shape {list(shape)} on the GPU has strides {list(strides)}, rows were expected")
     stream = interface.get("stream")
     return GpuArray(int(interface["data"][0]), shape, dtype, None if stream is None else int(stream))
+
+
+def read_capsule(capsule: Any) -> GpuArray:
+    """Return where a tensor of Triton's Python backend lies, whose elements follow each other and nothing writes.
+
+    Args:
+        capsule: What its `to_dlpack` returned, for a tensor on the GPU.
+
+    Raises:
+        EngineError: Its type is none that a plan takes.
+    """
+    one = _DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
+    if one.code >= len(_KINDS):
+        raise EngineError(f"a tensor on the GPU has type {one.code} of DLPack, numbers were expected")
+    dtype = np.dtype(f"{_KINDS[one.code]}{one.bits // 8}")
+    return GpuArray(one.data or 0, tuple(one.shape[: one.ndim]), dtype, None)
 
 
 def _row_major(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:

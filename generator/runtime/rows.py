@@ -13,7 +13,6 @@ import numpy as np
 from .device import EngineError
 from .engine import MOST_SHAPES
 from .gpu_array import GpuArray, is_on_gpu, read_gpu_array
-from .raw_inputs import RawArray
 from .shapes import choose_profile, find_misfit, find_row_ranges, split_rows
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class Rows:
             chunks = self._split(count, rows, first)
             if not first:
                 self._outputs = self._stage_outputs(chunks, total)
-            self._take([part], chunks, first)
+            self._take([[part]], [count], chunks, first)
         except EngineError:
             return False  # `run` will say it
         return True
@@ -106,7 +105,7 @@ class Rows:
 
         Args:
             feeds: An array per input each, all with rows of the same shape. Without a batch axis there is one feed.
-                A feed of arrays on the GPU (`__cuda_array_interface__`) is the only one. All are `RawArray`, or none.
+                All lie on the GPU (`GpuArray`, `__cuda_array_interface__`), or none.
             begun: How many of its rows `begin` has started on.
 
         Returns:
@@ -118,8 +117,9 @@ class Rows:
             EngineError: TensorRT or CUDA fails.
         """
         batched = bool(self.most)
-        on_gpu = [read_gpu_array(array) for array in feeds[0]] if is_on_gpu(feeds[0][0]) else []
-        feeds = [on_gpu] if on_gpu else feeds
+        on_gpu = is_on_gpu(feeds[0][0])
+        if on_gpu:
+            feeds = [[read_gpu_array(array) for array in arrays] for arrays in feeds]
         rows = tuple(array.shape[1:] if batched else array.shape for array in feeds[0])
         counts = [arrays[0].shape[0] if batched else 1 for arrays in feeds]
         total = sum(counts)
@@ -133,9 +133,7 @@ class Rows:
         outputs = self._outputs if begun else self._stage_outputs(chunks, total)
         try:
             if on_gpu:
-                self._take(on_gpu, chunks)
-            elif isinstance(feeds[0][0], RawArray):
-                self._feed_raw(feeds, counts, chunks)
+                self._take(feeds, counts, chunks)
             else:
                 self._feed(feeds, counts, self._stage_inputs(rows, total), chunks)
         finally:
@@ -149,42 +147,26 @@ class Rows:
             for number, (row, tensor) in enumerate(zip(rows, self.engine.inputs, strict=True))
         ]
 
-    def _take(self, arrays: Sequence[GpuArray], chunks: Sequence[Chunk], first: int = 0) -> None:
-        """Run the rows of arrays that lie on the GPU, and begin with row `first`."""
-        for tensor, array in zip(self.engine.inputs, arrays, strict=True):
-            if array.dtype != self.engine.dtypes[tensor.name]:
-                raise RequestError(f"input '{tensor.name}' of {self.engine.name} lies on the GPU as {array.dtype}")
-            self.engine.device.follow(array.stream)
+    def _take(
+        self, feeds: Sequence[Sequence[GpuArray]], counts: Sequence[int], chunks: Sequence[Chunk], first: int = 0
+    ) -> None:
+        """Run the rows of arrays that lie on the GPU, of which `first` is the first."""
+        for arrays in feeds:
+            for tensor, array in zip(self.engine.inputs, arrays, strict=True):
+                if array.dtype != self.engine.dtypes[tensor.name]:
+                    raise RequestError(f"input '{tensor.name}' of {self.engine.name} lies on the GPU as {array.dtype}")
+                self.engine.device.follow(array.stream)
         for chunk in chunks:
-            count = chunk.stop - chunk.start
-            for number, array in enumerate(arrays):
-                size = array.nbytes // (array.shape[0] if self.most else 1)
-                self.engine.take(number, array.address + (chunk.start - first) * size, count * size)
+            before = first
+            for arrays, count in zip(feeds, counts, strict=True):
+                start, stop = max(before, chunk.start), min(before + count, chunk.stop)
+                for number, array in enumerate(arrays if start < stop else ()):
+                    row = array.nbytes // count
+                    source = array.address + (start - before) * row
+                    self.engine.take(number, (start - chunk.start) * row, source, (stop - start) * row)
+                before += count
             self.engine.launch(chunk.context, chunk.shapes)
             self.engine.receive(chunk.start, chunk.context, chunk.shapes)
-
-    def _feed_raw(self, feeds: Sequence[Sequence[RawArray]], counts: Sequence[int], chunks: Sequence[Chunk]) -> None:
-        """Send the feeds from where they lie; a chunk runs as soon as it is complete."""
-        device, waiting = self.engine.device, iter(chunks)
-        chunk = next(waiting)
-        sent = 0
-        for arrays, count in zip(feeds, counts, strict=True):
-            start = sent
-            while sent < start + count:
-                stop = min(start + count, chunk.stop)
-                for target, array in zip(self.engine.device_inputs, arrays, strict=True):
-                    size = array.nbytes // count
-                    copy = device.copy_within if array.on_gpu else device.copy_in
-                    copy(
-                        target + (sent - chunk.start) * size,
-                        array.address + (sent - start) * size,
-                        (stop - sent) * size,
-                    )
-                sent = stop
-                if sent == chunk.stop:
-                    self.engine.launch(chunk.context, chunk.shapes)
-                    self.engine.receive(chunk.start, chunk.context, chunk.shapes)
-                    chunk = next(waiting, chunk)
 
     def _split(self, total: int, rows: Shapes, first: int = 0) -> list[Chunk]:
         """Return so many rows, of which `first` is the first, as chunks that the profiles take."""

@@ -15,7 +15,6 @@ needs tensorrt (8.6, 10 or 11), numpy and cuda-python.
 
 import ctypes
 import json
-import os
 import re
 import struct
 from pathlib import Path
@@ -25,8 +24,8 @@ import triton_python_backend_utils as pb_utils
 from trtgen_runtime.runtime import bindings
 from trtgen_runtime.runtime.device import Device, EngineError, call
 from trtgen_runtime.runtime.engine import OUT_OF_MEMORY, Engine
+from trtgen_runtime.runtime.gpu_array import is_on_gpu, read_capsule, to_host
 from trtgen_runtime.runtime.graphs import GraphSpec, record_graphs
-from trtgen_runtime.runtime.raw_inputs import RawInputs
 from trtgen_runtime.runtime.rows import RequestError, Rows
 from trtgen_runtime.runtime.shapes import find_misfit, is_between
 
@@ -45,7 +44,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Load the plan and compare it with the configuration; every disagreement is named in one exception."""
-        self.engine = self.device = self.raw = None
+        self.engine = self.device = None
         try:
             self._open(args, json.loads(args["model_config"]))
         except EngineError as error:
@@ -56,7 +55,6 @@ class TritonPythonModel:
         self.model, self.instance = args["model_name"], args["model_instance_name"]
         if args["model_instance_kind"] != "GPU":
             raise EngineError(f"unable to load model '{self.model}', TensorRT backend supports only GPU device")
-        check_parameters(config, model=self.model)
         keep_freed_memory()
         ordinal = int(args["model_instance_device_id"])
         self.device = open_device(import_driver(self.model), ordinal, config, model=self.model)
@@ -73,7 +71,6 @@ class TritonPythonModel:
                 raise EngineError(problem.replace("request specifies invalid shape for input", words, 1))
         self.engine.open(numbers, largest)
         self.rows = Rows(self.engine, most=limit.rows)
-        self.raw = RawInputs(self.device) if takes_raw_inputs() else None
         warnings = []
         if config.get("optimization", {}).get("cuda", {}).get("graphs"):
             batches = find_graph_batches(config)
@@ -125,10 +122,10 @@ class TritonPythonModel:
                 arrays = self._read(request)
                 rows = tuple(array.shape[1:] if self.batched else array.shape for array in arrays)
                 self.rows.find_ranges(rows, [array.shape for array in arrays])
-            except RequestError as error:
-                responses[index] = make_error(str(error), pb_utils.TritonError.INVALID_ARG)
+            except EngineError as error:
+                responses[index] = self._refuse(error, 1)
                 continue
-            key = (rows, type(arrays[0]), -1 if self.batched else index)
+            key = (rows, is_on_gpu(arrays[0]), -1 if self.batched else index)
             groups.setdefault(key, []).append((index, arrays))
         for group in groups.values():
             try:
@@ -145,8 +142,6 @@ class TritonPythonModel:
     def finalize(self):
         """Release the engine and all memory."""
         if self.engine is not None:
-            if self.raw is not None:
-                self.raw.close()
             self.engine.close()
             self.device.close()
         self.engine = None
@@ -164,13 +159,17 @@ class TritonPythonModel:
         missing = [name for name in self.names if name not in tensors]
         if missing:
             raise RequestError(f"missing input {', '.join(map(repr, missing))} for model '{self.model}'")
-        arrays = [self.raw.read(tensors[name]) for name in self.names] if self.raw else [None]
-        if None in arrays:
-            arrays = [tensors[name].as_numpy() for name in self.names]
+        arrays = [self._read_tensor(tensors[name]) for name in self.names]
+        if len({is_on_gpu(array) for array in arrays}) > 1:
+            arrays = [to_host(self.device, array) if is_on_gpu(array) else array for array in arrays]
         if self.batched and len({array.shape[:1] for array in arrays}) > 1:
             rows = ", ".join(f"'{name}' has {a.shape[0]}" for name, a in zip(self.names, arrays, strict=True))
             raise RequestError(f"the inputs of one request differ in batch size for model '{self.model}': {rows}")
         return arrays
+
+    def _read_tensor(self, tensor):
+        """Return the array of a tensor; one that a client put into the GPU's memory stays there."""
+        return tensor.as_numpy() if tensor.is_cpu() else read_capsule(tensor.to_dlpack())
 
     def _run(self, feeds, *, last):
         """Run `feeds` as one batch and return the output tensors of each of them.
@@ -355,20 +354,6 @@ def name_profiles(config):
 def read_profiles(group):
     """Return the profiles of a group; none listed means the first."""
     return [int(number) for number in group.get("profile", [])] or [0]
-
-
-def check_parameters(config, *, model):
-    """Refuse tensors in GPU memory: Triton brings all of them to the CPU unless it is told not to."""
-    value = config.get("parameters", {}).get("FORCE_CPU_ONLY_INPUT_TENSORS", {}).get("string_value", "yes")
-    if value.lower() != "yes" and not takes_raw_inputs():
-        raise EngineError(
-            f"parameter FORCE_CPU_ONLY_INPUT_TENSORS of model '{model}' is '{value}': this backend takes only 'yes'"
-        )
-
-
-def takes_raw_inputs():
-    """Tell whether inputs are read where they lie, which is to be measured."""
-    return os.environ.get("TRTGEN_RAW_INPUTS") == "1"
 
 
 def check_profiles(named, count, *, model):
