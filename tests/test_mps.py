@@ -42,6 +42,7 @@ def is_client(process):
         return False
 
 if sys.argv[1:] == ["-d"]:
+    (here / "visible").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
     steps = f"sleep {late}; echo $$ > {{control}}.new; mv {{control}}.new {{control}}; exec sleep 600"
     service = subprocess.Popen(["sh", "-c", steps], start_new_session=True, stdout=subprocess.DEVNULL)
     with (here / "services").open("a") as started:
@@ -310,6 +311,28 @@ def test_the_server_starts_when_the_service_does(
     one = supervise(install(late=0.5), "sh", "-c", f'test -e "${PIPES}/control"')
     one.wait_for_server()
     assert one.process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [(None, "all"), ("", "all"), ("1", "all"), ("0,2", "all"), ("GPU-8932f937,GPU-2", "GPU-8932f937,GPU-2")],
+)
+def test_gpus_are_chosen_once(
+    given: str | None,
+    seen: str,
+    install: Callable[..., Path],
+    supervise: Callable[..., Supervised],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The service numbers what it sees anew, so that index 1 of one GPU would be none."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    program = install()
+    one = supervise(program, "sh", "-c", f'test "$CUDA_VISIBLE_DEVICES" = "{given or ""}"')
+    one.wait_for_server()
+    assert one.process.wait(10) == 0
+    assert (program.parent / "visible").read_text() == seen
 
 
 def test_a_program_that_hangs(install: Callable[..., Path], supervise: Callable[..., Supervised]) -> None:

@@ -36,6 +36,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend 
 _CHECK_OWNER_S = 1.0
 _REAP_S = 10.0
 _MPS_S = 5.0
+_UNIQUE = ("GPU-", "MIG-")  # with which the names of GPUs begin that are no indices
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -117,10 +118,15 @@ def _start_mps(program: str) -> None:
 
 def _run_mps(program: str, *arguments: str, request: bytes = b"") -> bool:
     """Run the service's program, and say whether it succeeded; the log says what else it did."""
+    environment = dict(os.environ)
+    # Indices would count twice: the service numbers the GPUs that it sees from 0, and its clients choose among those.
+    if not environment.get("CUDA_VISIBLE_DEVICES", "").startswith(_UNIQUE):
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
     try:
         code = subprocess.run(
-            [program, *arguments], input=request, stdout=sys.stderr, stderr=sys.stderr, timeout=_MPS_S, check=False
-        ).returncode
+            [program, *arguments], input=request, stdout=sys.stderr, stderr=sys.stderr, timeout=_MPS_S, check=False,
+            env=environment,
+        ).returncode  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         sys.stderr.write(f"{program}: {error}\n")
         return False
