@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from generator.bulk import run
 from generator.cli import main, serve
 from generator.errors import ServerError
 from generator.server import embedded, supervisor
@@ -362,8 +363,10 @@ def test_processes_find_it_and_it_ends_behind_them(
 ) -> None:
     program = install()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_MPS_LOG_DIRECTORY", str(tmp_path / "own"))
     before = dict(os.environ)
     with share_gpus():
+        assert os.environ["CUDA_MPS_LOG_DIRECTORY"] == os.environ[PIPES] != before[PIPES]
         said = subprocess.run(["sh", "-c", f'cat "${PIPES}/control"'], stdout=subprocess.PIPE, check=True).stdout
         assert find_services(program) == [int(said)]
         with share_gpus():  # it is there
@@ -371,6 +374,35 @@ def test_processes_find_it_and_it_ends_behind_them(
     assert not find_services(program)
     assert os.environ == before
     assert not list(tmp_path.glob("trtgen-mps-*"))
+    monkeypatch.delenv("CUDA_MPS_LOG_DIRECTORY")
+    before = dict(os.environ)
+    with pytest.raises(BrokenPipeError), share_gpus():
+        raise BrokenPipeError
+    assert not find_services(program)
+    assert os.environ == before
+
+
+def test_bulk_work_is_done_beside_it(install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = install()
+    seen: list[list[int]] = []
+    monkeypatch.setattr(run, "run_in_processes", lambda *_arguments: seen.append(find_services(program)))
+    nothing: Any = None
+    run.run_on_shared_gpus(iter(()), [], nothing, nothing)
+    assert len(seen) == len(seen[0]) == 1
+    assert not find_services(program)
+
+
+@pytest.mark.parametrize(("visible", "is_kept"), [("1", False), ("2,3", False), ("GPU-8f0f6a,GPU-11", True)])
+def test_clients_alone_choose_gpus_by_number(
+    visible: str, is_kept: bool, install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service numbers those again that it may see."""
+    program = install()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with share_gpus():
+        (service,) = find_services(program)
+        assert ("CUDA_VISIBLE_DEVICES" in psutil.Process(service).environ()) == is_kept
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
 
 
 @pytest.mark.parametrize("how", ["none is installed", "one runs"])
@@ -400,16 +432,56 @@ def test_processes_do_without_one_that_does_not_start(
     assert not list(tmp_path.glob("trtgen-mps-*"))
 
 
-def test_it_ends_when_who_started_it_is_killed(tmp_path: Path, install: Callable[..., Path]) -> None:
-    program = install()
-    code = "import generator.server.mps as mps, time\nwith mps.share_gpus(): print(1, flush=True); time.sleep(600)"
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)}) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        assert len(find_services(program)) == 1
+_SHARING = """
+import signal, time
+from generator.server.mps import share_gpus
+print("starting", flush=True)
+with share_gpus():
+    signal.signal(signal.SIGINT, lambda *_: print("heard", flush=True))
+    print("shared", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def sharing(tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """A function that starts a process, with a group of its own as in a terminal, that shares GPUs."""
+    started: list[Any] = []
+
+    def start() -> Any:
+        command = [sys.executable, "-c", _SHARING]
+        environment = os.environ | {"TMPDIR": str(tmp_path)}
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True))
+        assert started[-1].stdout.readline() == b"starting\n"
+        return started[-1]
+
+    yield start
+    for process in started:
         process.kill()
+        process.communicate()
+
+
+def test_it_ends_when_who_started_it_is_killed(
+    tmp_path: Path, install: Callable[..., Path], sharing: Callable[[], Any]
+) -> None:
+    program = install()
+    process = sharing()
+    assert process.stdout.readline() == b"shared\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout.readline() == b"heard\n"
+    assert len(find_services(program)) == 1
+    process.kill()
     assert wait_until(lambda: not find_services(program) and not list(tmp_path.glob("trtgen-mps-*")))
+
+
+def test_ctrl_c_while_it_starts(tmp_path: Path, install: Callable[..., Path], sharing: Callable[[], Any]) -> None:
+    program = install(late=1)
+    process = sharing()
+    assert wait_until(lambda: len(find_services(program)) == 1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(15)
+    assert not find_services(program)
+    assert not list(tmp_path.glob("trtgen-mps-*"))
 
 
 # The server itself.
