@@ -886,19 +886,27 @@ def test_inputs_on_the_gpu_of_no_rows(load: Load) -> None:
 
 def test_several_inputs_on_the_gpu(load: Load) -> None:
     both = {"X_A": ("FLOAT", [-1, 4]), "X_B": ("FLOAT", [-1, 2])}
-    profile = {name: tuple([count, width] for count in (1, 4, 8)) for name, (_, (_, width)) in both.items()}
+    profile = {name: ([1, width], [4, width], [8, width]) for name, (_, (_, width)) in both.items()}
     inputs, outputs = (
         [{"name": name, "data_type": "TYPE_FP32", "dims": [width]} for name, width in zip(names, (4, 2), strict=True)]
         for names in (both, ("Y_A", "Y_B"))
     )
     model = load(make_plan(both, profiles=[profile]), input=inputs, output=outputs)
-    fed = [(rows(5, 10 * number), rows(5, 10 * number + 100)[:, :2].copy()) for number in range(3)]
+    fed = [[rows(5, 10 * number), rows(5, 10 * number + 100)[:, :2].copy()] for number in range(3)]
     requests = []
     for arrays in fed:
         tensors = [make_gpu_tensor(model.driver, array, name) for array, name in zip(arrays, both, strict=True)]
         requests.append(SimpleNamespace(inputs=lambda tensors=tensors: tensors))
     for response, arrays in zip(model.execute(requests), fed, strict=True):
         check([tensor.as_numpy() for tensor in response.tensors], arrays)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((), np.int8), ((3,), np.int64), ((2, 5, 4), np.float16), ((2, 0, 4), np.uint8)]
+)
+def test_a_capsule_says_what_lies_there(shape: tuple[int, ...], dtype: type) -> None:
+    array: np.ndarray[Any, Any] = np.zeros(shape, dtype)
+    assert read_capsule(array.__dlpack__()) == (array.ctypes.data, shape, np.dtype(dtype), None)
 
 
 def test_booleans_on_the_gpu() -> None:
