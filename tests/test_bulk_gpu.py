@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from generator.bulk import local as local_engine
+from generator.bulk import ray_engine
 from generator.bulk import step as step_module
 from generator.bulk.local import make_local_steps
 from generator.bulk.run import Engine, run_in_processes, run_on_shared_gpus
@@ -135,17 +136,23 @@ def test_a_part_is_not_begun_where_the_rest_would_be_too_few(make_step: Any, mon
 
 
 @pytest.mark.parametrize(
-    ("plan", "decode", "workers", "engine"),
+    ("plan", "decode", "workers", "engine", "per_gpu"),
     [
-        ("model.plan", "gpu", 12, run_on_shared_gpus),
-        ("model.plan", "cpu", 8, run_in_processes),
-        (None, "gpu", 5, run_in_processes),
+        ("model.plan", "gpu", 12, run_on_shared_gpus, 6),
+        ("model.plan", "cpu", 8, run_in_processes, 4),
+        (None, "gpu", 5, run_in_processes, 0),
     ],
 )
 def test_processes_by_where_images_are_decoded(
-    plan: str | None, decode: str, workers: int, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: str | None,
+    decode: str,
+    workers: int,
+    engine: Engine,
+    per_gpu: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two GPUs, and cores for six processes with each."""
+    """Two GPUs, with each of which a served model would have six processes."""
     candidate: Any = SimpleNamespace(plan=plan, spec=SimpleNamespace(decode=decode))
     for name, value in {
         "find_candidate": lambda _root, _name: candidate,
@@ -160,3 +167,7 @@ def test_processes_by_where_images_are_decoded(
     assert gpus == [number % 2 if plan else 0 for number in range(workers)]
     assert len(make_local_steps(tmp_path, "doubled", top=1, workers=3)) == 3
     assert _open_engine("local", candidate) is engine
+    monkeypatch.setattr(ray_engine, "RayEngine", dict)
+    on_ray: list[Any] = [_open_engine("ray", candidate), _open_engine("ray", None)]
+    assert on_ray == [{"per_gpu": per_gpu}, {"per_gpu": 0}]
+    assert _open_engine("local", None) is run_in_processes

@@ -134,6 +134,13 @@ def test_errors_of_steps_are_theirs(ray_on_two_cpus: Any, photos: Path, tmp_path
     assert caught.value.hint == "build one"
 
 
+@pytest.mark.parametrize("per_gpu", range(1, 9))
+def test_all_actors_of_a_gpu_fit_on_it(ray_on_two_cpus: Any, per_gpu: int) -> None:
+    """Ray rounds the share of each to a ten thousandth."""
+    share = round(RayEngine(per_gpu=per_gpu)._gpus * 10_000)
+    assert per_gpu * share <= 10_000 < (per_gpu + 1) * share
+
+
 def test_what_ray_has_too_little_of_is_said(ray_on_two_cpus: Any, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(BulkError, match="3 workers take a CPU of Ray's each, and it has 2") as caught:
         answer(photos, tmp_path / "out", TextStep, TextStep, TextStep)

@@ -321,6 +321,7 @@ def test_a_plan_is_served_by_the_tensorrt_backend_with_all_its_profiles() -> Non
     check_configs(texts, artifact)
     config = parsed(texts, "net_classifier")
     assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
+    assert config.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value == "no"
     group = config.instance_group[0]
     assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert (list(group.profile), group.count) == (["0", "1"], 4)

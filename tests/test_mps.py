@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from generator.bulk import run
 from generator.cli import main, serve
 from generator.errors import ServerError
 from generator.server import embedded, supervisor
@@ -42,7 +43,6 @@ def is_client(process):
         return False
 
 if sys.argv[1:] == ["-d"]:
-    (here / "visible").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
     steps = f"sleep {late}; echo $$ > {{control}}.new; mv {{control}}.new {{control}}; exec sleep 600"
     service = subprocess.Popen(["sh", "-c", steps], start_new_session=True, stdout=subprocess.DEVNULL)
     with (here / "services").open("a") as started:
@@ -313,28 +313,6 @@ def test_the_server_starts_when_the_service_does(
     assert one.process.wait(10) == 0
 
 
-@pytest.mark.parametrize(
-    ("given", "seen"),
-    [(None, "all"), ("", "all"), ("1", "all"), ("0,2", "all"), ("GPU-8932f937,GPU-2", "GPU-8932f937,GPU-2")],
-)
-def test_gpus_are_chosen_once(
-    given: str | None,
-    seen: str,
-    install: Callable[..., Path],
-    supervise: Callable[..., Supervised],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The service numbers what it sees anew, so that index 1 of one GPU would be none."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if given is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    program = install()
-    one = supervise(program, "sh", "-c", f'test "$CUDA_VISIBLE_DEVICES" = "{given or ""}"')
-    one.wait_for_server()
-    assert one.process.wait(10) == 0
-    assert (program.parent / "visible").read_text() == seen
-
-
 def test_a_program_that_hangs(install: Callable[..., Path], supervise: Callable[..., Supervised]) -> None:
     program = install(hangs=600)
     one = supervise(program)
@@ -385,8 +363,10 @@ def test_processes_find_it_and_it_ends_behind_them(
 ) -> None:
     program = install()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_MPS_LOG_DIRECTORY", str(tmp_path / "own"))
     before = dict(os.environ)
     with share_gpus():
+        assert os.environ["CUDA_MPS_LOG_DIRECTORY"] == os.environ[PIPES] != before[PIPES]
         said = subprocess.run(["sh", "-c", f'cat "${PIPES}/control"'], stdout=subprocess.PIPE, check=True).stdout
         assert find_services(program) == [int(said)]
         with share_gpus():  # it is there
@@ -394,6 +374,35 @@ def test_processes_find_it_and_it_ends_behind_them(
     assert not find_services(program)
     assert os.environ == before
     assert not list(tmp_path.glob("trtgen-mps-*"))
+    monkeypatch.delenv("CUDA_MPS_LOG_DIRECTORY")
+    before = dict(os.environ)
+    with pytest.raises(BrokenPipeError), share_gpus():
+        raise BrokenPipeError
+    assert not find_services(program)
+    assert os.environ == before
+
+
+def test_bulk_work_is_done_beside_it(install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = install()
+    seen: list[list[int]] = []
+    monkeypatch.setattr(run, "run_in_processes", lambda *_arguments: seen.append(find_services(program)))
+    nothing: Any = None
+    run.run_on_shared_gpus(iter(()), [], nothing, nothing)
+    assert len(seen) == len(seen[0]) == 1
+    assert not find_services(program)
+
+
+@pytest.mark.parametrize(("visible", "is_kept"), [("1", False), ("2,3", False), ("GPU-8f0f6a,GPU-11", True)])
+def test_clients_alone_choose_gpus_by_number(
+    visible: str, is_kept: bool, install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service numbers those again that it may see."""
+    program = install()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with share_gpus():
+        (service,) = find_services(program)
+        assert ("CUDA_VISIBLE_DEVICES" in psutil.Process(service).environ()) == is_kept
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
 
 
 @pytest.mark.parametrize("how", ["none is installed", "one runs"])
@@ -423,16 +432,56 @@ def test_processes_do_without_one_that_does_not_start(
     assert not list(tmp_path.glob("trtgen-mps-*"))
 
 
-def test_it_ends_when_who_started_it_is_killed(tmp_path: Path, install: Callable[..., Path]) -> None:
-    program = install()
-    code = "import generator.server.mps as mps, time\nwith mps.share_gpus(): print(1, flush=True); time.sleep(600)"
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)}) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        assert len(find_services(program)) == 1
+_SHARING = """
+import signal, time
+from generator.server.mps import share_gpus
+print("starting", flush=True)
+with share_gpus():
+    signal.signal(signal.SIGINT, lambda *_: print("heard", flush=True))
+    print("shared", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def sharing(tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """A function that starts a process, with a group of its own as in a terminal, that shares GPUs."""
+    started: list[Any] = []
+
+    def start() -> Any:
+        command = [sys.executable, "-c", _SHARING]
+        environment = os.environ | {"TMPDIR": str(tmp_path)}
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True))
+        assert started[-1].stdout.readline() == b"starting\n"
+        return started[-1]
+
+    yield start
+    for process in started:
         process.kill()
+        process.communicate()
+
+
+def test_it_ends_when_who_started_it_is_killed(
+    tmp_path: Path, install: Callable[..., Path], sharing: Callable[[], Any]
+) -> None:
+    program = install()
+    process = sharing()
+    assert process.stdout.readline() == b"shared\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout.readline() == b"heard\n"
+    assert len(find_services(program)) == 1
+    process.kill()
     assert wait_until(lambda: not find_services(program) and not list(tmp_path.glob("trtgen-mps-*")))
+
+
+def test_ctrl_c_while_it_starts(tmp_path: Path, install: Callable[..., Path], sharing: Callable[[], Any]) -> None:
+    program = install(late=1)
+    process = sharing()
+    assert wait_until(lambda: len(find_services(program)) == 1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(15)
+    assert not find_services(program)
+    assert not list(tmp_path.glob("trtgen-mps-*"))
 
 
 # The server itself.

@@ -22,6 +22,8 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from generator.errors import TrtgenError
+from generator.runtime import gpu_array
+from generator.runtime.gpu_array import read_capsule
 from generator.runtime.rows import _PIECE_BYTES
 from generator.server.embedded import EmbeddedServer
 from tests.server_parts import read_settled, write_config
@@ -865,7 +867,60 @@ def test_one_input_on_the_gpu_and_one_that_is_not(load: Load) -> None:
     check([tensor.as_numpy() for tensor in response.tensors], [rows(3), rows(3, 50)])
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.bool_])
+def test_inputs_on_the_gpu_without_a_batch_axis(load: Load) -> None:
+    dims = {"dims": ["-1", "4"], "data_type": "TYPE_FP32"}
+    model = load(plan_of(), max_batch_size=0, input=[{"name": "X", **dims}], output=[{"name": "Y", **dims}])
+    arrays = [rows(2), rows(3, 50)]
+    responses = model.execute([make_gpu_request(model.driver, array) for array in arrays])
+    check([response.tensors[0].as_numpy() for response in responses], arrays)
+
+
+def test_inputs_on_the_gpu_of_no_rows(load: Load) -> None:
+    model = load(plan_of())
+    arrays = [rows(2), rows(0), rows(9, 50)]
+    responses = model.execute([make_gpu_request(model.driver, array) for array in arrays])
+    check([response.tensors[0].as_numpy() for response in responses], arrays)
+    (response,) = model.execute([make_gpu_request(model.driver, rows(0))])
+    check([response.tensors[0].as_numpy()], [rows(0)])
+
+
+def test_several_inputs_on_the_gpu(load: Load) -> None:
+    both = {"X_A": ("FLOAT", [-1, 4]), "X_B": ("FLOAT", [-1, 2])}
+    profile = {name: ([1, width], [4, width], [8, width]) for name, (_, (_, width)) in both.items()}
+    inputs, outputs = (
+        [{"name": name, "data_type": "TYPE_FP32", "dims": [width]} for name, width in zip(names, (4, 2), strict=True)]
+        for names in (both, ("Y_A", "Y_B"))
+    )
+    model = load(make_plan(both, profiles=[profile]), input=inputs, output=outputs)
+    fed = [[rows(5, 10 * number), rows(5, 10 * number + 100)[:, :2].copy()] for number in range(3)]
+    requests = []
+    for arrays in fed:
+        tensors = [make_gpu_tensor(model.driver, array, name) for array, name in zip(arrays, both, strict=True)]
+        requests.append(SimpleNamespace(inputs=lambda tensors=tensors: tensors))
+    for response, arrays in zip(model.execute(requests), fed, strict=True):
+        check([tensor.as_numpy() for tensor in response.tensors], arrays)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((), np.int8), ((3,), np.int64), ((2, 5, 4), np.float16), ((2, 0, 4), np.uint8)]
+)
+def test_a_capsule_says_what_lies_there(shape: tuple[int, ...], dtype: type) -> None:
+    array: np.ndarray[Any, Any] = np.zeros(shape, dtype)
+    assert read_capsule(array.__dlpack__()) == (array.ctypes.data, shape, np.dtype(dtype), None)
+
+
+def test_booleans_on_the_gpu() -> None:
+    """The Python backend's own words for them have changed."""
+    array = np.array([[True, False]])
+    found = read_capsule(array.__dlpack__())
+    assert found == (array.ctypes.data, (1, 2), np.dtype(bool), None)
+    capsule = array.__dlpack__()
+    tensor = gpu_array._DLTensor.from_address(gpu_array._get_pointer(capsule, b"dltensor"))
+    tensor.code, tensor.bits = 0, 1
+    assert read_capsule(capsule) == found
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.bool_, np.complex64])
 def test_an_input_on_the_gpu_of_another_type(load: Load, dtype: type) -> None:
     model = load(plan_of())
     requests = [make_gpu_request(model.driver, rows(2).astype(dtype)), make_request(rows(3))]

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from generator.bulk.step import Step
+    from generator.gate.candidate import Candidate
 
 _LOG = logging.getLogger(__name__)
 _MOST_WORKERS = 8  # each holds the network; with more cores each has several threads
-WORKERS_PER_GPU = 4  # so that others decode and copy while one computes
+_WORKERS_PER_GPU = 4  # so that others decode and copy while one computes
 
 
 def choose_model(root: Path, task: str) -> str:
@@ -66,8 +67,7 @@ def identify_local(root: Path, name: str, *, task: str, top: int | None) -> dict
 def make_local_steps(root: Path, name: str, *, top: int | None, workers: int | None) -> list[Callable[[], Step]]:
     """Return what makes the step of each process; together they have as many threads as there are usable cores.
 
-    With a plan the processes are shared out among the GPUs that can be seen. Where these decode, there are as many as a
-    served model has.
+    With a plan the processes are shared out among the GPUs that can be seen.
 
     Raises:
         RepositoryError: No such model.
@@ -79,13 +79,17 @@ def make_local_steps(root: Path, name: str, *, top: int | None, workers: int | N
     if candidate.plan is not None:
         find_gpu()
         gpus = count_gpus()
-    on_a_gpu = decoding_instances() if candidate.spec.decode == "gpu" else WORKERS_PER_GPU
-    count = workers or (gpus * on_a_gpu or min(cores, _MOST_WORKERS))
+    count = workers or (gpus * count_per_gpu(candidate) or min(cores, _MOST_WORKERS))
     threads = max(1, cores // count)
     return [
         functools.partial(LocalStep, root, name, top=top, threads=threads, gpu=number % max(gpus, 1))
         for number in range(count)
     ]
+
+
+def count_per_gpu(candidate: Candidate) -> int:
+    """Return how many processes with a plan share a GPU; where it decodes, as many as a served model has."""
+    return decoding_instances() if candidate.spec.decode == "gpu" else _WORKERS_PER_GPU
 
 
 def _compare_pillow(root: Path, name: str) -> None:

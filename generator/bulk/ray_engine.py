@@ -40,20 +40,22 @@ class RayEngine:
     """Runs steps as actors of the cluster that RAY_ADDRESS names, or of a Ray on this machine that ends with it.
 
     Args:
-        gpus: What an actor takes of a GPU.
+        per_gpu: How many actors share a GPU; 0: they take none.
 
     Raises:
         MissingDependencyError: Ray is not installed.
         BulkError: Ray cannot be reached, or cannot start.
     """
 
-    def __init__(self, *, gpus: float = 0.0) -> None:
+    def __init__(self, *, per_gpu: int = 0) -> None:
         try:
             import ray
             import ray.data
         except ImportError as error:
             raise MissingDependencyError("ray[data]", extra="ray", why="it is the engine that was asked for") from error
-        self._ray, self._gpus = ray, gpus
+        self._ray = ray
+        # Ray counts ten thousandths of a GPU, and rounds: six times what it made of 1/6 would be more than one.
+        self._gpus = 10_000 // per_gpu / 10_000 if per_gpu else 0.0
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a run is raised
         if not ray.is_initialized():
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -111,7 +111,7 @@ def run_in_processes(
 def run_on_shared_gpus(
     batches: Iterator[Numbered], steps: Sequence[Callable[[], Step]], results: Results, progress: Progress
 ) -> None:
-    """Do it where GPUs can run the kernels of several processes at the same time, which pays where they decode."""
+    """Have GPUs run the kernels of several processes at the same time meanwhile, which pays where they decode."""
     with share_gpus():
         run_in_processes(batches, steps, results, progress)
 

@@ -50,7 +50,8 @@ WorkersOption = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Processes, each with the network.  [default: one for each core, at most 8; with a plan 4]",
+        help="Processes, each with the network.  [default: one for each core, at most 8; "
+        "with a plan 4 for each GPU, up to 6 where it decodes]",
     ),
 ]
 EndpointOption = Annotated[
@@ -169,16 +170,15 @@ def _split_endpoints(text: str) -> list[str]:
 
 def _open_engine(name: str, candidate: Candidate | None) -> Engine:
     """Return what runs the steps, those of an endpoint where there is no candidate."""
-    has_plan = candidate is not None and candidate.plan is not None
+    on_gpu = candidate if candidate is not None and candidate.plan is not None else None
     if name == "ray":
-        from generator.bulk.local import WORKERS_PER_GPU
+        from generator.bulk.local import count_per_gpu
         from generator.bulk.ray_engine import RayEngine
 
-        return RayEngine(gpus=1 / WORKERS_PER_GPU if has_plan else 0)
+        return RayEngine(per_gpu=0 if on_gpu is None else count_per_gpu(on_gpu))
     from generator.bulk.run import run_in_processes, run_on_shared_gpus
 
-    decodes_on_gpu = candidate is not None and candidate.spec.decode == "gpu"
-    return run_on_shared_gpus if has_plan and decodes_on_gpu else run_in_processes
+    return run_on_shared_gpus if on_gpu is not None and on_gpu.spec.decode == "gpu" else run_in_processes
 
 
 def _make_drawing(progress: Progress) -> Callable[[Doing | Done], None]:

@@ -220,9 +220,9 @@ class Engine:
         source, target = self.host_inputs[number].address + host_offset, self.device_inputs[number] + device_offset
         self.device.copy_in(target, source, size_bytes)
 
-    def take(self, number: int, target: int, source: int, size_bytes: int) -> None:
-        """Start the copy of a piece of an input that lies on the GPU already: to byte `target` of the engine's own."""
-        self.device.copy_within(self.device_inputs[number] + target, source, size_bytes)
+    def take(self, number: int, offset: int, source: int, size_bytes: int) -> None:
+        """Start the copy of a part of an input that lies on the GPU already, to where the engine reads it."""
+        self.device.copy_within(self.device_inputs[number] + offset, source, size_bytes)
 
     def launch(self, context: int, shapes: Shapes) -> None:
         """Start the network on what was sent, with a CUDA graph where one was recorded for these shapes."""

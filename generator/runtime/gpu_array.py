@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from .device import Device
 
 _INTERFACE = "__cuda_array_interface__"
-_KINDS = "iuf"  # DLPack's codes 0 to 2 in numpy's words
+_KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}  # DLPack's codes in numpy's words
 _get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _get_pointer.restype, _get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
 
 class _DLTensor(ctypes.Structure):
-    """With which a capsule's DLManagedTensor begins."""
+    """The beginning of a DLManagedTensor, which a capsule holds."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -82,9 +82,10 @@ def read_capsule(capsule: Any) -> GpuArray:
         EngineError: Its type is none that a plan takes.
     """
     one = _DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
-    if one.code >= len(_KINDS):
+    kind = "b" if one.bits == 1 else _KINDS.get(one.code)  # older releases make an integer of one bit of a BOOL
+    if kind is None:
         raise EngineError(f"a tensor on the GPU has type {one.code} of DLPack, numbers were expected")
-    dtype = np.dtype(f"{_KINDS[one.code]}{one.bits // 8}")
+    dtype = np.dtype(f"{kind}{max(one.bits // 8, 1)}")
     return GpuArray(one.data or 0, tuple(one.shape[: one.ndim]), dtype, None)
 
 

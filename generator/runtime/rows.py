@@ -150,7 +150,7 @@ class Rows:
     def _take(
         self, feeds: Sequence[Sequence[GpuArray]], counts: Sequence[int], chunks: Sequence[Chunk], first: int = 0
     ) -> None:
-        """Run the rows of arrays that lie on the GPU, of which `first` is the first."""
+        """Run the chunks on rows that lie on the GPU; the feeds begin with row `first`."""
         for arrays in feeds:
             for tensor, array in zip(self.engine.inputs, arrays, strict=True):
                 if array.dtype != self.engine.dtypes[tensor.name]:

@@ -18,7 +18,7 @@ from generator.server.configs import choose_loaded, read_configs
 from generator.server.supervisor import end_keeper, start_keeper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -66,12 +66,10 @@ def find_mps(repository: Path, models: Sequence[str], folder: Path, *, wanted: b
 
 
 def _why_too_deep(folder: Path) -> str:
-    is_short = len(os.fsencode(folder / _SOCKET)) <= _LONGEST_SOCKET
-    return (
-        ""
-        if is_short
-        else f"{folder} is too long a path for the sockets of NVIDIA's Multi-Process Service, as TMPDIR is"
-    )
+    """Return why the service's sockets cannot lie in a folder, nothing where they can."""
+    if len(os.fsencode(folder / _SOCKET)) <= _LONGEST_SOCKET:
+        return ""
+    return f"{folder} is too long a path for the sockets of NVIDIA's Multi-Process Service, as TMPDIR is"
 
 
 def make_mps_environment(folder: Path) -> dict[str, str]:
@@ -81,29 +79,38 @@ def make_mps_environment(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def share_gpus() -> Iterator[None]:
-    """Start the service, if it can be, for the processes that are started meanwhile; they are to end before."""
+    """Have the service, where it can be had, for the processes that the block starts, and ends."""
     program = shutil.which(CONTROL)
     if program is None or is_running():
         yield
         return
-    folder = Path(tempfile.mkdtemp(prefix="trtgen-mps-"))  # the keeper removes it
-    log, ours = folder / "log", make_mps_environment(folder)
-    before = {name: os.environ.get(name) for name in ours}
+    # The keeper removes the folder, too, where this process is killed.
+    with tempfile.TemporaryDirectory(prefix="trtgen-mps-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with _in_environment(make_mps_environment(folder)):
+            log = folder / "log"
+            with log.open("wb") as stream:
+                keeper = start_keeper(program, stream)
+            try:
+                if not has_started(folder):
+                    why = _why_too_deep(folder) or log.read_text(errors="replace").strip()
+                    logger.warning("%s did not start: processes take turns on the GPU. %s", CONTROL, why)
+                yield
+            finally:
+                end_keeper(keeper)
+
+
+@contextlib.contextmanager
+def _in_environment(ours: Mapping[str, str]) -> Iterator[None]:
+    """Set these variables for the block."""
+    before = {name: os.environ[name] for name in ours if name in os.environ}
     os.environ.update(ours)
-    with log.open("wb") as stream:
-        keeper = start_keeper(program, stream)
     try:
-        if not has_started(folder):
-            why = _why_too_deep(folder) or log.read_text(errors="replace").strip()
-            logger.warning("%s did not start: processes take turns on the GPU. %s", CONTROL, why)
         yield
     finally:
-        end_keeper(keeper)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in ours:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def is_running() -> bool:

@@ -1,6 +1,8 @@
 """The process between trtgen and tritonserver: whatever happens to trtgen, nothing of the server is left behind.
 
-Run as a script by `generator.server.embedded`, with `python -I -S`, so it uses the standard library only.
+Run as a script by `generator.server.embedded`, with `python -I -S`, so it uses the standard library only. What keeps
+NVIDIA's Multi-Process Service is used by `generator.server.mps`, too.
+
 The one argument is JSON: `argv`, `log` (path), `remove` (a directory), `shm_prefix`, `stop_timeout_s`, and `mps`, the
 program that starts NVIDIA's Multi-Process Service, or null; its variables are in the environment. The service leaves
 its parent, so another process of this script, whose arguments are `mps` and the program, starts it, becomes its parent
@@ -36,7 +38,6 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend 
 _CHECK_OWNER_S = 1.0
 _REAP_S = 10.0
 _MPS_S = 5.0
-_UNIQUE = ("GPU-", "MIG-")  # with which the names of GPUs begin that are no indices
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -81,7 +82,11 @@ def start_keeper(program: str, log: BinaryIO) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-I", "-S", __file__, "mps", program]
     keeper = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
     assert keeper.stdout is not None
-    keeper.stdout.readline()
+    try:
+        keeper.stdout.readline()
+    except BaseException:  # Ctrl-C
+        end_keeper(keeper)
+        raise
     return keeper
 
 
@@ -99,7 +104,7 @@ def keep_mps(program: str) -> int:
     """Start the service, say so on standard output, and end it, and remove its folder, when standard input ends."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _start_mps(program)
-    with contextlib.suppress(BrokenPipeError):  # the supervisor is gone already
+    with contextlib.suppress(BrokenPipeError):  # who started this is gone already
         os.write(sys.stdout.fileno(), b"\n")
     sys.stdin.read()
     _run_mps(program, request=b"quit\n")
@@ -117,16 +122,23 @@ def _start_mps(program: str) -> None:
 
 
 def _run_mps(program: str, *arguments: str, request: bytes = b"") -> bool:
-    """Run the service's program, and say whether it succeeded; the log says what else it did."""
+    """Run the service's program, and say whether it succeeded; the log says what else it did.
+
+    Numbers in CUDA_VISIBLE_DEVICES are kept from it: its clients would apply theirs to what those leave.
+    """
     environment = dict(os.environ)
-    # Indices would count twice: the service numbers the GPUs that it sees from 0, and its clients choose among those.
-    if not environment.get("CUDA_VISIBLE_DEVICES", "").startswith(_UNIQUE):
-        environment.pop("CUDA_VISIBLE_DEVICES", None)
+    if environment.get("CUDA_VISIBLE_DEVICES", "")[:1].isdigit():
+        del environment["CUDA_VISIBLE_DEVICES"]
     try:
         code = subprocess.run(
-            [program, *arguments], input=request, stdout=sys.stderr, stderr=sys.stderr, timeout=_MPS_S, check=False,
+            [program, *arguments],
+            input=request,
+            stdout=sys.stderr,
+            stderr=sys.stderr,
+            timeout=_MPS_S,
+            check=False,
             env=environment,
-        ).returncode  # fmt: skip
+        ).returncode
     except (OSError, subprocess.TimeoutExpired) as error:
         sys.stderr.write(f"{program}: {error}\n")
         return False
