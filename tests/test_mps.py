@@ -425,20 +425,23 @@ def test_processes_do_without_one_that_does_not_start(
     tmp_path: Path, install: Callable[..., Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install().write_text("no program at all")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    deep = tmp_path / ("x" * 107)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
     with share_gpus():
         assert "did not start: processes take turns on the GPU" in caplog.text
         assert "[Errno" in caplog.text
-    assert not list(tmp_path.glob("trtgen-mps-*"))
+        assert "is too long a path" in caplog.text
+    assert not list(deep.iterdir())
 
 
-_SHARING = """
-import signal, time
+_SHARING = r"""
+import os, signal, time
 from generator.server.mps import share_gpus
-print("starting", flush=True)
+os.write(1, b"starting\n")
 with share_gpus():
-    signal.signal(signal.SIGINT, lambda *_: print("heard", flush=True))
-    print("shared", flush=True)
+    signal.signal(signal.SIGINT, lambda *_: os.write(1, b"heard\n"))
+    os.write(1, b"shared\n")
     time.sleep(600)
 """
 

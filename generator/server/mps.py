@@ -93,7 +93,7 @@ def share_gpus() -> Iterator[None]:
                 keeper = start_keeper(program, stream)
             try:
                 if not has_started(folder):
-                    why = _why_too_deep(folder) or log.read_text(errors="replace").strip()
+                    why = f"{log.read_text(errors='replace').strip()} {_why_too_deep(folder)}".strip()
                     logger.warning("%s did not start: processes take turns on the GPU. %s", CONTROL, why)
                 yield
             finally:
