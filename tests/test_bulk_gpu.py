@@ -162,8 +162,8 @@ def test_processes_by_where_images_are_decoded(
         "decoding_instances": lambda: 6,
     }.items():
         monkeypatch.setattr(local_engine, name, value)
-    steps = make_local_steps(tmp_path, "doubled", top=1, workers=None)
-    gpus = [step.keywords["gpu"] for step in steps]  # type: ignore[attr-defined]
+    steps: Any = make_local_steps(tmp_path, "doubled", top=1, workers=None)
+    gpus = [step.keywords["gpu"] for step in steps]
     assert gpus == [number % 2 if plan else 0 for number in range(workers)]
     assert len(make_local_steps(tmp_path, "doubled", top=1, workers=3)) == 3
     assert _open_engine("local", candidate) is engine

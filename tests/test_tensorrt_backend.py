@@ -909,6 +909,14 @@ def test_a_capsule_says_what_lies_there(shape: tuple[int, ...], dtype: type) -> 
     assert read_capsule(array.__dlpack__()) == (array.ctypes.data, shape, np.dtype(dtype), None)
 
 
+def test_a_capsule_may_begin_behind_its_address() -> None:
+    array = np.zeros((2, 4), np.float32)
+    capsule = array.__dlpack__()
+    tensor = gpu_array._DLTensor.from_address(gpu_array._get_pointer(capsule, b"dltensor"))
+    tensor.data, tensor.byte_offset = array.ctypes.data - 64, 64
+    assert read_capsule(capsule).address == array.ctypes.data
+
+
 def test_booleans_on_the_gpu() -> None:
     """The Python backend's own words for them have changed."""
     array = np.array([[True, False]])

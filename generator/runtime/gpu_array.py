@@ -33,6 +33,8 @@ class _DLTensor(ctypes.Structure):
         ("bits", ctypes.c_uint8),
         ("lanes", ctypes.c_uint16),
         ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
     )
 
 
@@ -86,7 +88,7 @@ def read_capsule(capsule: Any) -> GpuArray:
     if kind is None:
         raise EngineError(f"a tensor on the GPU has type {one.code} of DLPack, numbers were expected")
     dtype = np.dtype(f"{kind}{max(one.bits // 8, 1)}")
-    return GpuArray(one.data or 0, tuple(one.shape[: one.ndim]), dtype, None)
+    return GpuArray((one.data or 0) + one.byte_offset, tuple(one.shape[: one.ndim]), dtype, None)
 
 
 def _row_major(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:

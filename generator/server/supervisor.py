@@ -82,11 +82,10 @@ def start_keeper(program: str, log: BinaryIO) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-I", "-S", __file__, "mps", program]
     keeper = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
     assert keeper.stdout is not None
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(end_keeper, keeper)
         keeper.stdout.readline()
-    except BaseException:  # Ctrl-C
-        end_keeper(keeper)
-        raise
+        stack.pop_all()  # no Ctrl-C came meanwhile
     return keeper
 
 
