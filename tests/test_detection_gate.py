@@ -739,6 +739,31 @@ def test_a_detection_that_nms_drops_by_rounding_is_a_tie() -> None:
     assert compare([found], [drop(1)(found)], SETTINGS, LIMITS["fp32"]).missed == 1
 
 
+def test_which_detection_is_the_last_of_a_full_answer_rounding_decides() -> None:
+    """FP16: 100 of 120 are answered, and those around the hundredth are other ones on the two sides."""
+    corners = np.array([(x, y) for x in range(0, 480, 40) for y in range(0, 400, 40)], np.float32)
+    boxes = np.hstack([corners, corners + 30])
+    scores = np.linspace(0.9, 0.6, len(boxes), dtype=np.float32)
+
+    def compare_with(other: NDArray[np.float32], moved: float = 0, most: int = 100) -> tuple[int, int]:
+        sides = []
+        for values, places in ((scores, boxes), (other, boxes + np.float32(moved))):
+            order = np.argsort(-values, kind="stable")
+            sides.append(
+                Rows(boxes=places[None, order], scores=values[None, order], classes=np.zeros((1, 120), np.int32))
+            )
+        found = [[Found(*(values[0, :most] for values in (side.boxes, side.scores, side.classes)))] for side in sides]
+        settings = replace(SETTINGS, most=100)
+        comparison = compare(*found, settings, LIMITS["fp16"], rows=(sides[0], sides[1]))
+        return comparison.missed, comparison.ties
+
+    noise = np.random.default_rng(0).uniform(-0.02, 0.02, len(scores)).astype(np.float32)
+    assert compare_with(scores + noise) == (0, 4)
+    assert compare_with(scores + noise, most=99)[0] > 0  # nothing was cut off
+    assert compare_with(scores + noise, moved=5)[0] == 200
+    assert compare_with(scores[::-1].copy())[0] > 10  # any order of scores would do otherwise
+
+
 def test_rows_of_equal_scores_may_change_places() -> None:
     rng = np.random.default_rng(2)
     scores = np.sort(rng.uniform(0.1, 1, (3, 40)).astype(np.float32).round(1), axis=1)[:, ::-1].copy()

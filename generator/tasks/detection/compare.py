@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Fewer boxes decide nothing: with 100, one is the hundredth that FP16 may lose.
 ENOUGH = 100
-# So far above its threshold a score must be, on one side, for its box to count.
+# So far above its threshold a score must be, on one side, for its box to count; a full answer's is its last score.
 _CLEAR = 0.1
 # Of the best score; scores as near as that may change places.
 _TIE = 1e-3
@@ -109,9 +109,9 @@ def compare(
     """Compare the boxes of each image, in pixels of the network's input.
 
     Those count whose score is clearly above its threshold on either side; the partner may be any box of the other.
-    `rows` are what both sides chose from, cut at the images' edges. Where they are given and the limit is exact, a box
-    is not missed that the other side has as a row and NMS dropped: of two boxes that overlap by just the limit, or
-    whose scores are equal, rounding chooses.
+    `rows` are what both sides chose from, cut at the images' edges. Where they are given, a box is not missed that the
+    other side has as a row behind the last of as many as are answered; where the limit is exact, also one that NMS
+    dropped: of two boxes that overlap by just the limit, or whose scores are equal, rounding chooses.
     """
     import numpy as np
 
@@ -123,11 +123,16 @@ def compare(
         own_counts, other_counts = (side.scores >= clear[side.classes] for side in (own, other))
         confident += int(own_counts.sum())
         judged += int(own_counts.sum() + other_counts.sum())
-        alone = [(own, index, 1) for index in np.flatnonzero(own_counts & (partners < 0))] + [
-            (other, index, 0) for index in np.setdiff1d(np.flatnonzero(other_counts), partners)
+        alone = [(own, index, other, 1) for index in np.flatnonzero(own_counts & (partners < 0))] + [
+            (other, index, own, 0) for index in np.setdiff1d(np.flatnonzero(other_counts), partners)
         ]
-        for side, index, number in alone:
-            dropped = rows is not None and limit.agreement == 1 and _has_row(side, index, rows[number], image, limit)
+        for side, index, against, number in alone:
+            dropped = rows is not None and (
+                (limit.agreement == 1 and _has_row(side, index, rows[number], image, limit))
+                or (
+                    len(against.scores) == settings.most and _was_last(side, index, against, rows[number], image, limit)
+                )
+            )
             ties += dropped
             missed[image] += not dropped
         for index in np.flatnonzero(partners >= 0):
@@ -206,6 +211,14 @@ def _has_row(side: Found, index: int, rows: Rows, image: int, limit: Limit) -> b
     alike &= (np.abs(rows.boxes[image] - side.boxes[index]) <= limit.box).all(axis=1)
     was_cut = side.scores[index] <= rows.scores[image, -1] + limit.score
     return bool(alike.any() or was_cut)
+
+
+def _was_last(side: Found, index: int, answered: Found, rows: Rows, image: int, limit: Limit) -> bool:
+    """Say whether a box is among the other side's rows for the image, hardly worse and behind the last one answered."""
+    scores = rows.scores[image]
+    alike = (rows.classes[image] == side.classes[index]) & (scores <= answered.scores[-1])
+    alike &= scores >= side.scores[index] - _CLEAR
+    return bool((alike & (find_overlaps(side.boxes[[index]], rows.boxes[image])[0] >= limit.iou)).any())
 
 
 def cut_rows(rows: Rows, geometry: NDArray[np.float32]) -> Rows:

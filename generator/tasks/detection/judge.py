@@ -139,7 +139,7 @@ def describe(comparison: Comparison, limit: Limit) -> str:
         f"{comparison.confident} confident detections, agreement {comparison.agreement:.2%} at IoU {limit.iou}, "
         f"score within {comparison.score:.1g}, box within {comparison.box:.1g} px"
     )
-    return text + (f", {comparison.ties} decided by rounding in NMS" if comparison.ties else "")
+    return text + (f", {comparison.ties} decided by rounding" if comparison.ties else "")
 
 
 def find_broken(gate: Gate, stage: str, rows: Rows) -> StageResult | None:
