@@ -746,15 +746,14 @@ def test_which_detection_is_the_last_of_a_full_answer_rounding_decides() -> None
     scores = np.linspace(0.9, 0.6, len(boxes), dtype=np.float32)
 
     def compare_with(other: NDArray[np.float32], moved: float = 0, most: int = 100) -> tuple[int, int]:
-        sides = []
+        rows, found = [], []
         for values, places in ((scores, boxes), (other, boxes + np.float32(moved))):
             order = np.argsort(-values, kind="stable")
-            sides.append(
+            found.append(Found(places[order[:most]], values[order[:most]], np.zeros(most, np.int32)))
+            rows.append(
                 Rows(boxes=places[None, order], scores=values[None, order], classes=np.zeros((1, 120), np.int32))
             )
-        found = [[Found(*(values[0, :most] for values in (side.boxes, side.scores, side.classes)))] for side in sides]
-        settings = replace(SETTINGS, most=100)
-        comparison = compare(*found, settings, LIMITS["fp16"], rows=(sides[0], sides[1]))
+        comparison = compare([found[0]], [found[1]], SETTINGS, LIMITS["fp16"], rows=(rows[0], rows[1]))
         return comparison.missed, comparison.ties
 
     noise = np.random.default_rng(0).uniform(-0.02, 0.02, len(scores)).astype(np.float32)
