@@ -745,7 +745,9 @@ def test_which_detection_is_the_last_of_a_full_answer_rounding_decides() -> None
     boxes = np.hstack([corners, corners + 30])
     scores = np.linspace(0.9, 0.6, len(boxes), dtype=np.float32)
 
-    def compare_with(other: NDArray[np.float32], moved: float = 0, most: int = 100) -> tuple[int, int]:
+    def compare_with(
+        other: NDArray[np.float32], moved: float = 0, most: int = 100, precision: str = "fp16"
+    ) -> tuple[int, int, int]:
         rows, found = [], []
         for values, places in ((scores, boxes), (other, boxes + np.float32(moved))):
             order = np.argsort(-values, kind="stable")
@@ -753,11 +755,12 @@ def test_which_detection_is_the_last_of_a_full_answer_rounding_decides() -> None
             rows.append(
                 Rows(boxes=places[None, order], scores=values[None, order], classes=np.zeros((1, 120), np.int32))
             )
-        comparison = compare([found[0]], [found[1]], SETTINGS, LIMITS["fp16"], rows=(rows[0], rows[1]))
-        return comparison.missed, comparison.ties
+        comparison = compare([found[0]], [found[1]], SETTINGS, LIMITS[precision], rows=(rows[0], rows[1]))
+        return comparison.missed, comparison.ties, comparison.judged
 
     noise = np.random.default_rng(0).uniform(-0.02, 0.02, len(scores)).astype(np.float32)
-    assert compare_with(scores + noise) == (0, 4)
+    assert compare_with(scores + noise) == (0, 4, 196)
+    assert compare_with(scores + noise, precision="fp32")[0] > 0  # whose scores differ by less
     assert compare_with(scores + noise, most=99)[0] > 0  # nothing was cut off
     assert compare_with(scores + noise, moved=5)[0] == 200
     assert compare_with(scores[::-1].copy())[0] > 10  # any order of scores would do otherwise

@@ -109,9 +109,9 @@ def compare(
     """Compare the boxes of each image, in pixels of the network's input.
 
     Those count whose score is clearly above its threshold on either side; the partner may be any box of the other.
-    `rows` are what both sides chose from, cut at the images' edges. Where they are given, a box is not missed that the
-    other side has as a row behind the last of as many as are answered; where the limit is exact, also one that NMS
-    dropped: of two boxes that overlap by just the limit, or whose scores are equal, rounding chooses.
+    `rows` are what both sides chose from, cut at the images' edges. Where they are given, a tie is neither missed nor
+    counted: a box that the other side has as a row, but dropped. Of two boxes that overlap by just NMS's limit, or
+    whose scores are as good, rounding chooses. Where the limit is not exact, only the last of a full answer are ties.
     """
     import numpy as np
 
@@ -128,13 +128,15 @@ def compare(
         ]
         for side, index, against, number in alone:
             dropped = rows is not None and (
-                (limit.agreement == 1 and _has_row(side, index, rows[number], image, limit))
-                or (
-                    len(against.scores) == settings.most and _was_last(side, index, against, rows[number], image, limit)
-                )
+                _has_row(side, index, rows[number], image, limit)
+                if limit.agreement == 1
+                else len(against.scores) == settings.most
+                and _was_last(side, index, against, rows[number], image, limit)
             )
             ties += dropped
             missed[image] += not dropped
+            judged -= dropped
+            confident -= dropped and side is own
         for index in np.flatnonzero(partners >= 0):
             partner = partners[index]
             if not own_counts[index] and not other_counts[partner]:
