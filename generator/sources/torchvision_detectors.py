@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
 
 _LOG = logging.getLogger(__name__)
-_OUTPUTS = ("boxes", "scores")
+_OUTPUTS, _OUTPUTS_OF_SSD = ("boxes", "scores"), ("boxes", "logits")
 # For networks without a size of their own, which torchvision runs at the image's: shorter edge 800, longer up to 1333.
 _SIZE = 640
 # Its weights of COCO were trained without what keeps a normalisation from dividing by 0, torchvision's builder says.
@@ -63,14 +63,15 @@ def load(spec: ModelSpec) -> Network:
         weights = choose_weights(spec)
         model = download(spec, weights)
         origin = str(weights)
+    outputs = _OUTPUTS_OF_SSD if _count_background(model) else _OUTPUTS
     detector = wrap_detector(model.eval(), recipe.crop, columns)
     return Network(
         description=f"torchvision {spec.registry_name}, {origin}",
         recipe=recipe,
         labels=labels,
-        run=torch_runner(detector, recipe, outputs=_OUTPUTS),
+        run=torch_runner(detector, recipe, outputs=outputs),
         module=detector,
-        outputs=_OUTPUTS,
+        outputs=outputs,
     )
 
 
@@ -90,7 +91,7 @@ def describe(spec: ModelSpec) -> tuple[Recipe, tuple[str, ...]]:
 
 
 def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.Module:
-    """Return a module from normalised FP32 NCHW to boxes [N, A, 4] and scores [N, A, C].
+    """Return a module from normalised FP32 NCHW to boxes [N, A, 4] and scores [N, A, C], of SSD logits [N, A, 1 + C].
 
     Boxes are corners in pixels of an input of `size` (height, width), and end at its edges; the anchors of that size
     are constants. The head answers `columns` of logits.
@@ -144,7 +145,7 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
             boxes = torch.minimum(boxes.clamp(min=0), self.limits)
             logits = answers["cls_logits"].reshape(-1, len(self.sizes), columns)
             if isinstance(model, SSD):
-                return boxes, logits.softmax(dim=2)[..., 1:]  # class 0 is background
+                return boxes, logits  # class 0 is background; the Softmax is for the few anchors that are kept
             if isinstance(model, FCOS):
                 return boxes, (logits.sigmoid() * answers["bbox_ctrness"].sigmoid()).sqrt()
             return boxes, logits.sigmoid()

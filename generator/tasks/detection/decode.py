@@ -56,10 +56,10 @@ def decode(reading: Reading, outputs: Mapping[str, NDArray[np.float32]], size: t
         classes = labels.astype(np.int32)
     else:
         boxes, scores = values
-        if reading.layout == "logits":
-            scores = _softmax(scores) if reading.background is not None else _sigmoid(scores)
         if reading.background is not None:
-            scores = np.delete(scores, reading.background, axis=2)
+            scores = drop_background(scores, reading)
+        elif reading.layout == "logits":
+            scores = _sigmoid(scores)
     if reading.boxes == "cxcywh":
         centre, extent = boxes[..., :2], boxes[..., 2:]
         boxes = np.concatenate([centre - extent / 2, centre + extent / 2], axis=2)
@@ -67,6 +67,14 @@ def decode(reading: Reading, outputs: Mapping[str, NDArray[np.float32]], size: t
         height, width = size
         boxes = boxes * np.array([width, height, width, height], np.float32)
     return Dense(boxes=boxes, scores=scores, classes=classes)
+
+
+def drop_background(scores: NDArray[np.float32], reading: Reading) -> NDArray[np.float32]:
+    """Return the scores (N, A, C) of the classes: of scores with the background's, or of such logits."""
+    import numpy as np
+
+    assert reading.background is not None, "the caller looks"
+    return np.delete(_softmax(scores) if reading.has_softmax else scores, reading.background, axis=2)
 
 
 def select_rows(dense: Dense, reading: Reading) -> Rows:

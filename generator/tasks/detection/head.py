@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 BOXES, SCORES, CLASSES = "DET_BOXES", "DET_SCORES", "DET_CLASSES"
 BEST = "trtgen_best"  # the best score of each anchor
+BELOW = "trtgen_below_best"  # logits less the best one of each anchor, where a Softmax makes the scores
+# With TensorRT 8.6 on an H100, what is behind SSD300's layers takes 0.94 ms with one TopK of the 1,000 best of 90,000,
+# by 10 groups 0.63 ms, by 20 0.67, by 50 0.85. Fewer were not measured.
+_GROUPS, _LEAST_WIDTH = 10, 4000
 
 
 class _Nodes:
@@ -31,7 +35,7 @@ class _Nodes:
         self.graph = model.graph
         self.opset = default_opset(model)
 
-    def constant(self, name: str, values: Sequence[float], kind: str = "int64") -> str:
+    def constant(self, name: str, values: Sequence[Any], kind: str = "int64") -> str:
         """Return the name of a constant."""
         import numpy as np
         from onnx import numpy_helper
@@ -58,24 +62,24 @@ class _Nodes:
         one = self.cut(values, place, place + 1, f"{output}_column")
         return self.add("Squeeze", [one, self.constant(f"{output}_squeezed", [2])], output)
 
-    def maximum(self, values: str, axis: int, output: str) -> str:
+    def maximum(self, values: str, axis: int, output: str, *, keepdims: int = 0) -> str:
         """Return the maximum along an axis, whose axes became an input with opset 18."""
         if self.opset < 18:
-            return self.add("ReduceMax", [values], output, axes=[axis], keepdims=0)
-        return self.add("ReduceMax", [values, self.constant(f"{output}_axes", [axis])], output, keepdims=0)
+            return self.add("ReduceMax", [values], output, axes=[axis], keepdims=keepdims)
+        return self.add("ReduceMax", [values, self.constant(f"{output}_axes", [axis])], output, keepdims=keepdims)
 
-    def gather_rows(self, values: str, rows: str, width: int, output: str) -> str:
-        """Return the rows [B, K] of values [B, A, width]: [B, K, width]."""
-        last = self.constant(f"{output}_last", [2])
-        width_of_rows = self.constant(f"{output}_width", [1, 1, width])
-        column = self.add("Unsqueeze", [rows, last], f"{output}_column")
-        indices = self.add("Expand", [column, width_of_rows], f"{output}_indices")
-        return self.add("GatherElements", [values, indices], output, axis=1)
+    def gather_rows(self, values: str, rows: str, output: str) -> str:
+        """Return the rows [B, K] of values [B, A, columns]: [B, K, columns]."""
+        places = self.add("Unsqueeze", [rows, self.constant(f"{output}_last", [2])], f"{output}_places")
+        return self.add("GatherND", [values, places], output, batch_dims=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Dense:
-    """The tensors of all `anchors`: corners in pixels [B, A, 4], scores [B, A, C], or [B, A] with `classes` [B, A]."""
+    """The tensors of all `anchors`: corners in pixels [B, A, 4], scores [B, A, C], or [B, A] with `classes` [B, A].
+
+    Where a Softmax makes the scores they are logits still, with the background's: it is for the anchors that are kept.
+    """
 
     anchors: int
     boxes: str
@@ -139,22 +143,19 @@ def _decode(nodes: _Nodes, outputs: Sequence[Any], reading: Reading, size: tuple
         labels = more[1] if more else nodes.column(scores, 1, "trtgen_labels")
         scores = scores if more else nodes.column(scores, 0, "trtgen_scores")
         classes = nodes.add("Cast", [labels], "trtgen_classes", to=TensorProto.INT32)
-    elif reading.layout == "logits":
-        operator, options = ("Sigmoid", {}) if reading.background is None else ("Softmax", {"axis": 2})
-        scores = nodes.add(operator, [scores], "trtgen_scores", **options)
-    if reading.background is not None:
-        scores = _drop_background(nodes, scores, reading)
+    elif reading.layout == "logits" and reading.background is None:
+        scores = nodes.add("Sigmoid", [scores], "trtgen_scores")
+    elif reading.background is not None and not reading.has_softmax:
+        scores = _drop_background(nodes, scores, reading, "trtgen_scores")
     return _Dense(anchors=anchors, boxes=_find_corners(nodes, boxes, reading, size), scores=scores, classes=classes)
 
 
-def _drop_background(nodes: _Nodes, scores: str, reading: Reading) -> str:
+def _drop_background(nodes: _Nodes, scores: str, reading: Reading, output: str) -> str:
     """Append what leaves out the column of the background."""
     assert reading.background is not None, "the caller looks"
     before, behind = (0, reading.background), (reading.background + 1, reading.classes + 1)
-    parts = [
-        nodes.cut(scores, start, end, f"trtgen_classes_from_{start}") for start, end in (before, behind) if start < end
-    ]
-    return parts[0] if len(parts) == 1 else nodes.add("Concat", parts, "trtgen_without_background", axis=2)
+    parts = [nodes.cut(scores, start, end, f"{output}_from_{start}") for start, end in (before, behind) if start < end]
+    return parts[0] if len(parts) == 1 else nodes.add("Concat", parts, output, axis=2)
 
 
 def _find_corners(nodes: _Nodes, boxes: str, reading: Reading, size: tuple[int, int]) -> str:
@@ -180,24 +181,57 @@ def _select(nodes: _Nodes, dense: _Dense, reading: Reading) -> int:
 
     kept = min(dense.anchors, reading.candidates)
     rows = min(kept * reading.classes, reading.candidates) if reading.is_multi_label else kept
-    best = dense.scores if dense.classes else nodes.maximum(dense.scores, 2, BEST)
+    best = dense.scores if dense.classes else _find_best(nodes, dense, reading)
     count = nodes.constant("trtgen_kept", [kept])
     if not reading.is_multi_label:
         nodes.add("TopK", [best, count], SCORES, "trtgen_anchors", axis=1)
-        nodes.gather_rows(dense.boxes, "trtgen_anchors", 4, BOXES)
+        nodes.gather_rows(dense.boxes, "trtgen_anchors", BOXES)
         classes = dense.classes or nodes.add("ArgMax", [dense.scores], "trtgen_classes", axis=2, keepdims=0)
         chosen = nodes.add("GatherElements", [classes, "trtgen_anchors"], "trtgen_chosen", axis=1)
         nodes.add("Cast", [chosen], CLASSES, to=TensorProto.INT32)
         return rows
     nodes.add("TopK", [best, count], "trtgen_best_kept", "trtgen_anchors", axis=1)
-    of_anchors = nodes.gather_rows(dense.scores, "trtgen_anchors", reading.classes, "trtgen_kept_scores")
+    of_anchors = nodes.gather_rows(dense.scores, "trtgen_anchors", "trtgen_kept_scores")
+    if reading.has_softmax:
+        softmax = nodes.add("Softmax", [of_anchors], "trtgen_softmax", axis=2)
+        of_anchors = _drop_background(nodes, softmax, reading, "trtgen_scores")
     flat = nodes.add("Flatten", [of_anchors], "trtgen_flat", axis=1)
-    nodes.add("TopK", [flat, nodes.constant("trtgen_rows", [rows])], SCORES, "trtgen_places", axis=1)
+    _take_best(nodes, flat, kept * reading.classes, rows)
     width = nodes.constant("trtgen_width", [reading.classes])
     order = nodes.add("Div", ["trtgen_places", width], "trtgen_order_of_rows")
     before = nodes.add("Mul", [order, width], "trtgen_before")
     classes = nodes.add("Sub", ["trtgen_places", before], "trtgen_classes")
     nodes.add("Cast", [classes], CLASSES, to=TensorProto.INT32)
     anchors_of_rows = nodes.add("GatherElements", ["trtgen_anchors", order], "trtgen_anchors_of_rows", axis=1)
-    nodes.gather_rows(dense.boxes, anchors_of_rows, 4, BOXES)
+    nodes.gather_rows(dense.boxes, anchors_of_rows, BOXES)
     return rows
+
+
+def _find_best(nodes: _Nodes, dense: _Dense, reading: Reading) -> str:
+    """Append the best score of each anchor.
+
+    Of a Softmax it is 1 / sum(exp(logits - the best class's)), where nothing overflows for a likely class.
+    """
+    if not reading.has_softmax:
+        return nodes.maximum(dense.scores, 2, BEST)
+    of_classes = _drop_background(nodes, dense.scores, reading, "trtgen_logits")
+    highest = nodes.maximum(of_classes, 2, "trtgen_highest", keepdims=1)
+    shares = nodes.add("Exp", [nodes.add("Sub", [dense.scores, highest], BELOW)], "trtgen_shares")
+    total = nodes.add("ReduceSum", [shares, nodes.constant("trtgen_total_axes", [2])], "trtgen_total", keepdims=0)
+    return nodes.add("Reciprocal", [total], BEST)
+
+
+def _take_best(nodes: _Nodes, flat: str, columns: int, rows: int) -> None:
+    """Append the best scores of [B, columns] and their places; of many, what is best in groups of them is enough."""
+    count = nodes.constant("trtgen_rows", [rows])
+    width = columns // _GROUPS
+    if columns % _GROUPS or width < max(_LEAST_WIDTH, 4 * rows):
+        nodes.add("TopK", [flat, count], SCORES, "trtgen_places", axis=1)
+        return
+    groups = nodes.add("Reshape", [flat, nodes.constant("trtgen_groups_shape", [0, _GROUPS, width])], "trtgen_groups")
+    nodes.add("TopK", [groups, count], "trtgen_group_best", "trtgen_group_places", axis=2)
+    starts = nodes.constant("trtgen_group_starts", [[[group * width] for group in range(_GROUPS)]])
+    places = nodes.add("Add", ["trtgen_group_places", starts], "trtgen_places_of_groups")
+    best, places = (nodes.add("Flatten", [name], f"{name}_flat", axis=1) for name in ("trtgen_group_best", places))
+    nodes.add("TopK", [best, count], SCORES, "trtgen_chosen_places", axis=1)
+    nodes.add("GatherElements", [places, "trtgen_chosen_places"], "trtgen_places", axis=1)

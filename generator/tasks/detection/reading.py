@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from generator.task import Chosen
     from generator.tensor import Tensor
 
-# What torch modules are wrapped to return: corners in pixels of the network's input, and a score per class.
-MODULE_OUTPUTS = ("boxes", "scores")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -41,6 +38,11 @@ class Reading:
         """Say whether an anchor may have several classes, each with a row of its own."""
         return self.layout in ("scores", "logits")
 
+    @property
+    def has_softmax(self) -> bool:
+        """Say whether the scores are yet to be made of logits, by a softmax over the classes and the background."""
+        return self.layout == "logits" and self.background is not None
+
     def describe(self, shape: Sequence[int]) -> str:
         """Say what it is; `shape` is that of the first of `tensors`."""
         count = f"{self.classes} class{'es' if self.classes > 1 else ''}"
@@ -54,8 +56,12 @@ class Reading:
         return f"{self.layout} [batch, {axes}], {self.boxes} {'in pixels' if self.units == 'pixels' else 'from 0 to 1'}"
 
     def choose_nms(self, options: DetectionOptions) -> Nms:
-        """Return the spec's NMS, else the layout's: the end-to-end ones and DETR's need none."""
-        return options.nms or ("none" if self.layout in ("end2end", "logits") else "per-class")
+        """Return the spec's NMS, else the layout's: the end-to-end ones and DETR's need none.
+
+        A background in front is SSD's, DETR's is the last column.
+        """
+        needs_none = self.layout in ("end2end", "logits") and self.background != 0
+        return options.nms or ("none" if needs_none else "per-class")
 
 
 def find_reading(spec: ModelSpec, network: Network) -> Reading:
@@ -66,12 +72,14 @@ def find_reading(spec: ModelSpec, network: Network) -> Reading:
     """
     assert spec.detection is not None, "the spec fills it in"
     if network.onnx is None:
+        # torch modules are wrapped to return corners in pixels of the network's input, and scores, or SSD's logits
+        is_softmax = "logits" in network.outputs
         return Reading(
-            layout="scores",
+            layout="logits" if is_softmax else "scores",
             boxes="xyxy",
             units="pixels",
-            background=None,
-            tensors=MODULE_OUTPUTS,
+            background=0 if is_softmax else None,
+            tensors=network.outputs,
             classes=len(network.labels),
             candidates=spec.detection.candidates,
         )

@@ -23,8 +23,8 @@ from generator.tasks.detection.compare import (
     find_different_rows,
     plan_limit,
 )
-from generator.tasks.detection.decode import Dense, Rows
-from generator.tasks.detection.head import BEST, BOXES, CLASSES, SCORES
+from generator.tasks.detection.decode import Dense, Rows, drop_background
+from generator.tasks.detection.head import BELOW, BEST, BOXES, CLASSES, SCORES
 from generator.tasks.detection.judge import Gate, decide, find_broken, judge_rows, read_rows
 from generator.tasks.detection.naive import ANSWERS, detect_all, read_settings, settings_of, to_network, unpad
 
@@ -156,9 +156,9 @@ def _run_with_anchors(
     """Run a copy of the graph that also answers the anchors before top-K; none where the network's own rows are all."""
     import numpy as np
 
-    reference = gate.reference
+    reference, head = gate.reference, gate.candidate.artifact.head
     boxes, scores = reference.answers["anchor_boxes"], reference.answers["anchor_scores"]
-    names = _find_anchors(model) if gate.candidate.artifact.head.layout != "end2end" else ()
+    names = _find_anchors(model) if head.layout != "end2end" else ()
     run = open_onnx(model.path, tensors=names)
     parts: list[dict[str, NDArray[Any]]] = []
     picked: list[Dense] = []
@@ -167,7 +167,10 @@ def _run_with_anchors(
         outputs = run(reference.pixels[here])
         parts.append({name: outputs[name] for name in (BOXES, SCORES, CLASSES)})
         if names:
-            dense = Dense(boxes=outputs[names[0]], scores=outputs[names[1]])
+            found = outputs[names[1]]
+            if found.shape[2] > head.classes:  # logits, with the background's
+                found = drop_background(found, head)
+            dense = Dense(boxes=outputs[names[0]], scores=found)
             picked.append(pick_anchors(dense, boxes[here], scores[here], limit))
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not picked:
@@ -176,12 +179,13 @@ def _run_with_anchors(
 
 
 def _find_anchors(model: OnnxModel) -> tuple[str, ...]:
-    """Return the names of the boxes and the scores of all anchors, which the head's nodes choose from.
+    """Return the names of the boxes and the scores or logits of all anchors, which the head's nodes choose from.
 
     None where somebody changed these nodes, so that the rows alone must tell.
     """
     nodes = {node.name: node for node in load_proto(model.path, weights=False).graph.node}
-    return tuple(nodes[name].input[0] for name in (BOXES, BEST)) if {BOXES, BEST} <= nodes.keys() else ()
+    reads_scores = BELOW if BELOW in nodes else BEST
+    return tuple(nodes[name].input[0] for name in (BOXES, reads_scores)) if {BOXES, BEST} <= nodes.keys() else ()
 
 
 # --- what is served ------------------------------------------------------------------------------------------------
