@@ -151,6 +151,19 @@ def behind(output: str, operator: str, *inputs: str, constants: Mapping[str, Any
     return change
 
 
+def add_to(tensor: str, offsets: NDArray[np.float32]) -> Change:
+    """Add to a tensor inside the graph."""
+
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(offsets, "offsets"))
+        (maker,) = [node for node in model.graph.node if tensor in node.output]
+        maker.output[0] = f"right_{tensor}"
+        added = helper.make_node("Add", [f"right_{tensor}", "offsets"], [tensor])
+        model.graph.node.insert(list(model.graph.node).index(maker) + 1, added)
+
+    return change
+
+
 def with_constant(name: str, change: Callable[[Any], Any]) -> Change:
     """Change one of the graph's constants."""
 
@@ -224,8 +237,8 @@ GRAPH_FAULTS: list[tuple[str, Change, str]] = [
 ]
 
 
-def change_graph(root: Path, change: Change) -> None:
-    path = root / "blobs_detector/1/model.onnx"
+def change_graph(root: Path, change: Change, name: str = "blobs") -> None:
+    path = root / f"{name}_detector/1/model.onnx"
     model = onnx.load(path)
     change(model)
     onnx.save(model, path)
@@ -256,18 +269,9 @@ def test_without_confident_detections_rows_and_anchors_decide(root: Path, edit: 
 
 def test_anchors_that_no_row_shows_are_compared(root: Path) -> None:
     """A graph that is wrong where nothing is, so that its best rows are all right."""
-
-    def change(model: onnx.ModelProto) -> None:
-        offsets = np.zeros((1, 3 * blobs.CELLS, 1), np.float32)
-        offsets[:, -1] = 30  # pixels, in the last corner
-        model.graph.initializer.append(numpy_helper.from_array(offsets, "offsets"))
-        (maker,) = [node for node in model.graph.node if node.name == "boxes"]
-        maker.output[0] = "right_boxes"
-        model.graph.node.insert(
-            list(model.graph.node).index(maker) + 1, helper.make_node("Add", ["right_boxes", "offsets"], ["boxes"])
-        )
-
-    change_graph(root, change)
+    offsets = np.zeros((1, 3 * blobs.CELLS, 1), np.float32)
+    offsets[:, -1] = 30  # pixels, in the last corner
+    change_graph(root, add_to("boxes", offsets))
     result = run_stage(root, "onnx")
     assert (result.status, result.figures["agreement"]) == ("failed", 1)
     assert "single anchors within" in result.reason
@@ -506,7 +510,8 @@ def test_images_that_do_not_discriminate(root: Path) -> None:
 
 def test_answers_that_prove_nothing_are_refused(root: Path) -> None:
     candidate, _ = look_up(root)
-    network = SimpleNamespace(onnx=None, labels=blobs.LABELS, recipe=candidate.artifact.recipe)
+    outputs = ("boxes", "scores")
+    network = SimpleNamespace(onnx=None, outputs=outputs, labels=blobs.LABELS, recipe=candidate.artifact.recipe)
     calls = []
 
     def run(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -542,23 +547,48 @@ def test_the_default_images_are_fewer_for_large_networks() -> None:
     assert {"black.png", "noise.png", "china.jpg"} <= set(few.names) <= set(many.names)
 
 
-@pytest.mark.parametrize("layout", ["raw", "objectness", "end2end", "scores", "logits", "sized"])
-def test_every_layout_is_compared(tmp_path: Path, layout: str) -> None:
-    """With weights by chance: boxes, or rows by box and class, and before these single anchors where there are any."""
-    path = getattr(detectors, f"write_{layout}")(tmp_path / "net.onnx")
+def build_net(tmp_path: Path, write: Callable[[Path], Path], detection: Mapping[str, Any]) -> Path:
+    """Return a repository with a detector that `write` writes, with weights by chance."""
+    path = write(tmp_path / "net.onnx")
     (tmp_path / "labels.txt").write_text("".join(f"{name}\n" for name in detectors.NAMES))
     spec = make_spec(
         [str(path)],
         task="detection",
         labels=str(tmp_path / "labels.txt"),
         recipe={**blobs.RECIPE, "resize": [64, 64], "crop": [64, 64]},
-        detection={"boxes": "xyxy"} if layout == "end2end" else {},
+        detection=dict(detection),
     )[0]
     options = BuildOptions(verify=False, images=blobs.write_scenes(tmp_path / "scenes", 12))
     build_repository(spec, tmp_path / "repository", options)
-    result = run_stage(tmp_path / "repository", "onnx", name="net")
+    return tmp_path / "repository"
+
+
+@pytest.mark.parametrize("layout", ["raw", "objectness", "end2end", "scores", "logits", "sized"])
+def test_every_layout_is_compared(tmp_path: Path, layout: str) -> None:
+    """Boxes, or rows by box and class, and before these single anchors where there are any."""
+    detection = {"boxes": "xyxy"} if layout == "end2end" else {}
+    root = build_net(tmp_path, getattr(detectors, f"write_{layout}"), detection)
+    result = run_stage(root, "onnx", name="net")
     assert result.status == "proved", result
     assert ("single anchors within" in result.measured) == (layout not in ("end2end", "sized"))
+
+
+def test_anchors_are_compared_before_the_softmax_of_those_that_are_kept(tmp_path: Path) -> None:
+    """Anchors that no row shows turn to background in the graph."""
+    write = partial(detectors.write_scores, background=0, logits=True)
+    reading = {"layout": "logits", "boxes": "xyxy", "units": "pixels", "background": 0}
+    root = build_net(tmp_path, write, {**reading, "candidates": 20})
+    result = run_stage(root, "onnx", name="net")
+    assert result.status == "proved", result
+    assert "single anchors within" in result.measured
+    offsets = np.zeros((1, detectors.CELLS, 1 + len(detectors.NAMES)), np.float32)
+    answers = look_up(root, "net")[1].answers
+    unseen = (answers["anchor_scores"].max(axis=2) < answers["scores"][:, -1:]).all(axis=0)
+    assert unseen.any()
+    offsets[:, unseen, 0] = 50
+    change_graph(root, add_to("scores", offsets), name="net")
+    result = run_stage(root, "onnx", name="net")
+    assert (result.status, "single anchors within" in result.reason) == ("failed", True), result
 
 
 # --- labelled images -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -30,10 +31,12 @@ from generator.plan.preflight import check_graph
 from generator.plan.profiles import make_profiles
 from generator.plan.versions import open_adapter
 from generator.sources import Network, load_network
+from generator.spec.detection import DetectionOptions
 from generator.spec.file import make_spec
 from generator.spec.model import ModelSpec
 from generator.spec.plan import BatchProfile, PlanOptions
-from generator.tasks.detection.decode import Rows, decode, select_rows
+from generator.tasks.detection import head
+from generator.tasks.detection.decode import Dense, Rows, decode, select_rows
 from generator.tasks.detection.file import DetectorFile
 from generator.tasks.detection.guess import choose_layout
 from generator.tasks.detection.head import add_head
@@ -193,6 +196,13 @@ FILES: dict[str, tuple[Callable[..., Path], Any, dict[str, Any], str, dict[str, 
         "scores [batch, 84 anchors, 3 classes, background 0], xyxy from 0 to 1",
         YOLO,
     ),
+    "ssd, logits": (
+        partial(detectors.write_scores, background=0, logits=True),
+        NAMES,
+        {**GIVEN, "detection": {"background": 0, "layout": "logits", "boxes": "xyxy", "units": "pixels"}},
+        "logits [batch, 84 anchors, 3 classes, background 0], xyxy in pixels",
+        YOLO,
+    ),
 }
 
 
@@ -228,11 +238,18 @@ def write_outputs(path: Path, outputs: Mapping[str, NDArray[Any]], opset: int) -
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
+def write_head(
+    reading: Reading, outputs: Mapping[str, NDArray[Any]], size: tuple[int, int], opset: int
+) -> onnx.ModelProto:
+    model = write_outputs(Path(), outputs, opset)
+    add_head(model, reading, size)
+    return model
+
+
 def run_head(reading: Reading, outputs: Mapping[str, NDArray[Any]], size: tuple[int, int], opset: int) -> Rows:
     import onnxruntime
 
-    model = write_outputs(Path(), outputs, opset)
-    add_head(model, reading, size)
+    model = write_head(reading, outputs, size, opset)
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
@@ -287,6 +304,93 @@ def test_the_head_is_what_numpy_makes_of_any_outputs(
     assert wanted.scores.shape[1] <= reading.candidates
     assert (np.diff(found.scores, axis=1) <= 0).all()
     assert differ(found, wanted) == ""
+
+
+def make_scores(values: NDArray[np.float32], **options: Any) -> tuple[Reading, dict[str, NDArray[Any]]]:
+    """Return a reading of two outputs, and boxes that tell their anchors beside the scores or logits `values`."""
+    count, anchors, columns = values.shape
+    boxes = np.arange(count * anchors * 4, dtype=np.float32).reshape(count, anchors, 4)
+    background = options.setdefault("background", None)
+    reading = Reading(
+        boxes="xyxy",
+        units="pixels",
+        tensors=("boxes", "scores"),
+        classes=columns - (background is not None),
+        candidates=100,
+        **{"layout": "scores", **options},
+    )
+    return reading, {"boxes": boxes, "scores": values}
+
+
+def count_nodes(model: onnx.ModelProto, operator: str) -> int:
+    return [node.op_type for node in model.graph.node].count(operator)
+
+
+@pytest.mark.parametrize(("levels", "opset"), [(3, 17), (40, 18), (1_000_000, 17), (1, 18)])
+def test_top_k_in_two_steps_is_top_k_in_one(levels: int, opset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places among equal scores, too: few levels make many of them."""
+    rng = np.random.default_rng(levels)
+    scores = (rng.integers(0, levels, (3, 150, 400)) / levels).astype(np.float32)
+    reading, outputs = make_scores(scores)
+    assert count_nodes(write_head(reading, outputs, (1, 1), opset), "TopK") == 3
+    in_two = run_head(reading, outputs, (1, 1), opset)
+    monkeypatch.setattr(head, "_LEAST_WIDTH", 1_000_000)
+    assert count_nodes(write_head(reading, outputs, (1, 1), opset), "TopK") == 2
+    in_one = run_head(reading, outputs, (1, 1), opset)
+    for name in ("boxes", "scores", "classes"):
+        assert np.array_equal(getattr(in_two, name), getattr(in_one, name)), name
+
+
+@pytest.mark.parametrize(
+    ("anchors", "classes", "candidates", "steps"),
+    [
+        (150, 400, 100, 2),
+        (150, 400, 105, 2),  # a group need not begin with an anchor
+        (150, 401, 101, 1),  # no ten groups of equal length
+        (1200, 90, 1000, 2),
+        (1500, 30, 1500, 1),  # groups of 4,500 keep 1,500 each: hardly less is left
+        (100, 80, 100, 1),  # few scores
+    ],
+)
+def test_many_scores_only_are_taken_in_two_steps(anchors: int, classes: int, candidates: int, steps: int) -> None:
+    reading, outputs = make_scores(np.random.default_rng(0).random((1, anchors, classes), np.float32))
+    reading = replace(reading, candidates=candidates)
+    assert count_nodes(write_head(reading, outputs, (1, 1), 17), "TopK") == 1 + steps
+    wanted = select_rows(decode(reading, outputs, (1, 1)), reading)
+    assert differ(run_head(reading, outputs, (1, 1), 17), wanted) == ""
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+@pytest.mark.parametrize("background", [0, 2, 5])
+@pytest.mark.parametrize("offset", [0, 200])
+def test_softmax_of_the_kept_anchors_is_that_of_all(offset: int, background: int, opset: int) -> None:
+    """At logits of hundreds, too, whose exponentials FP32 does not hold."""
+    rng = np.random.default_rng(background)
+    logits = (rng.normal(0, 3, (3, 500, 6)) + rng.choice([-offset, offset], (3, 500, 1))).astype(np.float32)
+    reading, outputs = make_scores(logits, layout="logits", background=background)
+    probabilities = torch.from_numpy(logits).double().softmax(dim=2).float().numpy()
+    dense = Dense(boxes=outputs["boxes"], scores=np.delete(probabilities, background, axis=2))
+    found = run_head(reading, outputs, (1, 1), opset)
+    assert differ(found, select_rows(dense, reading), score=1e-6) == ""
+    model = write_head(reading, outputs, (1, 1), opset)
+    (softmax,) = [node for node in model.graph.node if node.op_type == "Softmax"]
+    (kept,) = [node for node in model.graph.node if softmax.input[0] in node.output]
+    assert kept.op_type == "GatherND"
+
+
+def test_nms_is_for_what_was_trained_with_it() -> None:
+    values = np.zeros((1, 5, 4), np.float32)
+    options = DetectionOptions()
+    for layout, background, wanted in (
+        ("scores", None, "per-class"),
+        ("scores", 0, "per-class"),
+        ("logits", None, "none"),  # RT-DETR
+        ("logits", 3, "none"),  # DETR
+        ("logits", 0, "per-class"),  # SSD
+    ):
+        reading, _ = make_scores(values, layout=layout, background=background)
+        assert reading.choose_nms(options) == wanted
+        assert reading.choose_nms(DetectionOptions(nms="agnostic")) == "agnostic"
 
 
 def fault(name: str, reading: Reading, outputs: Mapping[str, NDArray[Any]], size: tuple[int, int]) -> Rows:
@@ -605,7 +709,7 @@ def test_what_was_guessed_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-@pytest.mark.parametrize("name", ["yolov8", "yolov10", "ssd"])
+@pytest.mark.parametrize("name", ["yolov8", "yolov10", "ssd", "ssd, logits"])
 def test_what_decodes_stays_in_fp32(name: str, precision: str, tmp_path: Path) -> None:
     write, labels, options, *_ = FILES[name]
     network, graph, _ = export(spec_of(write(tmp_path / "net.onnx"), labels, **options), tmp_path / "out")
@@ -617,7 +721,7 @@ def test_what_decodes_stays_in_fp32(name: str, precision: str, tmp_path: Path) -
     nodes = list(load_proto(converted.path).graph.node)
     last = max(place for place, node in enumerate(nodes) if node.op_type == "Conv")
     behind = [node for node in nodes[last + 1 :] if node.op_type != "Cast"]
-    assert {"TopK", "Concat", "Sigmoid" if name != "ssd" else "Softmax"} <= {node.op_type for node in behind}
+    assert {"TopK", "Concat", "Softmax" if name.startswith("ssd") else "Sigmoid"} <= {node.op_type for node in behind}
     assert TensorProto.FLOAT16 not in {types.get(node.output[0]) for node in behind if node.op_type != "Reshape"}
     assert TensorProto.FLOAT16 in types.values()
     if precision == "int8":

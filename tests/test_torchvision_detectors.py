@@ -21,7 +21,7 @@ from generator.cli import main
 from generator.demo.draw import draw_set
 from generator.errors import SourceError
 from generator.graph.export import export_onnx, make_graph
-from generator.graph.model import open_onnx
+from generator.graph.model import load_proto, open_onnx
 from generator.images.served_pixels import load_step
 from generator.images.training_pixels import prepare
 from generator.plan.preflight import check_graph
@@ -52,6 +52,14 @@ def load(name: str) -> Network:
 
 def drawn_pixels(network: Network, count: int = IMAGES) -> NDArray[np.uint8]:
     return prepare(network.recipe, [image.jpeg for image in draw_set(count, seed=3)])
+
+
+def run(network: Network, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """Return boxes and scores; SSD answers logits, the first of them for background."""
+    answers = network.run(pixels)
+    if "logits" in answers:
+        answers["scores"] = torch.from_numpy(answers.pop("logits")).softmax(dim=2)[..., 1:].numpy()
+    return answers
 
 
 class Bypassed(torch.nn.Module):
@@ -87,7 +95,7 @@ def detect(network: Network, pixels: NDArray[np.uint8]) -> list[tuple[NDArray[An
 
 def best_rows(network: Network, pixels: NDArray[np.uint8], most: int) -> list[tuple[NDArray[Any], ...]]:
     """Return boxes, scores and classes of the best scores of each image, in numpy."""
-    answers = network.run(pixels)
+    answers = run(network, pixels)
     found: list[tuple[NDArray[Any], ...]] = []
     for boxes, scores in zip(answers["boxes"], answers["scores"], strict=True):
         order = np.argsort(-scores, axis=None, kind="stable")[:most]
@@ -126,9 +134,9 @@ def test_served_detections_are_torchvisions_own(name: str) -> None:
 def test_random_weights_tell_images_apart_and_stay_calm(name: str) -> None:
     network = load(name)
     pixels = drawn_pixels(network, 6)
-    scores = network.run(pixels)["scores"]
+    scores = run(network, pixels)["scores"]
     noise = np.random.default_rng(0).integers(-1, 2, pixels.shape)
-    noisy = network.run((pixels + noise).clip(0, 255).astype(np.uint8))["scores"]
+    noisy = run(network, (pixels + noise).clip(0, 255).astype(np.uint8))["scores"]
     confident = scores.max(axis=2) >= 0.35
     assert 5 <= np.median(confident.sum(axis=1)) <= 200
     assert len({*scores.argmax(axis=2)[confident].tolist()}) > 5
@@ -160,10 +168,10 @@ def test_random_weights_agree_in_half_precision() -> None:
     recipe = network.recipe
     pixels = drawn_pixels(network, 6)
     with torch.inference_mode():
-        boxes, scores = round_to_half(network)(torch.from_numpy(recipe.normalise(pixels)))
+        boxes, logits = round_to_half(network)(torch.from_numpy(recipe.normalise(pixels)))
     spec = make_spec(["ssd300_vgg16"], weights="random")[0]
     reading = find_reading(spec, network)
-    answers = [network.run(pixels), {"boxes": boxes.numpy(), "scores": scores.numpy()}]
+    answers = [network.run(pixels), {"boxes": boxes.numpy(), "logits": logits.numpy()}]
     rows = [select_rows(decode(reading, one, recipe.crop), reading) for one in answers]
     settings = Settings(thresholds=(0.25,) * len(network.labels), iou=0.45, nms="per-class", most=100)
     found = [detect_all(one, network_geometry(len(pixels), recipe.crop), settings) for one in rows]
@@ -178,7 +186,7 @@ def test_random_weights_follow_from_the_seed() -> None:
     same = load(name)
     again, other = (load_network(make_spec([name], weights="random", seed=seed)[0]) for seed in (0, 1))
     pixels = drawn_pixels(same, 1)
-    scores = [network.run(pixels)["scores"] for network in (same, again, other)]
+    scores = [run(network, pixels)["scores"] for network in (same, again, other)]
     assert np.array_equal(scores[0], scores[1])
     assert np.abs(scores[0] - scores[2]).max() > 0.2
 
@@ -205,8 +213,21 @@ def test_the_graph_answers_the_best_rows(tmp_path: Path, name: str, target: str,
         alike = answers["DET_CLASSES"][index] == classes
         alike &= np.abs(answers["DET_BOXES"][index] - boxes).max(axis=1) < 0.1
         assert alike.mean() > 0.97  # the order of equal scores is anybody's
+    assert not [node for node in load_proto(model.path).graph.node if node.op_type == "Expand"]
     profiles = make_profiles(model, [BatchProfile(min=1, opt=2, max=3)])
     check_graph(model, profiles, build=name.startswith("ssdlite")).raise_for_status()
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "background"),
+    [("ssdlite320_mobilenet_v3_large", "logits", 0), ("fcos_resnet50_fpn", "scores", None)],
+)
+def test_the_reading_of_each(name: str, layout: str, background: int | None) -> None:
+    spec = make_spec([name], weights="random", image_size=SIZES[name])[0]
+    reading = find_reading(spec, load(name))
+    assert (reading.layout, reading.background, reading.tensors) == (layout, background, ("boxes", layout))
+    assert spec.detection is not None
+    assert reading.choose_nms(spec.detection) == "per-class"
 
 
 # --- what is known without weights -------------------------------------------------------------------------------
@@ -299,7 +320,7 @@ def test_a_checkpoint_tells_its_classes(tmp_path: Path) -> None:
     assert spec.task == "detection"
     assert describe_source(spec)[1] == ("a", "b", "c", "d", "e")
     network = load_network(spec)
-    assert network.run(np.zeros((1, 320, 320, 3), np.uint8))["scores"].shape == (1, 3234, 5)
+    assert network.run(np.zeros((1, 320, 320, 3), np.uint8))["logits"].shape == (1, 3234, 1 + 5)
     loaded: Any = network.module.model  # type: ignore[union-attr]
     assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in model.state_dict().items())
     with pytest.raises(SourceError, match="classes is 6, but the model has 5"):
