@@ -1,7 +1,7 @@
 """Stand-ins for nvImageCodec and CV-CUDA on the stand-in of the driver: GPU memory is host memory.
 
 As on a GPU nothing happens before somebody waits. As nvImageCodec does, the decoder makes pictures of files that end
-too early. What the real libraries answer, tests/test_gpu_images_gpu.py and benchmarks/gpu_images.py see.
+too early; as with CV-CUDA, a stream that it was used on must stay. What the real libraries answer, tests/test_gpu_images_gpu.py and benchmarks/gpu_images.py see.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import get_sampling
 
 from tests.tensorrt_standin import Driver
+
+LEFT_OPEN = 6  # after GpuImages.close: two streams, each with its event and its hold of the context
 
 
 def read_memory(gpu: Driver, address: int, shape: tuple[int, ...], dtype: Any = np.uint8) -> Any:
@@ -50,6 +52,7 @@ class Libraries:
         self.fault_at = 0  # raised by so many calls from now, once
         self.batches: list[int] = []
         self.streams: list[int] = []  # of each batch
+        self.held: set[int] = set()  # streams that CV-CUDA remembers
         self.reused = self.stream = 0
         self.cache_bytes = 0
         self.codec = SimpleNamespace(
@@ -113,6 +116,8 @@ class Libraries:
 
     def _resize(self, batch: list[Picture], sizes: list[tuple[int, int]], kind: Any, **stream: int) -> list[Picture]:
         assert stream == {"stream": self.stream}
+        self.held.add(self.stream)
+        assert not self.held & self.gpu.destroyed, "the real one crashes: it waits for the stream that it was used on"
         made = [Picture() for _ in batch]
 
         def run() -> None:

@@ -106,6 +106,7 @@ class Driver:
         self.graphs: dict[int, list[Operation]] = {}
         self.refusal = ""  # with which TensorRT does not start
         self.open = 0  # streams, events and contexts not yet closed
+        self.destroyed: set[int] = set()  # streams
         self.launched_graphs: list[int] = []
         self.piece_bytes: list[int] = []
         self.awaited: list[int] = []  # streams whose work another waits for
@@ -165,7 +166,8 @@ class Driver:
         self.open += 1
         return 0, 6 + next(self._streams)
 
-    def cuStreamDestroy(self, _stream: int) -> tuple[int]:
+    def cuStreamDestroy(self, stream: int) -> tuple[int]:
+        self.destroyed.add(stream)
         self.open -= 1
         return (0,)
 

@@ -27,7 +27,7 @@ from generator.runtime.bindings import TensorRTLog
 from generator.runtime.device import EngineError
 from generator.runtime.gpu_chain import DeviceArray
 from generator.spec.recipe import Recipe
-from tests.gpu_images_standin import Libraries
+from tests.gpu_images_standin import LEFT_OPEN, Libraries
 from tests.tensorrt_standin import Driver, make_plan, make_tensorrt
 
 SIDE = 8
@@ -99,7 +99,7 @@ def test_pixels_go_from_the_decoder_to_the_plan(
     step.close()
     assert not caplog.messages
     assert bool(libraries.batches) == (decode == "gpu")
-    assert (driver.memory, driver.open) == ({}, 0)
+    assert (driver.memory, driver.open) == ({}, LEFT_OPEN if decode == "gpu" else 0)
 
 
 def test_images_are_decoded_on_the_cpu_where_the_gpu_cannot(

@@ -25,7 +25,7 @@ from generator.runtime.gpu_array import read_gpu_array
 from generator.spec.model import usable_cores
 from generator.spec.recipe import Recipe
 from generator.triton.fused import read_fused_files
-from tests.gpu_images_standin import Libraries
+from tests.gpu_images_standin import LEFT_OPEN, Libraries
 from tests.tensorrt_standin import Driver, load_backend, make_plan, make_tensorrt
 from tests.test_tensorrt_backend import make_pb_utils
 
@@ -207,7 +207,7 @@ def test_the_network_runs_on_the_first_images_while_the_next_are_decoded(
     np.testing.assert_array_equal(answer["PIXELS"], prepare_without_torch(RECIPE, photos[:4]))
     assert model.runs == []
     model.finalize()
-    assert model.driver.open == 0
+    assert model.driver.open == LEFT_OPEN
 
 
 def test_a_network_that_fails_on_the_first_images(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from generator.runtime.gpu_chain import split_tasks
 from generator.runtime.gpu_images import GpuImages, why_on_cpu
 from generator.runtime.jpeg import Jpeg, _read_known, read_jpeg
 from generator.spec.recipe import IMAGENET, RECIPES, Recipe
-from tests.gpu_images_standin import Libraries, read_memory
+from tests.gpu_images_standin import LEFT_OPEN, Libraries, read_memory
 from tests.tensorrt_standin import Driver
 
 PHOTO = Image.open("generator/assets/flower.jpg").convert("RGB")
@@ -246,6 +246,14 @@ class Bench:
             libraries=self.libraries.both,
         )
 
+    def close(self) -> None:
+        """Close everything and look at what is left."""
+        self.images.close()
+        self.device.close()
+        assert not self.gpu.on_gpu
+        assert not self.gpu.memory
+        assert self.gpu.open == LEFT_OPEN
+
     def check(self, files: list[bytes], *, on_gpu: int) -> None:
         """Decode the files and compare everything with what the CPU makes of them."""
         found = self.images.decode(files)
@@ -266,11 +274,7 @@ class Bench:
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     one = Bench(open_recipe(max_pixels=900_000), to_host=request.param)
     yield one
-    one.images.close()
-    one.device.close()
-    assert not one.gpu.on_gpu
-    assert not one.gpu.memory
-    assert one.gpu.open == 0
+    one.close()
 
 
 WIDE, TALL = save(PHOTO.resize((500, 375))), save(PHOTO.resize((375, 500)), subsampling=0)
@@ -318,9 +322,18 @@ def test_decoders_take_turns_at_the_pieces(monkeypatch: pytest.MonkeyPatch, to_h
         assert more == [one, other, one, other][: len(more)]
     bench.libraries.refused = {photos[2], photos[7]}
     bench.check(photos, on_gpu=9)
-    bench.images.close()
-    bench.device.close()
-    assert bench.gpu.open == 0
+    bench.close()
+
+
+def test_the_next_decoder_of_the_process_works_after_one_is_closed(bench: Bench) -> None:
+    recipe = open_recipe()
+    for _ in range(2):
+        on_cpu = CpuImages(load_step("preprocess"), recipe, threads=1)
+        images = GpuImages(recipe, on_cpu, bench.gpu, 0, warn=pytest.fail, libraries=bench.libraries.both)
+        images.decode([WIDE])
+        assert images.on_gpu == 1
+        images.close()
+    bench.gpu.open -= 2 * LEFT_OPEN
 
 
 def test_the_network_is_not_started_behind_a_piece_that_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

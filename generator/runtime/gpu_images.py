@@ -154,7 +154,8 @@ class GpuImages:
                 for device in self._devices
             ]
         except EngineError:
-            self._close_devices()
+            for device in self._devices:
+                device.close()
             raise
         self._row_bytes = int(np.prod(recipe.shape))
         self._memory = {"made": (0, 0), "ordered": (0, 0)}  # address and bytes on the GPU
@@ -285,7 +286,7 @@ class GpuImages:
                 device.wait()
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give everything back but the streams, where nvImageCodec and CV-CUDA free later what they still hold."""
         self._wait()
         for chain in self._chains:
             chain.close()
@@ -294,8 +295,3 @@ class GpuImages:
             if address:
                 self._device.release("cuMemFree", address)
         self._on_cpu.close()
-        self._close_devices()
-
-    def _close_devices(self) -> None:
-        for device in self._devices:
-            device.close()
