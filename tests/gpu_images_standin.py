@@ -1,7 +1,8 @@
 """Stand-ins for nvImageCodec and CV-CUDA on the stand-in of the driver: GPU memory is host memory.
 
 As on a GPU nothing happens before somebody waits. As nvImageCodec does, the decoder makes pictures of files that end
-too early; as with CV-CUDA, a stream that it was used on must stay. What the real libraries answer, tests/test_gpu_images_gpu.py and benchmarks/gpu_images.py see.
+too early; as with CV-CUDA, a stream that it was used on must stay. What the real libraries answer,
+tests/test_gpu_images_gpu.py and benchmarks/gpu_images.py see.
 """
 
 from __future__ import annotations
