@@ -31,11 +31,15 @@ def measure(network: Any, batch: int) -> float:
         for values in recipe.as_scale_and_shift()
     )
     module = network.module.to("cuda", torch.float16).to(memory_format=torch.channels_last)
+    # as torchvision does it, not as the graph for TensorRT
+    module.features = lambda images: list(module.model.backbone(images).values())
     pixels = torch.randint(0, 256, (batch, *recipe.shape), dtype=torch.uint8, device="cuda")
 
     def step() -> tuple[torch.Tensor, ...]:
         images = pixels.permute(0, 3, 1, 2).to(torch.float16)
         boxes, scores = module(torch.addcmul(shift, images, scale))
+        if "logits" in network.outputs:
+            scores = scores.softmax(dim=2)[..., 1:]
         values, places = scores.flatten(1).float().topk(1000)
         rows = (places // scores.shape[2]).unsqueeze(2).expand(-1, -1, 4)
         return boxes.float().gather(1, rows), values, places % scores.shape[2]

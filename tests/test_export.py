@@ -13,7 +13,6 @@ import torch
 from generator.errors import ExportError
 from generator.graph.batches import prove_dynamic_batch
 from generator.graph.model import open_onnx, read_onnx
-from generator.graph.torch_module import export_module
 from generator.sources import Network, load_network
 from generator.sources.network import torch_runner
 from generator.spec.file import make_spec
@@ -153,30 +152,6 @@ def test_a_softmax_inside_a_module_is_not_doubled(tmp_path: Path) -> None:
     assert model.output.name == "PROBABILITIES"
     proto = onnx.load(model.path)
     assert [node.op_type for node in proto.graph.node].count("Softmax") == 1
-
-
-class Expanding(torch.nn.Module):
-    """Expands what is divided by, as F.normalize does, and what is needed in the larger shape."""
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        wide = images.mean(dim=1, keepdim=True).expand_as(images)
-        return torch.nn.functional.normalize(images), torch.cat([wide, wide - images], dim=1), wide * images[:, :1]
-
-
-def test_tensorrt_8_gets_no_needless_expand(tmp_path: Path) -> None:
-    module = Expanding().eval()
-    names = ("normal", "joined", "alone")
-    spec = make_spec(["resnet18"], weights="random", target="tensorrt-8.6")[0]
-    proto = export_module(spec, module, SMALL, names)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, tmp_path / "model.onnx")
-    answers = open_onnx(tmp_path / "model.onnx")(pixels(3))
-    for name, expected in zip(names, module(torch.from_numpy(SMALL.normalise(pixels(3)))), strict=True):
-        assert answers[name].shape == expected.shape
-        assert np.abs(answers[name] - expected.numpy()).max() < 1e-5
-    expands = {node.output[0] for node in proto.graph.node if node.op_type == "Expand"}
-    read_by = [node.op_type for node in proto.graph.node if expands & {*node.input}]
-    assert (len(expands), sorted(read_by)) == (1, ["Concat", "Mul"])
 
 
 def test_a_module_with_a_baked_batch_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_random_weights_follow_from_the_seed() -> None:
     ("name", "target", "opset"),
     [
         ("fcos_resnet50_fpn", "tensorrt-10", 18),
-        ("retinanet_resnet50_fpn_v2", "tensorrt-8.6", 17),
+        ("ssd300_vgg16", "tensorrt-8.6", 17),
         ("ssdlite320_mobilenet_v3_large", "tensorrt-8.6", 17),
     ],
 )

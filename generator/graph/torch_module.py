@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from generator.spec.model import ModelSpec
     from generator.spec.recipe import Recipe
 
-_BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div"})
-
 
 def export_module(spec: ModelSpec, module: torch.nn.Module, recipe: Recipe, outputs: Sequence[str]) -> onnx.ModelProto:
     """Return the graph of `module`, which takes normalised FP32 NCHW and returns `outputs`, behind pixels.
@@ -115,26 +113,7 @@ def _run_old_exporter(wrapped: torch.nn.Module, example: torch.Tensor, outputs: 
     for info, tensor in zip(graph.graph.output, tensors, strict=True):
         for axis, length in enumerate(tensor.shape[1:], start=1):
             info.type.tensor_type.shape.dim[axis].dim_value = length
-    _drop_expansions(graph.graph)
     return graph
-
-
-def _drop_expansions(graph: onnx.GraphProto) -> None:
-    """Take out each Expand to the shape of what is beside it in an element-wise operator, which broadcasts by itself.
-
-    F.normalize expands its divisor so, and TensorRT 8.6 writes it to memory.
-    """
-    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
-        return  # branches read tensors by name
-    shaped = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Shape" and not node.attribute}
-    for expand in [node for node in graph.node if node.op_type == "Expand" and node.input[1] in shaped]:
-        given, expanded, beside = expand.input[0], expand.output[0], shaped[expand.input[1]]
-        for reader in graph.node:
-            if reader.op_type in _BROADCASTING and {*reader.input} == {expanded, beside}:
-                reader.input[:] = [given if name == expanded else name for name in reader.input]
-        read = [output.name for output in graph.output] + [name for node in graph.node for name in node.input]
-        if expanded not in read:
-            graph.node.remove(expand)
 
 
 @contextlib.contextmanager

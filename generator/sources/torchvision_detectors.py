@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _OUTPUTS, _OUTPUTS_OF_SSD = ("boxes", "scores"), ("boxes", "logits")
+_LEAST_NORM = 2.0**-14  # FP16's least normal number
 # For networks without a size of their own, which torchvision runs at the image's: shorter edge 800, longer up to 1333.
 _SIZE = 640
 # Its weights of COCO were trained without what keeps a normalisation from dividing by 0, torchvision's builder says.
@@ -99,7 +100,7 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
     import torch
     from torchvision.models.detection.fcos import FCOS
     from torchvision.models.detection.image_list import ImageList
-    from torchvision.models.detection.ssd import SSD
+    from torchvision.models.detection.ssd import SSD, SSDFeatureExtractorVGG
 
     class Detector(torch.nn.Module):
         centres: torch.Tensor
@@ -125,7 +126,15 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
                 self.register_buffer("resized", torch.tensor(coder.weights[2:], dtype=torch.float32))
 
         def features(self, images: torch.Tensor) -> list[torch.Tensor]:
-            return list(self.model.backbone(images).values())
+            backbone = self.model.backbone
+            if not isinstance(backbone, SSDFeatureExtractorVGG):
+                return list(backbone(images).values())
+            found = [backbone.features(images)]
+            for block in backbone.extra:
+                found.append(block(found[-1]))
+            # F.normalize expands the norm, which TensorRT 8.6 writes to memory, and its least norm is 0 in FP16
+            norm = found[0].norm(dim=1, keepdim=True).clamp(min=_LEAST_NORM)
+            return [found[0] / norm * backbone.scale_weight.view(1, -1, 1, 1), *found[1:]]
 
         def decode(self, codes: torch.Tensor) -> torch.Tensor:
             """Return corners: FCOS answers distances to the four edges, the others a shift and a change of size."""
