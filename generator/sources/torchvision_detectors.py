@@ -126,15 +126,9 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
                 self.register_buffer("resized", torch.tensor(coder.weights[2:], dtype=torch.float32))
 
         def features(self, images: torch.Tensor) -> list[torch.Tensor]:
-            backbone = self.model.backbone
-            if not isinstance(backbone, SSDFeatureExtractorVGG):
-                return list(backbone(images).values())
-            found = [backbone.features(images)]
-            for block in backbone.extra:
-                found.append(block(found[-1]))
-            # F.normalize expands the norm, which TensorRT 8.6 writes to memory, and its least norm is 0 in FP16
-            norm = found[0].norm(dim=1, keepdim=True).clamp(min=_LEAST_NORM)
-            return [found[0] / norm * backbone.scale_weight.view(1, -1, 1, 1), *found[1:]]
+            if isinstance(model.backbone, SSDFeatureExtractorVGG):
+                return _find_vgg_features(model.backbone, images)
+            return list(self.model.backbone(images).values())
 
         def decode(self, codes: torch.Tensor) -> torch.Tensor:
             """Return corners: FCOS answers distances to the four edges, the others a shift and a change of size."""
@@ -160,6 +154,18 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
             return boxes, logits.sigmoid()
 
     return Detector().eval()
+
+
+def _find_vgg_features(backbone: Any, images: torch.Tensor) -> list[torch.Tensor]:
+    """Do what SSD300's backbone does, but without F.normalize.
+
+    It expands the norm, which TensorRT 8.6 writes to memory, and its least norm is 0 in FP16.
+    """
+    found = [backbone.features(images)]
+    for block in backbone.extra:
+        found.append(block(found[-1]))
+    norm = found[0].norm(dim=1, keepdim=True).clamp(min=_LEAST_NORM)
+    return [found[0] / norm * backbone.scale_weight.view(1, -1, 1, 1), *found[1:]]
 
 
 def _look_up(spec: ModelSpec) -> tuple[Any, Recipe, list[str]]:
