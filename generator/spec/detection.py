@@ -47,7 +47,7 @@ class DetectionOptions(BaseModel):
     nms: Nms | None = Field(
         default=None,
         description="Whether boxes are only compared within a class (`per-class`), across all (`agnostic`), or not "
-        "at all; default: per-class, and none for `end2end`.",
+        "at all; default: per-class, none for `end2end` and for `logits` other than of an SSD (`background: 0`).",
     )
     max_detections: Annotated[int, Field(ge=1, le=MOST_CANDIDATES)] = Field(
         default=100, description="Rows of the answer, those with the best scores; unused ones are padding."
