@@ -79,9 +79,9 @@ def test_answers_of_each_kind_of_model(urls: dict[str, str], protocol: str) -> N
         assert boxes.picture.size == (320, 240)
         assert tuple(np.array(boxes.picture)[80, 41]) != (255, 0, 0)  # the frame
         assert [row[0] for row in boxes.stages[1:]] == ["shapes_preprocess", "shapes_detector", "shapes_postprocess"]
-        # the parts of the server take no longer than the client waited
+        # in milliseconds and of this request; what a part does behind its answer counts, too
         whole, *parts = (float(row[2]) for row in boxes.stages)
-        assert 0 < sum(parts) < whole + 1
+        assert 0 < sum(parts) < 2 * whole
         with pytest.raises(RefusedError, match="not an image in one of the formats"):
             page.ask(connection, "shapes", b"no picture")
         with pytest.raises(RefusedError, match="is nan, a number was expected"):
