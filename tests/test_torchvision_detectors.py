@@ -7,6 +7,7 @@ import functools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
@@ -26,7 +27,7 @@ from generator.images.served_pixels import load_step
 from generator.images.training_pixels import prepare
 from generator.plan.preflight import check_graph
 from generator.plan.profiles import make_profiles
-from generator.sources import Network, describe_source, load_network
+from generator.sources import Network, describe_source, load_network, torchvision_detectors
 from generator.spec.file import make_spec
 from generator.spec.plan import BatchProfile
 from generator.tasks.detection.compare import LIMITS, compare
@@ -179,6 +180,18 @@ def test_random_weights_agree_in_half_precision() -> None:
     assert comparison.confident >= 100
     assert comparison.agreement >= 0.995
     assert comparison.score > 1e-4  # it was rounded
+
+
+def test_a_pixel_without_features_is_0_in_half_precision_not_nan() -> None:
+    """Where F.normalize divides 0 by 0."""
+    features = torch.zeros(1, 512, 2, 2, dtype=torch.float16)
+    features[..., 0, 0] = 3
+    scales = torch.full((512,), 20, dtype=torch.float16)
+    backbone = SimpleNamespace(features=lambda images: images, extra=[], scale_weight=scales)
+    (found,) = torchvision_detectors._find_vgg_features(backbone, features)
+    assert (found[..., 0, 0] - 20 / 512**0.5).abs().max() < 1e-2
+    found[..., 0, 0] = 0
+    assert (found == 0).all()
 
 
 def test_random_weights_follow_from_the_seed() -> None:
