@@ -102,8 +102,6 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
     from torchvision.models.detection.image_list import ImageList
     from torchvision.models.detection.ssd import SSD, SSDFeatureExtractorVGG
 
-    is_vgg = isinstance(model.backbone, SSDFeatureExtractorVGG)
-
     class Detector(torch.nn.Module):
         centres: torch.Tensor
         sizes: torch.Tensor
@@ -114,8 +112,6 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            if is_vgg:
-                self.heads = _merge_heads(model)
             images = torch.zeros(1, 3, *size)
             with torch.no_grad():
                 anchors = model.anchor_generator(ImageList(images, [size]), self.features(images))[0]
@@ -130,19 +126,9 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
                 self.register_buffer("resized", torch.tensor(coder.weights[2:], dtype=torch.float32))
 
         def features(self, images: torch.Tensor) -> list[torch.Tensor]:
-            if is_vgg:
-                return _find_vgg_features(self.model.backbone, images)
+            if isinstance(model.backbone, SSDFeatureExtractorVGG):
+                return _find_vgg_features(model.backbone, images)
             return list(self.model.backbone(images).values())
-
-        def answer(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-            """Return what torchvision's head does; the answers of SSD300's anchors lie one behind the other."""
-            features = self.features(images)
-            if not is_vgg:
-                answers: dict[str, torch.Tensor] = self.model.head(features)
-                return answers
-            parts = [head(one).permute(0, 2, 3, 1).flatten(1) for head, one in zip(self.heads, features, strict=True)]
-            codes = torch.cat(parts, dim=1).reshape(-1, len(self.sizes), 4 + columns)
-            return {"bbox_regression": codes[..., :4], "cls_logits": codes[..., 4:]}
 
         def decode(self, codes: torch.Tensor) -> torch.Tensor:
             """Return corners: FCOS answers distances to the four edges, the others a shift and a change of size."""
@@ -156,7 +142,7 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
             return torch.cat([centres - halves, centres + halves], dim=2)
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            answers = self.answer(images)
+            answers = self.model.head(self.features(images))
             # as constants: in what tracing makes of the heads, both sizes are computed
             boxes = self.decode(answers["bbox_regression"].reshape(-1, len(self.sizes), 4))
             boxes = torch.minimum(boxes.clamp(min=0), self.limits)
@@ -171,39 +157,15 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
 
 
 def _find_vgg_features(backbone: Any, images: torch.Tensor) -> list[torch.Tensor]:
-    """Do what SSD300's backbone does, but without F.normalize, and without the scales behind it.
+    """Do what SSD300's backbone does, but without F.normalize.
 
-    F.normalize expands the norm, which TensorRT 8.6 writes to memory, and its least norm is 0 in FP16.
+    It expands the norm, which TensorRT 8.6 writes to memory, and its least norm is 0 in FP16.
     """
     found = [backbone.features(images)]
     for block in backbone.extra:
         found.append(block(found[-1]))
     norm = found[0].norm(dim=1, keepdim=True).clamp(min=_LEAST_NORM)
-    return [found[0] / norm, *found[1:]]
-
-
-def _merge_heads(model: Any) -> torch.nn.ModuleList:
-    """Return one convolution for each feature map of SSD300: for each anchor its box's 4 channels, then the classes'.
-
-    A convolution for boxes alone has so few channels that it takes a GPU a quarter of the time of the classes'. The
-    first one's weights hold the scales that its feature map has been normalised without.
-    """
-    import torch
-
-    heads = torch.nn.ModuleList()
-    pairs = zip(model.head.regression_head.module_list, model.head.classification_head.module_list, strict=True)
-    for boxes, classes in pairs:
-        anchors = boxes.out_channels // 4
-        weight, bias = (
-            torch.cat([one.unflatten(0, (anchors, -1)) for one in both], dim=1).flatten(0, 1).detach()
-            for both in ((boxes.weight, classes.weight), (boxes.bias, classes.bias))
-        )
-        if not heads:
-            weight = weight * model.backbone.scale_weight.detach().view(1, -1, 1, 1)
-        head = torch.nn.Conv2d(boxes.in_channels, len(bias), boxes.kernel_size, padding=boxes.padding)
-        head.load_state_dict({"weight": weight, "bias": bias})
-        heads.append(head)
-    return heads
+    return [found[0] / norm * backbone.scale_weight.view(1, -1, 1, 1), *found[1:]]
 
 
 def _look_up(spec: ModelSpec) -> tuple[Any, Recipe, list[str]]:
