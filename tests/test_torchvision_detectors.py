@@ -148,19 +148,17 @@ def test_random_weights_tell_images_apart_and_stay_calm(name: str) -> None:
 
 def round_to_half(network: Network) -> torch.nn.Module:
     """Return a copy that keeps weights and values in FP16; as in a plan, boxes are decoded in FP32."""
-    detector = copy.deepcopy(network.module)
-    model: Any = detector.model  # type: ignore[union-attr]
+    detector: Any = copy.deepcopy(network.module)
 
     def round_values(_: Any, values: Any) -> Any:
         return tuple(one.half().float() if isinstance(one, torch.Tensor) else one for one in values)
 
-    for part in (model.backbone, model.head):
-        for layer in part.modules():
-            for weights in layer.parameters(recurse=False):
-                weights.data = weights.data.half().float()
-            if not any(layer.children()):
-                layer.register_forward_pre_hook(round_values)
-    return detector  # type: ignore[return-value]
+    for layer in detector.modules():
+        for weights in layer.parameters(recurse=False):
+            weights.data = weights.data.half().float()
+        if not any(layer.children()):
+            layer.register_forward_pre_hook(round_values)
+    return detector  # type: ignore[no-any-return]
 
 
 def test_random_weights_agree_in_half_precision() -> None:

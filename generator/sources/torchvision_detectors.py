@@ -127,7 +127,7 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
 
         def features(self, images: torch.Tensor) -> list[torch.Tensor]:
             if isinstance(model.backbone, SSDFeatureExtractorVGG):
-                return _find_vgg_features(model.backbone, images)
+                return _find_vgg_features(self.model.backbone, images)
             return list(self.model.backbone(images).values())
 
         def decode(self, codes: torch.Tensor) -> torch.Tensor:
