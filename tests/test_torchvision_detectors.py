@@ -146,7 +146,7 @@ def test_random_weights_tell_images_apart_and_stay_calm(name: str) -> None:
     assert np.median(by_image.max(axis=1)) > 0.2
 
 
-def round_to_half(network: Network) -> torch.nn.Module:
+def round_to_half(network: Network) -> Any:
     """Return a copy that keeps weights and values in FP16; as in a plan, boxes are decoded in FP32."""
     detector: Any = copy.deepcopy(network.module)
 
@@ -158,7 +158,19 @@ def round_to_half(network: Network) -> torch.nn.Module:
             weights.data = weights.data.half().float()
         if not any(layer.children()):
             layer.register_forward_pre_hook(round_values)
-    return detector  # type: ignore[no-any-return]
+    return detector
+
+
+@pytest.mark.parametrize("name", ["ssd300_vgg16", "ssdlite320_mobilenet_v3_large"])
+def test_a_copy_runs_its_own_backbone(name: str) -> None:
+    network = load(name)
+    images = torch.from_numpy(network.recipe.normalise(drawn_pixels(network, 1)))
+    other: Any = copy.deepcopy(network.module)
+    with torch.inference_mode():
+        before = other(images)[1]
+        for weights in other.model.backbone.parameters():
+            weights.data = weights.data / 2
+        assert not torch.equal(other(images)[1], before)
 
 
 def test_random_weights_agree_in_half_precision() -> None:
