@@ -32,7 +32,8 @@ def measure(network: Any, batch: int) -> float:
     )
     module = network.module.to("cuda", torch.float16).to(memory_format=torch.channels_last)
     # as torchvision does it, not as the graph for TensorRT
-    module.features = lambda images: list(module.model.backbone(images).values())
+    model = module.answer.model
+    module.answer.forward = lambda images: model.head(list(model.backbone(images).values()))
     pixels = torch.randint(0, 256, (batch, *recipe.shape), dtype=torch.uint8, device="cuda")
 
     def step() -> tuple[torch.Tensor, ...]:

@@ -100,7 +100,7 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
     import torch
     from torchvision.models.detection.fcos import FCOS
     from torchvision.models.detection.image_list import ImageList
-    from torchvision.models.detection.ssd import SSD, SSDFeatureExtractorVGG
+    from torchvision.models.detection.ssd import SSD
 
     class Detector(torch.nn.Module):
         centres: torch.Tensor
@@ -112,9 +112,11 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
         def __init__(self) -> None:
             super().__init__()
             self.model = model
+            self.answer = _join(model)
             images = torch.zeros(1, 3, *size)
             with torch.no_grad():
-                anchors = model.anchor_generator(ImageList(images, [size]), self.features(images))[0]
+                features = list(model.backbone(images).values())
+                anchors = model.anchor_generator(ImageList(images, [size]), features)[0]
             low, high = anchors[:, :2], anchors[:, 2:]
             self.register_buffer("centres", (low + high) / 2)
             self.register_buffer("sizes", high - low)
@@ -124,11 +126,6 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
             if not isinstance(model, FCOS):
                 self.register_buffer("moved", torch.tensor(coder.weights[:2], dtype=torch.float32))
                 self.register_buffer("resized", torch.tensor(coder.weights[2:], dtype=torch.float32))
-
-        def features(self, images: torch.Tensor) -> list[torch.Tensor]:
-            if isinstance(model.backbone, SSDFeatureExtractorVGG):
-                return _find_vgg_features(self.model.backbone, images)
-            return list(self.model.backbone(images).values())
 
         def decode(self, codes: torch.Tensor) -> torch.Tensor:
             """Return corners: FCOS answers distances to the four edges, the others a shift and a change of size."""
@@ -142,7 +139,7 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
             return torch.cat([centres - halves, centres + halves], dim=2)
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            answers = self.model.head(self.features(images))
+            answers = self.answer(images)
             # as constants: in what tracing makes of the heads, both sizes are computed
             boxes = self.decode(answers["bbox_regression"].reshape(-1, len(self.sizes), 4))
             boxes = torch.minimum(boxes.clamp(min=0), self.limits)
@@ -156,16 +153,63 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
     return Detector().eval()
 
 
-def _find_vgg_features(backbone: Any, images: torch.Tensor) -> list[torch.Tensor]:
-    """Do what SSD300's backbone does, but without F.normalize.
+def _join(model: Any) -> torch.nn.Module:
+    """Return backbone and head in one module, which answers what torchvision's head does.
 
-    It expands the norm, which TensorRT 8.6 writes to memory, and its least norm is 0 in FP16.
+    SSD300's has one convolution for both heads of a feature map: one for boxes alone has so few channels that it takes
+    a GPU a quarter of the time of the classes'.
+    """
+    import torch
+    from torchvision.models.detection.ssd import SSDFeatureExtractorVGG
+
+    class Joined(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            answers: dict[str, torch.Tensor] = self.model.head(list(self.model.backbone(images).values()))
+            return answers
+
+    class Ssd300(Joined):
+        def __init__(self) -> None:
+            super().__init__()
+            self.merged = torch.nn.ModuleList()
+            self.widths: list[tuple[int, int]] = []
+            heads = (model.head.regression_head.module_list, model.head.classification_head.module_list)
+            for boxes, classes in zip(*heads, strict=True):
+                weight = torch.cat([boxes.weight, classes.weight]).detach()
+                if not self.merged:  # reads what _find_vgg_features leaves unscaled
+                    weight = weight * model.backbone.scale_weight.detach().view(1, -1, 1, 1)
+                both = torch.nn.Conv2d(boxes.in_channels, len(weight), boxes.kernel_size, padding=boxes.padding)
+                both.load_state_dict({"weight": weight, "bias": torch.cat([boxes.bias, classes.bias]).detach()})
+                self.merged.append(both)
+                self.widths.append((boxes.out_channels, classes.out_channels))
+
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            batch = images.shape[0]
+            features = _find_vgg_features(self.model.backbone, images)
+            rows: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+            # rows before they are joined: TensorRT 8.6 takes 2 ms for the best of each row where one Reshape makes all
+            for layer, one, widths in zip(self.merged, features, self.widths, strict=True):
+                for part, width, found in zip(layer(one).split(widths, dim=1), widths, rows, strict=True):
+                    found.append(part.permute(0, 2, 3, 1).reshape(batch, -1, 4 * width // widths[0]))
+            boxes, logits = (torch.cat(found, dim=1) for found in rows)
+            return {"bbox_regression": boxes, "cls_logits": logits}
+
+    return Ssd300() if isinstance(model.backbone, SSDFeatureExtractorVGG) else Joined()
+
+
+def _find_vgg_features(backbone: Any, images: torch.Tensor) -> list[torch.Tensor]:
+    """Do what SSD300's backbone does, but without F.normalize, and without the scales behind it.
+
+    F.normalize expands the norm, which TensorRT 8.6 writes to memory, and its least norm is 0 in FP16.
     """
     found = [backbone.features(images)]
     for block in backbone.extra:
         found.append(block(found[-1]))
     norm = found[0].norm(dim=1, keepdim=True).clamp(min=_LEAST_NORM)
-    return [found[0] / norm * backbone.scale_weight.view(1, -1, 1, 1), *found[1:]]
+    return [found[0] / norm, *found[1:]]
 
 
 def _look_up(spec: ModelSpec) -> tuple[Any, Recipe, list[str]]:
