@@ -188,6 +188,20 @@ def test_stop_0_kills_at_once(own: Path) -> None:
 
 
 @pytest.mark.server
+def test_stop_ends_although_a_signal_left_the_lock_of_popen_held(own: Path) -> None:
+    """Popen.wait takes it in front of its `try`: what a signal raises there leaves it held."""
+    with EmbeddedServer(own) as server:
+        supervisor = server._supervisor
+        assert supervisor is not None
+        lock = supervisor._waitpid_lock  # type: ignore[attr-defined]
+        lock.acquire()
+        server.stop(timeout_s=0)
+        lock.release()
+        supervisor.wait()
+    assert find_processes(own) == []
+
+
+@pytest.mark.server
 def test_a_server_started_in_a_thread_outlives_the_thread(repository: Path) -> None:
     """A parent-death signal would end it: Linux means the thread that forked."""
     server = EmbeddedServer(repository)

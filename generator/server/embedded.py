@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ _MPS_FOLDER = "mps"
 _DRAIN_S = 2.0  # several hundred images of a small model
 _DEAD_STUB_STOP_TIMEOUT_S = 5.0  # an orderly stop never ends once a stub is dead
 _MARGIN_S = 15.0  # what the supervisor may take to remove everything after the server's end
+_REAP_S = 2.0
 
 
 class EmbeddedServer:
@@ -394,11 +396,11 @@ def _end(supervisor: subprocess.Popen[bytes], timeout_s: float) -> None:
     assert supervisor.stdout is not None
     with contextlib.suppress(BrokenPipeError, ValueError):  # it has already ended
         supervisor.stdin.write(f"stop {timeout_s}\n".encode())
-    try:
-        supervisor.wait(timeout=timeout_s + _MARGIN_S)
-    except subprocess.TimeoutExpired:
+    # Its standard output ends with it. Popen's own wait takes a lock that a signal's exception may have left held.
+    if not supervisor.stdout.closed and not wait([supervisor.stdout.fileno()], timeout_s + _MARGIN_S):
         logger.warning("process %d does not end; killing it", supervisor.pid)
         supervisor.kill()
-        supervisor.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        supervisor.wait(timeout=_REAP_S)
     supervisor.stdin.close()
     supervisor.stdout.close()
