@@ -195,9 +195,14 @@ def test_stop_ends_although_a_signal_left_the_lock_of_popen_held(own: Path) -> N
         assert supervisor is not None
         lock = supervisor._waitpid_lock  # type: ignore[attr-defined]
         lock.acquire()
-        server.stop(timeout_s=0)
+        stopping = threading.Thread(target=server.stop, kwargs={"timeout_s": 0})
+        stopping.start()
+        stopping.join(10)
+        ended = not stopping.is_alive()
         lock.release()
+        stopping.join()
         supervisor.wait()
+    assert ended
     assert find_processes(own) == []
 
 

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
-from multiprocessing.connection import wait
+from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,7 @@ _MPS_FOLDER = "mps"
 _DRAIN_S = 2.0  # several hundred images of a small model
 _DEAD_STUB_STOP_TIMEOUT_S = 5.0  # an orderly stop never ends once a stub is dead
 _MARGIN_S = 15.0  # what the supervisor may take to remove everything after the server's end
-_REAP_S = 2.0
+_REAP_S = 2.0  # its exit code follows its end at once
 
 
 class EmbeddedServer:
@@ -396,8 +396,9 @@ def _end(supervisor: subprocess.Popen[bytes], timeout_s: float) -> None:
     assert supervisor.stdout is not None
     with contextlib.suppress(BrokenPipeError, ValueError):  # it has already ended
         supervisor.stdin.write(f"stop {timeout_s}\n".encode())
-    # Its standard output ends with it. Popen's own wait takes a lock that a signal's exception may have left held.
-    if not supervisor.stdout.closed and not wait([supervisor.stdout.fileno()], timeout_s + _MARGIN_S):
+    # Its standard output closes when it ends. Popen.wait needs a lock that an exception from a signal handler may have
+    # left held.
+    if not supervisor.stdout.closed and not connection.wait([supervisor.stdout.fileno()], timeout_s + _MARGIN_S):
         logger.warning("process %d does not end; killing it", supervisor.pid)
         supervisor.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
