@@ -18,22 +18,6 @@ if TYPE_CHECKING:
 _GROUP = 8  # channels of a group that tensor cores take at once in FP16
 
 
-def state_biases(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give each node constants of its own in place of an Identity of one: equal biases are written once otherwise.
-
-    TensorRT 8.6 makes a layer of such an Identity, and of the bias a tensor.
-    """
-    constants = {tensor.name for tensor in model.graph.initializer}
-    copies: dict[str, str] = {}
-    for node in list(model.graph.node):
-        if node.op_type == "Identity" and node.input[0] in constants | copies.keys():
-            copies[node.output[0]] = copies.get(node.input[0], node.input[0])
-            model.graph.node.remove(node)
-    for node in model.graph.node:
-        node.input[:] = [copies.get(name, name) for name in node.input]
-    return model
-
-
 def reduce_means(model: onnx.ModelProto) -> onnx.ModelProto:
     """Write the average over an image as ReduceMean in place of GlobalAveragePool."""
     for node in model.graph.node:
@@ -66,7 +50,6 @@ def scale_first(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def multiply_gates(model: onnx.ModelProto) -> onnx.ModelProto:
     """Write squeeze-excitation's two 1x1 convolutions of one pixel as products of matrices."""
-    state_biases(model)
     graph = model.graph
     for pool in [node for node in graph.node if node.op_type == "GlobalAveragePool"]:
         convolution = _reader(graph, pool.output[0])
@@ -121,7 +104,6 @@ def find_depthwise(model: onnx.ModelProto) -> list[Any]:
 
 
 GRAPHS: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
-    "own-biases": state_biases,
     "reduce-mean": reduce_means,
     "scaled-first": scale_first,
     "gemm-gates": multiply_gates,

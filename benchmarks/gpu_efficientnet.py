@@ -4,7 +4,7 @@
 
 Exports the network, writes its graph otherwise and compares the answers (these two steps need no GPU), builds a plan of
 each variant, and measures all of them beside PyTorch (FP16, channels-last, a CUDA graph) in turns with `trtgen bench`.
-A variant is one change or several: `own-biases+one-size+level-5`. A build takes some 7 minutes at level 3 and more
+A variant is one change or several: `scaled-first+one-size+level-5`. A build takes some 7 minutes at level 3 and more
 above it, less with the timing cache that all share; plans that are there are not built again.
 """
 
@@ -34,7 +34,7 @@ ONE_SIZE = BatchProfile(min=BATCH, opt=BATCH, max=BATCH)
 AS_IT_IS = "as-it-is"
 # What is said to the builder; the others are graphs.
 BUILDER = ("level-2", "level-4", "level-5", "one-size", "depthwise-fp32")
-VARIANTS = (AS_IT_IS, *GRAPHS, *BUILDER, "own-biases+scaled-first+one-size")
+VARIANTS = (AS_IT_IS, *GRAPHS, *BUILDER, "scaled-first+one-size")
 _LEAST_COSINE = 0.99999  # of a graph that is written otherwise, in FP32
 
 

@@ -217,6 +217,49 @@ def test_nan_is_not_taken_for_a_baked_batch(tmp_path: Path, divisor: str, words:
     assert ("baked in" in caught.value.message) is (divisor == "rows")
 
 
+def test_layers_read_equal_weights_without_copies(tmp_path: Path) -> None:
+    """The older exporter writes equal biases once and copies them for the other layers."""
+    first, second = torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.Conv2d(8, 8, 3)
+    for layer in (first, second):
+        assert layer.bias is not None
+        torch.nn.init.zeros_(layer.bias)
+    pooled = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, CLASSES))
+    module = torch.nn.Sequential(first, torch.nn.ReLU(), second, *pooled)
+    network = module_network(module, CLASSES)
+    model = export_graph(make_spec(["small"], target="tensorrt-8.6", precision="fp32")[0], network, tmp_path)
+    graph = onnx.load(model.path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert [set(node.input[1:]) <= weights for node in convolutions] == [True, True]
+    assert similarity(network, model.path, "softmax") > 0.99999
+
+
+def test_copies_of_copies_and_those_that_a_branch_reads_are_weights(tmp_path: Path) -> None:
+    path = write_tiny_onnx(tmp_path / "own.onnx")
+    model = onnx.load(path)
+    graph, node, info = model.graph, onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+    first, last = graph.node[0], graph.node.pop()
+    first.input[2] = "copy_of_copy"
+    branches = [
+        onnx.helper.make_graph(
+            [node(operator, ["raw", "bias_copy"], [operator])], operator, [], [info(operator, 1, ["batch", CLASSES])]
+        )
+        for operator in ("Add", "Sub")
+    ]
+    graph.node.append(node("If", ["yes"], [last.output[0]], then_branch=branches[0], else_branch=branches[1]))
+    copies = [("conv_bias", "copy"), ("copy", "copy_of_copy"), ("linear_bias", "bias_copy")]
+    for position, (weight, copy) in enumerate(copies):
+        graph.node.insert(position, node("Identity", [weight], [copy]))
+        graph.value_info.append(info(copy, 1, None))
+    onnx.save(model, path)
+    spec = tiny_spec(path)
+    network = load_network(spec)
+    exported = export_graph(spec, network, tmp_path / "out")
+    assert "Identity" not in {node.op_type for node in onnx.load(exported.path).graph.node}
+    assert similarity(network, exported.path, "softmax") > 0.99999
+
+
 def test_a_broken_graph_is_refused(tmp_path: Path) -> None:
     path = write_tiny_onnx(tmp_path / "own.onnx")
     spec = tiny_spec(path)

@@ -62,6 +62,7 @@ def export_onnx(
     path = folder / MODEL_FILE
     task = find_task(spec.task)
     head = task.finish_graph(spec, network, proto, answers)
+    _drop_weight_copies(proto.graph)
     _strip_traces(proto)
     _save(proto, path)
     _check(path)
@@ -73,6 +74,30 @@ def export_onnx(
         is_reordered=task.is_reordered,
     )
     return model, head
+
+
+def _drop_weight_copies(graph: onnx.GraphProto) -> None:
+    """Let layers read a weight instead of its copies, which PyTorch's older exporter writes for weights that are equal.
+
+    TensorRT 8.6 takes a copied bias for a computed one, with which it has no INT8 convolution.
+    """
+    from onnx import compose
+
+    weights = {tensor.name for tensor in graph.initializer}
+    outputs = {tensor.name for tensor in graph.output}
+    copied: dict[str, str] = {}
+    for node in list(graph.node):
+        if node.op_type != "Identity" or node.output[0] in outputs:
+            continue
+        weight = copied.get(node.input[0], node.input[0])
+        if weight in weights:
+            copied[node.output[0]] = weight
+            graph.node.remove(node)
+    known = [info for info in graph.value_info if info.name not in copied]
+    del graph.value_info[:]
+    graph.value_info.extend(known)
+    # an empty prefix changes no name; only the map does, in the graphs inside nodes, too
+    compose.add_prefix_graph(graph, "", inplace=True, name_map=copied)
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:
