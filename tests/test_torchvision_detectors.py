@@ -75,7 +75,7 @@ class Bypassed(torch.nn.Module):
 
 def ask_torchvision(network: Network, pixels: NDArray[np.uint8]) -> list[dict[str, NDArray[Any]]]:
     """Return torchvision's own detections: all of its `forward` but the transform."""
-    model: Any = network.module.model  # type: ignore[union-attr]
+    model: Any = network.module.answer.model  # type: ignore[union-attr]
     model.transform = Bypassed()
     with torch.inference_mode():
         found = model(list(torch.from_numpy(network.recipe.normalise(pixels))))
@@ -84,7 +84,7 @@ def ask_torchvision(network: Network, pixels: NDArray[np.uint8]) -> list[dict[st
 
 def detect(network: Network, pixels: NDArray[np.uint8]) -> list[tuple[NDArray[Any], ...]]:
     """Return what is served with the model's own limits: boxes, scores and classes of each image."""
-    model: Any = network.module.model  # type: ignore[union-attr]
+    model: Any = network.module.answer.model  # type: ignore[union-attr]
     step = load_step("postprocess")
     given = {"score": str(model.score_thresh), "iou": str(model.nms_thresh), "nms": "per-class"}
     parameters = {name: {"string_value": value} for name, value in given.items()}
@@ -168,7 +168,7 @@ def test_a_copy_runs_its_own_backbone(name: str) -> None:
     other: Any = copy.deepcopy(network.module)
     with torch.inference_mode():
         before = other(images)[1]
-        for weights in other.model.backbone.parameters():
+        for weights in other.answer.model.backbone.parameters():
             weights.data = weights.data / 2
         assert not torch.equal(other(images)[1], before)
 
@@ -343,7 +343,7 @@ def test_a_checkpoint_tells_its_classes(tmp_path: Path) -> None:
     assert describe_source(spec)[1] == ("a", "b", "c", "d", "e")
     network = load_network(spec)
     assert network.run(np.zeros((1, 320, 320, 3), np.uint8))["logits"].shape == (1, 3234, 1 + 5)
-    loaded: Any = network.module.model  # type: ignore[union-attr]
+    loaded: Any = network.module.answer.model  # type: ignore[union-attr]
     assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in model.state_dict().items())
     with pytest.raises(SourceError, match="classes is 6, but the model has 5"):
         load_network(spec.model_copy(update={"classes": 6}))
@@ -367,7 +367,7 @@ def test_a_retinanet_as_older_releases_wrote_it(tmp_path: Path, caplog: pytest.L
     torch.save(state, path)
     network = load_network(checkpoint_spec(path, name, image_size=64, **({} if own else {"labels": "index"})))
     assert len(network.labels) == (91 if own else 4)
-    loaded: Any = network.module.model  # type: ignore[union-attr]
+    loaded: Any = network.module.answer.model  # type: ignore[union-attr]
     assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in model.state_dict().items())
     assert loaded.backbone.body.bn1.eps == 0
     assert np.isfinite(network.run(drawn_pixels(network, 1))["scores"]).all()

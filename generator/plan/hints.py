@@ -20,8 +20,8 @@ _NO_KERNEL = (
     "replace it, or keep it in FP32 (keep: in models.yaml)"
 )
 _NO_INT8_KERNEL = (
-    "TensorRT 8.6 has no INT8 kernel for one of the quantised layers: a bias must be a constant, a residual sum "
-    "quantised behind it; or give the graph in FP32 and set precision: int8"
+    "TensorRT 8.6 has no INT8 kernel for one of the quantised layers: make its bias a constant, quantise the "
+    "output of a residual sum, or give the graph in FP32 and set precision: int8"
 )
 # The first pattern that is found wins: the special ones stand before the general ones.
 _KNOWN = (

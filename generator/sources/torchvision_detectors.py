@@ -111,7 +111,6 @@ def wrap_detector(model: Any, size: tuple[int, int], columns: int) -> torch.nn.M
 
         def __init__(self) -> None:
             super().__init__()
-            self.model = model
             self.answer = _join(model)
             images = torch.zeros(1, 3, *size)
             with torch.no_grad():
